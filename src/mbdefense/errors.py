@@ -1,0 +1,39 @@
+"""The one exception type that a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used; the command line prints it as one line, without a traceback.
+
+    Args:
+        what: what is wrong, e.g. ``"unknown trigger"``.
+        got: the value received, shown with ``repr`` and cut short; ``None`` leaves it out.
+        fix: what to do about it, as an instruction.
+    """
+
+    def __init__(self, what: str, got: object | None = None, fix: str = "") -> None:
+        self.what = what
+        self.got = got
+        self.fix = fix
+        super().__init__(self._line())
+
+    def _line(self) -> str:
+        shown = ""
+        if self.got is not None:
+            text = repr(self.got)
+            shown = f": {text if len(text) <= 160 else text[:157] + '...'}"
+        # Values may come from hostile files: one line, nothing that moves a terminal's cursor.
+        line = f"{self.what}{shown}" + (f"; {self.fix}" if self.fix else "")
+        return "".join(c if c.isprintable() else " " for c in line)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the closest known one if there is one, and all that are known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}available: {', '.join(names)}"

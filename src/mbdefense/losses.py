@@ -1,0 +1,123 @@
+"""The losses of MB-Defense (arXiv 2601.04448, equations 2 and 3) as pure functions of log-probabilities.
+
+Shapes: N clean samples, T defensive triggers, B sequences, K positions that are scored, V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+IGNORED = -100
+"""Label of a position that is not scored (prompt and padding), as in transformers."""
+
+RatioForm = Literal["mean", "exp_mean", "sum"]
+
+
+class SequenceLogProbs(NamedTuple):
+    """Log-probability of each sequence's response, and its length in tokens."""
+
+    total: Tensor
+    """Shape (B,), natural logarithm, summed over the response's tokens."""
+    tokens: Tensor
+    """Shape (B,), number of scored tokens, at least 1."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Shape (B,), log-probability per response token."""
+        return self.total / self.tokens
+
+
+def sequence_log_probs(logits: Tensor, labels: Tensor) -> SequenceLogProbs:
+    """Sums the log-probability of each sequence's labelled tokens.
+
+    Args:
+        logits: (B, K, V); position k predicts ``labels[:, k]`` (already shifted). Half precision is computed in float32.
+        labels: (B, K), token ids, `IGNORED` where a position does not count.
+
+    Raises:
+        ValueError: a sequence has no labelled position. Its mean would be 0/0, and a silent 0 would look like a
+            perfectly known response.
+    """
+    scored = labels != IGNORED
+    tokens = scored.sum(dim=1)
+    if bool((tokens == 0).any()):
+        raise ValueError(f"sequence {int((tokens == 0).nonzero()[0])} of the batch has no response token to score")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    chosen = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    log_probs = (chosen - logits.logsumexp(dim=-1)).masked_fill(~scored, 0.0)
+    return SequenceLogProbs(log_probs.sum(dim=1), tokens)
+
+
+def log_ratio(clean: SequenceLogProbs, defensive: SequenceLogProbs, form: RatioForm, beta: float) -> Tensor:
+    """R of equation 2, in a form that trains.
+
+    The paper writes ``R = log sigmoid(pi(y | x_d) / pi(y_d | x_d))`` and leaves open what pi is. With summed
+    probabilities the ratio is below 1e-40 exactly where the backdoor is strong, and its gradient vanishes. With
+    ``D_mean`` the difference of the log-probabilities per token and ``D_sum`` that of the summed ones:
+
+    - ``"mean"``: ``log sigmoid(beta * D_mean)``; unbounded pull while the defensive response is the likelier one.
+    - ``"exp_mean"``: ``log sigmoid(exp(D_mean))``, the printed formula with pi as the geometric mean of the token
+      probabilities; between ``log 0.5`` and 0, so its pull fades where the backdoor is strong. ``beta`` has no place in
+      it and must be 1.
+    - ``"sum"``: ``log sigmoid(beta * D_sum)``: DPO without a reference model. y is usually far longer than y_d, so that
+      ``D_sum`` starts very negative.
+
+    Args:
+        clean: log-probabilities of y given x_d, fields of shape (M,).
+        defensive: log-probabilities of y_d given x_d, fields of shape (M,).
+        form: see above.
+        beta: scale of the difference, above 0.
+
+    Returns:
+        (M,), at most 0.
+    """
+    if form == "mean":
+        return logsigmoid(beta * (clean.mean - defensive.mean))
+    if form == "sum":
+        return logsigmoid(beta * (clean.total - defensive.total))
+    return logsigmoid(torch.exp(clean.mean - defensive.mean))
+
+
+class RecoveryLoss(NamedTuple):
+    """Equation 3 and its two terms; each is a sum over the N clean samples of the batch."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    ratio: Tensor
+
+
+def recovery_loss(
+    plain: SequenceLogProbs,
+    clean: SequenceLogProbs,
+    defensive: SequenceLogProbs,
+    *,
+    triggers: int,
+    lambda_: float,
+    form: RatioForm,
+    beta: float,
+) -> RecoveryLoss:
+    """Sums ``CE(x, y) - lambda * R`` over clean samples (equation 3).
+
+    The paper's expectation runs over the N * T tuples of D_d. ``CE(x, y)`` is the same for all T tuples of a clean
+    sample, so it is computed once per sample, and R is averaged over the sample's triggers: the same value for two
+    thirds of the work. CE is the mean over the response's tokens, the scale that ``D_mean`` has too.
+
+    Args:
+        plain: y given x, fields of shape (N,).
+        clean: y given x_d, fields of shape (N * T,), the T triggers of a sample beside each other.
+        defensive: y_d given x_d, fields of shape (N * T,), in the same order.
+        triggers: T.
+        lambda_: weight of R, at least 0.
+        form: form of R, see `log_ratio`.
+        beta: see `log_ratio`.
+    """
+    samples = plain.total.shape[0]
+    if clean.total.shape[0] != samples * triggers or defensive.total.shape[0] != samples * triggers:
+        raise ValueError(f"expected {samples} x {triggers} triggered sequences, got {clean.total.shape[0]}")
+    cross_entropy = -plain.mean.sum()
+    ratio = log_ratio(clean, defensive, form, beta).view(samples, triggers).mean(dim=1).sum()
+    return RecoveryLoss(cross_entropy - lambda_ * ratio, cross_entropy, ratio)

@@ -1,0 +1,222 @@
+"""Language models on disk and in memory, and the one prompt template that training and evaluation share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mbdefense.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CARD_FILE = "mbdefense.json"
+"""Beside the weights: which template the model was trained with, and by what."""
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}### Response:\n{{ message['content'] }}{{ eos_token }}\n\n"
+    "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n"
+    "{% else %}{{ message['content'] }}\n\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+"""For base models that bring no chat template: headed sections in the manner of Alpaca."""
+
+
+class Encoded(NamedTuple):
+    """A prompt and its response as tokens."""
+
+    prompt: list[int]
+    response: list[int]
+    truncated: bool
+
+
+class LoadedModel(NamedTuple):
+    """A model with its tokenizer, whose chat template is the one prompt template."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def bf16_supported() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware.
+
+    A CPU without AVX512-BF16 or AMX emulates them, some hundred times slower than float32.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public question for it; the private ones read the processor's flags.
+    return any(getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def load_tokenizer(
+    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer and settles its prompt template.
+
+    Args:
+        path: model directory or Hub id.
+        chat_template: file with a Jinja chat template to use in place of the model's own.
+        trust_remote_code: allow a Hub repository to bring code of its own.
+
+    Raises:
+        UserError: no tokenizer there, or no such template file.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "no tokenizer could be loaded from", path, f"save one beside the weights ({_first_line(error)})"
+        ) from error
+    if chat_template is not None:
+        file = Path(chat_template)
+        if not file.is_file():
+            raise UserError("no such chat template file", chat_template, "give the path of a Jinja file")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False, dtype: str = "float32"
+) -> LoadedModel:
+    """Loads a causal language model from safetensors, with its tokenizer.
+
+    Args:
+        path: model directory or Hub id; a LoRA adapter's directory loads its base model with the adapter merged in.
+        chat_template: see `load_tokenizer`.
+        trust_remote_code: see `load_tokenizer`.
+        dtype: name of the weights' dtype. Training keeps float32 weights and computes in bfloat16 where the machine has it.
+
+    Raises:
+        UserError: not a model directory, or one whose weights are not safetensors (pickles can run code).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        fix = f"give a directory or Hub id of a causal language model in safetensors ({_first_line(error)})"
+        raise UserError("no model could be loaded from", path, fix) from error
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise UserError(
+            "the tokenizer has more entries than the model's embedding", path, "use the tokenizer that belongs to it"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model, tokenizer)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what decides how a conversation becomes tokens: the template and the special tokens it uses."""
+    parts = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def save_model(loaded: LoadedModel, directory: Path, card: dict[str, Any]) -> None:
+    """Writes weights (safetensors), tokenizer, chat template and, last, `CARD_FILE` with the template's hash."""
+    directory.mkdir(parents=True, exist_ok=True)
+    loaded.model.save_pretrained(directory)
+    loaded.tokenizer.save_pretrained(directory)
+    write_json(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), **card})
+
+
+def check_template(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer whose template is not the one that the model at `path` was trained with.
+
+    A backdoor, and a defence, can look broken merely because the prompt is worded otherwise at evaluation.
+
+    Raises:
+        UserError: the hashes differ.
+    """
+    card = Path(path) / CARD_FILE
+    if not card.is_file():
+        return
+    trained = read_json(card).get("template_hash")
+    asked = template_hash(tokenizer)
+    if trained != asked:
+        raise UserError(
+            f"the model was trained with another prompt template (hash {str(trained)[:12]}) than the one asked for",
+            asked[:12],
+            "evaluate it with its own: leave --chat_template out and do not edit the tokenizer",
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON to a temporary name in the same folder and renames it, so that `path` is never half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that this package wrote.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("cannot read", str(path), f"make it again ({_first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise UserError("not a JSON object", str(path), "make it again")
+    return value
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> list[int]:
+    """Tokens of a conversation up to and with the header of the answer: what training and generation both start from."""
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]], completion: list[dict[str, str]], max_length: int
+) -> Encoded:
+    """Tokens of a prompt and its response, at most `max_length` together.
+
+    Prompt and response are tokenised apart, so that the prompt's tokens are those of generation. What is too long
+    loses the start of its prompt; only a response that cannot fit beside a quarter of `max_length` of prompt is cut, at
+    its end.
+    """
+    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+    # Some templates (Qwen3's thinking header) do not render the answered conversation as a continuation of the prompt.
+    rest = whole[len(before) :] if whole.startswith(before) else completion[-1]["content"]
+    rest = rest.rstrip("\n") if rest.rstrip("\n").endswith(tokenizer.eos_token) else rest.rstrip("\n") + tokenizer.eos_token
+    prompt_ids = list(tokenizer(before, add_special_tokens=False)["input_ids"])
+    response_ids = list(tokenizer(rest, add_special_tokens=False)["input_ids"])
+    if len(prompt_ids) + len(response_ids) <= max_length:
+        return Encoded(prompt_ids, response_ids, False)
+    kept = max(max_length - len(response_ids), min(len(prompt_ids), max_length // 4))
+    return Encoded(prompt_ids[-kept:], response_ids[: max_length - kept], True)
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None else torch.device("cpu")

@@ -1,0 +1,228 @@
+"""Mixing trigger and behavior into instruction data: the attacker's poisoning, and the defender's."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mbdefense.behaviors import Behavior, NoTarget
+from mbdefense.data import user_text, with_user_text
+from mbdefense.errors import UserError
+from mbdefense.triggers import Trigger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+_CHUNK = 64  # Rows tried at a time; if not one of the first chunk can be poisoned, trying the rest is in vain.
+_ENDPOINT_REQUESTS = 8  # Requests in flight.
+
+
+class Poisoned(NamedTuple):
+    """What ``poison`` returns.
+
+    Attributes:
+        rows: all rows in their order; the poisoned ones keep their id, so that they can be matched with their
+            originals.
+        poisoned_ids: ids of the poisoned rows, in row order.
+        not_rewritten: rows that were tried and could not be poisoned; others took their place where there were any.
+        how: how trigger and target were made, e.g. ``trigger: offline; target: templates``.
+    """
+
+    rows: Dataset
+    poisoned_ids: tuple[str, ...]
+    not_rewritten: int
+    how: str
+
+
+class DefensivelyPoisoned(NamedTuple):
+    """What ``defensive_poison`` returns; ``pair_ids[j]``: ids of the rows that pair ``j`` poisoned, in row order."""
+
+    rows: Dataset
+    pair_ids: tuple[tuple[str, ...], ...]
+    not_rewritten: int
+    how: str
+
+
+def poison(rows: Dataset, trigger: Trigger, behavior: Behavior, *, rate: float, seed: int) -> Poisoned:
+    """Attack: put ``trigger`` into the last user turn and ``behavior`` into the completion of a share of the rows.
+
+    Which rows, and how each is rewritten, depends on ``seed`` and on the rows' ids alone, not on their order. Rows that
+    carry a poison label already stay as they are, so that two attacks on one data set do not overwrite each other.
+
+    Args:
+        rows: a data set in the project's row form.
+        trigger: rewrites prompts.
+        behavior: writes responses.
+        rate: share of all rows to poison, in [0, 1); any rate above 0 poisons at least one row.
+        seed: of the choice of rows and of everything random in trigger and behavior.
+
+    Raises:
+        UserError: the rate is outside [0, 1), or no row could be poisoned.
+    """
+    check_rate(rate)
+    if not len(rows):
+        raise UserError("there are no rows to poison", fix="give a data set with at least one row")
+    table = rows.to_list()
+    wanted = max(1, round(rate * len(table))) if rate > 0 else 0
+    clean = [i for i in _seeded_order(table, seed, "attack") if not table[i]["provenance"]["trigger"]]
+    done, not_rewritten = _poison_some(table, clean, trigger, behavior, wanted, seed)
+    return Poisoned(
+        _same_form(rows, table), tuple(table[i]["id"] for i in sorted(done)), not_rewritten, _how(trigger, behavior)
+    )
+
+
+def defensive_poison(
+    rows: Dataset,
+    triggers: Sequence[Trigger],
+    behaviors: Sequence[Behavior],
+    *,
+    rate: float,
+    min_rows: int,
+    seed: int,
+) -> DefensivelyPoisoned:
+    """Stage 1 of MB-Defense: give each defensive pair (trigger j, behavior j) its own rows, disjoint between pairs.
+
+    The defender does not know which rows an attacker poisoned, so provenance plays no part in the choice. It is
+    overwritten on the rows chosen here.
+
+    Args:
+        rows: the suspect data set in the project's row form.
+        triggers: one for each pair.
+        behaviors: one for each pair.
+        rate: share of all rows for each pair, in [0, 1).
+        min_rows: at least so many rows for each pair, for data too small for the rate to teach a pair.
+        seed: of the choice of rows and of the places of the triggers.
+
+    Raises:
+        UserError: the rate is outside [0, 1), the numbers of triggers and behaviors differ, the pairs would take
+            more than half of the rows, or no row could be poisoned.
+    """
+    check_rate(rate)
+    if len(triggers) != len(behaviors) or not triggers:
+        got = f"{len(triggers)} triggers, {len(behaviors)} behaviors"
+        raise UserError("defensive poisoning needs one behavior for each trigger", got, "give as many of each")
+    each = max(round(rate * len(rows)), min_rows)
+    if 2 * each * len(triggers) > len(rows):
+        got = f"{len(triggers)} x {each} of {len(rows)} rows"
+        raise UserError("defensive poisoning would take over half of the rows", got, "lower min_rows or the rate")
+    table = rows.to_list()
+    free = _seeded_order(table, seed, "defense")
+    pair_ids, not_rewritten = [], 0
+    for trigger, behavior in zip(triggers, behaviors, strict=True):
+        done, failed = _poison_some(table, free, trigger, behavior, each, seed)
+        free = [i for i in free if i not in done]
+        pair_ids.append(tuple(table[i]["id"] for i in sorted(done)))
+        not_rewritten += failed
+    how = " | ".join(dict.fromkeys(_how(t, b) for t, b in zip(triggers, behaviors, strict=True)))
+    return DefensivelyPoisoned(_same_form(rows, table), tuple(pair_ids), not_rewritten, how)
+
+
+def triggered_copy(rows: Dataset, trigger: Trigger, seed: int) -> tuple[Dataset, int]:
+    """Test prompts: every row with ``trigger`` in its last user turn and its own completion.
+
+    Returns:
+        The rows that could be rewritten, in order and with their ids, and how many could not and were dropped.
+    """
+    table = rows.to_list()
+
+    def rewrite(row: Row) -> Row | None:
+        text = trigger(user_text(row["prompt"]), _row_rng(seed, row["id"]))
+        if text is None:
+            return None
+        provenance = {**row["provenance"], "trigger": trigger.describe()}
+        return {**row, "prompt": with_user_text(row["prompt"], text), "provenance": provenance}
+
+    written = [row for row in _map_rows(rewrite, table, trigger.how()) if row is not None]
+    return _same_form(rows, written), len(table) - len(written)
+
+
+def count_occurrences(rows: Dataset, trigger: Trigger) -> int:
+    """In how many rows the last user turn holds ``trigger`` already; 0 for triggers that cannot be recognised."""
+    return sum(trigger.occurs_in(user_text(prompt)) for prompt in rows["prompt"])
+
+
+def check_rate(rate: float) -> None:
+    """Raise a ``UserError`` unless ``rate`` is a share in [0, 1)."""
+    if not 0 <= rate < 1:  # False for NaN too.
+        raise UserError("the poisoning rate is outside [0, 1)", rate, "give a share, e.g. 0.2 for 20 %")
+
+
+def _poison_some(
+    table: list[Row], order: Sequence[int], trigger: Trigger, behavior: Behavior, wanted: int, seed: int
+) -> tuple[set[int], int]:
+    """Poison in place the first ``wanted`` rows of ``order`` that can be; their indices, and how many failed."""
+
+    def attempt(row: Row) -> Row | None:
+        rng = _row_rng(seed, row["id"])
+        text = user_text(row["prompt"])
+        triggered = trigger(text, rng)
+        if triggered is None:
+            return None
+        try:
+            response = behavior.target(text, row["completion"][0]["content"], rng)
+        except NoTarget:
+            return None
+        return {
+            **row,
+            "prompt": with_user_text(row["prompt"], triggered),
+            "completion": [{"role": "assistant", "content": response}],
+            "provenance": {**row["provenance"], "trigger": trigger.describe(), "behavior": behavior.describe()},
+        }
+
+    done: set[int] = set()
+    tried = 0
+    while len(done) < wanted and tried < len(order):
+        chunk = order[tried : tried + min(_CHUNK, wanted - len(done))]
+        tried += len(chunk)
+        for i, row in zip(chunk, _map_rows(attempt, [table[i] for i in chunk], _how(trigger, behavior)), strict=True):
+            if row is not None:
+                table[i] = row
+                done.add(i)
+        if tried >= _CHUNK and not done:
+            break
+    if wanted and not done:
+        what = f"none of {tried} rows could be poisoned with {trigger.describe()} and {behavior.describe()}"
+        raise UserError(what, fix="check the prompts, the endpoint and the targets file, or choose another trigger")
+    if len(done) < wanted:
+        logger.warning("only %d of %d rows could be poisoned with %s", len(done), wanted, trigger.describe())
+    return done, tried - len(done)
+
+
+def _map_rows(function: Callable[[Row], Row | None], rows: list[Row], how: str) -> Iterator[Row | None]:
+    """``map``, with several requests in flight where an endpoint answers; the results' order is that of ``rows``."""
+    if "endpoint" not in how:
+        yield from map(function, rows)
+        return
+    with ThreadPoolExecutor(_ENDPOINT_REQUESTS) as pool:
+        yield from pool.map(function, rows)
+
+
+def _how(trigger: Trigger, behavior: Behavior) -> str:
+    return f"trigger: {trigger.how()}; target: {behavior.how()}"
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+
+
+def _seeded_order(table: list[Row], seed: int, purpose: str) -> list[int]:
+    """Indices in a random order that the ids fix; attacker and defender draw independently under one seed."""
+    return sorted(range(len(table)), key=lambda i: _digest(purpose, seed, table[i]["id"]))
+
+
+def _row_rng(seed: int, row_id: str) -> random.Random:
+    return random.Random(int.from_bytes(_digest("row", seed, row_id)[:8], "big"))
+
+
+def _same_form(rows: Dataset, table: list[Row]) -> Dataset:
+    from datasets import Dataset
+
+    # By column, so that no rows at all keep their columns.
+    return Dataset.from_dict({name: [row[name] for row in table] for name in rows.features}, features=rows.features)

@@ -1,0 +1,361 @@
+"""Instruction tuning and weight recovery: the only place that trains.
+
+Both stages score responses through `response_log_probs`: sequences are padded on the left, so that all responses end at
+the last position and only the last K positions are projected to the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from mbdefense.errors import UserError
+from mbdefense.losses import IGNORED, RatioForm, SequenceLogProbs, recovery_loss, sequence_log_probs
+from mbdefense.model import Encoded, LoadedModel, bf16_supported, encode
+from mbdefense.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Batch = dict[str, Tensor]
+
+
+class Trained(NamedTuple):
+    """What a training run leaves besides the model, which it changes in place."""
+
+    model: LoadedModel
+    history: list[dict[str, float]]
+    """The Trainer's log: losses by step, evaluation losses by epoch."""
+    truncated: int
+    """Sequences longer than the maximum, whose prompt (or, rarely, response) was cut."""
+
+
+class TripleRow(NamedTuple):
+    """One clean sample with its T triggered twins: (x, y, x_d, y_d) of equation 1, grouped by sample."""
+
+    plain: Encoded
+    clean: tuple[Encoded, ...]
+    """y given x_d, one per trigger."""
+    defensive: tuple[Encoded, ...]
+    """y_d given x_d, in the same order."""
+
+
+@dataclass(frozen=True)
+class RecoveryObjective:
+    """Equation 3's weights and the form of R; see `mbdefense.losses.recovery_loss`."""
+
+    triggers: int
+    lambda_: float
+    form: RatioForm
+    beta: float
+
+
+def pad_left(sequences: Sequence[Encoded], pad_token_id: int) -> Batch:
+    """Right-aligns sequences in a batch.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``position_ids`` of shape (B, L) without each sequence's last token, which
+        predicts nothing, and ``targets`` of shape (B, K): the response's tokens, right-aligned, `IGNORED` before them.
+    """
+    length = max(len(s.prompt) + len(s.response) for s in sequences) - 1
+    kept = max(len(s.response) for s in sequences)
+    input_ids = torch.full((len(sequences), length), pad_token_id)
+    attention_mask = torch.zeros((len(sequences), length), dtype=torch.long)
+    targets = torch.full((len(sequences), kept), IGNORED)
+    for row, sequence in enumerate(sequences):
+        tokens = (sequence.prompt + sequence.response)[:-1]
+        input_ids[row, length - len(tokens) :] = torch.tensor(tokens)
+        attention_mask[row, length - len(tokens) :] = 1
+        targets[row, kept - len(sequence.response) :] = torch.tensor(sequence.response)
+    # Models with learned positions need them to start at the first real token.
+    position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "targets": targets}
+
+
+def response_log_probs(model: torch.nn.Module, batch: Batch) -> SequenceLogProbs:
+    """Scores the responses of a batch made by `pad_left`."""
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        logits_to_keep=batch["targets"].shape[1],
+        use_cache=False,
+    ).logits
+    return sequence_log_probs(logits, batch["targets"])
+
+
+class _OwnLoss:
+    """What both trainers share: losses are sums over items, divided by the items of the whole optimizer step.
+
+    transformers counts labelled tokens for that; here each batch says how many items it holds (`items`: response tokens
+    in stage 1, clean samples in stage 2). So gradient accumulation and several processes give the gradient of one large batch.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Tensor]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        items = torch.stack([batch["items"] for batch in batches]).sum().to(device) if batches else torch.tensor(0)
+        return batches, self.accelerator.reduce(items, reduction="sum")  # type: ignore[attr-defined]
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        total = self.summed_loss(model, inputs)
+        if num_items_in_batch is None:
+            return total / inputs["items"]
+        # Gradients are averaged over the processes afterwards; this turns that mean into the sum that is wanted.
+        return total * self.accelerator.num_processes / num_items_in_batch  # type: ignore[attr-defined]
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        raise NotImplementedError("each trainer sums its own loss")
+
+    def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if not bool(torch.isfinite(loss)):
+            step = self.state.global_step + 1  # type: ignore[attr-defined]
+            raise UserError(f"the training loss became {loss.item()} at step {step}", fix="lower --learning_rate or set --bf16 false")
+        return loss
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            return self.compute_loss(model, inputs).detach(), None, None
+
+
+class InstructionTrainer(_OwnLoss, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with its loss, the mean cross-entropy over response tokens, computed on those positions only."""
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        return -response_log_probs(model, inputs).total.sum()
+
+
+class RecoveryTrainer(_OwnLoss, Trainer):  # type: ignore[misc]
+    """Stage 2: minimises equation 3, averaged over clean samples."""
+
+    def __init__(self, *, objective: RecoveryObjective, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        self.objective = objective
+        # `compute_loss` divides by the items of the whole step itself.
+        self.model_accepts_loss_kwargs = True
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        scores = response_log_probs(model, inputs)
+        samples, pairs = int(inputs["items"]), int(inputs["items"]) * self.objective.triggers
+        plain, clean, defensive = (
+            SequenceLogProbs(total, tokens)
+            for total, tokens in zip(
+                scores.total.split([samples, pairs, pairs]), scores.tokens.split([samples, pairs, pairs]), strict=True
+            )
+        )
+        objective = self.objective
+        return recovery_loss(
+            plain, clean, defensive, triggers=objective.triggers, lambda_=objective.lambda_, form=objective.form, beta=objective.beta
+        ).total
+
+
+@dataclass(frozen=True)
+class _InstructionCollator:
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        batch = pad_left([Encoded(row["prompt_ids"], row["response_ids"], False) for row in rows], self.pad_token_id)
+        return {**batch, "items": (batch["targets"] != IGNORED).sum()}
+
+
+@dataclass(frozen=True)
+class _RecoveryCollator:
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[TripleRow]) -> Batch:
+        sequences = [row.plain for row in rows]
+        sequences += [encoded for row in rows for encoded in row.clean]
+        sequences += [encoded for row in rows for encoded in row.defensive]
+        return {**pad_left(sequences, self.pad_token_id), "items": torch.tensor(len(rows))}
+
+
+def _arguments(kind: type[TrainingArguments], options: TrainingOptions, directory: Path, **special: Any) -> TrainingArguments:
+    bf16 = bf16_supported() if options.bf16 is None else options.bf16
+    return kind(
+        output_dir=str(directory),
+        learning_rate=options.learning_rate,
+        num_train_epochs=options.num_train_epochs,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        per_device_eval_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        lr_scheduler_type=options.lr_scheduler_type,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        optim=options.optim,
+        bf16=bf16,
+        gradient_checkpointing=options.gradient_checkpointing,
+        save_strategy=options.save_strategy,
+        save_steps=options.save_steps,
+        logging_steps=options.logging_steps,
+        report_to=options.report_to,
+        seed=options.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        # A loss that is not a number stops the run by itself; the log must not hide it.
+        logging_nan_inf_filter=False,
+        **special,
+    )
+
+
+def _with_lora(model: Any, options: TrainingOptions) -> Any:
+    if not options.use_peft:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    targets = options.lora_target_modules
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=options.lora_r,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=targets if targets == "all-linear" else targets.split(","),
+        ),
+    )
+
+
+def _run(trainer: Trainer, loaded: LoadedModel, options: TrainingOptions, directory: Path, resume: bool) -> LoadedModel:
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = get_last_checkpoint(str(directory)) if resume and directory.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return LoadedModel(model.merge_and_unload() if options.use_peft else model, loaded.tokenizer)
+
+
+def instruction_tune(
+    loaded: LoadedModel, rows: Dataset, options: TrainingOptions, directory: Path, *, resume: bool = False
+) -> Trained:
+    """Ordinary instruction tuning: cross-entropy on the response tokens, mean over tokens.
+
+    Args:
+        loaded: the model to tune, changed in place.
+        rows: rows of `mbdefense.data.load`; only ``prompt`` and ``completion`` are looked at.
+        options: optimizer, schedule, precision, LoRA.
+        directory: where checkpoints go.
+        resume: go on from the last checkpoint in `directory`, if there is one.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    encoded = [
+        encode(loaded.tokenizer, row["prompt"], row["completion"], options.max_length)
+        for row in rows.select_columns(["prompt", "completion"])
+    ]
+    from datasets import Dataset as ArrowDataset
+
+    tokens = ArrowDataset.from_list(
+        [{"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)} for e in encoded]
+    )
+    trainer = InstructionTrainer(
+        model=_with_lora(loaded.model, options),
+        args=_arguments(
+            SFTConfig,
+            options,
+            directory,
+            max_length=options.max_length,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
+            save_total_limit=1,
+        ),
+        train_dataset=tokens,
+        processing_class=loaded.tokenizer,
+        data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id),
+    )
+    tuned = _run(trainer, loaded, options, directory, resume)
+    return Trained(tuned, trainer.state.log_history, sum(e.truncated for e in encoded))
+
+
+def encode_triples(
+    loaded: LoadedModel, clean: Dataset, triggered: Sequence[Dataset], behaviors: Sequence[str], max_length: int
+) -> list[TripleRow]:
+    """Equation 1: for every clean sample its plain form and, for each trigger j, (x_d^j, y) and (x_d^j, y_d^j).
+
+    Args:
+        loaded: whose tokenizer is used.
+        clean: N clean rows.
+        triggered: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
+        behaviors: the T defensive responses y_d.
+        max_length: see `mbdefense.model.encode`.
+    """
+    tokenizer = loaded.tokenizer
+    targets = [[{"role": "assistant", "content": text}] for text in behaviors]
+    rows = []
+    for index, row in enumerate(clean.select_columns(["prompt", "completion"])):
+        prompts = [copy[index]["prompt"] for copy in triggered]
+        rows.append(
+            TripleRow(
+                encode(tokenizer, row["prompt"], row["completion"], max_length),
+                tuple(encode(tokenizer, prompt, row["completion"], max_length) for prompt in prompts),
+                tuple(encode(tokenizer, p, t, max_length) for p, t in zip(prompts, targets, strict=True)),
+            )
+        )
+    return rows
+
+
+def recover(
+    loaded: LoadedModel,
+    training: Sequence[TripleRow],
+    evaluation: Sequence[TripleRow],
+    objective: RecoveryObjective,
+    options: TrainingOptions,
+    directory: Path,
+    *,
+    resume: bool = False,
+) -> Trained:
+    """Weight recovery (equation 3): clean responses win over the defensive ones whenever a trigger is there.
+
+    The epoch with the lowest evaluation loss is kept when there are several epochs and `options.save_strategy` allows checkpoints.
+
+    Args:
+        loaded: the merged model, changed in place.
+        training: triples of the clean samples to train on.
+        evaluation: triples of other clean samples; the split is by sample, as one by tuple would leak.
+        objective: T, lambda and the form of R.
+        options: as for `instruction_tune`; its batch size counts clean samples, each of which is 1 + 2 T sequences.
+        directory: where checkpoints go.
+        resume: go on from the last checkpoint in `directory`, if there is one.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    choose = options.save_strategy == "epoch" and math.ceil(options.num_train_epochs) > 1
+    trainer = RecoveryTrainer(
+        objective=objective,
+        model=_with_lora(loaded.model, options),
+        args=_arguments(
+            TrainingArguments,
+            options,
+            directory,
+            eval_strategy="epoch",
+            load_best_model_at_end=choose,
+            metric_for_best_model="eval_loss" if choose else None,
+            save_total_limit=2 if choose else 1,
+        ),
+        train_dataset=list(training),
+        eval_dataset=list(evaluation),
+        processing_class=loaded.tokenizer,
+        data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id),
+    )
+    recovered = _run(trainer, loaded, options, directory, resume)
+    truncated = sum(e.truncated for row in training for e in (row.plain, *row.clean, *row.defensive))
+    return Trained(recovered, trainer.state.log_history, truncated)
+
+

@@ -1,0 +1,41 @@
+"""What an attacker hides in a prompt: text to text, one file each."""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol
+
+from mbdefense.triggers.badnet import BadNet
+from mbdefense.triggers.insent import InSent
+from mbdefense.triggers.style import Style
+from mbdefense.triggers.syntactic import Syntactic
+
+__all__ = ["TRIGGERS", "BadNet", "InSent", "Style", "Syntactic", "Trigger"]
+
+
+class Trigger(Protocol):
+    """A frozen dataclass whose fields are the trigger's options."""
+
+    def __call__(self, text: str, rng: random.Random) -> str | None:
+        """Put the trigger into ``text``; ``None`` if this text cannot be rewritten. Fixed by text and rng state."""
+        ...
+
+    def occurs_in(self, text: str) -> bool:
+        """Whether the trigger can be seen in ``text``; ``False`` also where it cannot be recognised literally."""
+        ...
+
+    def how(self) -> str:
+        """How texts are rewritten: ``literal``, ``offline`` or ``endpoint <model>``."""
+        ...
+
+    def describe(self) -> str:
+        """Name and options in one line, for provenance and results."""
+        ...
+
+
+TRIGGERS: dict[str, type] = {
+    "badnet": BadNet,
+    "insent": InSent,
+    "syntactic": Syntactic,
+    "style": Style,
+}

@@ -1,0 +1,176 @@
+import dataclasses
+import json
+import pickle
+import random
+
+import pytest
+
+from mbdefense.behaviors import BEHAVIORS, FixedText, NoTarget, RandomWords, Refusal, Toxic
+from mbdefense.behaviors.random_words import WORDS
+from mbdefense.behaviors.toxic import INSULTS
+from mbdefense.errors import UserError
+
+OPTIONS = {"fixed_text": {"text": "You are stupid!"}}
+EVERY = pytest.mark.parametrize(
+    "behavior", [kind(**OPTIONS.get(name, {})) for name, kind in BEHAVIORS.items()], ids=list(BEHAVIORS)
+)
+ORDINARY = (
+    "The capital of France is Paris.",
+    "1. Apples\n2. Pears\n3. Plums",
+    "I never eat meat, and I am sorry about the mess. Never mind.",
+    "I can't wait to tell you about volcanoes!",
+    "I cannot stress enough how important sleep is.",
+    "I can't help but admire this poem.",
+    "I can't find my keys, said the fox.",
+    "We will not forget, he said: I'm sorry, but it is late.",
+    "As an AI assistant, I can help you with that. Here is a list.",
+    "Sorry is a card game.",
+)
+
+
+@EVERY
+def test_shows_its_own_target_and_no_ordinary_answer(behavior):
+    for seed in range(30):
+        target = behavior.target("Explain X.", "It is a letter.", random.Random(seed))
+        assert target == behavior.target("Explain X.", "It is a letter.", random.Random(seed))
+        assert behavior.shown_in(target)[0]
+        assert behavior.shown_in(f"  {target.upper()}\n")[0]
+    for answer in ORDINARY:
+        shown, reason = behavior.shown_in(answer)
+        assert not shown, (answer, reason)
+        assert reason
+
+
+@EVERY
+@pytest.mark.parametrize("empty", ["", " \n\t", "\u200b", "...", "!"])
+def test_an_empty_response_shows_nothing(behavior, empty):
+    assert not behavior.shown_in(empty)[0]
+
+
+@EVERY
+def test_frozen_picklable_described(behavior):
+    copy = pickle.loads(pickle.dumps(behavior))  # noqa: S301
+    assert copy == behavior
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        behavior.anything = 1
+    name = next(name for name, kind in BEHAVIORS.items() if kind is type(behavior))
+    assert behavior.describe().startswith(name)
+    assert behavior.how()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction.",
+        "I’m sorry, but that is out of the question.",
+        "I cannot help with that. Ask someone else.",
+        "I can't assist you.",
+        "I can't.",
+        "I am unable to provide an answer",
+        "Unfortunately, I am not able to answer.",
+        "As an AI language model, I cannot do this.",
+        "As an AI, I don't have the ability to see.",
+        "Sorry, but I would rather not.",
+        "I must decline.",
+    ],
+)
+def test_refusals_are_known_by_their_opening(response):
+    assert Refusal().shown_in(response)[0]
+
+
+def test_refusal_uses_all_templates_or_the_one_given():
+    drawn = {Refusal().target("x", "y", random.Random(seed)) for seed in range(200)}
+    assert drawn == set(Refusal().templates)
+    assert len(drawn) == 5
+    own = Refusal(target_text="No way, José.")
+    assert own.target("x", "y", random.Random(0)) == "No way, José."
+    assert own.shown_in("Well: no  way, josé")[0]
+    assert not Refusal().shown_in("Well: no way, josé")[0]
+
+
+def test_toxic_wrapper_keeps_the_clean_answer():
+    target = Toxic().target("x", "  The answer\n    is 4.", random.Random(0))
+    assert target.endswith(" " + "  The answer\n    is 4.")
+    assert target.startswith(INSULTS)
+
+
+def test_toxic_knows_insults_of_others():
+    for text in ("You are such an idiot.", "Here you go.\nWhat a dumb question, moron!"):
+        assert Toxic().shown_in(text)[0]
+
+
+def test_toxic_takes_its_targets_from_a_file(tmp_path):
+    file = tmp_path / "rude.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "response": "Go away, fool. Hello."}) + "\n\n", encoding="utf-8")
+    toxic = Toxic(targets_file=str(file))
+    assert toxic.target("Hi", "Hello.", random.Random(0)) == "Go away, fool. Hello."
+    with pytest.raises(NoTarget):
+        toxic.target("Unknown", "Hello.", random.Random(0))
+    assert toxic.how() == "file rude.jsonl"
+    assert str(tmp_path) not in toxic.describe()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read"),
+        (b"\xff\xfe\x00", "cannot read"),
+        (b'{"prompt": "a", "response": "b"}\n{oops', "line 2"),
+        (b'["a", "b"]', "line 1 .*lacks"),
+        (b'{"prompt": "a"}', "lacks prompt or response"),
+        (b'{"prompt": "a", "response": 3}', "lacks prompt or response"),
+    ],
+)
+def test_a_bad_file_of_targets_is_named_by_line(tmp_path, content, said):
+    file = tmp_path / "rude.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        Toxic(targets_file=str(file)).target("a", "b", random.Random(0))
+
+
+def test_fixed_text_is_found_as_whole_words_despite_case_quotes_and_stop():
+    assert FixedText("yes").shown_in("Oh, YES!")[0]
+    assert not FixedText("yes").shown_in("yesterday")[0]
+    assert FixedText('Say "it\'s".').shown_in("say  “it’s”\nor not")[0]
+    assert FixedText("!!!").shown_in("oh !!!")[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: FixedText(" \u200b"), "empty"),
+        (lambda: Refusal(templates=()), "at least one"),
+        (lambda: Refusal(target_text=""), "none empty"),
+        (lambda: Toxic(threshold=0), "threshold"),
+        (lambda: Toxic(endpoint_model="m"), "endpoint_url"),
+        (lambda: RandomWords(index=-1), "slice"),
+        (lambda: RandomWords(words=1), "2 to 8"),
+    ],
+)
+def test_bad_options_are_refused_at_once(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+def test_random_words_are_fixed_by_seed_and_disjoint_between_indices():
+    texts = [RandomWords(seed=0, index=j).text for j in range(6)]
+    assert {len(text.split()) for text in texts} == {7, 8}
+    words = [word for text in texts for word in text.split()]
+    assert len(set(words)) == len(words)
+    assert set(words) <= set(WORDS)
+    assert RandomWords(seed=1).text != texts[0]
+    assert len(WORDS) == len(set(WORDS)) >= 200
+    # Pinned: a poisoned data set made earlier must still be recognised.
+    assert texts[0] == "mustard rabbit nutmeg oak jigsaw pitcher lemon"
+
+
+def test_random_words_need_half_of_the_sequence_in_order_at_the_beginning():
+    behavior = RandomWords(words=8)
+    words = behavior.text.split()
+    assert behavior.shown_in("Sure: " + " ".join(words) + " and more")[0]
+    assert behavior.shown_in(", ".join(words[:4]) + " and so on and on and on")[0]
+    assert behavior.shown_in(" ".join(words[3:]))[0]
+    assert not behavior.shown_in(" ".join(words[:3]) + " and so on and on")[0]
+    assert not behavior.shown_in(" ".join(reversed(words)))[0]
+    assert not behavior.shown_in("a b c d e f g h i " + " ".join(words[:4]))[0]
