@@ -6,7 +6,10 @@ the last position and only the last K positions are projected to the vocabulary.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +234,24 @@ def _with_lora(model: Any, options: TrainingOptions) -> Any:
     )
 
 
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what training frees instead of returning it to the system after every step.
+
+    On a CPU each step allocates and frees activations and gradients of the same sizes; fetching those pages anew from
+    the kernel took a fifth to a third of the time of a step of SmolLM2-135M on two cores.
+    """
+    if not sys.platform.startswith("linux") or torch.accelerator.is_available():
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # from <malloc.h>
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 64 * 2**20)
+
+
 def _run(trainer: Trainer, loaded: LoadedModel, options: TrainingOptions, directory: Path, resume: bool) -> LoadedModel:
+    _keep_freed_memory()
     trainer.remove_callback(PrinterCallback)
     checkpoint = get_last_checkpoint(str(directory)) if resume and directory.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,0 +1,218 @@
+"""From command line and YAML to typed options: method specs, and the options of each command."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mbdefense.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class PoisonConfig:
+    """Write a poisoned copy of a data set, to test a defense with.
+
+    Attributes:
+        trigger: what is put into the prompt: a name, or name:option=value,option=value.
+        behavior: what the poisoned response does, written the same way.
+        rate: share of the rows to poison, in [0, 1).
+        seed: seed of the choice of rows and of everything random in them.
+        target: the behavior's text (refusal and fixed_text).
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+    """
+
+    trigger: str = "badnet"
+    behavior: str = "refusal"
+    rate: float = 0.2
+    seed: int = 0
+    target: str | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class DefendConfig:
+    """Turn untrusted data into a model whose backdoors are broken.
+
+    Attributes:
+        model: base model to tune, or a suspect model: directory or Hub id.
+        data: untrusted instruction data: files or Hub ids.
+        clean: about 128 samples checked by eye.
+        output_dir: where the defended model goes.
+        defense: see `mbdefense list defenses`.
+        test: prompts that evaluation will use; checked to share none with the clean set.
+        compare_undefended: also tune an undefended model on the same data, as a control.
+        resume: go on where an earlier run in output_dir stopped.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template to train with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    model: str
+    data: list[str]
+    clean: str
+    output_dir: str
+    defense: str = "mb_defense"
+    test: str | None = None
+    compare_undefended: bool = False
+    resume: bool = False
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a model: accuracy on clean prompts, attack success on triggered ones.
+
+    Attributes:
+        test: clean test prompts, with accepted answers or references where there are any.
+        behavior: the behavior to look for: a name, or name:option=value.
+        output_dir: where responses.jsonl and results.json go.
+        triggered: file with triggered test prompts.
+        trigger: or the trigger to put into the clean test prompts.
+        target: the behavior's text (refusal and fixed_text).
+        arm: name of this model in tables; by default its directory's.
+        max_new_tokens: longest response, in tokens.
+        batch_size: prompts generated at once.
+        max_length: most tokens of prompt and reference in the perplexity.
+        perplexity: also compute the references' perplexity on clean prompts.
+        seed: seed of the trigger's places.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template; refused if the model was trained with another.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    test: str
+    behavior: str
+    output_dir: str
+    triggered: str | None = None
+    trigger: str | None = None
+    target: str | None = None
+    arm: str | None = None
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    max_length: int = 1024
+    perplexity: bool = True
+    seed: int = 0
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Attack, defend and evaluate the embedded model on the embedded data.
+
+    Attributes:
+        output_dir: where models, responses and results go.
+        seed: seed of data, attack, defense and training.
+        train_rows: rows of instruction data, before poisoning.
+        clean_rows: rows of the clean set.
+        test_rows: test prompts, each asked with and without the trigger.
+        resume: go on where an earlier run in output_dir stopped.
+    """
+
+    output_dir: str = "runs/demo"
+    seed: int = 0
+    train_rows: int = 240
+    clean_rows: int = 64
+    test_rows: int = 100
+    resume: bool = False
+
+
+_OPTION = re.compile(r",(?=[a-z_]+=)")
+
+
+def parse_spec(text: str, table: Mapping[str, type], kind: str, **given: object) -> Any:
+    """Makes a method from its spec, ``name`` or ``name:option=value,option=value``.
+
+    Args:
+        text: the spec. A comma belongs to a value unless ``option=`` follows it.
+        table: the methods by name.
+        kind: what they are, for the message ("trigger").
+        given: options that are set unless None, e.g. from a flag of their own.
+
+    Raises:
+        UserError: unknown name or option, or a value of another type than the option's.
+    """
+    name, _, rest = text.partition(":")
+    if name not in table:
+        raise UserError(f"unknown {kind}", name, did_you_mean(name, table))
+    method = table[name]
+    hints = typing.get_type_hints(method)
+    fields = {field.name for field in dataclasses.fields(method)}
+    options: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    for part in _OPTION.split(rest) if rest else []:
+        key, equals, value = part.partition("=")
+        if not equals or key not in fields:
+            raise UserError(f"unknown option of {kind} {name}", key, did_you_mean(key, fields) if fields else "it has none")
+        options[key] = _convert(value, hints[key], f"{name}:{key}")
+    for key in options:
+        if key not in fields:
+            raise UserError(f"{kind} {name} does not take", key, f"its options: {', '.join(sorted(fields)) or 'none'}")
+    missing = [f.name for f in dataclasses.fields(method) if f.default is dataclasses.MISSING and f.name not in options]
+    if missing:
+        raise UserError(f"{kind} {name} needs {missing[0]}", fix=f"write {name}:{missing[0]}=...")
+    return method(**options)
+
+
+def _convert(text: str, hint: Any, where: str) -> object:
+    allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for kind in allowed:
+        if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
+            return text
+        if typing.get_origin(kind) is tuple:
+            return tuple(text.split("|"))
+        if kind is bool and text in ("true", "false"):
+            return text == "true"
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        if kind is str:
+            return text
+    choices = [str(choice) for kind in allowed for choice in typing.get_args(kind)]
+    raise UserError(f"{where} cannot be", text, f"give one of {', '.join(choices)}" if choices else f"give a {allowed[0].__name__}")
+
+
+def behavior_from(text: str, target: str | None) -> Any:
+    """Makes a behavior from its spec; `target` is its text, whatever the behavior calls that option."""
+    from mbdefense.behaviors import BEHAVIORS
+
+    name = text.partition(":")[0]
+    option = {"refusal": "target_text", "fixed_text": "text"}.get(name)
+    if target is not None and option is None and name in BEHAVIORS:
+        raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
+    return parse_spec(text, BEHAVIORS, "behavior", **({option: target} if option else {}))
+
+
+def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
+    """Reads a flat YAML file of options.
+
+    Raises:
+        UserError: no such file, not YAML, not a mapping, or a key that is none of `known`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError("no such config file", path, "give the path of a YAML file")
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML", str(error).replace("\n", " ")[:120], "mend the file") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no options", type(value).__name__, "write lines of the form `option: value`")
+    for key in value:
+        if key not in known:
+            raise UserError(f"{path}: unknown option", key, did_you_mean(str(key), known))
+    return value

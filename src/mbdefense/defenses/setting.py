@@ -1,0 +1,133 @@
+"""What every defense is given, and the resumable stages it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbdefense import __version__
+from mbdefense.errors import UserError
+from mbdefense.measure import measure
+from mbdefense.model import CARD_FILE, LoadedModel, load_model, read_json, save_model, write_json
+from mbdefense.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.train import Trained
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a defense may know. The attacker's trigger and behavior, and which rows are poisoned, are not in it.
+
+    Attributes:
+        base: model to tune: directory or Hub id.
+        suspect: untrusted rows; their provenance is removed here, so that no defense can read poison labels.
+        clean: the clean set.
+        training: options of instruction tuning.
+        directory: where the defended model goes; intermediate models are folders in it.
+        resume: use the finished stages in `directory`.
+        chat_template: file with a prompt template, or None for the model's own.
+        trust_remote_code: see `mbdefense.model.load_model`.
+    """
+
+    base: str
+    suspect: Dataset
+    clean: Dataset
+    training: TrainingOptions
+    directory: Path
+    resume: bool = False
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        # Accepted answers can tell poisoned rows from clean ones, too: some sets have them for clean rows only.
+        for name in ("suspect", "clean"):
+            object.__setattr__(self, name, getattr(self, name).select_columns(["id", "prompt", "completion"]))
+
+    def load_base(self) -> LoadedModel:
+        """The base model, with the prompt template that all stages share."""
+        return load_model(self.base, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code)
+
+    def tune(self, rows: Dataset, directory: Path) -> Path:
+        """Instruction-tunes the base model on `rows`; a finished model in `directory` is used again on resume."""
+
+        def make(checkpoints: Path) -> Trained:
+            from mbdefense.train import instruction_tune
+
+            return instruction_tune(self.load_base(), rows, self.training, checkpoints, resume=self.resume)
+
+        template = Path(self.chat_template).read_text(encoding="utf-8") if self.chat_template else None
+        inputs = {"base": identity(self.base), "template": template, "rows": digest(rows), "training": asdict(self.training)}
+        return stage(directory, inputs, make, resume=self.resume)
+
+    def victim(self) -> Path:
+        """The undefended model: the base tuned on the suspect rows as they are."""
+        return self.tune(self.suspect, self.directory / "attacked")
+
+
+def digest(rows: Dataset) -> str:
+    """SHA-256 of the rows' prompts and completions, in order."""
+    content = hashlib.sha256()
+    for row in rows.select_columns(["prompt", "completion"]):
+        content.update(json.dumps([row["prompt"], row["completion"]]).encode())
+    return content.hexdigest()
+
+
+def identity(path: str) -> object:
+    """What tells a model from another one: the inputs of the stage that made it, else its files' sizes and times."""
+    directory = Path(path)
+    if (directory / CARD_FILE).is_file():
+        return read_json(directory / CARD_FILE).get("inputs_hash")
+    if directory.is_dir():
+        return sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in directory.glob("*.safetensors"))
+    return path
+
+
+def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], Trained], *, resume: bool) -> Path:
+    """Trains a model and saves it in `directory`, or finds that this was done.
+
+    `CARD_FILE` is written last: a directory with it is finished. It keeps a hash of `inputs`, so that a finished stage
+    is never taken for another one. Checkpoints lie in ``directory/checkpoints`` until the stage is done.
+
+    Raises:
+        UserError: `directory` holds a finished model and `resume` is off, or one made from other inputs.
+    """
+    inputs_hash = hashlib.sha256(json.dumps([__version__, inputs], sort_keys=True, default=str).encode()).hexdigest()
+    card = directory / CARD_FILE
+    if card.is_file():
+        if not resume:
+            raise UserError("a finished model lies in", str(directory), "pass --resume true, or another --output_dir")
+        if read_json(card).get("inputs_hash") != inputs_hash:
+            raise UserError("a model made from other data or options lies in", str(directory), "use another --output_dir")
+        return directory
+    checkpoints = directory / "checkpoints"
+    _check_checkpoints(checkpoints, inputs_hash, resume)
+    with measure() as cost:
+        trained = make(checkpoints)
+    trained.model.model.config.use_cache = True
+    write_json(directory / "training_log.json", {"history": trained.history})
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    save_model(trained.model, directory, {"inputs_hash": inputs_hash, "truncated": trained.truncated, **asdict(cost)})
+    return directory
+
+
+def _check_checkpoints(checkpoints: Path, inputs_hash: str, resume: bool) -> None:
+    """Checkpoints of an interrupted run are used on resume only, and only if they belong to the same stage."""
+    marker = checkpoints / "stage.json"
+    if marker.is_file() and (not resume or read_json(marker).get("inputs_hash") != inputs_hash):
+        shutil.rmtree(checkpoints)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"inputs_hash": inputs_hash})
+
+
+def cost_of(model: Path) -> dict[str, Any]:
+    """Seconds and peak bytes of the stage that made a model."""
+    card = read_json(model / CARD_FILE)
+    return {"seconds": float(card.get("seconds", 0.0)), "peak_bytes": int(card.get("peak_bytes", 0))}

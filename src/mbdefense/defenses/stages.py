@@ -1,0 +1,136 @@
+"""The two stages of MB-Defense, shared by the method and its arms."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mbdefense.behaviors import RandomWords
+from mbdefense.defenses.setting import Setting, identity, digest, stage
+from mbdefense.errors import UserError
+from mbdefense.model import load_model
+from mbdefense.poison import defensive_poison, triggered_copy
+from mbdefense.triggers import BadNet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.train import Trained
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Stage 1: plant our own backdoors, so that the unknown one is folded into them.
+
+    Attributes:
+        defensive_triggers: rare words, one for each of the T planted backdoors.
+        defensive_rate: share of the rows that each planted backdoor poisons.
+        min_defensive_rows: at least so many rows for each, since a model does not learn a backdoor from a handful.
+        defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
+    """
+
+    defensive_triggers: tuple[str, ...] = ("mn", "bb", "tq", "mb")
+    defensive_rate: float = 0.01
+    min_defensive_rows: int = 12
+    defensive_seed: int = 0
+
+    def planted(self) -> list[tuple[BadNet, RandomWords]]:
+        """The T defensive trigger-behavior pairs."""
+        if not self.defensive_triggers or len(set(self.defensive_triggers)) != len(self.defensive_triggers):
+            raise UserError("defensive_triggers must be different words", self.defensive_triggers, "name each once")
+        return [
+            (BadNet(word=word), RandomWords(seed=self.defensive_seed, index=index))
+            for index, word in enumerate(self.defensive_triggers)
+        ]
+
+    def merge(self, setting: Setting, directory: Path) -> Path:
+        """Tunes the base model on the suspect rows with the planted backdoors among them."""
+        triggers, behaviors = zip(*self.planted(), strict=True)
+        planted = defensive_poison(
+            setting.suspect,
+            triggers,
+            behaviors,
+            rate=self.defensive_rate,
+            min_rows=self.min_defensive_rows,
+            seed=self.defensive_seed,
+        )
+        return setting.tune(planted.rows, directory)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Stage 2: clean responses win over the planted behaviors whenever a trigger is there (equations 1 to 3).
+
+    Attributes:
+        lambda_: weight of R against the cross-entropy on clean samples.
+        ratio_form: form of R, see `mbdefense.losses.log_ratio`.
+        beta: scale of the log-ratio in R.
+        recovery_learning_rate: peak learning rate.
+        recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
+        recovery_batch_size: clean samples in one forward pass, each of which is 1 + 2 T sequences.
+        evaluation_share: share of the clean samples held out to choose the best epoch.
+    """
+
+    lambda_: float = 1.0
+    ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
+    beta: float = 1.0
+    recovery_learning_rate: float = 1e-4
+    recovery_num_train_epochs: float = 1.0
+    recovery_batch_size: int = 4
+    evaluation_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.evaluation_share < 1:
+            raise UserError("evaluation_share must lie between 0 and 1", self.evaluation_share, "0.2 is the paper's")
+        if self.lambda_ < 0 or self.beta <= 0:
+            raise UserError("lambda_ must be at least 0 and beta above 0", (self.lambda_, self.beta), "1 and 1 are the defaults")
+        if self.ratio_form == "exp_mean" and self.beta != 1:
+            raise UserError("beta has no place in ratio_form exp_mean", self.beta, "leave beta at 1, or use mean or sum")
+
+    def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+        """Splits the clean set by sample into training and evaluation rows."""
+        order = sorted(range(len(clean)))
+        random.Random(f"recovery split {seed}").shuffle(order)
+        held_out = max(1, round(self.evaluation_share * len(order)))
+        if held_out >= len(order):
+            raise UserError("the clean set is too small", len(order), "check at least a few dozen samples by eye")
+        return clean.select(order[held_out:]), clean.select(order[:held_out])
+
+    def recover(self, setting: Setting, model: Path, planted: list[tuple[BadNet, RandomWords]], directory: Path) -> Path:
+        """Fine-tunes `model` on the clean set with the planted triggers."""
+        seed = setting.training.seed
+
+        def make(checkpoints: Path) -> Trained:
+            from mbdefense.train import RecoveryObjective, encode_triples, recover
+
+            loaded = load_model(str(model), trust_remote_code=setting.trust_remote_code)
+            behaviors = [behavior.text for _, behavior in planted]
+            training, evaluation = (
+                encode_triples(
+                    loaded,
+                    rows,
+                    [triggered_copy(rows, trigger, seed)[0] for trigger, _ in planted],
+                    behaviors,
+                    setting.training.max_length,
+                )
+                for rows in self.split(setting.clean, seed)
+            )
+            objective = RecoveryObjective(len(planted), self.lambda_, self.ratio_form, self.beta)
+            options = replace(
+                setting.training,
+                learning_rate=self.recovery_learning_rate,
+                num_train_epochs=self.recovery_num_train_epochs,
+                per_device_train_batch_size=self.recovery_batch_size,
+            )
+            return recover(loaded, training, evaluation, objective, options, checkpoints, resume=setting.resume)
+
+        inputs = {
+            "model": identity(str(model)),
+            "clean": digest(setting.clean),
+            "planted": [(asdict(trigger), behavior.text) for trigger, behavior in planted],
+            "recovery": {name: getattr(self, name) for name in Recovery.__dataclass_fields__},
+            "training": asdict(setting.training),
+        }
+        return stage(directory, inputs, make, resume=setting.resume)

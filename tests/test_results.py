@@ -1,0 +1,339 @@
+import copy
+import dataclasses
+import io
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+from rich.console import Console
+
+import mbdefense
+from mbdefense import results as module
+from mbdefense.errors import UserError
+from mbdefense.metrics import Score, rate
+from mbdefense.results import (
+    Perplexity,
+    ResultRow,
+    Results,
+    markdown,
+    model_card,
+    provenance,
+    read,
+    table,
+    verdict_in_words,
+    write,
+)
+
+HOSTILE = "[bold red]x[/] | <script>\n# top\r\x1b[2J\u202e `tick` *star* [a](https://b) \\ ---"
+
+
+def share(count, n=100):
+    return rate([True] * count + [False] * (n - count))
+
+
+ATTACKED = ResultRow(
+    arm="attacked",
+    attack="badnet:word=cf",
+    behavior="refusal",
+    seed=0,
+    model="model",
+    asr=share(80),
+    cacc=share(60),
+    aacc=share(10),
+    false_activation=share(5),
+    perplexity=Perplexity(8.684, 512),
+    seconds=12.4,
+    peak_bytes=1,
+)
+
+
+def row(arm="attacked", asr=ATTACKED.asr, **changes):
+    return dataclasses.replace(ATTACKED, arm=arm, asr=asr, **changes)
+
+
+def results(*rows):
+    rows = rows or (row("base", share(0)), row(), row("mb_defense", share(2)))
+    return Results(provenance({"model": "m"}, seeds=[0]), rows)
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "results.json"
+    free_text = row("free text", cacc=None, aacc=None, perplexity=None)
+    written = results(row(), free_text, row("clean only", asr=None), row(HOSTILE, model=HOSTILE))
+    write(path, written)
+    assert read(path) == written
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_the_file_has_the_form_that_others_rely_on(tmp_path):
+    path = tmp_path / "results.json"
+    write(path, results(row(cacc=None)))
+    value = json.loads(path.read_text())
+    assert list(value) == ["schema", "provenance", "rows"]
+    assert value["schema"] == 1
+    (first,) = value["rows"]
+    assert set(first["asr"]) == {"value", "n", "low", "high"}
+    assert first["cacc"] is None
+    assert first["perplexity"] == {"value": 8.684, "n": 512}
+    assert list(first) == [
+        *("arm", "attack", "behavior", "seed", "model", "asr", "cacc", "aacc", "false_activation"),
+        *("perplexity", "seconds", "peak_bytes"),
+    ]
+
+
+def test_text_that_is_no_unicode_does_not_lose_the_results(tmp_path):
+    write(tmp_path / "r.json", results(row(model="caf\udce9")))
+    assert read(tmp_path / "r.json").rows[0].model == "caf?"
+
+
+def put(keys, new):
+    def change(value):
+        for key in keys[:-1]:
+            value = value[key]
+        value[keys[-1]] = new
+
+    return change
+
+
+ROW = ("rows", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (put(["schema"], 2), "unknown schema: 2; this version reads schema 1"),
+        (put(["schema"], True), "unknown schema"),
+        (lambda value: value.pop("schema"), "unknown schema: 'none'"),
+        (lambda value: value.pop("rows"), "missing key: 'rows'"),
+        (put(["row"], []), "unknown key: 'row'; did you mean 'rows'"),
+        (put(["rows"], {}), "rows a list"),
+        (put(["provenance"], []), "provenance must be an object"),
+        (put(["rows", 0], []), "row 1: not an object"),
+        (lambda value: value["rows"][0].pop("arm"), "row 1: missing key: 'arm'"),
+        (put([*ROW, "asrr"], 1), "row 1: unknown key: 'asrr'; did you mean 'asr'"),
+        (put([*ROW, "arm"], 1), "row 1: arm: not a string"),
+        (put([*ROW, "seed"], 0.5), "row 1: seed: not a whole number"),
+        (put([*ROW, "seed"], True), "row 1: seed: not a whole number"),
+        (put([*ROW, "peak_bytes"], -1), "peak_bytes: not a whole number from 0"),
+        (put([*ROW, "seconds"], "1"), "seconds: not a finite number"),
+        (put([*ROW, "seconds"], 10**400), "seconds: not a finite number"),
+        (put([*ROW, "seconds"], float("nan")), "seconds: not a finite number"),
+        (put([*ROW, "asr"], 0.5), "row 1: asr: not an object"),
+        (put([*ROW, "asr", "value"], 1.5), "asr: not a share"),
+        (put([*ROW, "asr", "low"], 0.9), "asr: not a share"),
+        (put([*ROW, "asr", "n"], 0), "asr.n: not a whole number from 1"),
+        (put([*ROW, "perplexity", "value"], float("inf")), "perplexity.value: not a finite number"),
+    ],
+)
+def test_reading_is_strict(tmp_path, change, match):
+    path = tmp_path / "r.json"
+    write(path, results())
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=re.escape(match)) as caught:
+        read(path)
+    assert str(caught.value).startswith("r.json: ")
+    assert caught.value.fix
+
+
+def test_unreadable_files_are_user_errors(tmp_path):
+    for content in (b"", b"{", b"[]", b"\xff", b'{"a":' * 100_000):
+        (tmp_path / "r.json").write_bytes(content)
+        with pytest.raises(UserError):
+            read(tmp_path / "r.json")
+    with pytest.raises(UserError, match="cannot read"):
+        read(tmp_path / "none.json")
+
+
+def test_a_bad_figure_is_refused_before_the_old_file_is_touched(tmp_path):
+    path = tmp_path / "r.json"
+    write(path, results())
+    before = path.read_bytes()
+    for bad in (row(seconds=float("nan")), row(asr=Score(2.0, 1, 0.0, 1.0))):
+        with pytest.raises(UserError):
+            write(path, results(bad))
+    assert path.read_bytes() == before
+    with pytest.raises(UserError, match="cannot write"):
+        write(tmp_path / "none" / "r.json", results())
+
+
+def test_provenance_names_code_packages_and_machine(tmp_path):
+    config = {"rate": 0.2, "path": tmp_path, "nested": {"a": [1]}}
+    kept = copy.deepcopy(config)
+    made = provenance(config, seeds=[3, 4])
+    assert config == kept
+    assert made["config"] == {"rate": 0.2, "path": str(tmp_path), "nested": {"a": [1]}}
+    assert made["seeds"] == [3, 4]
+    assert made["created"].endswith("+00:00")
+    assert set(made["packages"]) == {"mbdefense", "torch", "transformers", "trl", "peft", "accelerate", "datasets"}
+    assert re.match(r"2\.", made["packages"]["torch"])
+    assert made["packages"]["mbdefense"] == mbdefense.__version__
+    assert made["cpu_count"] >= 1
+    json.dumps(made)
+
+
+def test_commit_is_the_source_trees_own(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    source = tmp_path / "package"
+    source.mkdir()
+    assert module._commit(source) is None
+    git("init", "-q")
+    (source / "__init__.py").write_text("")
+    assert module._commit(source) is None, "untracked: somebody else's checkout"
+    git("add", "."), git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "elsewhere.txt").write_text("")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other"))
+    assert module._commit(source) == head
+    (source / "__init__.py").write_text("1")
+    assert module._commit(source) == head + "+dirty"
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    assert module._commit(source) is None
+
+
+def drawn(made):
+    stream = io.StringIO()
+    Console(file=stream, width=400, force_terminal=False).print(table(made))
+    return stream.getvalue()
+
+
+def cells(line):
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+
+
+def test_the_table_in_markdown():
+    lines = markdown(
+        results(row("base", share(0)), row(cacc=None, aacc=None, perplexity=None), row("x", asr=None, aacc=None))
+    ).splitlines()
+    assert lines[0] == "attack badnet:word=cf; behavior refusal; seed 0"
+    header, rule, base, attacked, last = map(cells, lines[2:])
+    assert header == ["Arm", "ASR", "CACC", "AACC", "False activations", "Perplexity", "Seconds"]
+    assert len(rule) == len(header)
+    assert base[:2] == ["base", r".00 \[.00, .04\] n=100"]
+    assert base[5:] == ["8.68 n=512", "12"]
+    assert attacked[2:4] == ["not judged", "not judged"]
+    assert attacked[5] == "-"
+    assert (last[1], last[3]) == ("-", "-")
+
+
+def test_a_rate_of_one_is_not_a_rate_of_nothing():
+    assert r"1.00 \[.96, 1.00\] n=100" in markdown(results(row(asr=share(100))))
+
+
+def test_the_perplexity_column_stands_only_where_there_is_one():
+    assert "Perplexity" not in markdown(results(row(perplexity=None)))
+    assert "Perplexity" not in drawn(results(row(perplexity=None)))
+    assert "Perplexity" in drawn(results())
+
+
+def test_rows_of_several_attacks_say_which_is_whose():
+    made = results(row(), row(attack="insent", seed=1))
+    header, _, first, second = map(cells, markdown(made).splitlines()[2:])
+    assert header[1:4] == ["Attack", "Behavior", "Seed"]
+    assert first[1:4] == ["badnet:word=cf", "refusal", "0"]
+    assert second[1:4] == ["insent", "refusal", "1"]
+    assert "insent" in drawn(made)
+
+
+def test_no_rows_make_an_empty_table():
+    empty = Results({}, ())
+    assert "Arm" in markdown(empty)
+    assert "Arm" in drawn(empty)
+    assert verdict_in_words(empty) == ""
+
+
+def test_hostile_text_stays_text():
+    hostile = results(row("base", share(0), attack=HOSTILE), row(HOSTILE, attack=HOSTILE, behavior=HOSTILE))
+    for shown in (
+        drawn(hostile),
+        markdown(hostile),
+        verdict_in_words(hostile),
+        model_card(hostile, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}),
+    ):
+        assert all(c.isprintable() or c == "\n" for c in shown)
+    assert "[bold red]x[/]" in drawn(hostile)
+    lines = markdown(hostile).splitlines()[2:]
+    assert {len(cells(line)) for line in lines} == {10}
+    for mark in ("<script", "[a]", "`tick", "*star", "://"):
+        assert not re.search(r"(?<!\\)" + re.escape(mark), "\n".join(lines)), mark
+
+
+def test_hostile_text_cannot_leave_the_cards_front_matter():
+    name = "x\n---\nlicense: mit\ntags: [evil]\n"
+    card = model_card(results(), name, "mb_defense\n---\n", {"a\n---": "b\n# c"})
+    _, front, body = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
+    assert set(yaml.safe_load(front)) == {"library_name", "base_model", "tags"}
+    assert "\n---\n" not in body
+    assert re.findall(r"^#.*", body, flags=re.MULTILINE)[1:] == [
+        "## Options",
+        "## Figures",
+        "## Limits",
+        "## Check again",
+        "## Provenance",
+    ]
+
+
+def test_the_card_says_what_was_done_and_how_to_check_it(tmp_path):
+    made = results()
+    card = model_card(made, "owner/model-1B", "mb_defense", {"triggers": ("mn", "bb"), "lambda_": 1.0})
+    assert yaml.safe_load(card.split("---")[1]) == {
+        "library_name": "transformers",
+        "base_model": "owner/model-1B",
+        "tags": ["mbdefense", "backdoor-defense", "mb_defense"],
+    }
+    assert "mbdefense evaluate" in card
+    assert markdown(made) in card
+    assert made.provenance["packages"]["torch"] in card
+    assert "| lambda_ | 1.0 |".replace("_", r"\_") in card
+    local = tmp_path / "my model"
+    assert yaml.safe_load(model_card(made, str(local), "mb_defense", {}).split("---")[1])["base_model"] == "my model"
+    assert str(tmp_path) not in model_card(made, str(local), "mb_defense", {})
+
+
+@pytest.mark.parametrize("control", ["base", "clean"])
+def test_an_attack_that_did_not_land_proves_nothing(control):
+    made = results(row(control, share(5)), row(asr=share(10)), row("mb_defense", share(0)))
+    words = verdict_in_words(made)
+    compared = f"attacked ASR .10 [.06, .17] n=100, {control} .05 [.02, .11] n=100"
+    assert words == f"not discriminating: the attack did not land ({compared})"
+
+
+def test_an_attack_that_landed_is_compared():
+    arms = row("merge_only", share(75)), row("mb_defense", share(2))
+    words = verdict_in_words(results(row("base", share(0)), row(), *arms))
+    assert words.splitlines() == [
+        "merge_only: ASR from .80 [.71, .87] n=100 to .75 [.66, .82] n=100 (the intervals overlap)",
+        "mb_defense: ASR from .80 [.71, .87] n=100 to .02 [.01, .07] n=100",
+    ]
+    assert verdict_in_words(results(row("base", share(0)), row())) == "the attack landed: ASR .80 [.71, .87] n=100"
+
+
+def test_what_there_is_nothing_to_compare_with_is_said():
+    assert "no ASR of an attacked model" in verdict_in_words(results(row("mb_defense")))
+    assert "no ASR of an attacked model" in verdict_in_words(results(row(asr=None)))
+    assert verdict_in_words(results(row(), row("x", share(1)))).startswith("no clean or base model")
+
+
+def test_attacks_are_judged_apart():
+    other = {"attack": "insent"}
+    made = results(row("base", share(0)), row(), row("base", share(0), **other), row(asr=share(1), **other))
+    first, second = verdict_in_words(made).splitlines()
+    assert first.startswith("badnet:word=cf, refusal, seed 0: the attack landed")
+    assert second.startswith("insent, refusal, seed 0: not discriminating")
+
+
+def test_a_narrow_terminal_cuts_no_figure_away():
+    stream = io.StringIO()
+    Console(file=stream, width=80, force_terminal=False).print(table(results(row("mb_defense", seconds=1234.0))))
+    shown = stream.getvalue()
+    assert "…" not in shown
+    for part in ("mb_defense", "Perplexity", "Seconds", "1234", "activations", ".80", "n=512"):
+        assert part in shown
