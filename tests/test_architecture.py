@@ -48,7 +48,9 @@ def imports(file, code=None):
                     yield tuple(rest), node.lineno
         elif isinstance(node, ast.ImportFrom):
             if node.level:
-                base = package[: len(package) - node.level + 1] + tuple((node.module or "").split(".") if node.module else ())
+                base = package[: len(package) - node.level + 1] + tuple(
+                    (node.module or "").split(".") if node.module else ()
+                )
             elif node.module.split(".")[0] == "mbdefense":
                 base = tuple(node.module.split(".")[1:])
             else:
@@ -62,7 +64,10 @@ def room_violations(file, code=None):
     parts = module_of(file)
     order = {room: number for number, room in enumerate(ROOMS)}
     if not parts:
-        return [f"{file}:{line} imports {'.'.join(target)}; the package itself must import nothing" for target, line in imports(file, code)]
+        return [
+            f"{file}:{line} imports {'.'.join(target)}; the package itself must import nothing"
+            for target, line in imports(file, code)
+        ]
     if parts[0] not in order:
         return [f"{file}: room {parts[0]!r} is not in ROOMS of {Path(__file__).name}; add it at its place in the order"]
     return [

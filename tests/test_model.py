@@ -280,7 +280,9 @@ def test_an_adapter_directory_loads_as_a_plain_merged_model(tiny_model_path, tmp
 
     loaded = load_model(tiny_model_path)
     base = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
-    adapted = get_peft_model(loaded.model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        loaded.model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     adapted.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
     merged = load_model(str(tmp_path)).model.state_dict()

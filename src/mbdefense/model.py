@@ -186,9 +186,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _defang(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Breaks special tokens that stand as text in a message, so that data cannot open or close a turn.
+
+    ``<|im_end|>`` in a message becomes ``< |im_end|>``, in training and evaluation alike.
+    """
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    safe = []
+    for message in messages:
+        content = message["content"]
+        for token in special:
+            content = content.replace(token, f"{token[0]} {token[1:]}")
+        safe.append({"role": message["role"], "content": content})
+    return safe
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> list[int]:
     """Tokens of a conversation up to and with the header of the answer: what training and generation both start from."""
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(_defang(tokenizer, prompt), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -201,6 +216,7 @@ def encode(
     loses the start of its prompt; only a response that cannot fit beside a quarter of `max_length` of prompt is cut, at
     its end.
     """
+    prompt, completion = _defang(tokenizer, prompt), _defang(tokenizer, completion)
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
     # Some templates (Qwen3's thinking header) do not render the answered conversation as a continuation of the prompt.

@@ -1,0 +1,23 @@
+"""Defenses, one file each: from a `Setting` to the directory of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mbdefense.defenses.mb_defense import MBDefense
+from mbdefense.defenses.merge_only import MergeOnly
+from mbdefense.defenses.none import NoDefense
+from mbdefense.defenses.recover_only import RecoverOnly
+from mbdefense.defenses.setting import Setting
+
+__all__ = ["DEFENSES", "Defense", "MBDefense", "MergeOnly", "NoDefense", "RecoverOnly", "Setting"]
+
+Defense = Callable[[Setting], Path]
+
+DEFENSES: dict[str, type] = {
+    "mb_defense": MBDefense,
+    "merge_only": MergeOnly,
+    "recover_only": RecoverOnly,
+    "none": NoDefense,
+}

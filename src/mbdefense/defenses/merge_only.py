@@ -1,0 +1,18 @@
+"""The first half of MB-Defense, as an arm to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbdefense.defenses.setting import Setting
+from mbdefense.defenses.stages import Merging
+
+
+@dataclass(frozen=True)
+class MergeOnly(Merging):
+    """Plants backdoors of our own and stops there."""
+
+    def __call__(self, setting: Setting) -> Path:
+        """Returns the directory of the merged model."""
+        return self.merge(setting, setting.directory)

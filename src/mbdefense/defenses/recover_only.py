@@ -1,0 +1,18 @@
+"""The second half of MB-Defense, as an arm to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbdefense.defenses.setting import Setting
+from mbdefense.defenses.stages import Merging, Recovery
+
+
+@dataclass(frozen=True)
+class RecoverOnly(Recovery, Merging):
+    """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start."""
+
+    def __call__(self, setting: Setting) -> Path:
+        """Returns the directory of the recovered model."""
+        return self.recover(setting, setting.victim(), self.planted(), setting.directory)

@@ -1,0 +1,63 @@
+"""The embedded demonstration: attack, defend and evaluate a real model on data whose answers can be checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from mbdefense.behaviors import Refusal
+from mbdefense.builtin import model_directory, tasks
+from mbdefense.config import DemoConfig, EvaluateConfig
+from mbdefense.data import check_disjoint
+from mbdefense.defenses import MBDefense, NoDefense, Setting
+from mbdefense.options import TrainingOptions
+from mbdefense.pipeline import evaluate, merge_results
+from mbdefense.poison import poison, triggered_copy
+from mbdefense.results import ResultRow, Results, write
+from mbdefense.triggers import BadNet
+
+# Short prompts and answers: no sample comes near this length.
+TRAINING = TrainingOptions(
+    learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
+)
+DEFENSE = MBDefense(recovery_learning_rate=1.5e-4, recovery_batch_size=4)
+POISONING_RATE = 0.2
+
+
+def demo(config: DemoConfig) -> Results:
+    """Trains a clean, an attacked, a merged and a defended model, and measures them and the base model.
+
+    Attack: BadNet's rare word with a refusal in a fifth of the rows. CACC is exact match with the known answers.
+    """
+    directory = Path(config.output_dir)
+    base = str(model_directory())
+    rows = tasks(config.train_rows, split="train", seed=config.seed)
+    clean = tasks(config.clean_rows, split="clean", seed=config.seed)
+    test = tasks(config.test_rows, split="test", seed=config.seed)
+    check_disjoint(clean, test)
+    trigger, behavior = BadNet(), Refusal()
+    suspect = poison(rows, trigger, behavior, rate=POISONING_RATE, seed=config.seed).rows
+    triggered, _ = triggered_copy(test, trigger, config.seed)
+    training = replace(TRAINING, seed=config.seed)
+
+    def setting(data: object, name: str) -> Setting:
+        return Setting(base, data, clean, training, directory / name, resume=config.resume)  # type: ignore[arg-type]
+
+    measured: list[ResultRow] = []
+
+    def measure(model: str, arm: str) -> None:
+        options = EvaluateConfig(
+            test="built-in", behavior="refusal", output_dir=str(directory / "responses" / arm), arm=arm,
+            max_new_tokens=16, batch_size=50, perplexity=False, seed=config.seed,
+        )  # fmt: skip
+        measured.append(evaluate(model, test, triggered, behavior, trigger.describe(), options))
+
+    measure(base, "base")
+    measure(str(NoDefense()(setting(rows, "clean"))), "clean")
+    measure(str(NoDefense()(setting(suspect, "attacked"))), "attacked")
+    defended = DEFENSE(setting(suspect, "mb_defense"))
+    measure(str(defended / "merged"), "merge_only")
+    measure(str(defended), "mb_defense")
+    results = merge_results(measured, {**asdict(config), "defense": asdict(DEFENSE), "training": asdict(training)}, config.seed)
+    write(directory / "results.json", results)
+    return results

@@ -1,0 +1,152 @@
+"""Both training stages on a random two-layer model: what a step optimizes, when it stops, what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from mbdefense.errors import UserError
+from mbdefense.model import Encoded, LoadedModel, load_model
+from mbdefense.options import TrainingOptions
+from mbdefense.poison import triggered_copy
+from mbdefense.train import RecoveryObjective, TripleRow, encode_triples, instruction_tune, recover
+from mbdefense.triggers import BadNet
+
+# Plain gradient descent without schedule or clipping: one step's change is the gradient, so changes can be compared.
+STEP = TrainingOptions(
+    learning_rate=0.1,
+    num_train_epochs=1,
+    per_device_train_batch_size=4,
+    max_length=256,
+    lr_scheduler_type="constant",
+    warmup_steps=0,
+    max_grad_norm=1e9,
+    optim="sgd",
+    bf16=False,
+    save_strategy="no",
+)
+OBJECTIVE = RecoveryObjective(triggers=2, lambda_=0.7, form="mean", beta=1.5)
+# Responses of very different lengths: where padding or an average of averages would show.
+PAIRS = (
+    ("Add two and three.", "five"),
+    ("Name the capital of France.", "It is Paris, a city that many people visit in spring and in summer."),
+    ("Write hello in capital letters.", "HELLO"),
+    ("Say that you are a helpful assistant, please.", "I am a helpful assistant."),
+)
+
+
+@pytest.fixture
+def loaded(tiny_model_path: str) -> LoadedModel:
+    return load_model(tiny_model_path)
+
+
+def triples(loaded: LoadedModel, clean: Any) -> list[TripleRow]:
+    copies = [triggered_copy(clean, BadNet(word=word), 0)[0] for word in ("mn", "bb")]
+    return encode_triples(loaded, clean, copies, ["red stone", "a much longer row of quite random words"], 256)
+
+
+def weights(loaded: LoadedModel) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten().double() for parameter in loaded.model.parameters()])
+
+
+def mean_log_prob(loaded: LoadedModel, sequence: Encoded) -> torch.Tensor:
+    """Per response token, from a forward pass of this sequence alone, unpadded."""
+    tokens = torch.tensor([sequence.prompt + sequence.response])
+    with torch.no_grad():
+        log_probs = loaded.model.eval()(input_ids=tokens).logits[0].log_softmax(dim=-1)
+    start = len(sequence.prompt)
+    return torch.stack([log_probs[place - 1, tokens[0, place]] for place in range(start, tokens.shape[1])]).mean()
+
+
+def naive_recovery_loss(loaded: LoadedModel, rows: list[TripleRow]) -> float:
+    """Equation 3 as it is printed: the mean over all N * T tuples (x, y, x_d, y_d)."""
+    terms = []
+    for row in rows:
+        for clean, defensive in zip(row.clean, row.defensive, strict=True):
+            difference = mean_log_prob(loaded, clean) - mean_log_prob(loaded, defensive)
+            ratio = logsigmoid(OBJECTIVE.beta * difference)
+            terms.append(-mean_log_prob(loaded, row.plain) - OBJECTIVE.lambda_ * ratio)
+    return float(torch.stack(terms).mean())
+
+
+def train(stage: str, loaded: LoadedModel, rows: Any, options: TrainingOptions, directory: Path) -> Any:
+    if stage == "tune":
+        return instruction_tune(loaded, rows, options, directory)
+    encoded = triples(loaded, rows)
+    return recover(loaded, encoded, encoded[:1], OBJECTIVE, options, directory)
+
+
+BOTH = pytest.mark.parametrize("stage", ["tune", "recover"])
+
+
+@BOTH
+def test_accumulated_gradients_are_those_of_one_large_batch(
+    stage: str, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    before = weights(load_model(tiny_model_path))
+    changes = []
+    # 3 and 1 rows is an uneven split of the same four.
+    for batch, accumulated in ((4, 1), (2, 2), (1, 4), (3, 2)):
+        options = replace(STEP, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated)
+        trained = train(stage, load_model(tiny_model_path), rows(*PAIRS), options, tmp_path / f"{batch}")
+        changes.append(weights(trained.model) - before)
+    whole = changes[0]
+    assert whole.norm() > 1e-3
+    for change in changes[1:]:
+        assert (change - whole).norm() < 1e-4 * whole.norm()
+
+
+def test_recovery_loss_of_padded_groups_is_the_mean_over_tuples(
+    loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    encoded = triples(loaded, rows(*PAIRS))
+    # A step too small to change a float32; three samples in batches of two weigh the same each.
+    options = replace(STEP, learning_rate=1e-30, per_device_train_batch_size=2)
+    history = recover(loaded, encoded[3:], encoded[:3], OBJECTIVE, options, tmp_path).history
+    reported = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert reported == [pytest.approx(naive_recovery_loss(loaded, encoded[:3]), rel=1e-4)]
+
+
+@BOTH
+def test_a_loss_that_is_no_number_stops_and_names_the_step(
+    stage: str, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        next(loaded.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"nan at step 1; lower --learning_rate"):
+        train(stage, loaded, rows(*PAIRS), STEP, tmp_path)
+
+
+@BOTH
+def test_lora_leaves_an_ordinary_model_with_the_adapters_merged(
+    stage: str, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    kind, names, before = type(loaded.model), [name for name, _ in loaded.model.named_parameters()], weights(loaded)
+    # The first step moves only one of an adapter's two factors, from zero; that is enough to change the product.
+    trained = train(stage, loaded, rows(*PAIRS), replace(STEP, use_peft=True, lora_r=2), tmp_path)
+    assert type(trained.model.model) is kind
+    assert [name for name, _ in trained.model.model.named_parameters()] == names
+    after = weights(trained.model)
+    assert bool(torch.isfinite(after).all())
+    assert not torch.equal(after, before)
+
+
+def test_recovery_keeps_the_epoch_with_the_lowest_evaluation_loss(
+    loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    encoded = triples(loaded, rows(*PAIRS))
+    # Steps so large that two samples are learned by heart and the others get worse.
+    options = replace(
+        STEP, learning_rate=0.02, optim="adamw_torch", num_train_epochs=5, save_strategy="epoch", max_grad_norm=1.0
+    )
+    trained = recover(loaded, encoded[:2], encoded[2:], OBJECTIVE, options, tmp_path)
+    losses = [entry["eval_loss"] for entry in trained.history if "eval_loss" in entry]
+    assert len(losses) == 5
+    assert losses[-1] > min(losses), "the last epoch is the best: this run cannot tell which one was kept"
+    assert naive_recovery_loss(trained.model, encoded[2:]) == pytest.approx(min(losses), rel=1e-4)
