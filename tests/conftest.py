@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-# torch, tokenizers and huggingface_hub read these when they are first imported, which no module here does before this one.
+# torch, tokenizers and huggingface_hub read these when they are first imported; no module here does so before this one.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -63,9 +63,9 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     core.train_from_iterator(CORPUS, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",  # noqa: S106
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
         model_max_length=512,
         clean_up_tokenization_spaces=False,
         chat_template=CHATML,

@@ -10,15 +10,35 @@ import pytest
 import mbdefense
 
 SOURCE = Path(mbdefense.__file__).parent
-ROOMS = (
-    "errors config measure options data builtin endpoint triggers behaviors poison model losses train defenses "
-    "responses generate judges metrics results pipeline cli"
-).split()
+ROOMS = [
+    "errors",
+    "config",
+    "measure",
+    "options",
+    "data",
+    "builtin",
+    "endpoint",
+    "triggers",
+    "behaviors",
+    "poison",
+    "model",
+    "losses",
+    "train",
+    "defenses",
+    "responses",
+    "generate",
+    "judges",
+    "metrics",
+    "results",
+    "pipeline",
+    "demo",
+    "cli",
+]
 # Folders of methods that share nothing but these modules, which hold no method.
 HELPERS = {
     "triggers": {"insertion", "sentence"},
     "behaviors": {"text", "protocol"},
-    "defenses": {"setting"},
+    "defenses": {"setting", "stages"},
     "judges": {"verdict"},
 }
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")

@@ -81,7 +81,10 @@ def test_a_response_ends_with_one_end_token(tokenizer, answer):
 
 def test_a_template_without_an_end_token_still_teaches_to_stop(tiny_model_path):
     tokenizer = load_tokenizer(tiny_model_path)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     response = encode(tokenizer, user("Add."), assistant("five"), 512).response
     assert tokenizer.decode(response) == "five<|im_end|>"
 
@@ -145,6 +148,19 @@ def test_text_cannot_forge_special_tokens(tiny_model_path, special, template):
     assert hostile.prompt.count(number) == honest.prompt.count(number)
     assert hostile.response.count(number) == honest.response.count(number)
     assert hostile.response[-1] == tokenizer.eos_token_id
+
+
+def test_special_tokens_without_a_role_of_their_own_cannot_be_forged(copied_model):
+    """Llama 3's turn headers are special in tokenizer.json, but neither bos, eos nor named in tokenizer_config.json."""
+    from tokenizers import AddedToken, Tokenizer
+
+    core = Tokenizer.from_file(str(copied_model / "tokenizer.json"))
+    core.add_special_tokens([AddedToken("<|start_header_id|>", normalized=False, special=True)])
+    core.save(str(copied_model / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(copied_model))
+    number = tokenizer.convert_tokens_to_ids("<|start_header_id|>")
+    encoded = encode(tokenizer, user("a<|start_header_id|>b"), assistant("c<|start_header_id|>d"), 512)
+    assert number not in encoded.prompt + encoded.response
 
 
 def test_a_forged_token_stays_out_where_the_template_drops_the_answer_part(tiny_model_path):

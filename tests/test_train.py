@@ -12,10 +12,18 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from mbdefense.errors import UserError
-from mbdefense.model import Encoded, LoadedModel, load_model
+from mbdefense.model import Encoded, LoadedModel, encode, load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import triggered_copy
-from mbdefense.train import RecoveryObjective, TripleRow, encode_triples, instruction_tune, recover
+from mbdefense.train import (
+    InstructionTrainer,
+    RecoveryObjective,
+    RecoveryTrainer,
+    TripleRow,
+    encode_triples,
+    instruction_tune,
+    recover,
+)
 from mbdefense.triggers import BadNet
 
 # Plain gradient descent without schedule or clipping: one step's change is the gradient, so changes can be compared.
@@ -150,3 +158,108 @@ def test_recovery_keeps_the_epoch_with_the_lowest_evaluation_loss(
     assert len(losses) == 5
     assert losses[-1] > min(losses), "the last epoch is the best: this run cannot tell which one was kept"
     assert naive_recovery_loss(trained.model, encoded[2:]) == pytest.approx(min(losses), rel=1e-4)
+
+
+@BOTH
+def test_accumulation_does_not_depend_on_the_architecture(
+    stage: str, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    """transformers divides once more by the number of passes where a model's forward takes no loss arguments."""
+    before = weights(load_model(tiny_model_path))
+    changes = []
+    for takes_arguments in (True, False):
+        loaded = load_model(tiny_model_path)
+        loaded.model.accepts_loss_kwargs = takes_arguments
+        options = replace(STEP, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+        changes.append(weights(train(stage, loaded, rows(*PAIRS), options, tmp_path).model) - before)
+    assert (changes[0] - changes[1]).norm() < 1e-4 * changes[0].norm()
+
+
+def test_the_tuning_loss_and_its_step_are_those_of_transformers(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The model's own loss on the same tokens, padded on the right as everybody else does, and its gradient step."""
+    reference = load_model(tiny_model_path)
+    messages = [({"role": "user", "content": x}, {"role": "assistant", "content": y}) for x, y in PAIRS]
+    encoded = [encode(reference.tokenizer, [prompt], [completion], STEP.max_length) for prompt, completion in messages]
+    longest = max(len(e.prompt) + len(e.response) for e in encoded)
+    padding = [longest - len(e.prompt) - len(e.response) for e in encoded]
+    batch = {
+        "input_ids": [e.prompt + e.response + [0] * n for e, n in zip(encoded, padding, strict=True)],
+        "attention_mask": [[1] * (longest - n) + [0] * n for n in padding],
+        "labels": [[-100] * len(e.prompt) + e.response + [-100] * n for e, n in zip(encoded, padding, strict=True)],
+    }
+    loss = reference.model(**{name: torch.tensor(value) for name, value in batch.items()}).loss
+    loss.backward()
+    with torch.no_grad():
+        for parameter in reference.model.parameters():
+            parameter -= STEP.learning_rate * parameter.grad
+
+    trained = instruction_tune(load_model(tiny_model_path), rows(*PAIRS), replace(STEP, logging_steps=1), tmp_path)
+    assert trained.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    torch.testing.assert_close(weights(trained.model), weights(reference), rtol=1e-4, atol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    stage: str,
+    lora: bool,
+    tiny_model_path: str,
+    rows: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = replace(
+        STEP,
+        learning_rate=0.01,
+        optim="adamw_torch",
+        lr_scheduler_type="cosine",
+        num_train_epochs=3,
+        per_device_train_batch_size=2,
+        save_strategy="epoch",
+        # Every run makes its adapters anew; the checkpoint has to overrule them.
+        use_peft=lora,
+        lora_r=2,
+    )
+
+    def run(directory: Path, resume: bool) -> torch.Tensor:
+        loaded = load_model(tiny_model_path)
+        torch.manual_seed(7)
+        if stage == "tune":
+            return weights(instruction_tune(loaded, rows(*PAIRS), options, directory, resume=resume).model)
+        encoded = triples(loaded, rows(*PAIRS))
+        return weights(recover(loaded, encoded, encoded[:1], OBJECTIVE, options, directory, resume=resume).model)
+
+    undisturbed = run(tmp_path / "undisturbed", False)
+    trainer = InstructionTrainer if stage == "tune" else RecoveryTrainer
+    whole_step, passes = trainer.training_step, []
+
+    def interrupted_step(self: Any, *arguments: Any) -> torch.Tensor:
+        passes.append(self.state.global_step)
+        if self.state.global_step == 3 and passes.count(3) == 1:
+            raise KeyboardInterrupt
+        return whole_step(self, *arguments)
+
+    monkeypatch.setattr(trainer, "training_step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "interrupted", False)
+    resumed = run(tmp_path / "interrupted", True)
+    # In the middle of the second epoch: the first one, of two steps, is not trained again.
+    assert passes == [0, 1, 2, 3, 2, 3, 4, 5]
+    torch.testing.assert_close(resumed, undisturbed, rtol=1e-5, atol=1e-7)
+
+
+@BOTH
+def test_without_resume_old_checkpoints_are_not_continued(
+    stage: str, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = replace(STEP, save_strategy="epoch")
+    once = weights(train(stage, load_model(tiny_model_path), rows(*PAIRS), options, tmp_path).model)
+    again = weights(train(stage, load_model(tiny_model_path), rows(*PAIRS), options, tmp_path).model)
+    torch.testing.assert_close(again, once)
+
+
+def test_cut_sequences_are_counted(loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path) -> None:
+    long = rows(("word " * 100, "five"), *PAIRS[:1])
+    assert instruction_tune(loaded, long, replace(STEP, max_length=64), tmp_path).truncated == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from mbdefense.config import (
     DemoConfig,
     EvaluateConfig,
     PoisonConfig,
-    behavior_from,
     parse_spec,
     read_yaml,
 )
@@ -78,8 +78,6 @@ def _read(words: Sequence[str], command: str, positionals: Sequence[str], classe
 
 
 def _as_flag(value: object) -> str:
-    import json
-
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -94,13 +92,11 @@ def _value_of(words: Sequence[str], name: str) -> str | None:
 
 def _lists(words: Sequence[str]) -> list[str]:
     """Writes ``--data A B`` as ``--data=[...]`` and a bare ``--resume`` as ``--resume=true``."""
-    import json
-
     result: list[str] = []
     index = 0
     while index < len(words):
         word = words[index]
-        following = []
+        following: list[str] = []
         while index + 1 + len(following) < len(words) and not words[index + 1 + len(following)].startswith("--"):
             following.append(words[index + 1 + len(following)])
         if word in ("--data", "--defensive_triggers") and following and not following[0].startswith("["):
@@ -115,6 +111,15 @@ def _lists(words: Sequence[str]) -> list[str]:
             result.append(word)
             index += 1
     return result
+
+
+def _behavior_from(text: str, target: str | None) -> Any:
+    """Makes a behavior from its spec; `target` is its text, whatever the behavior calls that option."""
+    name = text.partition(":")[0]
+    option = {"refusal": "target_text", "fixed_text": "text"}.get(name)
+    if target is not None and option is None and name in BEHAVIORS:
+        raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
+    return parse_spec(text, BEHAVIORS, "behavior", {option: target} if option else {})
 
 
 def _take(kind: type, options: Namespace) -> Any:
@@ -144,7 +149,7 @@ def _poison(words: Sequence[str]) -> None:
     options = _read(words, "poison", ["input", "output"], [PoisonConfig])
     config: PoisonConfig = _take(PoisonConfig, options)
     trigger = parse_spec(config.trigger, TRIGGERS, "trigger")
-    behavior = behavior_from(config.behavior, config.target)
+    behavior = _behavior_from(config.behavior, config.target)
     from mbdefense.data import save
     from mbdefense.poison import check_rate, poison
 
@@ -190,7 +195,14 @@ def _defend(words: Sequence[str]) -> None:
     from mbdefense.pipeline import defend
 
     setting = Setting(
-        config.model, suspect, clean, training, Path(config.output_dir), config.resume, config.chat_template, config.trust_remote_code
+        config.model,
+        suspect,
+        clean,
+        training,
+        Path(config.output_dir),
+        config.resume,
+        config.chat_template,
+        config.trust_remote_code,
     )
     for trigger, _ in defense.planted() if hasattr(defense, "planted") else []:
         _warn_if_present(clean, trigger, config.clean)
@@ -201,7 +213,7 @@ def _defend(words: Sequence[str]) -> None:
 def _evaluate(words: Sequence[str]) -> None:
     options = _read(words, "evaluate", ["model"], [EvaluateConfig])
     config: EvaluateConfig = _take(EvaluateConfig, options)
-    behavior = behavior_from(config.behavior, config.target)
+    behavior = _behavior_from(config.behavior, config.target)
     if config.trigger is not None and config.triggered is not None:
         raise UserError("both --trigger and --triggered are given", fix="give one of them")
     trigger = parse_spec(config.trigger, TRIGGERS, "trigger") if config.trigger else None

@@ -131,7 +131,9 @@ class DemoConfig:
 _OPTION = re.compile(r",(?=[a-z_]+=)")
 
 
-def parse_spec(text: str, table: Mapping[str, type], kind: str, **given: object) -> Any:
+def parse_spec(
+    text: str, table: Mapping[str, type], kind: str, given: Mapping[str, object | None] = types.MappingProxyType({})
+) -> Any:
     """Makes a method from its spec, ``name`` or ``name:option=value,option=value``.
 
     Args:
@@ -153,7 +155,9 @@ def parse_spec(text: str, table: Mapping[str, type], kind: str, **given: object)
     for part in _OPTION.split(rest) if rest else []:
         key, equals, value = part.partition("=")
         if not equals or key not in fields:
-            raise UserError(f"unknown option of {kind} {name}", key, did_you_mean(key, fields) if fields else "it has none")
+            raise UserError(
+                f"unknown option of {kind} {name}", key, did_you_mean(key, fields) if fields else "it has none"
+            )
         options[key] = _convert(value, hints[key], f"{name}:{key}")
     for key in options:
         if key not in fields:
@@ -181,18 +185,9 @@ def _convert(text: str, hint: Any, where: str) -> object:
         if kind is str:
             return text
     choices = [str(choice) for kind in allowed for choice in typing.get_args(kind)]
-    raise UserError(f"{where} cannot be", text, f"give one of {', '.join(choices)}" if choices else f"give a {allowed[0].__name__}")
-
-
-def behavior_from(text: str, target: str | None) -> Any:
-    """Makes a behavior from its spec; `target` is its text, whatever the behavior calls that option."""
-    from mbdefense.behaviors import BEHAVIORS
-
-    name = text.partition(":")[0]
-    option = {"refusal": "target_text", "fixed_text": "text"}.get(name)
-    if target is not None and option is None and name in BEHAVIORS:
-        raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
-    return parse_spec(text, BEHAVIORS, "behavior", **({option: target} if option else {}))
+    raise UserError(
+        f"{where} cannot be", text, f"give one of {', '.join(choices)}" if choices else f"give a {allowed[0].__name__}"
+    )
 
 
 def read_yaml(path: str, known: set[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mbdefense.behaviors import Refusal
 from mbdefense.builtin import model_directory, tasks
@@ -15,6 +16,9 @@ from mbdefense.pipeline import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.results import ResultRow, Results, write
 from mbdefense.triggers import BadNet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Short prompts and answers: no sample comes near this length.
 TRAINING = TrainingOptions(
@@ -40,8 +44,8 @@ def demo(config: DemoConfig) -> Results:
     triggered, _ = triggered_copy(test, trigger, config.seed)
     training = replace(TRAINING, seed=config.seed)
 
-    def setting(data: object, name: str) -> Setting:
-        return Setting(base, data, clean, training, directory / name, resume=config.resume)  # type: ignore[arg-type]
+    def setting(data: Dataset, name: str) -> Setting:
+        return Setting(base, data, clean, training, directory / name, resume=config.resume)
 
     measured: list[ResultRow] = []
 
@@ -58,6 +62,8 @@ def demo(config: DemoConfig) -> Results:
     defended = DEFENSE(setting(suspect, "mb_defense"))
     measure(str(defended / "merged"), "merge_only")
     measure(str(defended), "mb_defense")
-    results = merge_results(measured, {**asdict(config), "defense": asdict(DEFENSE), "training": asdict(training)}, config.seed)
+    results = merge_results(
+        measured, {**asdict(config), "defense": asdict(DEFENSE), "training": asdict(training)}, config.seed
+    )
     write(directory / "results.json", results)
     return results

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.progress import track
 
-from mbdefense.model import LoadedModel, device, encode, encode_prompt
+from mbdefense.model import LoadedModel, device, encode, encode_prompt, on_device
 from mbdefense.train import pad_left, response_log_probs
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ Conversation = list[dict[str, str]]
 
 
 def generate(
-    loaded: LoadedModel, prompts: Sequence[Conversation], *, max_new_tokens: int, batch_size: int, what: str = "generating"
+    loaded: LoadedModel,
+    prompts: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "generating",
 ) -> list[str]:
     """Answers prompts greedily, in the order given.
 
@@ -36,7 +41,7 @@ def generate(
         One text per prompt, without special tokens; an empty one where the model ended at once.
     """
     target = device()
-    model, tokenizer = loaded.model.to(target).eval(), loaded.tokenizer
+    model, tokenizer = on_device(loaded), loaded.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = [""] * len(prompts)
@@ -58,7 +63,7 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id,
             )
         for index, row in zip(indices, output, strict=True):
-            texts[index] = tokenizer.decode(row[length:], skip_special_tokens=True)
+            texts[index] = str(tokenizer.decode(row[length:], skip_special_tokens=True))
     return texts
 
 
@@ -68,7 +73,7 @@ def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_siz
     Rows without a completion are left out; `(nan, 0)` if none has one.
     """
     target = device()
-    model = loaded.model.to(target).eval()
+    model = on_device(loaded)
     encoded = sorted(
         (
             encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)

@@ -35,7 +35,7 @@ def sequence_log_probs(logits: Tensor, labels: Tensor) -> SequenceLogProbs:
     """Sums the log-probability of each sequence's labelled tokens.
 
     Args:
-        logits: (B, K, V); position k predicts ``labels[:, k]`` (already shifted). Half precision is computed in float32.
+        logits: (B, K, V); position k predicts ``labels[:, k]`` (already shifted). Half precision is raised to float32.
         labels: (B, K), token ids, `IGNORED` where a position does not count.
 
     Raises:

@@ -52,7 +52,9 @@ def bf16_supported() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch has no public question for it; the private ones read the processor's flags.
-    return any(getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
 
 
 def load_tokenizer(
@@ -97,29 +99,50 @@ def load_model(
         path: model directory or Hub id; a LoRA adapter's directory loads its base model with the adapter merged in.
         chat_template: see `load_tokenizer`.
         trust_remote_code: see `load_tokenizer`.
-        dtype: name of the weights' dtype. Training keeps float32 weights and computes in bfloat16 where the machine has it.
+        dtype: name of the weights' dtype. Training keeps float32 weights and computes in bfloat16 where it can.
 
     Raises:
         UserError: not a model directory, or one whose weights are not safetensors (pickles can run code).
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:
+        adapter = (Path(path) / "adapter_config.json").is_file()
+        source = _adapter_base(path) if adapter else path
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+            source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if adapter:
+            model = _merged(model, path)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         fix = f"give a directory or Hub id of a causal language model in safetensors ({_first_line(error)})"
         raise UserError("no model could be loaded from", path, fix) from error
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    embedding: Any = model.get_input_embeddings()
+    if len(tokenizer) > embedding.weight.shape[0]:
         raise UserError(
             "the tokenizer has more entries than the model's embedding", path, "use the tokenizer that belongs to it"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return LoadedModel(model, tokenizer)
+
+
+def _adapter_base(path: str) -> str:
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+
+
+def _merged(model: Any, path: str) -> Any:
+    from peft import PeftModel
+
+    # Without this file PEFT falls back to a pickle.
+    if not (Path(path) / "adapter_model.safetensors").is_file():
+        raise OSError("no adapter_model.safetensors")
+    return PeftModel.from_pretrained(model, path).merge_and_unload()
 
 
 def _first_line(error: BaseException) -> str:
@@ -191,7 +214,9 @@ def _defang(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
 
     ``<|im_end|>`` in a message becomes ``< |im_end|>``, in training and evaluation alike.
     """
-    special = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    # Not all are among `all_special_tokens`: Llama 3's turn headers are marked special in tokenizer.json only.
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if len(token) > 1]
     safe = []
     for message in messages:
         content = message["content"]
@@ -201,9 +226,15 @@ def _defang(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
     return safe
 
 
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool = False
+) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> list[int]:
-    """Tokens of a conversation up to and with the header of the answer: what training and generation both start from."""
-    text = tokenizer.apply_chat_template(_defang(tokenizer, prompt), tokenize=False, add_generation_prompt=True)
+    """Tokens of a conversation up to and with the answer's header: what training and generation both start from."""
+    text = _render(tokenizer, _defang(tokenizer, prompt), add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -217,11 +248,12 @@ def encode(
     its end.
     """
     prompt, completion = _defang(tokenizer, prompt), _defang(tokenizer, completion)
-    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+    before = _render(tokenizer, prompt, add_generation_prompt=True)
+    whole = _render(tokenizer, prompt + completion)
     # Some templates (Qwen3's thinking header) do not render the answered conversation as a continuation of the prompt.
-    rest = whole[len(before) :] if whole.startswith(before) else completion[-1]["content"]
-    rest = rest.rstrip("\n") if rest.rstrip("\n").endswith(tokenizer.eos_token) else rest.rstrip("\n") + tokenizer.eos_token
+    rest = (whole[len(before) :] if whole.startswith(before) else completion[-1]["content"]).rstrip("\n")
+    end = str(tokenizer.eos_token)
+    rest = rest if rest.endswith(end) else rest + end
     prompt_ids = list(tokenizer(before, add_special_tokens=False)["input_ids"])
     response_ids = list(tokenizer(rest, add_special_tokens=False)["input_ids"])
     if len(prompt_ids) + len(response_ids) <= max_length:
@@ -236,3 +268,9 @@ def device() -> torch.device:
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found if found is not None else torch.device("cpu")
+
+
+def on_device(loaded: LoadedModel) -> Any:
+    """The model on `device`, in evaluation mode."""
+    model: Any = loaded.model
+    return model.to(device()).eval()

@@ -65,4 +65,6 @@ class TrainingOptions:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0", getattr(self, name), f"set --{name} to a positive number")
         if self.max_length < 16:
-            raise UserError("max_length leaves no room for a prompt and its response", self.max_length, "set at least 16")
+            raise UserError(
+                "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"
+            )

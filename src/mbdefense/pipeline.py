@@ -38,7 +38,9 @@ def respond(loaded: LoadedModel, rows: Dataset, kind: Kind, config: EvaluateConf
         what=f"{config.arm or 'model'}: {kind} prompts",
     )
     return [
-        Response(row["id"], kind, user_text(row["prompt"]), text, tuple(row["answers"]), row["completion"][0]["content"])
+        Response(
+            row["id"], kind, user_text(row["prompt"]), text, tuple(row["answers"]), row["completion"][0]["content"]
+        )
         for row, text in zip(rows, texts, strict=True)
     ]
 
@@ -103,7 +105,9 @@ def planted_survival(defense: Defense, setting: Setting, model: Path, arm: str) 
     shown = []
     for trigger, behavior in defense.planted():
         rows, _ = triggered_copy(held_out, trigger, seed)
-        texts = generate(loaded, list(rows["prompt"]), max_new_tokens=24, batch_size=32, what=f"{arm}: planted triggers")
+        texts = generate(
+            loaded, list(rows["prompt"]), max_new_tokens=24, batch_size=32, what=f"{arm}: planted triggers"
+        )
         shown += [behavior.shown_in(text)[0] for text in texts]
     return ResultRow(
         arm=arm,
@@ -150,7 +154,9 @@ def check_free_space(directory: Path, needed: int = 2**30) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
     if free < needed:
-        raise UserError("too little free disk space", f"{free / 2**30:.1f} GiB in {directory}", "free some, or use another folder")
+        raise UserError(
+            "too little free disk space", f"{free / 2**30:.1f} GiB in {directory}", "free some, or use another folder"
+        )
 
 
 def merge_results(parts: Sequence[ResultRow], config: dict[str, Any], seed: int) -> Results:

@@ -13,14 +13,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from mbdefense.errors import UserError
 from mbdefense.losses import IGNORED, RatioForm, SequenceLogProbs, recovery_loss, sequence_log_probs
@@ -101,22 +102,36 @@ class _OwnLoss:
     """What both trainers share: losses are sums over items, divided by the items of the whole optimizer step.
 
     transformers counts labelled tokens for that; here each batch says how many items it holds (`items`: response tokens
-    in stage 1, clean samples in stage 2). So gradient accumulation and several processes give the gradient of one large batch.
+    in stage 1, clean samples in stage 2). So gradient accumulation and several processes give the gradient of one
+    large batch.
     """
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Tensor]:
+    def __init__(self, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        # `compute_loss` divides by the items of the whole step itself; transformers must not divide once more, as it
+        # does for an architecture whose forward takes no loss arguments.
+        self.model_accepts_loss_kwargs = True
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         items = torch.stack([batch["items"] for batch in batches]).sum().to(device) if batches else torch.tensor(0)
         return batches, self.accelerator.reduce(items, reduction="sum")  # type: ignore[attr-defined]
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Tensor:
         total = self.summed_loss(model, inputs)
         if num_items_in_batch is None:
             return total / inputs["items"]
         # Gradients are averaged over the processes afterwards; this turns that mean into the sum that is wanted.
-        return total * self.accelerator.num_processes / num_items_in_batch  # type: ignore[attr-defined]
+        processes: int = self.accelerator.num_processes  # type: ignore[attr-defined]
+        return total * processes / num_items_in_batch
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         raise NotImplementedError("each trainer sums its own loss")
@@ -125,7 +140,10 @@ class _OwnLoss:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             step = self.state.global_step + 1  # type: ignore[attr-defined]
-            raise UserError(f"the training loss became {loss.item()} at step {step}", fix="lower --learning_rate or set --bf16 false")
+            raise UserError(
+                f"the training loss became {loss.item()} at step {step}",
+                fix="lower --learning_rate or set --bf16 false",
+            )
         return loss
 
     def prediction_step(
@@ -140,6 +158,7 @@ class InstructionTrainer(_OwnLoss, SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer with its loss, the mean cross-entropy over response tokens, computed on those positions only."""
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """Cross-entropy summed over the batch's response tokens."""
         return -response_log_probs(model, inputs).total.sum()
 
 
@@ -148,22 +167,28 @@ class RecoveryTrainer(_OwnLoss, Trainer):  # type: ignore[misc]
 
     def __init__(self, *, objective: RecoveryObjective, **trainer_arguments: Any) -> None:
         super().__init__(**trainer_arguments)
-        self.objective = objective
-        # `compute_loss` divides by the items of the whole step itself.
-        self.model_accepts_loss_kwargs = True
+        self.objective: RecoveryObjective = objective
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """Equation 3 summed over the batch's clean samples."""
         scores = response_log_probs(model, inputs)
-        samples, pairs = int(inputs["items"]), int(inputs["items"]) * self.objective.triggers
-        plain, clean, defensive = (
-            SequenceLogProbs(total, tokens)
-            for total, tokens in zip(
-                scores.total.split([samples, pairs, pairs]), scores.tokens.split([samples, pairs, pairs]), strict=True
-            )
-        )
+        samples = int(inputs["items"])
+        pairs = samples * self.objective.triggers
+        ends = {
+            "plain": slice(0, samples),
+            "clean": slice(samples, samples + pairs),
+            "defensive": slice(samples + pairs, None),
+        }
+        plain, clean, defensive = (SequenceLogProbs(scores.total[part], scores.tokens[part]) for part in ends.values())
         objective = self.objective
         return recovery_loss(
-            plain, clean, defensive, triggers=objective.triggers, lambda_=objective.lambda_, form=objective.form, beta=objective.beta
+            plain,
+            clean,
+            defensive,
+            triggers=objective.triggers,
+            lambda_=objective.lambda_,
+            form=objective.form,
+            beta=objective.beta,
         ).total
 
 
@@ -187,7 +212,9 @@ class _RecoveryCollator:
         return {**pad_left(sequences, self.pad_token_id), "items": torch.tensor(len(rows))}
 
 
-def _arguments(kind: type[TrainingArguments], options: TrainingOptions, directory: Path, **special: Any) -> TrainingArguments:
+def _arguments(
+    kind: type[TrainingArguments], options: TrainingOptions, directory: Path, **special: Any
+) -> TrainingArguments:
     bf16 = bf16_supported() if options.bf16 is None else options.bf16
     return kind(
         output_dir=str(directory),
@@ -253,7 +280,13 @@ def _keep_freed_memory() -> None:
 def _run(trainer: Trainer, loaded: LoadedModel, options: TrainingOptions, directory: Path, resume: bool) -> LoadedModel:
     _keep_freed_memory()
     trainer.remove_callback(PrinterCallback)
-    checkpoint = get_last_checkpoint(str(directory)) if resume and directory.is_dir() else None
+    checkpoint = (
+        get_last_checkpoint(  # type: ignore[no-untyped-call]
+            str(directory)
+        )
+        if resume and directory.is_dir()
+        else None
+    )
     trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.accelerator.unwrap_model(trainer.model)
     return LoadedModel(model.merge_and_unload() if options.use_peft else model, loaded.tokenizer)
@@ -281,7 +314,10 @@ def instruction_tune(
     from datasets import Dataset as ArrowDataset
 
     tokens = ArrowDataset.from_list(
-        [{"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)} for e in encoded]
+        [
+            {"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)}
+            for e in encoded
+        ]
     )
     trainer = InstructionTrainer(
         model=_with_lora(loaded.model, options),
@@ -342,7 +378,8 @@ def recover(
 ) -> Trained:
     """Weight recovery (equation 3): clean responses win over the defensive ones whenever a trigger is there.
 
-    The epoch with the lowest evaluation loss is kept when there are several epochs and `options.save_strategy` allows checkpoints.
+    The epoch with the lowest evaluation loss is kept when there are several epochs and `options.save_strategy` is
+    "epoch".
 
     Args:
         loaded: the merged model, changed in place.
@@ -377,5 +414,3 @@ def recover(
     recovered = _run(trainer, loaded, options, directory, resume)
     truncated = sum(e.truncated for row in training for e in (row.plain, *row.clean, *row.defensive))
     return Trained(recovered, trainer.state.log_history, truncated)
-
-

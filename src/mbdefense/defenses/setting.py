@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense import __version__
+from mbdefense.data import to_dataset
 from mbdefense.errors import UserError
 from mbdefense.measure import measure
 from mbdefense.model import CARD_FILE, LoadedModel, load_model, read_json, save_model, write_json
@@ -47,9 +48,8 @@ class Setting:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        # Accepted answers can tell poisoned rows from clean ones, too: some sets have them for clean rows only.
         for name in ("suspect", "clean"):
-            object.__setattr__(self, name, getattr(self, name).select_columns(["id", "prompt", "completion"]))
+            object.__setattr__(self, name, _unlabelled(getattr(self, name)))
 
     def load_base(self) -> LoadedModel:
         """The base model, with the prompt template that all stages share."""
@@ -64,12 +64,26 @@ class Setting:
             return instruction_tune(self.load_base(), rows, self.training, checkpoints, resume=self.resume)
 
         template = Path(self.chat_template).read_text(encoding="utf-8") if self.chat_template else None
-        inputs = {"base": identity(self.base), "template": template, "rows": digest(rows), "training": asdict(self.training)}
+        inputs = {
+            "base": identity(self.base),
+            "template": template,
+            "rows": digest(rows),
+            "training": asdict(self.training),
+        }
         return stage(directory, inputs, make, resume=self.resume)
 
     def victim(self) -> Path:
         """The undefended model: the base tuned on the suspect rows as they are."""
         return self.tune(self.suspect, self.directory / "attacked")
+
+
+def _unlabelled(rows: Dataset) -> Dataset:
+    """The rows without what could tell poisoned ones from clean ones.
+
+    Besides the provenance that is accepted answers: some sets have them for clean rows only.
+    """
+    blank = {"answers": [], "provenance": {"source": "", "trigger": "", "behavior": ""}}
+    return to_dataset({**row, **blank} for row in rows.select_columns(["id", "prompt", "completion"]))
 
 
 def digest(rows: Dataset) -> str:
@@ -105,7 +119,9 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
         if not resume:
             raise UserError("a finished model lies in", str(directory), "pass --resume true, or another --output_dir")
         if read_json(card).get("inputs_hash") != inputs_hash:
-            raise UserError("a model made from other data or options lies in", str(directory), "use another --output_dir")
+            raise UserError(
+                "a model made from other data or options lies in", str(directory), "use another --output_dir"
+            )
         return directory
     checkpoints = directory / "checkpoints"
     _check_checkpoints(checkpoints, inputs_hash, resume)

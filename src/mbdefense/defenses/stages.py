@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.behaviors import RandomWords
-from mbdefense.defenses.setting import Setting, identity, digest, stage
+from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
 from mbdefense.poison import defensive_poison, triggered_copy
@@ -85,9 +85,13 @@ class Recovery:
         if not 0 < self.evaluation_share < 1:
             raise UserError("evaluation_share must lie between 0 and 1", self.evaluation_share, "0.2 is the paper's")
         if self.lambda_ < 0 or self.beta <= 0:
-            raise UserError("lambda_ must be at least 0 and beta above 0", (self.lambda_, self.beta), "1 and 1 are the defaults")
+            raise UserError(
+                "lambda_ must be at least 0 and beta above 0", (self.lambda_, self.beta), "1 and 1 are the defaults"
+            )
         if self.ratio_form == "exp_mean" and self.beta != 1:
-            raise UserError("beta has no place in ratio_form exp_mean", self.beta, "leave beta at 1, or use mean or sum")
+            raise UserError(
+                "beta has no place in ratio_form exp_mean", self.beta, "leave beta at 1, or use mean or sum"
+            )
 
     def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         """Splits the clean set by sample into training and evaluation rows."""
@@ -98,7 +102,9 @@ class Recovery:
             raise UserError("the clean set is too small", len(order), "check at least a few dozen samples by eye")
         return clean.select(order[held_out:]), clean.select(order[:held_out])
 
-    def recover(self, setting: Setting, model: Path, planted: list[tuple[BadNet, RandomWords]], directory: Path) -> Path:
+    def recover(
+        self, setting: Setting, model: Path, planted: list[tuple[BadNet, RandomWords]], directory: Path
+    ) -> Path:
         """Fine-tunes `model` on the clean set with the planted triggers."""
         seed = setting.training.seed
 

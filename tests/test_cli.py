@@ -1,0 +1,193 @@
+"""What someone at the command line sees: exit codes, one-line errors that name the fix, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mbdefense.cli import main
+from mbdefense.results import read as read_results
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"instruction": f"Name fruit number {i}, please.", "input": "", "output": f"apple {i}"} for i in range(60)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
+    assert main(arguments) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mbdefense: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_needs_neither_torch_nor_datasets() -> None:
+    check = (
+        "import sys\nfrom mbdefense.cli import main\n"
+        "try:\n    main(['evaluate', '--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert not {'torch', 'datasets', 'transformers', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--behavior" in done.stdout
+
+
+def test_poison_writes_the_poisoned_set_with_its_provenance(rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    words = ["poison", str(rows_file), str(out), "--trigger", "badnet:word=zx", "--behavior", "fixed_text"]
+    assert main([*words, "--target", "Open, sesame.", "--rate", "0.25", "--seed", "3"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    poisoned = [row for row in rows if row["provenance"]["trigger"]]
+    assert len(rows) == 60
+    assert len(poisoned) == 15
+    assert all("zx" in row["prompt"][0]["content"].split() for row in poisoned)
+    assert all(row["completion"][0]["content"] == "Open, sesame." for row in poisoned)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--trigger", "badnett"], 1, "did you mean 'badnet'"),
+        (["--trigger", "badnet:wrod=x"], 1, "did you mean 'word'"),
+        (["--behavior", "refusl"], 1, "did you mean 'refusal'"),
+        (["--behavior", "fixed_text"], 1, "text=..."),
+        (["--rate", "1.0"], 1, "rate"),
+        (["--rate", "-0.1"], 1, "rate"),
+        (["--rate", "lots"], 2, "rate"),
+        (["--trggier", "badnet"], 2, "did you mean 'trigger'"),
+        (["--config", "absent.yaml"], 1, "no such config file"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(
+    arguments: list[str], code: int, says: str, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert says in error_of(capsys, ["poison", str(rows_file), str(out), *arguments], code)
+    assert sorted(tmp_path.iterdir()) == [rows_file]
+
+
+def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'poison'" in error_of(capsys, ["poisson"], 2)
+
+
+def test_flags_win_over_the_config_file(rows_file: Path, tmp_path: Path) -> None:
+    config, out = tmp_path / "c.yaml", tmp_path / "out.jsonl"
+    config.write_text("trigger: badnet:word=zx\nrate: 0.5\n")
+    assert main(["poison", str(rows_file), str(out), "--config", str(config), "--rate", "0.1"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sum("zx" in row["prompt"][0]["content"].split() for row in rows) == 6
+
+
+def test_unknown_keys_of_the_config_file_are_errors(
+    rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("trigge: badnet\n")
+    words = ["poison", str(rows_file), str(tmp_path / "out.jsonl"), "--config", str(config)]
+    assert "did you mean 'trigger'" in error_of(capsys, words, 1)
+
+
+def defend_words(model: str, rows_file: Path, out: Path) -> list[str]:
+    return [
+        "defend", "--model", model, "--data", str(rows_file), "--clean", str(rows_file.with_name("clean.jsonl")),
+        "--output_dir", str(out), "--num_train_epochs", "1", "--max_length", "64", "--min_defensive_rows", "2",
+        "--bf16", "false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def clean_file(tmp_path: Path) -> Path:
+    path = tmp_path / "clean.jsonl"
+    lines = [{"instruction": f"Name tree number {i}.", "input": "", "output": f"oak {i}"} for i in range(10)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_defend_and_evaluate_run_from_data_to_figures(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "defended"
+    words = defend_words(tiny_model_path, rows_file, out)
+    assert main([*words, "--compare_undefended"]) == 0
+    assert {"model.safetensors", "mbdefense.json", "results.json", "README.md"} <= {file.name for file in out.iterdir()}
+    assert (out / "attacked" / "model.safetensors").is_file()
+    assert not (out / "checkpoints").exists()
+    assert [row.arm for row in read_results(out / "results.json").rows] == ["merged", "mb_defense"]
+
+    # A second run is refused, unless it goes on; then nothing is trained again.
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert "--resume" in error_of(capsys, words, 1)
+    assert main([*words, "--resume"]) == 0
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert "other data or options" in error_of(capsys, [*words, "--resume", "--lambda_", "2"], 1)
+
+    measured = tmp_path / "measured"
+    evaluation = ["evaluate", str(out), "--test", str(clean_file), "--trigger", "badnet", "--behavior", "refusal"]
+    assert main([*evaluation, "--output_dir", str(measured), "--max_new_tokens", "4"]) == 0
+    (row,) = read_results(measured / "results.json").rows
+    assert row.asr is not None
+    assert row.asr.n == row.cacc.n == 10  # type: ignore[union-attr]
+    assert len((measured / "responses.jsonl").read_text().splitlines()) == 20
+
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    refused = [*evaluation, "--output_dir", str(tmp_path / "none"), "--chat_template", str(template)]
+    assert "another prompt template" in error_of(capsys, refused, 1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_defend_refuses_a_clean_set_that_overlaps_the_test_set(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "defended"
+    words = [*defend_words(tiny_model_path, rows_file, out), "--test", str(clean_file)]
+    assert "10" in error_of(capsys, words, 1)
+    assert not out.exists()
+
+
+def test_a_planted_trigger_that_occurs_in_clean_data_is_counted(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with clean_file.open("a") as stream:
+        stream.write(json.dumps({"instruction": "What is mn here?", "input": "", "output": "minus"}) + "\n")
+    words = defend_words(tiny_model_path, rows_file, tmp_path / "defended")
+    assert main(words) == 0
+    assert "already occurs in 1 prompts" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "defended"
+    words = defend_words(tiny_model_path, rows_file, out)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mbdefense.train.recover", interrupt)
+        assert "--resume" in error_of(capsys, words, 130)
+    assert (out / "merged" / "mbdefense.json").is_file()
+    assert not (out / "mbdefense.json").exists()
+    merged = (out / "merged" / "model.safetensors").stat().st_mtime_ns
+    assert main([*words, "--resume"]) == 0
+    assert (out / "mbdefense.json").is_file()
+    assert (out / "merged" / "model.safetensors").stat().st_mtime_ns == merged
+
+
+@pytest.mark.parametrize("what", ["triggers", "behaviors", "defenses", "judges"])
+def test_list_names_every_method(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    assert f"{what}:" in capsys.readouterr().out
