@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 TRAINING = TrainingOptions(
     learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
 )
-DEFENSE = MBDefense(recovery_learning_rate=1.5e-4, recovery_batch_size=4)
+# Recovery sees 51 short samples once: small batches give it 26 steps. Rate and batch size were chosen by the loss on the
+# held-out clean samples, which the defender has.
+DEFENSE = MBDefense(recovery_learning_rate=2e-4, recovery_batch_size=2)
 POISONING_RATE = 0.2
 
 
