@@ -12,6 +12,7 @@ import mbdefense
 SOURCE = Path(mbdefense.__file__).parent
 ROOMS = [
     "errors",
+    "files",
     "config",
     "measure",
     "options",

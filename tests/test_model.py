@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mbdefense.errors import UserError
+from mbdefense.files import read_json
 from mbdefense.model import (
     CARD_FILE,
     PLAIN_TEMPLATE,
@@ -13,10 +14,8 @@ from mbdefense.model import (
     encode_prompt,
     load_model,
     load_tokenizer,
-    read_json,
     save_model,
     template_hash,
-    write_json,
 )
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -305,31 +304,3 @@ def test_an_adapter_directory_loads_as_a_plain_merged_model(tiny_model_path, tmp
     assert merged.keys() == base.keys()
     changed = [name for name in base if not torch.equal(base[name], merged[name])]
     assert changed == [name for name in base if "q_proj" in name]
-
-
-# JSON.
-
-
-def test_write_json_round_trip(tmp_path):
-    write_json(tmp_path / "value.json", {"ü": [1, None]})
-    write_json(tmp_path / "value.json", {"ü": [2, None]})
-    assert read_json(tmp_path / "value.json") == {"ü": [2, None]}
-
-
-@pytest.mark.parametrize("value", [{"a": object()}, {"a": "\ud800"}], ids=["not JSON", "not Unicode"])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, value):
-    path = tmp_path / "value.json"
-    write_json(path, {"a": 1})
-    with pytest.raises((TypeError, UnicodeEncodeError)):
-        write_json(path, value)
-    assert read_json(path) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-    path.unlink()
-    with pytest.raises((TypeError, UnicodeEncodeError)):
-        write_json(path, value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_read_json_names_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"missing\.json"):
-        read_json(tmp_path / "missing.json")

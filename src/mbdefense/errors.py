@@ -37,3 +37,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}available: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none; cut short, for use in an error line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

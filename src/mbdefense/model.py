@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbdefense.errors import UserError
+from mbdefense.errors import UserError, first_line
+from mbdefense.files import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            "no tokenizer could be loaded from", path, f"save one beside the weights ({_first_line(error)})"
+            "no tokenizer could be loaded from", path, f"save one beside the weights ({first_line(error)})"
         ) from error
     if chat_template is not None:
         file = Path(chat_template)
@@ -118,7 +118,7 @@ def load_model(
         if adapter:
             model = _merged(model, path)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        fix = f"give a directory or Hub id of a causal language model in safetensors ({_first_line(error)})"
+        fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
         raise UserError("no model could be loaded from", path, fix) from error
     embedding: Any = model.get_input_embeddings()
     if len(tokenizer) > embedding.weight.shape[0]:
@@ -143,10 +143,6 @@ def _merged(model: Any, path: str) -> Any:
     if not (Path(path) / "adapter_model.safetensors").is_file():
         raise OSError("no adapter_model.safetensors")
     return PeftModel.from_pretrained(model, path).merge_and_unload()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -182,31 +178,6 @@ def check_template(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
             asked[:12],
             "evaluate it with its own: leave --chat_template out and do not edit the tokenizer",
         )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON to a temporary name in the same folder and renames it, so that `path` is never half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object that this package wrote.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError("cannot read", str(path), f"make it again ({_first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", str(path), "make it again")
-    return value
 
 
 def _defang(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from mbdefense.defenses import Defense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.defenses.stages import Merging, Recovery
 from mbdefense.errors import UserError
+from mbdefense.files import write_text
 from mbdefense.generate import generate, perplexity
 from mbdefense.judges.rules import Rules
 from mbdefense.metrics import rate, scores
@@ -145,7 +146,7 @@ def defend(defense: Defense, name: str, setting: Setting, *, compare_undefended:
         tuple(row for row in found if row is not None),
     )
     write(setting.directory / "results.json", results)
-    (setting.directory / "README.md").write_text(model_card(results, setting.base, name, options), encoding="utf-8")
+    write_text(setting.directory / "README.md", model_card(results, setting.base, name, options))
     return results
 
 

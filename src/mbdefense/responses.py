@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from mbdefense.errors import UserError, did_you_mean
+from mbdefense.files import write_text
 
 Kind = Literal["clean", "triggered"]
 _KINDS: tuple[str, ...] = get_args(Kind)
@@ -49,22 +47,8 @@ def write_responses(path: str | Path, responses: Iterable[Response]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        # A lone surrogate has no UTF-8; backslashreplace writes it as the escape that JSON has for it.
-        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-            for response in responses:
-                stream.write(json.dumps(asdict(response), ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot write ({reason})", str(path), "check folder, permissions and free space") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the replace
-            temporary.unlink()
+    lines = (json.dumps(asdict(response), ensure_ascii=False) + "\n" for response in responses)
+    write_text(Path(path), "".join(lines))
 
 
 def read_responses(path: str | Path) -> list[Response]:

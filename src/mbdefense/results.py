@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mbdefense import __version__
 from mbdefense.errors import UserError, did_you_mean
+from mbdefense.files import read_json, write_json
 from mbdefense.metrics import Score
-from mbdefense.model import read_json, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,11 +96,7 @@ def write(path: str | Path, results: Results) -> None:
     # A file name on the command line may hold bytes that are no text; UTF-8 has no place for them.
     plain = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     _parse(plain, Path(path).name)
-    try:
-        write_json(Path(path), plain)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot write ({reason})", str(path), "check folder, permissions and free space") from error
+    write_json(Path(path), plain)
 
 
 def read(path: str | Path) -> Results:

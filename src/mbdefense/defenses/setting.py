@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from mbdefense import __version__
 from mbdefense.data import to_dataset
 from mbdefense.errors import UserError
+from mbdefense.files import read_json, write_json
 from mbdefense.measure import measure
-from mbdefense.model import CARD_FILE, LoadedModel, load_model, read_json, save_model, write_json
+from mbdefense.model import CARD_FILE, LoadedModel, load_model, save_model
 from mbdefense.options import TrainingOptions
 
 if TYPE_CHECKING:

@@ -1,0 +1,166 @@
+"""Reading a source, file or Hub id, into (line or row number, value) pairs.
+
+A value that is a `BadRowError` stands for a broken line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from mbdefense.errors import UserError
+
+_HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<split>\w[\w.\[\]%:+-]*))?", re.ASCII)
+_LONGEST_CSV_FIELD = 1 << 26
+
+
+class BadRowError(Exception):
+    """One row cannot be used; the message is the reason."""
+
+
+def read(source: str) -> tuple[str, list[tuple[int, object]]]:
+    """A source's short name, and its values with their line or row numbers.
+
+    Raises:
+        UserError: no such file or data set, or it cannot be read.
+    """
+    path = Path(source)
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL: no path, and no Hub id either
+        exists = False
+    hub = _HUB_ID.fullmatch(source)
+    if not exists and hub and kind not in _READERS:
+        return _read_hub(hub["name"], hub["split"] or "train")
+    if not exists:
+        raise UserError("no such file", source, "check the path; a Hub id is written owner/name or owner/name:split")
+    # A name that is not valid Unicode must not break the table or a terminal.
+    name = path.name.encode("utf-8", "replace").decode()
+    if not path.is_file():
+        raise UserError("not a file", source, "name the data file itself")
+    zipped = path.name.lower().endswith(".gz")
+    if kind not in _READERS or (zipped and kind == ".parquet"):
+        fix = f"use one of {', '.join(_READERS)} (all but Parquet also with .gz)"
+        raise UserError("unknown kind of file", name, fix)
+    try:
+        if path.stat().st_size == 0:
+            raise UserError("empty file", name, "give a file with at least one row")
+        with path.open("rb") as file:
+            stream = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if zipped else file
+            return name, list(_READERS[kind](stream, name))
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read ({_first_line(error)})", source, "check the file and its permissions") from error
+
+
+def _read_hub(name: str, split: str) -> tuple[str, list[tuple[int, object]]]:
+    import datasets
+
+    try:
+        return f"{name}:{split}", list(enumerate(datasets.load_dataset(name, split=split), 1))
+    # The Hub's client, the network and the data set's own reader raise types of their own, without a common base.
+    except Exception as error:
+        fix = "check id, split and network, or give an existing file"
+        raise UserError(f"cannot load from the Hub ({_first_line(error)})", f"{name}:{split}", fix) from error
+
+
+def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
+    # Bytes split at \n only: str.splitlines would also cut at U+2028 and its like inside of a text.
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            yield number, BadRowError(f"not UTF-8 (byte {error.start + 1} of the line)")
+        except json.JSONDecodeError as error:
+            yield number, BadRowError(f"malformed JSON ({error.msg}, column {error.colno})")
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets thousands deep
+            yield number, BadRowError(f"unreadable JSON ({_first_line(error)})")
+
+
+def _read_json(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
+    text = _decode(stream.read(), name)
+    if not text.strip():
+        return
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        fix = "name it .jsonl if it holds one object a line" if error.msg == "Extra data" else "correct that line"
+        raise UserError(f"{name}:{error.lineno}: malformed JSON ({error.msg}, column {error.colno})", fix=fix) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: unreadable JSON ({_first_line(error)})", fix="correct the file") from None
+    if isinstance(value, dict) and list(value) == ["data"]:
+        value = value["data"]
+    if not isinstance(value, list):
+        raise UserError(f"{name}: not an array of rows", fix="write [row, row, ...], or one object a line in a .jsonl")
+    yield from enumerate(value, 1)
+
+
+def _read_csv(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
+    text = _decode(stream.read(), name)
+    usual_limit = csv.field_size_limit(_LONGEST_CSV_FIELD)  # a long answer exceeds the module's 128 KiB
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header: list[str] | None = None
+        while True:
+            number = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, BadRowError(f"malformed CSV ({error})")
+                continue
+            if not fields:
+                continue
+            if header is None:
+                header = fields
+                if len(set(header)) < len(header):
+                    raise UserError(f"{name}:{number}: a column occurs twice", header, "give every column its own name")
+            elif len(fields) != len(header):
+                yield number, BadRowError(f"{len(fields)} fields where the header has {len(header)}")
+            else:
+                yield number, dict(zip(header, fields, strict=True))
+    finally:
+        csv.field_size_limit(usual_limit)
+
+
+def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(stream).iter_batches()
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise UserError(f"not a readable Parquet file ({_first_line(error)})", name, "write it again") from error
+
+
+_READERS: dict[str, Callable[[IO[bytes], str], Iterator[tuple[int, object]]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}:{line}: not UTF-8 text", fix="save the file as UTF-8") from None
+
+
+def _first_line(error: BaseException) -> str:
+    line = next(iter(str(error).splitlines()), "")[:200]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

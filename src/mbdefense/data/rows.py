@@ -1,0 +1,104 @@
+"""The row form, and what is asked of rows: their id, the user's text, shared prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Message = dict[str, str]
+COLUMNS = ("id", "prompt", "completion", "answers", "provenance")
+PROVENANCE = ("source", "trigger", "behavior")
+
+
+def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+    """A Dataset of rows in the row form, with the types written out so that empty ``answers`` keep theirs."""
+    from datasets import Dataset, Features, Value
+
+    text = Value("string")
+    features = Features(
+        {
+            "id": text,
+            "prompt": [{"role": text, "content": text}],
+            "completion": [{"role": text, "content": text}],
+            "answers": [text],
+            "provenance": dict.fromkeys(PROVENANCE, text),
+        }
+    )
+    return Dataset.from_list([dict(row) for row in rows], features=features)
+
+
+def content_id(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> str:
+    """The id of a row: 16 hex digits that depend on nothing but its prompt and completion."""
+    turns = [[{"role": turn["role"], "content": turn["content"]} for turn in part] for part in (prompt, completion)]
+    return _digest(turns)[:16]
+
+
+def user_text(prompt: Sequence[Mapping[str, str]]) -> str:
+    """The content of the last user turn.
+
+    Raises:
+        ValueError: no turn is the user's.
+    """
+    return prompt[_last_user(prompt)]["content"]
+
+
+def with_user_text(prompt: Sequence[Mapping[str, str]], text: str) -> list[Message]:
+    """A copy of the prompt in which the last user turn says ``text``; the argument stays as it is.
+
+    Raises:
+        ValueError: no turn is the user's.
+    """
+    turns = [dict(turn) for turn in prompt]
+    turns[_last_user(prompt)]["content"] = text
+    return turns
+
+
+def prompt_key(prompt: Sequence[Mapping[str, str]]) -> str:
+    """A hash that prompts share if their turns differ in white space and case only."""
+    return _digest([[turn["role"], " ".join(turn["content"].lower().split())] for turn in prompt])
+
+
+def overlap(a: Dataset, b: Dataset) -> list[str]:
+    """The ids of the rows in ``a`` whose prompt (by `prompt_key`) also occurs in ``b``."""
+    known = {prompt_key(prompt) for prompt in b["prompt"]}
+    return [row_id for row_id, prompt in zip(a["id"], a["prompt"], strict=True) if prompt_key(prompt) in known]
+
+
+def check_disjoint(
+    clean: Dataset, test: Dataset, *, clean_name: str = "the clean set", test_name: str = "the test set"
+) -> None:
+    """Refuse data that shares prompts with the test set: figures from it would mean nothing.
+
+    Args:
+        clean: rows to train or recover with.
+        test: rows to evaluate with.
+        clean_name: how messages name the first, e.g. ``"the clean set clean.json"``.
+        test_name: how messages name the second.
+
+    Raises:
+        UserError: at least one prompt occurs in both; names the sources of the first three.
+    """
+    shared = set(overlap(clean, test))
+    if shared:
+        named = [row["provenance"]["source"] or row["id"] for row in clean if row["id"] in shared][:3]
+        what = f"{clean_name} overlaps {test_name}: {len(shared)} of {len(clean)} prompts are also in {test_name}"
+        raise UserError(f"{what}, the first", ", ".join(named), f"remove them from {clean_name}")
+
+
+def _last_user(prompt: Sequence[Mapping[str, str]]) -> int:
+    for index in range(len(prompt) - 1, -1, -1):
+        if prompt[index]["role"] == "user":
+            return index
+    raise ValueError("the prompt has no user turn")
+
+
+def _digest(value: object) -> str:
+    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
