@@ -12,16 +12,20 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from mbdefense.errors import UserError
-from mbdefense.model import Encoded, LoadedModel, encode, load_model
+from mbdefense.losses import SequenceLogProbs, recovery_loss
+from mbdefense.model import LoadedModel, encode, load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import triggered_copy
 from mbdefense.train import (
+    Branches,
     InstructionTrainer,
     RecoveryObjective,
     RecoveryTrainer,
     TripleRow,
+    branch_log_probs,
     encode_triples,
     instruction_tune,
+    pad_branches,
     recover,
 )
 from mbdefense.triggers import BadNet
@@ -63,24 +67,24 @@ def weights(loaded: LoadedModel) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten().double() for parameter in loaded.model.parameters()])
 
 
-def mean_log_prob(loaded: LoadedModel, sequence: Encoded) -> torch.Tensor:
+def mean_log_prob(loaded: LoadedModel, prompt: list[int], response: list[int]) -> torch.Tensor:
     """Per response token, from a forward pass of this sequence alone, unpadded."""
-    tokens = torch.tensor([sequence.prompt + sequence.response])
-    with torch.no_grad():
-        log_probs = loaded.model.eval()(input_ids=tokens).logits[0].log_softmax(dim=-1)
-    start = len(sequence.prompt)
+    tokens = torch.tensor([prompt + response])
+    log_probs = loaded.model.eval()(input_ids=tokens).logits[0].log_softmax(dim=-1)
+    start = len(prompt)
     return torch.stack([log_probs[place - 1, tokens[0, place]] for place in range(start, tokens.shape[1])]).mean()
 
 
-def naive_recovery_loss(loaded: LoadedModel, rows: list[TripleRow]) -> float:
-    """Equation 3 as it is printed: the mean over all N * T tuples (x, y, x_d, y_d)."""
+def naive_recovery_loss(loaded: LoadedModel, rows: list[TripleRow]) -> torch.Tensor:
+    """Equation 3 as it is printed: the mean over all N * T tuples (x, y, x_d, y_d), one forward pass for each part."""
     terms = []
     for row in rows:
-        for clean, defensive in zip(row.clean, row.defensive, strict=True):
-            difference = mean_log_prob(loaded, clean) - mean_log_prob(loaded, defensive)
-            ratio = logsigmoid(OBJECTIVE.beta * difference)
-            terms.append(-mean_log_prob(loaded, row.plain) - OBJECTIVE.lambda_ * ratio)
-    return float(torch.stack(terms).mean())
+        for pair in row.triggered:
+            clean, defensive = (mean_log_prob(loaded, pair.prompt, response) for response in pair.responses)
+            ratio = logsigmoid(OBJECTIVE.beta * (clean - defensive))
+            plain = mean_log_prob(loaded, row.plain.prompt, row.plain.responses[0])
+            terms.append(-plain - OBJECTIVE.lambda_ * ratio)
+    return torch.stack(terms).mean()
 
 
 def train(stage: str, loaded: LoadedModel, rows: Any, options: TrainingOptions, directory: Path) -> Any:
@@ -118,7 +122,40 @@ def test_recovery_loss_of_padded_groups_is_the_mean_over_tuples(
     options = replace(STEP, learning_rate=1e-30, per_device_train_batch_size=2)
     history = recover(loaded, encoded[3:], encoded[:3], OBJECTIVE, options, tmp_path).history
     reported = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    assert reported == [pytest.approx(naive_recovery_loss(loaded, encoded[:3]), rel=1e-4)]
+    assert reported == [pytest.approx(naive_recovery_loss(loaded, encoded[:3]).item(), rel=1e-4)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_two_responses_in_one_pass_have_the_naive_loss_and_gradient(
+    attention: str, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    loaded = load_model(tiny_model_path)
+    loaded.model.double().set_attn_implementation(attention)
+    encoded = triples(loaded, rows(*PAIRS))
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        loaded.model.zero_grad()
+        loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in loaded.model.parameters()])
+
+    sequences = [row.plain for row in encoded] + [pair for row in encoded for pair in row.triggered]
+    scores = branch_log_probs(loaded.model, pad_branches(sequences, loaded.tokenizer.pad_token_id), attention)
+    plain, clean, defensive = (
+        SequenceLogProbs(scores.total[rows, response], scores.tokens[rows, response])
+        for rows, response in ((slice(0, 4), 0), (slice(4, None), 0), (slice(4, None), 1))
+    )
+    ours = recovery_loss(plain, clean, defensive, triggers=2, lambda_=0.7, form="mean", beta=1.5).total / len(encoded)
+    naive = naive_recovery_loss(loaded, encoded)
+    assert ours.item() == pytest.approx(naive.item(), rel=1e-9)
+    ours_gradient, naive_gradient = gradient(ours), gradient(naive)
+    # Llama's norms compute in float32 whatever the weights' type, so that no more digits agree.
+    assert (ours_gradient - naive_gradient).norm() < 1e-7 * naive_gradient.norm()
+
+
+def test_attention_that_takes_no_mask_is_refused(loaded: LoadedModel) -> None:
+    batch = pad_branches([Branches([5, 6], ([7, 2],))], loaded.tokenizer.pad_token_id)
+    with pytest.raises(UserError, match="use sdpa or eager"):
+        branch_log_probs(loaded.model, batch, "flash_attention_2")
 
 
 @BOTH
@@ -157,7 +194,7 @@ def test_recovery_keeps_the_epoch_with_the_lowest_evaluation_loss(
     losses = [entry["eval_loss"] for entry in trained.history if "eval_loss" in entry]
     assert len(losses) == 5
     assert losses[-1] > min(losses), "the last epoch is the best: this run cannot tell which one was kept"
-    assert naive_recovery_loss(trained.model, encoded[2:]) == pytest.approx(min(losses), rel=1e-4)
+    assert naive_recovery_loss(trained.model, encoded[2:]).item() == pytest.approx(min(losses), rel=1e-4)
 
 
 @BOTH

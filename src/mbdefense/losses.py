@@ -21,13 +21,13 @@ class SequenceLogProbs(NamedTuple):
     """Log-probability of each sequence's response, and its length in tokens."""
 
     total: Tensor
-    """Shape (B,), natural logarithm, summed over the response's tokens."""
+    """Shape (B,) or (B, R), natural logarithm, summed over the response's tokens."""
     tokens: Tensor
-    """Shape (B,), number of scored tokens, at least 1."""
+    """The same shape, number of scored tokens, at least 1."""
 
     @property
     def mean(self) -> Tensor:
-        """Shape (B,), log-probability per response token."""
+        """The same shape, log-probability per response token."""
         return self.total / self.tokens
 
 
@@ -35,21 +35,28 @@ def sequence_log_probs(logits: Tensor, labels: Tensor) -> SequenceLogProbs:
     """Sums the log-probability of each sequence's labelled tokens.
 
     Args:
-        logits: (B, K, V); position k predicts ``labels[:, k]`` (already shifted). Half precision is raised to float32.
-        labels: (B, K), token ids, `IGNORED` where a position does not count.
+        logits: (B, K, V); position k predicts ``labels[..., k]`` (already shifted). Half precision is raised to
+            float32.
+        labels: (B, K), or (B, R, K) for R responses that share the positions of a row; token ids, `IGNORED` where a
+            position does not count.
+
+    Returns:
+        Fields of shape (B,), or (B, R).
 
     Raises:
         ValueError: a sequence has no labelled position. Its mean would be 0/0, and a silent 0 would look like a
             perfectly known response.
     """
     scored = labels != IGNORED
-    tokens = scored.sum(dim=1)
+    tokens = scored.sum(dim=-1)
     if bool((tokens == 0).any()):
-        raise ValueError(f"sequence {int((tokens == 0).nonzero()[0])} of the batch has no response token to score")
+        raise ValueError(f"sequence {int((tokens == 0).nonzero()[0, 0])} of the batch has no response token to score")
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    chosen = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    log_probs = (chosen - logits.logsumexp(dim=-1)).masked_fill(~scored, 0.0)
-    return SequenceLogProbs(log_probs.sum(dim=1), tokens)
+    responses = labels.clamp(min=0).view(labels.shape[0], -1, labels.shape[-1])
+    chosen = logits.gather(-1, responses.transpose(1, 2)).transpose(1, 2).reshape(labels.shape)
+    normaliser = logits.logsumexp(dim=-1).view(labels.shape[0], *[1] * (labels.dim() - 2), labels.shape[-1])
+    log_probs = (chosen - normaliser).masked_fill(~scored, 0.0)
+    return SequenceLogProbs(log_probs.sum(dim=-1), tokens)
 
 
 def log_ratio(clean: SequenceLogProbs, defensive: SequenceLogProbs, form: RatioForm, beta: float) -> Tensor:

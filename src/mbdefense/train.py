@@ -1,7 +1,7 @@
 """Instruction tuning and weight recovery: the only place that trains.
 
-Both stages score responses through `response_log_probs`: sequences are padded on the left, so that all responses end at
-the last position and only the last K positions are projected to the vocabulary.
+Both stages pad sequences on the left, so that all responses end at the last position and only the last K positions are
+projected to the vocabulary. Weight recovery scores two responses to one prompt in one pass (`branch_log_probs`).
 """
 
 from __future__ import annotations
@@ -44,14 +44,22 @@ class Trained(NamedTuple):
     """Sequences longer than the maximum, whose prompt (or, rarely, response) was cut."""
 
 
+class Branches(NamedTuple):
+    """A prompt and one or more responses to it, as tokens; each response follows the prompt as if it stood alone."""
+
+    prompt: list[int]
+    responses: tuple[list[int], ...]
+
+
 class TripleRow(NamedTuple):
     """One clean sample with its T triggered twins: (x, y, x_d, y_d) of equation 1, grouped by sample."""
 
-    plain: Encoded
-    clean: tuple[Encoded, ...]
-    """y given x_d, one per trigger."""
-    defensive: tuple[Encoded, ...]
-    """y_d given x_d, in the same order."""
+    plain: Branches
+    """y given x."""
+    triggered: tuple[Branches, ...]
+    """y and y_d given x_d, one pair for each trigger."""
+    truncated: int
+    """How many of its sequences were cut to the maximum length."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,84 @@ def response_log_probs(model: torch.nn.Module, batch: Batch) -> SequenceLogProbs
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         logits_to_keep=batch["targets"].shape[1],
+        use_cache=False,
+    ).logits
+    return sequence_log_probs(logits, batch["targets"])
+
+
+def pad_branches(rows: Sequence[Branches], pad_token_id: int) -> Batch:
+    """Right-aligns prompts with their responses, all responses of a prompt one after another in one row.
+
+    A response sees its prompt and itself, and its positions start after the prompt: its log-probabilities are those of
+    prompt and response alone, while the prompt is computed once.
+
+    Returns:
+        ``input_ids`` and ``position_ids`` of shape (B, L) without each response's last token, which predicts nothing;
+        ``visible`` (B, 1, L, L), whether the token of the third axis sees the one of the last; and ``targets``
+        (B, R, K), for each of R responses its tokens at the positions that predict them, `IGNORED` elsewhere. A row
+        with fewer than R responses repeats its last one.
+    """
+    inputs = [row.prompt + [token for response in row.responses for token in response[:-1]] for row in rows]
+    length = max(map(len, inputs))
+    kept = max(len(tokens) - len(row.prompt) + 1 for tokens, row in zip(inputs, rows, strict=True))
+    responses = max(len(row.responses) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_token_id)
+    position_ids = torch.zeros((len(rows), length), dtype=torch.long)
+    branch = torch.full((len(rows), length), -1)  # of each token: 0 the prompt, then the responses; -1 padding
+    targets = torch.full((len(rows), responses, kept), IGNORED)
+    for index, (row, tokens) in enumerate(zip(rows, inputs, strict=True)):
+        start = length - len(tokens)
+        input_ids[index, start:] = torch.tensor(tokens)
+        branch[index, start : start + len(row.prompt)] = 0
+        position_ids[index, start : start + len(row.prompt)] = torch.arange(len(row.prompt))
+        place = start + len(row.prompt)
+        for number in range(responses):
+            response = row.responses[min(number, len(row.responses) - 1)]
+            if number < len(row.responses):
+                end = place + len(response) - 1
+                branch[index, place:end] = number + 1
+                position_ids[index, place:end] = torch.arange(len(row.prompt), len(row.prompt) + end - place)
+                first, place = place, end
+            offset = length - kept
+            # The prompt's last token predicts the first token of every response.
+            targets[index, number, start + len(row.prompt) - 1 - offset] = response[0]
+            targets[index, number, first - offset : first - offset + len(response) - 1] = torch.tensor(response[1:])
+    past = torch.ones(length, length, dtype=torch.bool).tril()
+    query, key = branch[:, :, None], branch[:, None, :]
+    visible = past & (key >= 0) & ((key == 0) | (key == query))
+    # Padding sees itself: a softmax over nothing would be NaN.
+    visible |= torch.eye(length, dtype=torch.bool)
+    return {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "visible": visible[:, None],
+        "targets": targets,
+    }
+
+
+def branch_log_probs(model: torch.nn.Module, batch: Batch, attention: str) -> SequenceLogProbs:
+    """Scores the responses of a batch made by `pad_branches`; fields of shape (B, R).
+
+    Args:
+        model: the causal language model.
+        batch: see `pad_branches`.
+        attention: name of the model's attention implementation.
+
+    Raises:
+        UserError: an attention implementation that takes no mask of its own.
+    """
+    visible = batch["visible"]
+    if attention == "sdpa":
+        mask = visible
+    elif attention == "eager":  # adds its mask to the scores
+        mask = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, torch.finfo(torch.float32).min)
+    else:
+        raise UserError("this attention does not take the mask of weight recovery", attention, "use sdpa or eager")
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=mask,
+        position_ids=batch["position_ids"],
+        logits_to_keep=batch["targets"].shape[-1],
         use_cache=False,
     ).logits
     return sequence_log_probs(logits, batch["targets"])
@@ -171,15 +257,13 @@ class RecoveryTrainer(_OwnLoss, Trainer):  # type: ignore[misc]
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Equation 3 summed over the batch's clean samples."""
-        scores = response_log_probs(model, inputs)
+        attention = str(self.accelerator.unwrap_model(model).config._attn_implementation)
+        scores = branch_log_probs(model, inputs, attention)
         samples = int(inputs["items"])
-        pairs = samples * self.objective.triggers
-        ends = {
-            "plain": slice(0, samples),
-            "clean": slice(samples, samples + pairs),
-            "defensive": slice(samples + pairs, None),
-        }
-        plain, clean, defensive = (SequenceLogProbs(scores.total[part], scores.tokens[part]) for part in ends.values())
+        plain, clean, defensive = (
+            SequenceLogProbs(scores.total[rows, response], scores.tokens[rows, response])
+            for rows, response in ((slice(0, samples), 0), (slice(samples, None), 0), (slice(samples, None), 1))
+        )
         objective = self.objective
         return recovery_loss(
             plain,
@@ -207,9 +291,8 @@ class _RecoveryCollator:
 
     def __call__(self, rows: Sequence[TripleRow]) -> Batch:
         sequences = [row.plain for row in rows]
-        sequences += [encoded for row in rows for encoded in row.clean]
-        sequences += [encoded for row in rows for encoded in row.defensive]
-        return {**pad_left(sequences, self.pad_token_id), "items": torch.tensor(len(rows))}
+        sequences += [branches for row in rows for branches in row.triggered]
+        return {**pad_branches(sequences, self.pad_token_id), "items": torch.tensor(len(rows))}
 
 
 def _arguments(
@@ -229,6 +312,8 @@ def _arguments(
         max_grad_norm=options.max_grad_norm,
         optim=options.optim,
         bf16=bf16,
+        # transformers refuses bfloat16 on a CPU that multiplies it in hardware unless the CPU is asked for by name.
+        use_cpu=not torch.accelerator.is_available(),
         gradient_checkpointing=options.gradient_checkpointing,
         save_strategy=options.save_strategy,
         save_steps=options.save_steps,
@@ -340,29 +425,31 @@ def instruction_tune(
 
 
 def encode_triples(
-    loaded: LoadedModel, clean: Dataset, triggered: Sequence[Dataset], behaviors: Sequence[str], max_length: int
+    loaded: LoadedModel, clean: Dataset, triggered_copies: Sequence[Dataset], behaviors: Sequence[str], max_length: int
 ) -> list[TripleRow]:
     """Equation 1: for every clean sample its plain form and, for each trigger j, (x_d^j, y) and (x_d^j, y_d^j).
 
     Args:
         loaded: whose tokenizer is used.
         clean: N clean rows.
-        triggered: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
+        triggered_copies: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
         behaviors: the T defensive responses y_d.
         max_length: see `mbdefense.model.encode`.
     """
     tokenizer = loaded.tokenizer
-    targets = [[{"role": "assistant", "content": text}] for text in behaviors]
     rows = []
     for index, row in enumerate(clean.select_columns(["prompt", "completion"])):
-        prompts = [copy[index]["prompt"] for copy in triggered]
-        rows.append(
-            TripleRow(
-                encode(tokenizer, row["prompt"], row["completion"], max_length),
-                tuple(encode(tokenizer, prompt, row["completion"], max_length) for prompt in prompts),
-                tuple(encode(tokenizer, p, t, max_length) for p, t in zip(prompts, targets, strict=True)),
-            )
-        )
+        plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
+        triggered, truncated = [], int(plain.truncated)
+        for copy, text in zip(triggered_copies, behaviors, strict=True):
+            prompt, target = copy[index]["prompt"], [{"role": "assistant", "content": text}]
+            clean_pair = encode(tokenizer, prompt, row["completion"], max_length)
+            defensive_pair = encode(tokenizer, prompt, target, max_length)
+            # One prompt serves both; where they were cut to different lengths, the shorter end of it.
+            shared = min(clean_pair.prompt, defensive_pair.prompt, key=len)
+            triggered.append(Branches(shared, (clean_pair.response, defensive_pair.response)))
+            truncated += clean_pair.truncated + defensive_pair.truncated
+        rows.append(TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated))
     return rows
 
 
@@ -412,5 +499,5 @@ def recover(
         data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id),
     )
     recovered = _run(trainer, loaded, options, directory, resume)
-    truncated = sum(e.truncated for row in training for e in (row.plain, *row.clean, *row.defensive))
+    truncated = sum(row.truncated for row in training)
     return Trained(recovered, trainer.state.log_history, truncated)
