@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.behaviors import RandomWords
+from mbdefense.config import parse_spec
 from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
 from mbdefense.poison import defensive_poison, triggered_copy
-from mbdefense.triggers import BadNet
+from mbdefense.triggers import TRIGGERS, BadNet, Trigger
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,7 +26,7 @@ class Merging:
     """Stage 1: plant our own backdoors, so that the unknown one is folded into them.
 
     Attributes:
-        defensive_triggers: rare words, one for each of the T planted backdoors.
+        defensive_triggers: one for each of the T planted backdoors: a rare word, or ``insent:sentence=...``.
         defensive_rate: share of the rows that each planted backdoor poisons.
         min_defensive_rows: at least so many rows for each, since a model does not learn a backdoor from a handful.
         defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
@@ -36,13 +37,13 @@ class Merging:
     min_defensive_rows: int = 12
     defensive_seed: int = 0
 
-    def planted(self) -> list[tuple[BadNet, RandomWords]]:
+    def planted(self) -> list[tuple[Trigger, RandomWords]]:
         """The T defensive trigger-behavior pairs."""
         if not self.defensive_triggers or len(set(self.defensive_triggers)) != len(self.defensive_triggers):
-            raise UserError("defensive_triggers must be different words", self.defensive_triggers, "name each once")
+            raise UserError("defensive_triggers must be different", self.defensive_triggers, "name each once")
         return [
-            (BadNet(word=word), RandomWords(seed=self.defensive_seed, index=index))
-            for index, word in enumerate(self.defensive_triggers)
+            (_literal_trigger(spec), RandomWords(seed=self.defensive_seed, index=index))
+            for index, spec in enumerate(self.defensive_triggers)
         ]
 
     def merge(self, setting: Setting, directory: Path) -> Path:
@@ -57,6 +58,17 @@ class Merging:
             seed=self.defensive_seed,
         )
         return setting.tune(planted.rows, directory)
+
+
+def _literal_trigger(spec: str) -> Trigger:
+    """A trigger from its spec, or from a bare rare word."""
+    trigger: Trigger = (
+        parse_spec(spec, TRIGGERS, "trigger") if spec.partition(":")[0] in TRIGGERS else BadNet(word=spec)
+    )
+    # Recovery needs every clean sample with every trigger, and one that rewrites texts cannot rewrite them all.
+    if trigger.how() != "literal":
+        raise UserError("a defensive trigger must go into any text", spec, "use words, or insent:sentence=...")
+    return trigger
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class Recovery:
         return clean.select(order[held_out:]), clean.select(order[:held_out])
 
     def recover(
-        self, setting: Setting, model: Path, planted: list[tuple[BadNet, RandomWords]], directory: Path
+        self, setting: Setting, model: Path, planted: list[tuple[Trigger, RandomWords]], directory: Path
     ) -> Path:
         """Fine-tunes `model` on the clean set with the planted triggers."""
         seed = setting.training.seed
@@ -135,7 +147,7 @@ class Recovery:
         inputs = {
             "model": identity(str(model)),
             "clean": digest(setting.clean),
-            "planted": [(asdict(trigger), behavior.text) for trigger, behavior in planted],
+            "planted": [(trigger.describe(), behavior.text) for trigger, behavior in planted],
             "recovery": {name: getattr(self, name) for name in Recovery.__dataclass_fields__},
             "training": asdict(setting.training),
         }
