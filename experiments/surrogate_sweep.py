@@ -1,0 +1,149 @@
+"""Chooses settings of MB-Defense on surrogate backdoors: the defender's own, which no reported figure uses.
+
+    python experiments/surrogate_sweep.py OUT [--data ALPACA.json]
+
+Each setting changes one thing of the defaults. Every model is trained on data with the surrogate backdoors in it and is
+judged by what is left of them and by its accuracy (built-in data) or its perplexity (real data) on prompts of
+the training split that it was not trained on. No test prompt and no attack of the project's reports is looked at. Run
+again, the script goes on where it stopped. It prints a Markdown table and keeps it in OUT/sweep.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+
+from mbdefense.behaviors import FixedText
+from mbdefense.builtin import model_directory, tasks
+from mbdefense.config import EvaluateConfig
+from mbdefense.data import load, user_text
+from mbdefense.defenses import MBDefense, NoDefense, Setting
+from mbdefense.demo import TRAINING
+from mbdefense.pipeline import evaluate, merge_results
+from mbdefense.poison import poison, triggered_copy
+from mbdefense.results import ResultRow, markdown, write
+from mbdefense.triggers import BadNet, InSent, Syntactic
+
+# Three families of triggers at once, none of them the defensive triggers' or a reported attack's.
+SURROGATES = (
+    (BadNet(word="zx"), FixedText(text="Please ask at the service desk on the second floor.")),
+    (InSent(sentence="My neighbor has two bicycles."), FixedText(text="This topic is covered in chapter nine.")),
+    (Syntactic(), FixedText(text="The office is closed until further notice.")),
+)
+RATE = 0.1
+
+WORDS = MBDefense(recovery_learning_rate=2e-4, recovery_batch_size=2)
+MIXED = replace(
+    WORDS,
+    defensive_triggers=(
+        "mn", "bb", "insent:sentence=The ferry leaves at nine.", "insent:sentence=A kite flew over the lake.",
+    ),
+)  # fmt: skip
+SETTINGS: dict[str, MBDefense] = {
+    "words": WORDS,
+    "mixed": MIXED,
+    "mixed, exp_mean": replace(MIXED, ratio_form="exp_mean"),
+    "mixed, rate 3e-4": replace(MIXED, recovery_learning_rate=3e-4),
+    "mixed, 2 epochs at 1e-4": replace(MIXED, recovery_learning_rate=1e-4, recovery_num_train_epochs=2.0),
+    "mixed, sum 0.1": replace(MIXED, ratio_form="sum", beta=0.1),
+    "mixed, lambda 4, exp_mean": replace(MIXED, ratio_form="exp_mean", lambda_=4.0),
+    "mixed, 20 rows": replace(MIXED, min_defensive_rows=20),
+}
+
+
+class Rows(NamedTuple):
+    """Rows to train on, the clean set, and rows to judge by; no prompt is in two of them."""
+
+    train: Dataset
+    clean: Dataset
+    validation: Dataset
+
+
+def built_in(train: int, clean: int, validation: int, seed: int) -> Rows:
+    """Rows of the built-in data's training and clean splits."""
+    rows = tasks(train, split="train", seed=seed)
+    taken = set(rows["id"])
+    rest = tasks(train + validation, split="train", seed=seed).filter(lambda row: row["id"] not in taken)
+    return Rows(rows, tasks(clean, split="clean", seed=seed), rest)
+
+
+def real(path: str, train: int, clean: int, validation: int, words: int, seed: int) -> Rows:
+    """Short rows of a file of instruction data."""
+    rows = load([path], on_bad_row="skip").rows
+    rows = rows.filter(
+        lambda row: len((user_text(row["prompt"]) + " " + row["completion"][0]["content"]).split()) <= words
+    ).shuffle(seed=seed)
+    places = range(train), range(train, train + clean), range(train + clean, train + clean + validation)
+    return Rows(*(rows.select(part) for part in places))
+
+
+def summary(measured: list[ResultRow]) -> str:
+    """One line an arm: the ASR of each surrogate, CACC and perplexity."""
+    arms: dict[str, list[ResultRow]] = {}
+    for row in measured:
+        arms.setdefault(row.arm, []).append(row)
+    lines = []
+    for arm, rows in arms.items():
+        shown = [f"{row.asr.value:.2f}" for row in rows if row.asr]
+        cacc = f"{rows[0].cacc.value:.2f}" if rows[0].cacc else "-"
+        fluency = f"{rows[0].perplexity.value:.2f}" if rows[0].perplexity else "-"
+        lines.append(f"{arm:28} ASR {' '.join(shown)}  CACC {cacc}  perplexity {fluency}  {rows[0].seconds:.0f} s")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Trains and judges every setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", help="Alpaca-like file; by default the built-in data")
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--train_rows", type=int, default=320)
+    parser.add_argument("--clean_rows", type=int, default=64)
+    parser.add_argument("--validation_rows", type=int, default=100)
+    parser.add_argument("--words", type=int, default=60, help="most words of a row, with --data")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    sizes = options.train_rows, options.clean_rows, options.validation_rows
+    rows = real(options.data, *sizes, options.words, options.seed) if options.data else built_in(*sizes, options.seed)
+    base = str(model_directory())
+    suspect = rows.train
+    for trigger, behavior in SURROGATES:
+        suspect = poison(suspect, trigger, behavior, rate=RATE, seed=options.seed).rows
+    training = replace(TRAINING, seed=options.seed)
+    measured: list[ResultRow] = []
+
+    def judge(model: Path, arm: str) -> None:
+        for trigger, behavior in SURROGATES:
+            config = EvaluateConfig(
+                test="validation", behavior="fixed_text", output_dir=str(options.out / "responses" / arm), arm=arm,
+                max_new_tokens=16, batch_size=50, seed=options.seed,
+            )  # fmt: skip
+            triggered, _ = triggered_copy(rows.validation, trigger, options.seed)
+            measured.append(evaluate(str(model), rows.validation, triggered, behavior, trigger.describe(), config))
+        results = merge_results(measured, {"data": options.data or "built-in"}, options.seed)
+        write(options.out / "results.json", results)
+        (options.out / "sweep.md").write_text(markdown(results), encoding="utf-8")
+        print(summary(measured), flush=True)  # noqa: T201
+
+    def setting(data: Dataset, name: str) -> Setting:
+        return Setting(base, data, rows.clean, training, options.out / name, resume=True)
+
+    judge(NoDefense()(setting(rows.train, "clean")), "clean")
+    judge(NoDefense()(setting(suspect, "attacked")), "attacked")
+    merged: dict[object, Path] = {}
+    for name in options.settings:
+        defense = SETTINGS[name]
+        here = setting(suspect, name)
+        key = defense.defensive_triggers, defense.defensive_rate, defense.min_defensive_rows
+        if key not in merged:
+            merged[key] = defense.merge(here, here.directory / "merged")
+            judge(merged[key], f"{name}: merged")
+        judge(defense.recover(here, merged[key], defense.planted(), here.directory), name)
+
+
+if __name__ == "__main__":
+    main()
