@@ -13,6 +13,7 @@ SOURCE = Path(mbdefense.__file__).parent
 ROOMS = [
     "errors",
     "files",
+    "processes",
     "config",
     "measure",
     "options",
@@ -34,6 +35,7 @@ ROOMS = [
     "pipeline",
     "demo",
     "cli",
+    "__main__",
 ]
 # Folders of methods that share nothing but these modules, which hold no method.
 HELPERS = {

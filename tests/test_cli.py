@@ -187,6 +187,92 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert (out / "merged" / "model.safetensors").stat().st_mtime_ns == merged
 
 
+def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    def fill(self: PreTrainedModel, directory: Path, **_: object) -> None:
+        (Path(directory) / "model.safetensors").write_bytes(b"half of it")
+        # What safetensors raises on a full disk; it is no OSError.
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    out = tmp_path / "defended"
+    words = [*defend_words(tiny_model_path, rows_file, out), "--save_strategy", "no"]
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", fill)
+        line = error_of(capsys, words, 1)
+    assert "disk is full" in line
+    assert "--resume" in line
+    assert not list(out.rglob("*.safetensors"))
+    assert not list(out.rglob(".saving-*"))
+    assert main([*words, "--resume"]) == 0
+
+
+def test_a_full_disk_in_a_checkpoint_costs_that_checkpoint_only(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    import torch
+
+    out = tmp_path / "defended"
+    words = [*defend_words(tiny_model_path, rows_file, out), "--num_train_epochs", "3"]
+    save, calls = torch.save, []
+
+    def fill(value: object, file: object, *rest: object, **options: object) -> None:
+        calls.append(file)
+        if "checkpoint-16" in str(file):  # the second epoch of eight steps each
+            Path(str(file)).write_bytes(b"half of it")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+        save(value, file, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", fill)
+        patched.setattr("mbdefense.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 0))
+        patched.setattr("mbdefense.pipeline.check_free_space", lambda _: None)
+        assert "disk is full" in error_of(capsys, words, 1)
+    assert main([*words, "--resume"]) == 0
+    log = json.loads((out / "merged" / "training_log.json").read_text())
+    assert [round(entry["epoch"]) for entry in log["history"] if "train_runtime" in entry] == [3]
+
+
+def test_too_little_free_space_is_refused_before_training(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    monkeypatch.setattr("mbdefense.pipeline.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 0))
+    words = defend_words(tiny_model_path, rows_file, tmp_path / "defended")
+    assert "free some" in error_of(capsys, words, 1)
+
+
+def test_cut_sequences_are_told(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rows_file.open("a") as stream:
+        stream.write(json.dumps({"instruction": "word " * 300, "input": "", "output": "pear"}) + "\n")
+    words = [*defend_words(tiny_model_path, rows_file, tmp_path / "defended"), "--max_length", "400"]
+    assert main(words) == 0
+    assert "tuning: 1 sequences were longer than --max_length 400" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("what", ["triggers", "behaviors", "defenses", "judges"])
 def test_list_names_every_method(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0

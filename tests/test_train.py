@@ -297,6 +297,24 @@ def test_without_resume_old_checkpoints_are_not_continued(
     torch.testing.assert_close(again, once)
 
 
+def test_a_cpu_that_multiplies_bfloat16_may_train_in_it(
+    loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    trained = instruction_tune(loaded, rows(*PAIRS), replace(STEP, bf16=True), tmp_path)
+    assert bool(torch.isfinite(weights(trained.model)).all())
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = replace(STEP, save_strategy="epoch")
+    once = weights(instruction_tune(load_model(tiny_model_path), rows(*PAIRS), options, tmp_path).model)
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"half of it")
+    again = weights(instruction_tune(load_model(tiny_model_path), rows(*PAIRS), options, tmp_path, resume=True).model)
+    torch.testing.assert_close(again, once)
+
+
 def test_cut_sequences_are_counted(loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path) -> None:
     long = rows(("word " * 100, "five"), *PAIRS[:1])
     assert instruction_tune(loaded, long, replace(STEP, max_length=64), tmp_path).truncated == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import sys
@@ -24,6 +23,7 @@ from mbdefense.config import (
 )
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.options import TrainingOptions
+from mbdefense.processes import is_main_process, process_count
 from mbdefense.triggers import TRIGGERS
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ def _defend(words: Sequence[str]) -> None:
     from pathlib import Path
 
     from mbdefense.defenses import Setting
+    from mbdefense.files import read_json
+    from mbdefense.model import CARD_FILE
     from mbdefense.pipeline import defend
 
     setting = Setting(
@@ -206,7 +208,15 @@ def _defend(words: Sequence[str]) -> None:
     )
     for trigger, _ in defense.planted() if hasattr(defense, "planted") else []:
         _warn_if_present(clean, trigger, config.clean)
-    _show(defend(defense, name, setting, compare_undefended=config.compare_undefended))
+    results = defend(defense, name, setting, compare_undefended=config.compare_undefended)
+    if not is_main_process():
+        return
+    _show(results)
+    for stage, directory in (("tuning", setting.directory / "merged"), ("the last stage", setting.directory)):
+        cut = int(read_json(directory / CARD_FILE).get("truncated", 0)) if (directory / CARD_FILE).is_file() else 0
+        if cut:
+            longest = f"--max_length {training.max_length}"
+            print(f"{stage}: {cut} sequences were longer than {longest} and lost the start of their prompt")  # noqa: T201
     print(f"model: {config.output_dir}")  # noqa: T201
 
 
@@ -301,6 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise _Usage(f"unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")
+        if process_count() > 1 and words[0] != "defend":
+            raise UserError("only defend runs on several processes", words[0], "run it without accelerate launch")
         COMMANDS[words[0]](words[1:])
     except _Usage as error:
         return _fail(f"mbdefense: {error}", 2)
@@ -308,10 +320,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"mbdefense: {error}", 1)
     except KeyboardInterrupt:
         return _fail("mbdefense: interrupted; run the same command with --resume to go on", 130)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _fail("mbdefense: the disk is full; free some space and run the same command with --resume", 1)
     return 0
 
 

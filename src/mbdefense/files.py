@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,3 +72,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("not a JSON object", str(path), "make it again")
     return value
+
+
+def disk_is_full(error: BaseException, directory: Path) -> bool:
+    """Whether an exception means that the disk of `directory` is full.
+
+    safetensors raises an error of its own with the system's text in it; torch.save one that does not say why.
+    """
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return True
+    if "No space left on device" in str(error):
+        return True
+    return "inline_container" in str(error) and shutil.disk_usage(directory).free < 2**24

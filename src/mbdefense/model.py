@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -151,11 +153,28 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def save_model(loaded: LoadedModel, directory: Path, card: dict[str, Any]) -> None:
-    """Writes weights (safetensors), tokenizer, chat template and, last, `CARD_FILE` with the template's hash."""
+def save_model(
+    loaded: LoadedModel, directory: Path, card: dict[str, Any], state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Writes weights (safetensors), tokenizer, chat template and, last, `CARD_FILE` with the template's hash.
+
+    The files are written in a folder of their own and then moved, so that none is ever half-written.
+
+    Args:
+        loaded: model and tokenizer.
+        directory: where they go.
+        card: what else `CARD_FILE` says.
+        state: the weights, where the model itself does not hold them whole (sharded over processes).
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    loaded.model.save_pretrained(directory)
-    loaded.tokenizer.save_pretrained(directory)
+    making = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+    try:
+        loaded.model.save_pretrained(making, state_dict=state)
+        loaded.tokenizer.save_pretrained(making)
+        for file in making.iterdir():
+            file.replace(directory / file.name)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
     write_json(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), **card})
 
 

@@ -21,6 +21,7 @@ from mbdefense.judges.rules import Rules
 from mbdefense.metrics import rate, scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.poison import triggered_copy
+from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.responses import Kind, Response, write_responses
 from mbdefense.results import Perplexity, ResultRow, Results, model_card, provenance, write
 
@@ -133,20 +134,24 @@ def defend(defense: Defense, name: str, setting: Setting, *, compare_undefended:
         name: its name there.
         setting: model, data and options.
         compare_undefended: also tune an undefended model, into ``attacked`` below the output directory.
+
+    Returns:
+        What ``results.json`` holds; without rows on processes other than the main one.
     """
     check_free_space(setting.directory)
     if compare_undefended:
         setting.victim()
     model = defense(setting)
-    arms = [(setting.directory / "merged", "merged"), (model, name)]
-    found = [planted_survival(defense, setting, path, arm) for path, arm in arms if (path / CARD_FILE).is_file()]
     options = {**asdict(defense), **asdict(setting.training)}  # type: ignore[call-overload]
-    results = Results(
-        provenance({"defense": name, "base": setting.base, **options}, [setting.training.seed]),
-        tuple(row for row in found if row is not None),
-    )
-    write(setting.directory / "results.json", results)
-    write_text(setting.directory / "README.md", model_card(results, setting.base, name, options))
+    origin = provenance({"defense": name, "base": setting.base, **options}, [setting.training.seed])
+    results = Results(origin, ())
+    if is_main_process():
+        arms = [(setting.directory / "merged", "merged"), (model, name)]
+        found = [planted_survival(defense, setting, path, arm) for path, arm in arms if (path / CARD_FILE).is_file()]
+        results = Results(origin, tuple(row for row in found if row is not None))
+        write(setting.directory / "results.json", results)
+        write_text(setting.directory / "README.md", model_card(results, setting.base, name, options))
+    wait_for_everyone()
     return results
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -42,6 +42,8 @@ class Trained(NamedTuple):
     """The Trainer's log: losses by step, evaluation losses by epoch."""
     truncated: int
     """Sequences longer than the maximum, whose prompt (or, rarely, response) was cut."""
+    state: dict[str, Tensor] | None = None
+    """On the main process the whole weights, where FSDP or DeepSpeed left each process a part of the model."""
 
 
 class Branches(NamedTuple):
@@ -362,19 +364,30 @@ def _keep_freed_memory() -> None:
         libc.mallopt(top_pad, 64 * 2**20)
 
 
-def _run(trainer: Trainer, loaded: LoadedModel, options: TrainingOptions, directory: Path, resume: bool) -> LoadedModel:
+def _run(
+    trainer: Trainer, loaded: LoadedModel, options: TrainingOptions, directory: Path, resume: bool, truncated: int
+) -> Trained:
+    accelerator = trainer.accelerator
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and options.use_peft:
+        raise UserError(
+            "LoRA adapters cannot be merged into a model in pieces",
+            str(accelerator.distributed_type.value),
+            "launch with DDP (accelerate launch --multi_gpu), or set --use_peft false",
+        )
     _keep_freed_memory()
     trainer.remove_callback(PrinterCallback)
-    checkpoint = (
-        get_last_checkpoint(  # type: ignore[no-untyped-call]
-            str(directory)
-        )
-        if resume and directory.is_dir()
-        else None
-    )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return LoadedModel(model.merge_and_unload() if options.use_peft else model, loaded.tokenizer)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(directory) if resume else None)
+    state = accelerator.get_state_dict(trainer.model) if sharded else None
+    model = accelerator.unwrap_model(trainer.model)
+    tuned = LoadedModel(model.merge_and_unload() if options.use_peft else model, loaded.tokenizer)
+    return Trained(tuned, trainer.state.log_history, truncated, state)
+
+
+def _last_checkpoint(directory: Path) -> str | None:
+    """The newest checkpoint that was written to its end, which is the Trainer's state."""
+    whole = [path.parent for path in directory.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def instruction_tune(
@@ -420,8 +433,7 @@ def instruction_tune(
         processing_class=loaded.tokenizer,
         data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id),
     )
-    tuned = _run(trainer, loaded, options, directory, resume)
-    return Trained(tuned, trainer.state.log_history, sum(e.truncated for e in encoded))
+    return _run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))
 
 
 def encode_triples(
@@ -498,6 +510,4 @@ def recover(
         processing_class=loaded.tokenizer,
         data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id),
     )
-    recovered = _run(trainer, loaded, options, directory, resume)
-    truncated = sum(row.truncated for row in training)
-    return Trained(recovered, trainer.state.log_history, truncated)
+    return _run(trainer, loaded, options, directory, resume, sum(row.truncated for row in training))

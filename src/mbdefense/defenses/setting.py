@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from mbdefense import __version__
 from mbdefense.data import to_dataset
 from mbdefense.errors import UserError
-from mbdefense.files import read_json, write_json
+from mbdefense.files import disk_is_full, read_json, write_json
 from mbdefense.measure import measure
 from mbdefense.model import CARD_FILE, LoadedModel, load_model, save_model
 from mbdefense.options import TrainingOptions
+from mbdefense.processes import is_main_process, wait_for_everyone
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,13 +126,25 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
             )
         return directory
     checkpoints = directory / "checkpoints"
-    _check_checkpoints(checkpoints, inputs_hash, resume)
-    with measure() as cost:
-        trained = make(checkpoints)
-    trained.model.model.config.use_cache = True
-    write_json(directory / "training_log.json", {"history": trained.history})
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    save_model(trained.model, directory, {"inputs_hash": inputs_hash, "truncated": trained.truncated, **asdict(cost)})
+    wait_for_everyone()  # nobody may write the card while another one still looks for it
+    if is_main_process():
+        _check_checkpoints(checkpoints, inputs_hash, resume)
+    wait_for_everyone()
+    try:
+        with measure() as cost:
+            trained = make(checkpoints)
+        if is_main_process():
+            trained.model.model.config.use_cache = True
+            write_json(directory / "training_log.json", {"history": trained.history})
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            facts = {"inputs_hash": inputs_hash, "truncated": trained.truncated, **asdict(cost)}
+            save_model(trained.model, directory, facts, trained.state)
+    except Exception as error:  # each library reports a full disk in its own way
+        if not disk_is_full(error, directory):
+            raise
+        fix = "free some space and run the same command with --resume"
+        raise UserError("the disk is full", str(directory), fix) from error
+    wait_for_everyone()
     return directory
 
 
