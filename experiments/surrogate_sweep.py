@@ -25,7 +25,7 @@ from mbdefense.defenses import MBDefense, NoDefense, Setting
 from mbdefense.demo import TRAINING
 from mbdefense.pipeline import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
-from mbdefense.results import ResultRow, markdown, write
+from mbdefense.results import ResultRow, markdown, read, write
 from mbdefense.triggers import BadNet, InSent, Syntactic
 
 # Three families of triggers at once, none of them the defensive triggers' or a reported attack's.
@@ -36,22 +36,35 @@ SURROGATES = (
 )
 RATE = 0.1
 
-WORDS = MBDefense(recovery_learning_rate=2e-4, recovery_batch_size=2)
+
+class Trial(NamedTuple):
+    """Settings to try, and how many clean rows they get."""
+
+    defense: MBDefense
+    clean_rows: int = 64
+
+
+WORDS = MBDefense(
+    defensive_triggers=("mn", "bb", "tq", "mb"),
+    recovery_learning_rate=2e-4,
+    recovery_num_train_epochs=1.0,
+    recovery_batch_size=2,
+)
 MIXED = replace(
     WORDS,
     defensive_triggers=(
         "mn", "bb", "insent:sentence=The ferry leaves at nine.", "insent:sentence=A kite flew over the lake.",
     ),
 )  # fmt: skip
-SETTINGS: dict[str, MBDefense] = {
-    "words": WORDS,
-    "mixed": MIXED,
-    "mixed, exp_mean": replace(MIXED, ratio_form="exp_mean"),
-    "mixed, rate 3e-4": replace(MIXED, recovery_learning_rate=3e-4),
-    "mixed, 2 epochs at 1e-4": replace(MIXED, recovery_learning_rate=1e-4, recovery_num_train_epochs=2.0),
-    "mixed, sum 0.1": replace(MIXED, ratio_form="sum", beta=0.1),
-    "mixed, lambda 4, exp_mean": replace(MIXED, ratio_form="exp_mean", lambda_=4.0),
-    "mixed, 20 rows": replace(MIXED, min_defensive_rows=20),
+TRIALS: dict[str, Trial] = {
+    "words": Trial(WORDS),
+    "mixed": Trial(MIXED),
+    "mixed, exp_mean": Trial(replace(MIXED, ratio_form="exp_mean")),
+    "mixed, rate 3e-4": Trial(replace(MIXED, recovery_learning_rate=3e-4)),
+    "mixed, 2 epochs at 1e-4": Trial(replace(MIXED, recovery_learning_rate=1e-4, recovery_num_train_epochs=2.0)),
+    "mixed, sum 0.1": Trial(replace(MIXED, ratio_form="sum", beta=0.1)),
+    "mixed, lambda 4, exp_mean": Trial(replace(MIXED, ratio_form="exp_mean", lambda_=4.0)),
+    "mixed, 128 rows at 1e-4": Trial(replace(MIXED, recovery_learning_rate=1e-4), 128),
 }
 
 
@@ -77,8 +90,8 @@ def real(path: str, train: int, clean: int, validation: int, words: int, seed: i
     rows = rows.filter(
         lambda row: len((user_text(row["prompt"]) + " " + row["completion"][0]["content"]).split()) <= words
     ).shuffle(seed=seed)
-    places = range(train), range(train, train + clean), range(train + clean, train + clean + validation)
-    return Rows(*(rows.select(part) for part in places))
+    judged, end = train + validation, train + validation + clean
+    return Rows(*(rows.select(part) for part in (range(train), range(judged, end), range(train, judged))))
 
 
 def summary(measured: list[ResultRow]) -> str:
@@ -100,23 +113,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", help="Alpaca-like file; by default the built-in data")
-    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--trials", nargs="*", default=list(TRIALS), choices=list(TRIALS))
     parser.add_argument("--train_rows", type=int, default=320)
-    parser.add_argument("--clean_rows", type=int, default=64)
     parser.add_argument("--validation_rows", type=int, default=100)
     parser.add_argument("--words", type=int, default=60, help="most words of a row, with --data")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    sizes = options.train_rows, options.clean_rows, options.validation_rows
-    rows = real(options.data, *sizes, options.words, options.seed) if options.data else built_in(*sizes, options.seed)
+
+    def draw(clean_rows: int) -> Rows:
+        sizes = options.train_rows, clean_rows, options.validation_rows
+        if options.data:
+            return real(options.data, *sizes, options.words, options.seed)
+        return built_in(*sizes, options.seed)
+
+    rows = draw(64)
     base = str(model_directory())
     suspect = rows.train
     for trigger, behavior in SURROGATES:
         suspect = poison(suspect, trigger, behavior, rate=RATE, seed=options.seed).rows
     training = replace(TRAINING, seed=options.seed)
-    measured: list[ResultRow] = []
+    done = options.out / "results.json"
+    measured: list[ResultRow] = list(read(done).rows) if done.is_file() else []
 
     def judge(model: Path, arm: str) -> None:
+        if arm in {row.arm for row in measured}:
+            return
         for trigger, behavior in SURROGATES:
             config = EvaluateConfig(
                 test="validation", behavior="fixed_text", output_dir=str(options.out / "responses" / arm), arm=arm,
@@ -129,20 +150,20 @@ def main() -> None:
         (options.out / "sweep.md").write_text(markdown(results), encoding="utf-8")
         print(summary(measured), flush=True)  # noqa: T201
 
-    def setting(data: Dataset, name: str) -> Setting:
-        return Setting(base, data, rows.clean, training, options.out / name, resume=True)
+    def setting(data: Dataset, name: str, clean_rows: int = 64) -> Setting:
+        return Setting(base, data, draw(clean_rows).clean, training, options.out / name, resume=True)
 
     judge(NoDefense()(setting(rows.train, "clean")), "clean")
     judge(NoDefense()(setting(suspect, "attacked")), "attacked")
     merged: dict[object, Path] = {}
-    for name in options.settings:
-        defense = SETTINGS[name]
-        here = setting(suspect, name)
-        key = defense.defensive_triggers, defense.defensive_rate, defense.min_defensive_rows
-        if key not in merged:
-            merged[key] = defense.merge(here, here.directory / "merged")
-            judge(merged[key], f"{name}: merged")
-        judge(defense.recover(here, merged[key], defense.planted(), here.directory), name)
+    for name in options.trials:
+        defense, clean_rows = TRIALS[name]
+        here = setting(suspect, name, clean_rows)
+        if defense.defensive_triggers not in merged:
+            merged[defense.defensive_triggers] = defense.merge(here, here.directory / "merged")
+            judge(merged[defense.defensive_triggers], f"{name}: merged")
+        model = merged[defense.defensive_triggers]
+        judge(defense.recover(here, model, defense.planted(), here.directory), name)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 TRAINING = TrainingOptions(
     learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
 )
-# Recovery sees 51 short samples once: small batches give it 26 steps instead of 13.
-DEFENSE = MBDefense(recovery_learning_rate=2e-4, recovery_batch_size=2)
+DEFENSE = MBDefense()
 POISONING_RATE = 0.2
 
 

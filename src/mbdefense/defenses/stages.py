@@ -32,7 +32,12 @@ class Merging:
         defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
     """
 
-    defensive_triggers: tuple[str, ...] = ("mn", "bb", "tq", "mb")
+    defensive_triggers: tuple[str, ...] = (
+        "mn",
+        "bb",
+        "insent:sentence=The ferry leaves at nine.",
+        "insent:sentence=A kite flew over the lake.",
+    )
     defensive_rate: float = 0.01
     min_defensive_rows: int = 12
     defensive_seed: int = 0
@@ -89,8 +94,8 @@ class Recovery:
     ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
     beta: float = 1.0
     recovery_learning_rate: float = 1e-4
-    recovery_num_train_epochs: float = 1.0
-    recovery_batch_size: int = 4
+    recovery_num_train_epochs: float = 2.0
+    recovery_batch_size: int = 2
     evaluation_share: float = 0.2
 
     def __post_init__(self) -> None:
