@@ -123,7 +123,7 @@ class DemoConfig:
     output_dir: str = "runs/demo"
     seed: int = 0
     train_rows: int = 240
-    clean_rows: int = 64
+    clean_rows: int = 128
     test_rows: int = 100
     resume: bool = False
 

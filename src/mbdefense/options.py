@@ -23,7 +23,7 @@ class TrainingOptions:
         weight_decay: decoupled weight decay.
         max_grad_norm: gradients are clipped to this norm.
         optim: name of the optimizer.
-        bf16: compute in bfloat16; by default where the machine multiplies it in hardware.
+        bf16: compute in bfloat16; by default where that is faster: on a GPU that has it, and on a CPU with AMX.
         gradient_checkpointing: recompute activations to save memory.
         save_strategy: when to save a checkpoint for --resume.
         save_steps: steps between checkpoints with save_strategy "steps".

@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from mbdefense.errors import UserError
 from mbdefense.losses import IGNORED, RatioForm, SequenceLogProbs, recovery_loss, sequence_log_probs
-from mbdefense.model import Encoded, LoadedModel, bf16_supported, encode
+from mbdefense.model import Encoded, LoadedModel, bf16_pays, encode
 from mbdefense.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ class _RecoveryCollator:
 def _arguments(
     kind: type[TrainingArguments], options: TrainingOptions, directory: Path, **special: Any
 ) -> TrainingArguments:
-    bf16 = bf16_supported() if options.bf16 is None else options.bf16
+    bf16 = bf16_pays() if options.bf16 is None else options.bf16
     return kind(
         output_dir=str(directory),
         learning_rate=options.learning_rate,
