@@ -29,6 +29,7 @@ ROOMS = [
     "responses",
     "generate",
     "judges",
+    "statistics",
     "metrics",
     "results",
     "pipeline",
