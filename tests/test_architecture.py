@@ -31,6 +31,7 @@ ROOMS = [
     "judges",
     "statistics",
     "metrics",
+    "landing",
     "results",
     "pipeline",
     "demo",
