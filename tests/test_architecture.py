@@ -33,6 +33,8 @@ ROOMS = [
     "metrics",
     "landing",
     "results",
+    "compare",
+    "check",
     "pipeline",
     "demo",
     "cli",

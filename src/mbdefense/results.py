@@ -35,7 +35,7 @@ _RATES = {"asr": "ASR", "cacc": "CACC", "aacc": "AACC", "false_activation": "Fal
 _SIGNIFICANT = 0.05
 _CHANGES = {"asr_change": "ASR change", "cacc_change": "CACC change"}
 Origin = Literal["attack", "planted", "canary"]
-_UNDEFENDED: dict[Origin, str] = {"attack": "attacked", "planted": "merged", "canary": "attacked"}
+UNDEFENDED: dict[Origin, str] = {"attack": "attacked", "planted": "merged", "canary": "attacked"}
 _FIX = "make it again with mbdefense evaluate"
 _T = TypeVar("_T")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -347,10 +347,11 @@ def markdown(results: Results) -> str:
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, in a table's cell too: one line, no mark-up, no HTML, no automatic link."""
     marks = r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|^[#+-](?= )"
-    return re.sub(marks, r"\\\g<0>", _visible(text))
+    return re.sub(marks, r"\\\g<0>", visible(text))
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """Text on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -361,7 +362,7 @@ def _attack(row: ResultRow) -> tuple[str, str, str]:
 def _title(results: Results) -> str:
     parts = zip(("attack", "behavior", "seed"), zip(*map(_attack, results.rows), strict=True), strict=False)
     different = {name: list(dict.fromkeys(values)) for name, values in parts}
-    return _visible(
+    return visible(
         "; ".join(
             # Rows of many attacks name each its own.
             f"{len(values)} {name}s" if len(values) > 3 else f"{name} {', '.join(values)}"
@@ -386,7 +387,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
         if perplexities:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
         line += [f"{row.seconds:.0f}", *([verdict or "-"] if any(verdicts) else [])]
-        body.append([_visible(cell) for cell in line])
+        body.append([visible(cell) for cell in line])
     return header, body
 
 
@@ -419,12 +420,12 @@ def verdict_in_words(results: Results) -> str:
     for rows in grouped:
         attack, behavior, seed = _attack(rows[0])
         prefix = f"{attack}, {behavior}, seed {seed}: " if len(grouped) > 1 else ""
-        lines += [_visible(prefix + line) for line in _judged(rows)]
+        lines += [visible(prefix + line) for line in _judged(rows)]
     for over in results.over_seeds:
         score, figure = over.score, _RATES[over.figure]
         seeds = f"{len(score.seeds)} seeds, bootstrap over seeds and prompts"
         rate = shown(Score(score.value, score.n, score.low, score.high))
-        lines.append(_visible(f"{over.arm}, {over.attack}, {over.behavior}: {figure} {rate} ({seeds})"))
+        lines.append(visible(f"{over.arm}, {over.attack}, {over.behavior}: {figure} {rate} ({seeds})"))
     return "\n".join(lines)
 
 
@@ -443,7 +444,7 @@ def landing_of(rows: Sequence[ResultRow]) -> Landing:
     the base model is all the control they need: no data of others holds them.
     """
     asr = {row.arm: row.asr for row in reversed(rows) if row.asr is not None}
-    attacked = _UNDEFENDED[rows[0].origin]
+    attacked = UNDEFENDED[rows[0].origin]
     no_trigger = next((row.false_activation for row in rows if row.arm == attacked), None)
     needed = ("clean", "base") if rows[0].origin == "attack" else ("base",)
     return landing(asr, no_trigger, attacked, needed)
@@ -456,7 +457,7 @@ def _judged(rows: Sequence[ResultRow]) -> list[str]:
     lines = [f"no {' or '.join(found.missing)} model to compare the attack with"] if found.missing else []
     if found.landed is None:
         return [found.reason] if "no ASR" in found.reason else [*lines, found.reason]
-    undefended = next(row for row in rows if row.arm == _UNDEFENDED[row.origin] and row.asr is not None)
+    undefended = next(row for row in rows if row.arm == UNDEFENDED[row.origin] and row.asr is not None)
     assert undefended.asr is not None  # noqa: S101 - for mypy
     defended = [row for row in rows if row.arm not in (undefended.arm, *CONTROLS)]
     for row in defended:
@@ -483,7 +484,7 @@ def _row_verdicts(results: Results) -> list[str]:
     verdicts: dict[int, str] = {}
     for rows in groups(results):
         found = landing_of(rows)
-        attacked = _UNDEFENDED[rows[0].origin]
+        attacked = UNDEFENDED[rows[0].origin]
         undefended = next((row.asr for row in rows if row.arm == attacked and row.asr is not None), None)
         for row in rows:
             verdicts[id(row)] = "" if undefended is None else _row_verdict(row, found, undefended)
@@ -497,7 +498,7 @@ def _row_verdict(row: ResultRow, found: Landing, undefended: Score) -> str:
         return "control"
     if found.landed is not True:
         return "no control" if found.landed is None else "not discriminating"
-    if row.arm == _UNDEFENDED[row.origin]:
+    if row.arm == UNDEFENDED[row.origin]:
         return "attack landed"
     if _doubt(row, undefended):
         return "no difference shown"
