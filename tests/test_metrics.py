@@ -10,52 +10,15 @@ from mbdefense.judges import Rules, Verdict
 from mbdefense.metrics import Score, aacc, asr, cacc, false_activation, paired, rate, scores
 from mbdefense.responses import Response
 
-OUTCOMES = st.lists(st.booleans(), min_size=1, max_size=60)
-
 
 def verdict(name, kind="triggered", shows=False, follows=None):
     return Verdict(str(name), kind, shows, follows, "")
-
-
-@pytest.mark.parametrize(
-    ("count", "n", "low", "high"),
-    [
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (5, 10, 0.2366, 0.7634),
-        # Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval_has_its_published_values(count, n, low, high):
-    score = rate([True] * count + [False] * (n - count))
-    assert (score.value, score.n) == (count / n, n)
-    assert (score.low, score.high) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
 
 
 def test_a_rate_of_nothing_is_an_error():
     for measure in (rate, asr, false_activation):
         with pytest.raises(UserError, match="no responses"):
             measure([])
-
-
-@settings(max_examples=50, deadline=None)
-@given(OUTCOMES, st.randoms(use_true_random=False))
-def test_a_rate_lies_in_its_interval_whatever_the_order(outcomes, rng):
-    score = rate(outcomes)
-    assert 0 <= score.low <= score.value <= score.high <= 1
-    assert rate(rng.sample(outcomes, len(outcomes))) == score
-
-
-@settings(max_examples=50, deadline=None)
-@given(OUTCOMES)
-def test_duplication_keeps_the_rate_and_narrows_the_interval(outcomes):
-    once, twice = rate(outcomes), rate(outcomes * 2)
-    assert twice.value == once.value
-    assert twice.high - twice.low < once.high - once.low
 
 
 def test_each_figure_counts_its_own_kind():
@@ -102,31 +65,23 @@ def pairs(both, fixed, broken, neither):
     return [verdict(i, shows=s) for i, s in enumerate(before)], [verdict(i, shows=s) for i, s in enumerate(after)]
 
 
-@pytest.mark.parametrize(
-    ("cells", "p_value"),
-    [
-        ((3, 0, 0, 3), 1.0),
-        ((0, 5, 0, 5), 2 / 2**5),
-        ((10, 1, 5, 4), 2 * (1 + 6) / 2**6),
-        ((0, 10, 0, 0), 2 / 2**10),
-        ((0, 3, 3, 0), 1.0),
-        ((7, 9, 2, 1), 2 * (1 + 11 + 55) / 2**11),
-    ],
-)
-def test_exact_mcnemar_by_hand(cells, p_value):
-    before, after = pairs(*cells)
-    result = paired(before, after)
-    assert (result.n, result.fixed, result.broken) == (sum(cells), cells[1], cells[2])
-    assert result.p_value == pytest.approx(p_value)
-
-
 def test_pairs_are_matched_by_id_and_clean_prompts_ignored():
     before, after = pairs(1, 6, 2, 1)
     clean = [verdict("clean", "clean", shows=True)]
-    assert paired(before + clean, after[::-1]) == paired(before, after)
+    result = paired(before + clean, after[::-1])
+    assert result == paired(before, after)
+    assert (result.n, result.only_before, result.only_after, result.difference) == (10, 6, 2, -0.4)
+    assert result.p_value == pytest.approx(2 * (1 + 8 + 28) / 2**8)
     swapped = paired(after, before)
-    assert (swapped.fixed, swapped.broken) == (2, 6)
-    assert swapped.p_value == paired(before, after).p_value
+    assert (swapped.only_before, swapped.only_after, swapped.p_value) == (2, 6, result.p_value)
+
+
+def test_accuracies_are_paired_on_the_clean_prompts_that_both_could_be_judged_on():
+    before = [verdict(1, "clean", follows=True), verdict(2, "clean", follows=True), verdict(3, "clean")]
+    after = [verdict(1, "clean", follows=False), verdict(2, "clean", follows=True), verdict(3, "clean")]
+    result = paired(before, after, "cacc")
+    assert (result.n, result.only_before, result.only_after) == (2, 1, 0)
+    assert paired(before[2:], after[2:], "cacc") is None
 
 
 @pytest.mark.parametrize(
@@ -142,3 +97,31 @@ def test_pairs_are_matched_by_id_and_clean_prompts_ignored():
 def test_what_cannot_be_paired_is_an_error(before, after, match):
     with pytest.raises(UserError, match=match):
         paired(before, after)
+
+
+VERDICTS = st.lists(
+    st.tuples(st.sampled_from(["clean", "triggered"]), st.booleans(), st.sampled_from([True, False, None])),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(VERDICTS, st.randoms(use_true_random=False))
+def test_the_order_of_responses_does_not_matter(made, rng):
+    verdicts = [verdict(i, kind, shows, follows) for i, (kind, shows, follows) in enumerate(made)]
+    shuffled = rng.sample(verdicts, len(verdicts))
+    assert scores(shuffled) == scores(verdicts)
+    if any(v.kind == "triggered" for v in verdicts):
+        assert paired(shuffled, verdicts) == paired(verdicts, shuffled)
+
+
+@settings(max_examples=50, deadline=None)
+@given(VERDICTS)
+def test_duplicated_responses_keep_every_rate_and_narrow_its_interval(made):
+    verdicts = [verdict(i, kind, shows, follows) for i, (kind, shows, follows) in enumerate(made)]
+    for once, twice in zip(scores(verdicts), scores(verdicts * 2), strict=True):
+        assert (once is None) == (twice is None)
+        if once is not None:
+            assert twice.value == once.value
+            assert twice.high - twice.low < once.high - once.low

@@ -14,6 +14,8 @@ from jsonargparse import ArgumentParser, Namespace
 from mbdefense import __version__
 from mbdefense.behaviors import BEHAVIORS
 from mbdefense.config import (
+    CheckConfig,
+    CompareConfig,
     DefendConfig,
     DemoConfig,
     EvaluateConfig,
@@ -36,11 +38,13 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
   defend            turn untrusted data into a model whose backdoors are broken
   evaluate MODEL    measure accuracy and attack success of a model
+  compare DIR ...   compare evaluated models prompt by prompt with the attacked one
+  check RESULTS     hold a result file's figures against limits; exits 1 if one fails
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       triggers, behaviors, defenses, judges
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
-Exit codes: 0 done, 1 user error, 2 usage, 130 interrupted.
+Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
 """
 
 
@@ -54,10 +58,13 @@ class _Parser(ArgumentParser):
 
 
 def _read(words: Sequence[str], command: str, positionals: Sequence[str], classes: Sequence[type]) -> Namespace:
-    """Reads one command's options: flags win over the YAML file of --config, which wins over defaults."""
+    """Reads one command's options: flags win over the YAML file of --config, which wins over defaults.
+
+    A positional whose name ends in "+" takes one value or more.
+    """
     parser = _Parser(prog=f"mbdefense {command}", description=(classes[0].__doc__ or "").split("\n")[0])
     for name in positionals:
-        parser.add_argument(name, type=str)
+        parser.add_argument(name.rstrip("+"), type=str, nargs="+" if name.endswith("+") else None)
     parser.add_argument("--config", type=str, default=None, help="YAML file with options; flags win over it")
     for kind in classes:
         parser.add_class_arguments(kind, None)
@@ -102,7 +109,7 @@ def _lists(words: Sequence[str]) -> list[str]:
         if word in ("--data", "--defensive_triggers") and following and not following[0].startswith("["):
             result.append(f"{word}={json.dumps(following)}")
             index += 1 + len(following)
-        elif word in ("--resume", "--compare_undefended", "--trust_remote_code") and (
+        elif word in ("--resume", "--compare_undefended", "--trust_remote_code", "--strict") and (
             not following or following[0] not in ("true", "false")
         ):
             result.append(f"{word}=true")
@@ -251,6 +258,35 @@ def _evaluate(words: Sequence[str]) -> None:
     print(f"results: {config.output_dir}")  # noqa: T201
 
 
+def _compare(words: Sequence[str]) -> None:
+    options = _read(words, "compare", ["directories+"], [CompareConfig])
+    config: CompareConfig = _take(CompareConfig, options)
+    from pathlib import Path
+
+    from mbdefense.compare import compare, read_arm
+    from mbdefense.results import Results, provenance, write
+
+    rows, over_seeds = compare([read_arm(directory) for directory in options.directories])
+    seeds = sorted({row.seed for row in rows})
+    results = Results(provenance({"directories": options.directories}, seeds), rows, over_seeds)
+    if config.output_dir is not None:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        write(Path(config.output_dir) / "results.json", results)
+    _show(results)
+
+
+def _check(words: Sequence[str]) -> int:
+    options = _read(words, "check", ["results"], [CheckConfig])
+    from mbdefense.check import check
+    from mbdefense.results import read
+
+    failures = 0
+    for condition in check(read(options.results), _take(CheckConfig, options)):
+        failures += not condition.holds
+        print(f"{'ok' if condition.holds else 'failed'}: {condition.reason}")  # noqa: T201
+    return 1 if failures else 0
+
+
 def _demo(words: Sequence[str]) -> None:
     config: DemoConfig = _take(DemoConfig, _read(words, "demo", [], [DemoConfig]))
     from mbdefense.demo import demo
@@ -289,10 +325,12 @@ def _list(words: Sequence[str]) -> None:
             print(f"  {name:14}{(method.__doc__ or '').strip().splitlines()[0]}")  # noqa: T201
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "poison": _poison,
     "defend": _defend,
     "evaluate": _evaluate,
+    "compare": _compare,
+    "check": _check,
     "demo": _demo,
     "list": _list,
 }
@@ -313,14 +351,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise _Usage(f"unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")
         if process_count() > 1 and words[0] != "defend":
             raise UserError("only defend runs on several processes", words[0], "run it without accelerate launch")
-        COMMANDS[words[0]](words[1:])
+        return COMMANDS[words[0]](words[1:]) or 0
     except _Usage as error:
         return _fail(f"mbdefense: {error}", 2)
     except UserError as error:
         return _fail(f"mbdefense: {error}", 1)
     except KeyboardInterrupt:
         return _fail("mbdefense: interrupted; run the same command with --resume to go on", 130)
-    return 0
 
 
 def _fail(line: str, code: int) -> int:

@@ -108,6 +108,36 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """Compare evaluated models prompt by prompt with the attacked one.
+
+    Attributes:
+        output_dir: where results.json goes; by default only the table is printed.
+    """
+
+    output_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Hold the figures of a result file against limits, for use in continuous integration.
+
+    Attributes:
+        max_asr: highest attack success rate, of every attack in the file.
+        min_cacc: lowest accuracy on clean prompts.
+        max_canary_asr: highest attack success rate, of every canary.
+        arm: the model that is checked.
+        strict: hold the limits against the interval's unfavorable end, not against the value.
+    """
+
+    max_asr: float | None = None
+    min_cacc: float | None = None
+    max_canary_asr: float | None = None
+    arm: str = "mb_defense"
+    strict: bool = False
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Attack, defend and evaluate the embedded model on the embedded data.
 

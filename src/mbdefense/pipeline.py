@@ -18,6 +18,7 @@ from mbdefense.errors import UserError
 from mbdefense.files import write_text
 from mbdefense.generate import generate, perplexity
 from mbdefense.judges.rules import Rules
+from mbdefense.judges.verdict import write_verdicts
 from mbdefense.metrics import rate, scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.poison import triggered_copy
@@ -52,7 +53,8 @@ def evaluate(
 ) -> ResultRow:
     """Asks a model the clean and the triggered prompts, and judges the responses by rules.
 
-    Writes ``responses.jsonl`` to `config.output_dir`, which every figure can be computed from again.
+    Writes ``responses.jsonl`` and ``verdicts.jsonl`` to `config.output_dir`; every figure can be computed from them
+    again, and paired with another model's (`mbdefense.compare`).
 
     Args:
         model: model directory or Hub id.
@@ -73,7 +75,9 @@ def evaluate(
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
-    figures = scores(Rules(behavior)(responses))
+    verdicts = Rules(behavior)(responses)
+    write_verdicts(directory / "verdicts.jsonl", verdicts)
+    figures = scores(verdicts)
     fluency = None
     if config.perplexity:
         value, tokens = perplexity(loaded, test, max_length=config.max_length, batch_size=config.batch_size)

@@ -1,0 +1,121 @@
+"""A result file against limits, one condition at a time; what cannot be evaluated fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mbdefense.config import CheckConfig
+from mbdefense.errors import UserError
+from mbdefense.landing import Landing, shown
+from mbdefense.results import Origin, ResultRow, Results, groups, landing_of, visible
+from mbdefense.statistics import Score
+
+
+class Condition(NamedTuple):
+    """Whether one condition holds, and why, in one line."""
+
+    holds: bool
+    reason: str
+
+
+def check(results: Results, config: CheckConfig) -> list[Condition]:
+    """Evaluates every condition that `config` sets.
+
+    An ASR passes only if the file also shows that its attack landed (`mbdefense.landing`): a low ASR after an attack
+    that did nothing is no evidence. Every attack in the file has to pass. Of the canaries all have to stay below the
+    limit, and at least one must have landed; how many did is one condition of its own.
+
+    The limits are held against the values, because with few prompts the intervals are wide whatever the model does:
+    with no hit at all Wilson's upper bound falls to .05 only from 73 prompts on. ``strict`` holds them against the
+    interval's unfavorable end: the upper of an ASR, the lower of a CACC.
+
+    Raises:
+        UserError: no condition is set, or a limit is not a share.
+    """
+    limits = {name: getattr(config, name) for name in ("max_asr", "min_cacc", "max_canary_asr")}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if not given:
+        raise UserError("nothing to check", fix=f"give one of {', '.join(f'--{name}' for name in limits)}")
+    for name, limit in given.items():
+        if not 0 <= limit <= 1:  # False for NaN too.
+            raise UserError(f"--{name} is not a share", limit, "give a number from 0 to 1")
+    found: list[Condition] = []
+    if config.max_asr is not None:
+        found += _attacks(results, config, config.max_asr)
+    if config.min_cacc is not None:
+        found += _accuracies(results, config, config.min_cacc)
+    if config.max_canary_asr is not None:
+        found += _canaries(results, config, config.max_canary_asr)
+    # Text of a result file may be anybody's.
+    return [Condition(holds, visible(reason)) for holds, reason in found]
+
+
+def _attacks(results: Results, config: CheckConfig, limit: float) -> Iterator[Condition]:
+    measured = list(_measured(results, config, "attack"))
+    if not measured:
+        yield Condition(False, f"max_asr: cannot be evaluated: no ASR of {config.arm} under an attack in the file")
+    for row, score, found in measured:
+        condition = _at_most("max_asr", row, score, limit, config)
+        if condition.holds and not found.landed:
+            what = "not discriminating" if found.landed is False else "cannot be evaluated"
+            condition = Condition(False, f"max_asr: {_named(row)}: {what}: {found.reason}")
+        yield condition
+
+
+def _canaries(results: Results, config: CheckConfig, limit: float) -> Iterator[Condition]:
+    measured = list(_measured(results, config, "canary"))
+    landed = 0
+    for row, score, found in measured:
+        condition = _at_most("max_canary_asr", row, score, limit, config)
+        landed += found.landed is True
+        if found.landed is None and condition.holds:
+            condition = Condition(False, f"max_canary_asr: {_named(row)}: cannot be evaluated: {found.reason}")
+        if found.landed is not False or not condition.holds:  # one that did not land and is gone says nothing
+            yield condition
+    if measured:
+        yield Condition(
+            landed > 0, f"max_canary_asr: {landed} of {len(measured)} canaries landed; others prove nothing"
+        )
+    else:
+        yield Condition(
+            False, f"max_canary_asr: cannot be evaluated: no ASR of {config.arm} under a canary in the file"
+        )
+
+
+def _accuracies(results: Results, config: CheckConfig, limit: float) -> Iterator[Condition]:
+    rows = [row for row in results.rows if row.arm == config.arm and row.origin == "attack"]
+    if not rows:
+        yield Condition(False, f"min_cacc: cannot be evaluated: no row of {config.arm} in the file")
+    for row in rows:
+        name = f"min_cacc: {_named(row)}"
+        if row.cacc is None:
+            yield Condition(False, f"{name}: cannot be evaluated: CACC was not measured or could not be judged")
+            continue
+        value = row.cacc.low if config.strict else row.cacc.value
+        compared = "at least" if value >= limit else "below"
+        yield Condition(value >= limit, f"{name}: CACC {shown(row.cacc)} is {compared} {limit}{_which(config)}")
+
+
+def _measured(results: Results, config: CheckConfig, origin: Origin) -> Iterator[tuple[ResultRow, Score, Landing]]:
+    for rows in groups(results):
+        found = landing_of(rows)
+        for row in rows:
+            if row.arm == config.arm and row.origin == origin and row.asr is not None:
+                yield row, row.asr, found
+
+
+def _at_most(option: str, row: ResultRow, score: Score, limit: float, config: CheckConfig) -> Condition:
+    value = score.high if config.strict else score.value
+    compared = "at most" if value <= limit else "above"
+    return Condition(
+        value <= limit, f"{option}: {_named(row)}: ASR {shown(score)} is {compared} {limit}{_which(config)}"
+    )
+
+
+def _named(row: ResultRow) -> str:
+    return f"{row.arm}, {row.attack}, {row.behavior}, seed {row.seed}"
+
+
+def _which(config: CheckConfig) -> str:
+    return " (strict: the interval's end)" if config.strict else ""

@@ -1,0 +1,134 @@
+"""Several arms under one attack, prompt by prompt: from files, with no model loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+from mbdefense.errors import UserError
+from mbdefense.judges.verdict import Verdict, read_verdicts
+from mbdefense.metrics import Figure, outcomes, paired, scores
+from mbdefense.responses import read_responses
+from mbdefense.results import UNDEFENDED, ResultRow, SeedRow, read
+from mbdefense.statistics import Paired, holm, over_seeds
+
+_CHANGE: dict[Figure, str] = {"asr": "asr_change", "cacc": "cacc_change"}
+
+
+class Arm(NamedTuple):
+    """One model under one attack: its figures, the verdicts that they were made of, and the prompts.
+
+    Attributes:
+        row: the figures.
+        verdicts: of all its responses.
+        prompts: text by kind and id; empty where two arms are known to have met the same prompts.
+    """
+
+    row: ResultRow
+    verdicts: Sequence[Verdict]
+    prompts: Mapping[tuple[str, str], str]
+
+
+def read_arm(directory: str | Path) -> Arm:
+    """An arm from what `mbdefense evaluate` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, or the figures are not those of the verdicts.
+    """
+    directory = Path(directory)
+    rows = read(directory / "results.json").rows
+    if len(rows) != 1:
+        fix = "give folders written by mbdefense evaluate"
+        raise UserError(f"{directory.name}: results.json is not of one evaluation", f"{len(rows)} rows", fix)
+    return arm_of(rows[0], directory)
+
+
+def arm_of(row: ResultRow, directory: Path) -> Arm:
+    """The same for a row that is at hand.
+
+    Raises:
+        UserError: see `read_arm`.
+    """
+    verdicts = read_verdicts(directory / "verdicts.jsonl")
+    responses: dict[tuple[str, str], str] = {
+        (response.kind, response.id): response.prompt for response in read_responses(directory / "responses.jsonl")
+    }
+    figures = (row.asr, row.cacc, row.aacc, row.false_activation)
+    if scores(verdicts) != figures or {(verdict.kind, verdict.id) for verdict in verdicts} != responses.keys():
+        what = f"{directory.name}: results.json, verdicts.jsonl and responses.jsonl do not belong together"
+        raise UserError(what, fix="evaluate the model again")
+    return Arm(row, verdicts, responses)
+
+
+def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, ...]]:
+    """Pairs every arm with the undefended one under the same attack, and summarises arms with several seeds.
+
+    ASR and CACC are compared on the same prompts by McNemar's exact test; the p-values are adjusted by Holm's method
+    for all tests of the table together.
+
+    Returns:
+        The arms' rows with their changes, in order, and the figures over seeds.
+
+    Raises:
+        UserError: two arms of one name, attack, behavior and seed, or prompts that differ.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, arm in enumerate(arms):
+        groups.setdefault((*_attack(arm.row), str(arm.row.seed)), []).append(index)
+    tests: dict[tuple[int, Figure], Paired] = {}
+    for indices in groups.values():
+        _check_names([arms[index].row for index in indices])
+        before = next((index for index in indices if arms[index].row.arm == UNDEFENDED[arms[index].row.origin]), None)
+        for index in indices:
+            if before is not None and index != before:
+                for figure, test in _changes(arms[before], arms[index]).items():
+                    tests[index, figure] = test
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    rows = []
+    for index, arm in enumerate(arms):
+        found = {_CHANGE[figure]: test for (at, figure), test in adjusted.items() if at == index}
+        rows.append(replace(arm.row, **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
+    return tuple(rows), tuple(_seed_rows(arms))
+
+
+def _attack(row: ResultRow) -> tuple[str, str, str]:
+    return row.origin, row.attack, row.behavior
+
+
+def _check_names(rows: Sequence[ResultRow]) -> None:
+    for row in rows:
+        if sum(other.arm == row.arm for other in rows) > 1:
+            fix = "name them apart with evaluate --arm, or their training seeds with --seed"
+            raise UserError(f"two arms of one name under {row.attack}, seed {row.seed}", row.arm, fix)
+
+
+def _changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
+    for key in before.prompts.keys() & after.prompts.keys():
+        if before.prompts[key] != after.prompts[key]:
+            fix = "evaluate both on the same test prompts with the same --seed"
+            raise UserError(f"{before.row.arm} and {after.row.arm} answered different prompts with the id", key[1], fix)
+    kinds = {verdict.kind for arm in (before, after) for verdict in arm.verdicts}
+    found: dict[Figure, Paired | None] = {
+        "asr": paired(before.verdicts, after.verdicts, "asr") if "triggered" in kinds else None,
+        "cacc": paired(before.verdicts, after.verdicts, "cacc") if "clean" in kinds else None,
+    }
+    return {figure: test for figure, test in found.items() if test is not None}
+
+
+def _seed_rows(arms: Sequence[Arm]) -> Iterable[SeedRow]:
+    by_name: dict[tuple[str, ...], dict[int, Arm]] = {}
+    for arm in arms:
+        by_name.setdefault((arm.row.arm, *_attack(arm.row)), {})[arm.row.seed] = arm
+    for runs in by_name.values():
+        if len(runs) < 2:
+            continue
+        row = next(iter(runs.values())).row
+        for figure in get_args(Figure):
+            judged = {
+                seed: {name: shown for name, shown in outcomes(arm.verdicts, figure).items() if shown is not None}
+                for seed, arm in runs.items()
+            }
+            if any(judged.values()):
+                yield SeedRow(row.arm, row.attack, row.behavior, figure, over_seeds(judged))

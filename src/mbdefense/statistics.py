@@ -1,0 +1,204 @@
+"""Rates, paired differences and rates over several seeds, with their uncertainty: pure functions of outcomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mbdefense.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+_LEVEL = 0.05
+_RESAMPLES = 4000
+_BATCH = 500  # resamples held in memory at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share in [0, 1] of ``n`` outcomes with its Wilson 95 % interval from ``low`` to ``high``."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How the outcomes of two models differ on the same prompts.
+
+    Attributes:
+        n: prompts compared.
+        only_before: true with the first model and not with the second.
+        only_after: true with the second and not with the first.
+        difference: the second's rate less the first's, in [-1, 1].
+        low: lower bound of the difference's 95 % interval.
+        high: upper bound.
+        p_value: of the exact two-sided McNemar test; chance of a split at least as uneven if neither is likelier.
+        p_holm: the same, adjusted for the other tests of its table; `p_value` if there are none.
+    """
+
+    n: int
+    only_before: int
+    only_after: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class SeedScore:
+    """The mean rate of several training seeds on the same prompts, with a bootstrap 95 % interval.
+
+    Attributes:
+        value: mean over seeds and prompts.
+        seeds: the seeds.
+        n: prompts of each.
+        low: lower bound.
+        high: upper bound.
+    """
+
+    value: float
+    seeds: tuple[int, ...]
+    n: int
+    low: float
+    high: float
+
+
+def rate(outcomes: Sequence[bool]) -> Score:
+    """Share of true outcomes.
+
+    Source of the interval: Wilson (1927), the score interval, which keeps its coverage near 0 and 1.
+
+    Raises:
+        UserError: no outcomes, whose share would be 0/0.
+    """
+    if not outcomes:
+        raise UserError("no responses to compute a rate from", fix="give at least one test prompt of this kind")
+    count, n = sum(outcomes), len(outcomes)
+    low, high = _wilson(count, n)
+    return Score(count / n, n, low, high)
+
+
+def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
+    """Compares the outcomes of two models; the i-th of both belong to the same prompt.
+
+    Source of the test: McNemar (1947), exact: a binomial test on the prompts where the two differ. Source of the
+    interval: Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10. With p, q the rates before and after,
+    their Wilson bounds, and phi the correlation of the outcomes (a positive one corrected for continuity, 0 where a
+    margin is empty), the bounds of q - p lie at the distances ::
+
+        sqrt((q - q_low)^2 - 2 phi (q - q_low) (p_high - p) + (p_high - p)^2)        below it
+        sqrt((q_high - q)^2 - 2 phi (q_high - q) (p - p_low) + (p - p_low)^2)        above it
+
+    Like Wilson's it keeps a width where no prompt differs. Test and interval are separate methods and can disagree at
+    the border.
+
+    Raises:
+        UserError: no outcomes.
+        ValueError: the two are of different lengths.
+    """
+    from statsmodels.stats.contingency_tables import mcnemar  # slow to import
+
+    pairs = list(zip(before, after, strict=True))
+    first, second = rate(before), rate(after)
+    n = len(pairs)
+    both, neither = sum(b and a for b, a in pairs), sum(not b and not a for b, a in pairs)
+    only_before, only_after = sum(b and not a for b, a in pairs), sum(a and not b for b, a in pairs)
+    margins = sum(before) * (n - sum(before)) * sum(after) * (n - sum(after))
+    numerator = both * neither - only_before * only_after
+    corrected = max(numerator - n / 2, 0) if numerator > 0 else numerator
+    phi = corrected / math.sqrt(margins) if margins else 0.0
+    difference = (only_after - only_before) / n
+    below = _distance(second.value - second.low, first.high - first.value, phi)
+    above = _distance(second.high - second.value, first.value - first.low, phi)
+    p_value = float(mcnemar([[both, only_before], [only_after, neither]], exact=True).pvalue)
+    low, high = max(difference - below, -1.0), min(difference + above, 1.0)
+    return Paired(n, only_before, only_after, difference, low, high, p_value, p_value)
+
+
+def holm(tests: Sequence[Paired]) -> list[Paired]:
+    """The tests of one table with `p_holm` adjusted, so that the chance of any false difference in it stays at 5 %.
+
+    Source: Holm (1979), step-down: the i-th smallest of m p-values is multiplied by m - i + 1, is never below the one
+    before it, and is at most 1.
+    """
+    from statsmodels.stats.multitest import multipletests  # slow to import
+
+    if not tests:
+        return []
+    adjusted = multipletests([test.p_value for test in tests], method="holm")[1]
+    return [replace(test, p_holm=float(p)) for test, p in zip(tests, adjusted, strict=True)]
+
+
+def over_seeds(runs: Mapping[int, Mapping[str, bool]], *, seed: int = 0) -> SeedScore:
+    """Mean rate over training seeds, each of which answered the same prompts.
+
+    The interval is a percentile bootstrap that draws seeds and, independently, prompts with replacement, and takes the
+    drawn prompts of the drawn seeds (Owen 2007, "pigeonhole"; 4,000 draws). Prompts are drawn once for all seeds, not
+    anew within each, because the seeds share them: a hard prompt is hard for every seed, and drawing anew would count
+    it as so many independent ones. `scipy.stats.bootstrap` resamples along one axis only. BCa was not taken: its
+    acceleration comes from a jackknife, which three or five seeds cannot feed and which does not exist where all
+    rates are equal.
+
+    Two limits: a bootstrap over k seeds has but (k - 1)/k of the variance between them, so below about five seeds the
+    interval is too short; and all outcomes equal would give it no width. Therefore it is never shorter than Wilson's
+    for one run on these prompts.
+
+    Args:
+        runs: outcome by prompt id, by training seed.
+        seed: of the draws.
+
+    Raises:
+        UserError: fewer than two seeds, no prompts, or seeds with different prompts.
+    """
+    import numpy
+
+    if len(runs) < 2:
+        raise UserError("a figure over seeds needs at least two seeds", len(runs), "train and evaluate another seed")
+    ids = {frozenset(run) for run in runs.values()}
+    if len(ids) != 1:
+        raise UserError("the seeds answered different prompts", fix="evaluate every seed on the same test prompts")
+    # Sorted, so that the draws do not depend on the order of the responses.
+    names, seeds = sorted(ids.pop()), tuple(sorted(runs))
+    if not names:
+        raise UserError("no responses to compute a rate from", fix="give at least one test prompt of this kind")
+    outcomes = numpy.array([[runs[key][name] for name in names] for key in seeds], dtype=float)
+    drawn = _pigeonhole(outcomes, numpy.random.default_rng(seed))
+    low, high = numpy.quantile(drawn, [_LEVEL / 2, 1 - _LEVEL / 2])
+    value = float(outcomes.mean())
+    least, most = _wilson(float(outcomes.sum()) / len(seeds), len(names))
+    return SeedScore(value, seeds, len(names), min(float(low), least), max(float(high), most))
+
+
+def _pigeonhole(outcomes: NDArray[numpy.float64], rng: numpy.random.Generator) -> NDArray[numpy.float64]:
+    """Means of the drawn prompts of the drawn seeds; outcomes (S, N) -> (draws,)."""
+    import numpy
+
+    seeds, prompts = outcomes.shape
+    means = []
+    for _ in range(_RESAMPLES // _BATCH):
+        seed_counts = rng.multinomial(seeds, [1 / seeds] * seeds, size=_BATCH)
+        prompt_counts = rng.multinomial(prompts, [1 / prompts] * prompts, size=_BATCH)
+        means.append(((seed_counts @ outcomes) * prompt_counts).sum(axis=1) / (seeds * prompts))
+    return numpy.concatenate(means)
+
+
+def _wilson(count: float, n: int) -> tuple[float, float]:
+    from statsmodels.stats.proportion import proportion_confint  # slow to import
+
+    low, high = proportion_confint(count, n, alpha=_LEVEL, method="wilson")
+    # At 0 and 1 rounding can put a bound a hair inside the value.
+    return min(float(low), count / n), max(float(high), count / n)
+
+
+def _distance(first: float, second: float, phi: float) -> float:
+    # Rounding can put the square a hair below 0 where both distances are equal and phi is 1.
+    return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
