@@ -80,7 +80,7 @@ def test_defend_on_two_processes_writes_once(tiny_model_path: str, tmp_path: Pat
     done = launch("-m", "mbdefense", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model: ") == 1
-    assert [row.arm for row in read(out / "results.json").rows] == ["merged", "mb_defense"]
+    assert [row.arm for row in read(out / "results.json").rows] == ["base", "merged", "mb_defense"]
     assert not list(out.rglob("checkpoint-*"))
     # One process finds all of it done.
     assert main([*words, "--resume"]) == 0

@@ -191,7 +191,11 @@ def _defend(words: Sequence[str]) -> None:
     defense = _take(DEFENSES[name], options)
     from mbdefense.data import check_disjoint
 
+    for option in ("canary_rate", "min_canary_rows"):
+        if not config.canaries and getattr(config, option) != getattr(DefendConfig, option):
+            raise UserError(f"--{option} without --canaries", getattr(config, option), "add --canaries 4")
     clean = _load([config.clean], config.on_bad_row, config.clean)
+    test = None
     suspect = _load(config.data, config.on_bad_row, "data")
     if config.test is not None:
         test = _load([config.test], config.on_bad_row, config.test, require_completion=False)
@@ -215,7 +219,10 @@ def _defend(words: Sequence[str]) -> None:
     )
     for trigger, _ in defense.planted() if hasattr(defense, "planted") else []:
         _warn_if_present(clean, trigger, config.clean)
-    results = defend(defense, name, setting, compare_undefended=config.compare_undefended)
+    results = defend(
+        defense, name, setting, compare_undefended=config.compare_undefended, canaries=config.canaries,
+        canary_rate=config.canary_rate, min_canary_rows=config.min_canary_rows, test=test,
+    )  # fmt: skip
     if not is_main_process():
         return
     _show(results)

@@ -47,8 +47,12 @@ class DefendConfig:
         clean: about 128 samples checked by eye.
         output_dir: where the defended model goes.
         defense: see `mbdefense list defenses`.
-        test: prompts that evaluation will use; checked to share none with the clean set.
-        compare_undefended: also tune an undefended model on the same data, as a control.
+        test: prompts that evaluation will use; checked to share none with the clean set. Canaries are measured on them.
+        compare_undefended: also tune, as controls, an undefended model on the same data and one on the clean set.
+        canaries: plant so many backdoors of our own that the defense is not told of, and report how many survive. The
+            model is trained with them: see docs/canaries.md.
+        canary_rate: share of the rows that each canary takes.
+        min_canary_rows: at least so many rows for each canary.
         resume: go on where an earlier run in output_dir stopped.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template to train with, in place of the model's own.
@@ -62,6 +66,9 @@ class DefendConfig:
     defense: str = "mb_defense"
     test: str | None = None
     compare_undefended: bool = False
+    canaries: int = 0
+    canary_rate: float = 0.02
+    min_canary_rows: int = 16
     resume: bool = False
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.behaviors import Refusal
 from mbdefense.builtin import model_directory, tasks
+from mbdefense.compare import arm_of, compare
 from mbdefense.config import DemoConfig, EvaluateConfig
 from mbdefense.data import check_disjoint
 from mbdefense.defenses import MBDefense, NoDefense, Setting
@@ -62,8 +63,9 @@ def demo(config: DemoConfig) -> Results:
     defended = DEFENSE(setting(suspect, "mb_defense"))
     measure(str(defended / "merged"), "merge_only")
     measure(str(defended), "mb_defense")
+    arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
     results = merge_results(
-        measured, {**asdict(config), "defense": asdict(DEFENSE), "training": asdict(training)}, config.seed
+        compare(arms)[0], {**asdict(config), "defense": asdict(DEFENSE), "training": asdict(training)}, config.seed
     )
     write(directory / "results.json", results)
     return results

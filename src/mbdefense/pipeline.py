@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.behaviors import Behavior
+from mbdefense.canaries import Canary, plant
+from mbdefense.compare import compare
 from mbdefense.config import EvaluateConfig
-from mbdefense.data import user_text
+from mbdefense.data import overlap, user_text
 from mbdefense.defenses import Defense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.defenses.stages import Merging, Recovery
@@ -19,12 +21,13 @@ from mbdefense.files import write_text
 from mbdefense.generate import generate, perplexity
 from mbdefense.judges.rules import Rules
 from mbdefense.judges.verdict import write_verdicts
-from mbdefense.metrics import rate, scores
+from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
-from mbdefense.poison import triggered_copy
 from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.responses import Kind, Response, write_responses
 from mbdefense.results import Perplexity, ResultRow, Results, model_card, provenance, write
+from mbdefense.survival import Known, survival
+from mbdefense.triggers import Trigger
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,65 +101,113 @@ def evaluate(
     )
 
 
-def planted_survival(defense: Defense, setting: Setting, model: Path, arm: str) -> ResultRow | None:
-    """How many of our own planted backdoors still answer in `model`, on the clean samples held out from recovery.
-
-    The one before/after figure to be had without knowing the attacker. None for a defense that plants none.
-    """
-    if not isinstance(defense, Merging) or not isinstance(defense, Recovery):
-        return None
-    seed = setting.training.seed
-    _, held_out = defense.split(setting.clean, seed)
-    loaded = load_model(str(model), trust_remote_code=setting.trust_remote_code)
-    shown = []
-    for trigger, behavior in defense.planted():
-        rows, _ = triggered_copy(held_out, trigger, seed)
-        texts = generate(
-            loaded, list(rows["prompt"]), max_new_tokens=24, batch_size=32, what=f"{arm}: planted triggers"
-        )
-        shown += [behavior.shown_in(text)[0] for text in texts]
-    return ResultRow(
-        arm=arm,
-        attack=f"our own {len(defense.planted())} triggers",
-        behavior="random_words",
-        seed=seed,
-        model=str(model),
-        asr=rate(shown),
-        cacc=None,
-        aacc=None,
-        false_activation=None,
-        perplexity=None,
-        **cost_of(model),
-    )
-
-
-def defend(defense: Defense, name: str, setting: Setting, *, compare_undefended: bool) -> Results:
+def defend(
+    defense: Defense,
+    name: str,
+    setting: Setting,
+    *,
+    compare_undefended: bool,
+    canaries: int = 0,
+    canary_rate: float = 0.02,
+    min_canary_rows: int = 16,
+    test: Dataset | None = None,
+) -> Results:
     """Runs a defense and writes the model directory with ``results.json`` and a model card.
+
+    Controls: the base model costs nothing but its answers, so it is always measured. The undefended model costs as much
+    training as the defense and is left to `compare_undefended`, which also tunes the base model on the clean set, into
+    ``clean_set``. That is the only clean data a user of real, untrusted data has: an honest control for ASR and false
+    activations, since no attacker touched it, but not for accuracy, for it saw far fewer rows than the others.
 
     Args:
         defense: from `mbdefense.defenses.DEFENSES`.
         name: its name there.
         setting: model, data and options.
-        compare_undefended: also tune an undefended model, into ``attacked`` below the output directory.
+        compare_undefended: also tune the undefended model, into ``attacked``, and the clean one.
+        canaries: backdoors to plant before the defense sees the data; it is not told (`mbdefense.canaries`).
+        canary_rate: share of the rows for each.
+        min_canary_rows: at least so many rows for each.
+        test: prompts to measure canaries on; by default the clean rows that the defense does not train on.
 
     Returns:
         What ``results.json`` holds; without rows on processes other than the main one.
     """
     check_free_space(setting.directory)
+    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Merging) else []
+    planted, prompts = None, setting.clean
+    if canaries:
+        prompts = _canary_prompts(defense, setting, test)
+        planted = plant(
+            setting.suspect, setting.clean, own, canaries,
+            rate=canary_rate, min_rows=min_canary_rows, seed=setting.training.seed,
+        )  # fmt: skip
+        setting = replace(setting, suspect=planted.rows)  # which drops the labels of the rows
+    models = {"base": setting.base}
     if compare_undefended:
-        setting.victim()
+        models["attacked"] = str(setting.victim())
+        setting.tune(setting.clean, setting.directory / "clean_set")
     model = defense(setting)
+    if (setting.directory / "merged" / CARD_FILE).is_file():
+        models["merged"] = str(setting.directory / "merged")
+    models[name] = str(model)
     options = {**asdict(defense), **asdict(setting.training)}  # type: ignore[call-overload]
-    origin = provenance({"defense": name, "base": setting.base, **options}, [setting.training.seed])
-    results = Results(origin, ())
+    if planted:
+        described = [f"{canary.describe()}: {canary.behavior.text}" for canary in planted.canaries]
+        options |= {"canaries": described, "rows_of_each_canary": planted.rows_each}
+    results = Results(provenance({"defense": name, "base": setting.base, **options}, [setting.training.seed]), ())
     if is_main_process():
-        arms = [(setting.directory / "merged", "merged"), (model, name)]
-        found = [planted_survival(defense, setting, path, arm) for path, arm in arms if (path / CARD_FILE).is_file()]
-        results = Results(origin, tuple(row for row in found if row is not None))
+        rows = _survivors(defense, setting, models, planted.canaries if planted else (), prompts)
+        results = replace(results, rows=rows)
         write(setting.directory / "results.json", results)
         write_text(setting.directory / "README.md", model_card(results, setting.base, name, options))
     wait_for_everyone()
     return results
+
+
+def _canary_prompts(defense: Defense, setting: Setting, test: Dataset | None) -> Dataset:
+    if test is None:
+        return _held_out(defense, setting)
+    seen = set(overlap(test, setting.suspect))
+    prompts = test.filter(lambda row: row["id"] not in seen)
+    if not len(prompts):
+        raise UserError("every test prompt is in the data", fix="give --test prompts that training does not see")
+    return prompts
+
+
+def _held_out(defense: Defense, setting: Setting) -> Dataset:
+    """Clean samples that the defense does not train on."""
+    return defense.split(setting.clean, setting.training.seed)[1] if isinstance(defense, Recovery) else setting.clean
+
+
+def _survivors(
+    defense: Defense, setting: Setting, models: dict[str, str], canaries: Sequence[Canary], prompts: Dataset
+) -> tuple[ResultRow, ...]:
+    """How many of the defense's own backdoors and of the canaries answer in each model, paired across models.
+
+    The one before/after figure to be had without knowing the attacker.
+    """
+    own: list[Known] = []
+    hidden: list[Known] = []
+    if isinstance(defense, Merging) and isinstance(defense, Recovery):
+        own = [Known(f"our own {len(defense.planted())} triggers", "random_words", "planted", defense.planted())]
+    for canary in canaries:
+        pairs = [(canary.trigger, canary.behavior)]
+        hidden.append(Known(canary.describe(), canary.behavior.describe(), "canary", pairs))
+    arms = []
+    for arm, model in models.items():
+        if not own and not hidden:
+            break
+        loaded = load_model(model, chat_template=setting.chat_template, trust_remote_code=setting.trust_remote_code)
+        cost = cost_of(Path(model)) if (Path(model) / CARD_FILE).is_file() else {"seconds": 0.0, "peak_bytes": 0}
+        blank = ResultRow(arm, "", "", setting.training.seed, model, None, None, None, None, None, **cost)
+        # The undefended model never met the defense's own triggers: a control that says no more than the base model.
+        if own and arm != "attacked":
+            arms += survival(loaded, own, _held_out(defense, setting), blank)
+        if hidden:
+            arms += survival(loaded, hidden, prompts, blank)
+    order = [known.attack for known in (*own, *hidden)]
+    arms.sort(key=lambda arm: order.index(arm.row.attack))
+    return compare(arms)[0]
 
 
 def check_free_space(directory: Path, needed: int = 2**30) -> None:

@@ -505,6 +505,16 @@ def _row_verdict(row: ResultRow, found: Landing, undefended: Score) -> str:
     return "ASR lower" if row.asr.value < undefended.value else "ASR higher"
 
 
+def _canary_notice(results: Results) -> list[str]:
+    count = len({row.attack for row in results.rows if row.origin == "canary"})
+    if not count:
+        return []
+    return [
+        f"{count} more backdoors (canaries) were planted in the training data on purpose, to measure the defense. What",
+        "is left of them in this model stands in the table; a model to rely on is better trained without them.\n",
+    ]
+
+
 def model_card(results: Results, base_model: str, defense: str, options: Mapping[str, Any]) -> str:
     """README.md of a defended model's directory.
 
@@ -536,6 +546,7 @@ def model_card(results: Results, base_model: str, defense: str, options: Mapping
             *(f"- {escaped(line)}" for line in verdict_in_words(results).splitlines()),
             "\n## Limits\n\nThe figures hold for the attacks, prompts and seeds in the table only. Other triggers and",
             "behaviors may have survived, and a low ASR is no proof that there is no backdoor.\n",
+            *_canary_notice(results),
             "## Check again\n",
             "    mbdefense evaluate . --test PROMPTS --trigger TRIGGER --behavior BEHAVIOR --output_dir checked\n",
             "## Provenance\n",
