@@ -30,7 +30,9 @@ ROOMS = [
     "generate",
     "judges",
     "metrics",
+    "agreement",
     "results",
+    "judging",
     "pipeline",
     "demo",
     "cli",
@@ -40,7 +42,7 @@ HELPERS = {
     "triggers": {"insertion", "sentence"},
     "behaviors": {"text", "protocol"},
     "defenses": {"setting", "stages"},
-    "judges": {"verdict"},
+    "judges": {"asking", "forms", "verdict"},
 }
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

@@ -74,12 +74,12 @@ def test_the_file_has_the_form_that_others_rely_on(tmp_path):
     assert list(value) == ["schema", "provenance", "rows"]
     assert value["schema"] == 1
     (first,) = value["rows"]
-    assert set(first["asr"]) == {"value", "n", "low", "high"}
+    assert set(first["asr"]) == {"value", "n", "low", "high", "unparsed"}
     assert first["cacc"] is None
     assert first["perplexity"] == {"value": 8.684, "n": 512}
     assert list(first) == [
         *("arm", "attack", "behavior", "seed", "model", "asr", "cacc", "aacc", "false_activation"),
-        *("perplexity", "seconds", "peak_bytes"),
+        *("perplexity", "seconds", "peak_bytes", "judge"),
     ]
 
 

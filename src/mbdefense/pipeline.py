@@ -17,7 +17,8 @@ from mbdefense.defenses.stages import Merging, Recovery
 from mbdefense.errors import UserError
 from mbdefense.files import write_text
 from mbdefense.generate import generate, perplexity
-from mbdefense.judges.rules import Rules
+from mbdefense.judges import Judge, Rules
+from mbdefense.judging import judge_responses
 from mbdefense.metrics import rate, scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.poison import triggered_copy
@@ -47,11 +48,18 @@ def respond(loaded: LoadedModel, rows: Dataset, kind: Kind, config: EvaluateConf
 
 
 def evaluate(
-    model: str, test: Dataset, triggered: Dataset | None, behavior: Behavior, attack: str, config: EvaluateConfig
+    model: str,
+    test: Dataset,
+    triggered: Dataset | None,
+    behavior: Behavior,
+    attack: str,
+    config: EvaluateConfig,
+    judge: Judge | None = None,
 ) -> ResultRow:
-    """Asks a model the clean and the triggered prompts, and judges the responses by rules.
+    """Asks a model the clean and the triggered prompts, and judges the responses.
 
-    Writes ``responses.jsonl`` to `config.output_dir`, which every figure can be computed from again.
+    Writes ``responses.jsonl`` to `config.output_dir`, which every figure can be computed from again, and
+    ``verdicts.jsonl``.
 
     Args:
         model: model directory or Hub id.
@@ -60,10 +68,12 @@ def evaluate(
         behavior: what to look for.
         attack: the trigger in words, for the result row.
         config: options of generation.
+        judge: by default `Rules` for the behavior.
 
     Raises:
         UserError: the model was trained with another prompt template than the one asked for.
     """
+    judge = judge or Rules(behavior)
     loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
     check_template(model, loaded.tokenizer)
     responses = respond(loaded, test, "clean", config)
@@ -72,7 +82,7 @@ def evaluate(
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
-    figures = scores(Rules(behavior)(responses))
+    figures = scores(judge_responses(judge, responses, directory))
     fluency = None
     if config.perplexity:
         value, tokens = perplexity(loaded, test, max_length=config.max_length, batch_size=config.batch_size)
@@ -90,6 +100,7 @@ def evaluate(
         false_activation=figures.false_activation,
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
+        judge=judge.describe(),
     )
 
 

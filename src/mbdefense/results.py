@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mbdefense import __version__
@@ -62,6 +63,7 @@ class ResultRow:
         perplexity: on clean held-out responses.
         seconds: time that making the model took.
         peak_bytes: peak memory of making it.
+        judge: who judged the responses, as its ``describe`` says it.
     """
 
     arm: str
@@ -76,6 +78,7 @@ class ResultRow:
     perplexity: Perplexity | None
     seconds: float
     peak_bytes: int
+    judge: str = "rules"
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def _parse(value: dict[str, Any], where: str) -> Results:
 
 
 def _row(value: object, where: str) -> ResultRow:
-    row = _check_keys(value, tuple(field.name for field in fields(ResultRow)), where)
+    # Files from before there was a choice of judges do not name one.
+    row = _check_keys(value, tuple(field.name for field in fields(ResultRow)), where, {"judge": "rules"})
     score = {name: _optional(row[name], _score, f"{where}: {name}") for name in _RATES}
     return ResultRow(
         arm=_text(row["arm"], f"{where}: arm"),
@@ -139,6 +143,7 @@ def _row(value: object, where: str) -> ResultRow:
         perplexity=_optional(row["perplexity"], _perplexity, f"{where}: perplexity"),
         seconds=_number(row["seconds"], f"{where}: seconds"),
         peak_bytes=_whole(row["peak_bytes"], f"{where}: peak_bytes", least=0),
+        judge=_text(row["judge"], f"{where}: judge"),
     )
 
 
@@ -147,11 +152,14 @@ def _optional(value: object, parse: Callable[[object, str], _T], where: str) -> 
 
 
 def _score(value: object, where: str) -> Score:
-    parts = _check_keys(value, ("value", "n", "low", "high"), where)
+    parts = _check_keys(value, ("value", "n", "low", "high", "unparsed"), where, {"unparsed": 0})
     share, low, high = (_number(parts[name], f"{where}.{name}") for name in ("value", "low", "high"))
     if not 0 <= low <= share <= high <= 1:
         raise UserError(f"{where}: not a share within its interval within [0, 1]", [low, share, high], _FIX)
-    return Score(share, _whole(parts["n"], f"{where}.n", least=1), low, high)
+    n, unparsed = _whole(parts["n"], f"{where}.n", least=1), _whole(parts["unparsed"], f"{where}.unparsed", least=0)
+    if unparsed > n * (1 - share) + 0.5:
+        raise UserError(f"{where}: more unparsed outcomes than are not counted as true", unparsed, _FIX)
+    return Score(share, n, low, high, unparsed)
 
 
 def _perplexity(value: object, where: str) -> Perplexity:
@@ -159,9 +167,13 @@ def _perplexity(value: object, where: str) -> Perplexity:
     return Perplexity(_number(parts["value"], f"{where}.value"), _whole(parts["n"], f"{where}.n", least=1))
 
 
-def _check_keys(value: object, names: Sequence[str], where: str) -> dict[str, Any]:
+def _check_keys(
+    value: object, names: Sequence[str], where: str, later: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The object, if its keys are `names`; those in `later` have a value of old, which older files leave out."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: not an object", value, _FIX)
+    value = {**later, **value}
     for name in value:
         if name not in names:
             raise UserError(f"{where}: unknown key", name, did_you_mean(name, names))
@@ -285,19 +297,24 @@ def _attack(row: ResultRow) -> tuple[str, str, str]:
 
 
 def _title(results: Results) -> str:
-    parts = zip(("attack", "behavior", "seed"), zip(*map(_attack, results.rows), strict=True), strict=False)
+    parts = list(zip(("attack", "behavior", "seed"), zip(*map(_attack, results.rows), strict=True), strict=False))
+    judges = tuple(row.judge for row in results.rows)
+    if set(judges) - {"rules"}:
+        parts.append(("judged by", judges))
     return _visible("; ".join(f"{name} {', '.join(dict.fromkeys(values))}" for name, values in parts))
 
 
 def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and lines. Attack, behavior and seed, which the title names, get columns where rows differ in them."""
     mixed = len({_attack(row) for row in results.rows}) > 1
+    judges = len({row.judge for row in results.rows}) > 1
     perplexities = any(row.perplexity for row in results.rows)
-    header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else []), *_RATES.values()]
+    header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else []), *(["Judge"] if judges else [])]
+    header += _RATES.values()
     header += [*(["Perplexity"] if perplexities else []), "Seconds"]
     body = []
     for row in results.rows:
-        line = [row.arm, *(_attack(row) if mixed else ()), *_rates(row)]
+        line = [row.arm, *(_attack(row) if mixed else ()), *([row.judge] if judges else []), *_rates(row)]
         if perplexities:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
         body.append([_visible(cell) for cell in (*line, f"{row.seconds:.0f}")])
@@ -307,15 +324,17 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
 def _rates(row: ResultRow) -> list[str]:
     """A kind of prompt that was tested and has no accuracy was not judged; one that was not tested has a dash."""
     return [
-        _shown(row.asr) if row.asr else "-",
-        _shown(row.cacc) if row.cacc else "not judged" if row.false_activation else "-",
-        _shown(row.aacc) if row.aacc else "not judged" if row.asr else "-",
-        _shown(row.false_activation) if row.false_activation else "-",
+        shown(row.asr) if row.asr else "-",
+        shown(row.cacc) if row.cacc else "not judged" if row.false_activation else "-",
+        shown(row.aacc) if row.aacc else "not judged" if row.asr else "-",
+        shown(row.false_activation) if row.false_activation else "-",
     ]
 
 
-def _shown(score: Score) -> str:
-    return f"{_share(score.value)} [{_share(score.low)}, {_share(score.high)}] n={score.n}"
+def shown(score: Score) -> str:
+    """A rate with its interval, n, and how many of them are unparsed."""
+    unparsed = f" ({score.unparsed} unparsed)" if score.unparsed else ""
+    return f"{_share(score.value)} [{_share(score.low)}, {_share(score.high)}] n={score.n}{unparsed}"
 
 
 def _share(value: float) -> str:
@@ -326,14 +345,15 @@ def verdict_in_words(results: Results) -> str:
     """Whether the attack landed, and what became of its ASR, one sentence a line; plain text, not rich's markup.
 
     A defense shows nothing on an attack that did not land: whose ASR's interval reaches down to the one of the model
-    trained on clean data or of the base model.
+    trained on clean data or of the base model. Figures of different judges are never compared.
     """
-    groups: dict[tuple[str, str, str], list[ResultRow]] = {}
+    groups: dict[tuple[tuple[str, str, str], str], list[ResultRow]] = {}
     for row in results.rows:
-        groups.setdefault(_attack(row), []).append(row)
+        groups.setdefault((_attack(row), row.judge), []).append(row)
     lines = []
-    for (attack, behavior, seed), rows in groups.items():
-        prefix = f"{attack}, {behavior}, seed {seed}: " if len(groups) > 1 else ""
+    for ((attack, behavior, seed), judge), rows in groups.items():
+        by = f", judged by {judge}" if len({judge for _, judge in groups}) > 1 else ""
+        prefix = f"{attack}, {behavior}, seed {seed}{by}: " if len(groups) > 1 else ""
         lines += [_visible(prefix + line) for line in _judged(rows)]
     return "\n".join(lines)
 
@@ -346,15 +366,15 @@ def _judged(rows: Sequence[ResultRow]) -> list[str]:
     controls = [(arm, score) for arm, score in known if arm in _CONTROLS]
     for arm, score in controls:
         if attacked.low <= score.high:
-            compared = f"attacked ASR {_shown(attacked)}, {arm} {_shown(score)}"
+            compared = f"attacked ASR {shown(attacked)}, {arm} {shown(score)}"
             return [f"not discriminating: the attack did not land ({compared})"]
     lines = [] if controls else ["no clean or base model to compare the attack with"]
     for arm, score in known:
         if arm != _ATTACKED and arm not in _CONTROLS:
             apart = score.high < attacked.low or score.low > attacked.high
             doubt = "" if apart else " (the intervals overlap)"
-            lines.append(f"{arm}: ASR from {_shown(attacked)} to {_shown(score)}{doubt}")
-    return lines or [f"the attack landed: ASR {_shown(attacked)}"]
+            lines.append(f"{arm}: ASR from {shown(attacked)} to {shown(score)}{doubt}")
+    return lines or [f"the attack landed: ASR {shown(attacked)}"]
 
 
 def model_card(results: Results, base_model: str, defense: str, options: Mapping[str, Any]) -> str:
