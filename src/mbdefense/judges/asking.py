@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,26 +88,32 @@ class Asker:
     def _ask_all(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:
         from rich.progress import Progress
 
+        stop = threading.Event()
         with self.endpoint.client() as client, Progress(transient=True) as progress:
             task = progress.add_task(what, total=len(asks))
 
-            def ask_one(ask: Ask) -> Reply:
-                reply = self.endpoint.chat(client, ask.system, ask.user)
-                write_json(self._path(ask), {"model": self.endpoint.model, "reply": asdict(reply)})
+            def ask_one(ask: Ask) -> Reply | None:
+                # After a failure or an interrupt nothing more is begun; what is under way is paid for anyway.
+                if stop.is_set():
+                    return None
+                try:
+                    reply = self.endpoint.chat(client, ask.system, ask.user)
+                    write_json(self._path(ask), {"model": self.endpoint.model, "reply": asdict(reply)})
+                except BaseException:
+                    stop.set()
+                    raise
                 progress.advance(task)
                 return reply
 
             with ThreadPoolExecutor(self.concurrency) as pool:
-                futures = {ask: pool.submit(ask_one, ask) for ask in asks}
                 try:
-                    wait(futures.values(), return_when=FIRST_EXCEPTION)
+                    futures = [pool.submit(ask_one, ask) for ask in asks]
+                    wait(futures)
                 finally:
-                    # After a failure or an interrupt nothing more is begun; what is under way is paid for anyway.
-                    pool.shutdown(wait=True, cancel_futures=True)
-            for future in futures.values():
-                if not future.cancelled() and (error := future.exception()):
-                    raise error
-            return {ask: future.result() for ask, future in futures.items()}
+                    stop.set()
+        for error in filter(None, (future.exception() for future in futures)):
+            raise error
+        return {ask: reply for ask, future in zip(asks, futures, strict=True) if (reply := future.result()) is not None}
 
     def _path(self, ask: Ask) -> Path:
         endpoint = self.endpoint
