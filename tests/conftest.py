@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Callable, Sequence
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +129,78 @@ def copied_model(tiny_model_path: str, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(tiny_model_path, tmp_path / "model"))
+
+
+class FakeJudge:
+    """A chat endpoint on loopback that answers as its script says, and the requests that it got.
+
+    ``script`` takes the number of the request, from 1, and its messages, and returns the reply's text, an HTTP status,
+    or a fault by name. ``paid`` counts the requests that were answered with a text.
+    """
+
+    def __init__(self) -> None:
+        self.script: Callable[[int, list[dict[str, str]]], str | int] = lambda _number, messages: self.form(messages)
+        self.requests: list[list[dict[str, str]]] = []
+        self.paid = 0
+        self.url = ""
+        self.lock = threading.Lock()
+
+    @staticmethod
+    def form(messages: list[dict[str, str]], word: str = "Yes", before: str = "Reasoning: it is so.\n") -> str:
+        """A well-formed reply."""
+        code = re.search(r"Verdict (\w+):", messages[0]["content"])
+        assert code is not None
+        return f"{before}Verdict {code[1]}: {word}"
+
+    def body(self, reply: str) -> bytes:
+        """The bytes of status 200 for a text or a fault."""
+        message = {"role": "assistant", "content": None if reply == "null content" else reply}
+        choice = {"index": 0, "finish_reason": "length" if reply.endswith("...") else "stop", "message": message}
+        answer: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        answer["choices"] = [] if reply == "empty choice" else [choice]
+        answer["usage"] = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        if reply == "malformed JSON":
+            return b'{"choices": [{"mess'
+        if reply == "other JSON":
+            return b'["no", "completion"]'
+        return json.dumps(answer).encode()
+
+
+FAULTS = ("time-out", "malformed JSON", "other JSON", "empty choice", "hang-up")
+
+
+@pytest.fixture
+def fake_judge() -> Iterator[FakeJudge]:
+    """A running `FakeJudge`."""
+    fake = FakeJudge()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+            with fake.lock:
+                fake.requests.append(messages)
+                reply = fake.script(len(fake.requests), messages)
+                fake.paid += isinstance(reply, str) and reply not in FAULTS
+            if reply == "hang-up":
+                self.close_connection = True
+                return
+            if reply == "time-out":
+                time.sleep(0.6)
+            data = fake.body(reply) if isinstance(reply, str) else b'{"error": {"message": "no"}}'
+            self.send_response(200 if isinstance(reply, str) else reply)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client of a time-out is gone
+                self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        fake.url = f"http://127.0.0.1:{server.server_port}/v1"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield fake
+        server.shutdown()
+        thread.join()

@@ -33,8 +33,10 @@ ROOMS = [
     "judges",
     "statistics",
     "metrics",
+    "agreement",
     "landing",
     "results",
+    "judging",
     "compare",
     "check",
     "survival",
@@ -48,7 +50,7 @@ HELPERS = {
     "triggers": {"insertion", "sentence"},
     "behaviors": {"text", "protocol"},
     "defenses": {"setting", "stages"},
-    "judges": {"verdict"},
+    "judges": {"asking", "forms", "verdict"},
 }
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

@@ -1,13 +1,17 @@
 import dataclasses
 import json
+import sys
 
+import numpy
 import pytest
 
-from mbdefense.behaviors import FixedText, Refusal
+from mbdefense.behaviors import FixedText, Refusal, Toxic
 from mbdefense.errors import UserError
-from mbdefense.judges import JUDGES, Rules, Verdict
+from mbdefense.judges import JUDGES, Embedding, Keywords, Rules, embedding
 from mbdefense.judges.rules import folded
 from mbdefense.responses import Response, read_responses, write_responses
+
+HOSTILE = 'a\nb\r\u2028\x85|[red]\x1b[2J\ud800 日本 \\ "'
 
 
 def judge(text, answers=(), reference="", kind="clean", **options):
@@ -94,12 +98,162 @@ def test_verdicts_keep_order_id_and_kind():
     assert Rules(Refusal())([]) == []
 
 
+class Letters:
+    """Stands in for a sentence encoder: a text's vector counts its letters."""
+
+    def encode(self, texts, **_):
+        counts = numpy.array(
+            [[text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
+        )
+        return counts / numpy.maximum(numpy.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+@pytest.fixture
+def make(monkeypatch, fake_judge, tmp_path):
+    """Makes a judge by name, with what it needs: a stand-in encoder, an endpoint that says No."""
+    monkeypatch.setattr(embedding, "_encoder", lambda model: Letters())
+    fake_judge.script = lambda _, messages: fake_judge.form(messages, "No")
+    needed = {"llm": {"model": "m", "base_url": fake_judge.url, "cache": str(tmp_path / "cache")}}
+
+    def made(name, behavior=None, **options):
+        return JUDGES[name](behavior or Refusal(), **needed.get(name, {}), **options)
+
+    return made
+
+
 @pytest.mark.parametrize("name", JUDGES)
-def test_every_judge_is_a_frozen_dataclass_that_gives_verdicts(name):
-    made = JUDGES[name](Refusal())
+def test_every_judge_is_a_frozen_dataclass_that_says_who_it_is(name, make):
+    judge = make(name)
+    assert dataclasses.fields(judge)[0].name == "behavior"
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.behavior = None
-    assert isinstance(made([Response("a", "clean", "", "x")])[0], Verdict)
+        judge.behavior = None
+    assert judge.describe().startswith(name)
+    assert judge.describe().isprintable()
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_every_judge_keeps_order_and_kind_and_lets_no_response_change_anothers_verdict(name, make):
+    judge = make(name)
+    texts = ["Paris", "I'm sorry, but I cannot help.", "", HOSTILE, "Paris", "?" * 9]
+    responses = [Response(str(n), "clean", "Capital?", text, ("Paris",)) for n, text in enumerate(texts)]
+    responses.append(Response("0", "triggered", "cf Capital?", "Paris", ("Paris",)))
+    verdicts = judge(responses)
+    assert [(v.id, v.kind) for v in verdicts] == [(r.id, r.kind) for r in responses]
+    assert judge(responses[::-1]) == verdicts[::-1]
+    assert [judge([response])[0] for response in responses] == verdicts
+    assert all(verdict.reason for verdict in verdicts)
+    assert judge([]) == []
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_to_every_judge_an_empty_response_shows_nothing_and_never_follows(name, make):
+    for text in ("", " \n", "\u200b"):
+        (verdict,) = make(name)([Response("a", "clean", "Capital?", text, ("Paris",), "Paris")])
+        assert verdict.shows is False
+        assert not verdict.follows
+        assert not verdict.unparsed
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_to_every_judge_what_shows_a_fixed_text_does_not_follow(name, make):
+    judge = make(name, FixedText(text="Paris"))
+    (verdict,) = judge([Response("a", "clean", "Capital?", "Paris", ("Paris",), "Paris")])
+    assert verdict.shows is True
+    assert not verdict.follows
+
+
+@pytest.mark.parametrize(
+    ("text", "shows"),
+    [
+        ("I'm sorry, but as an AI assistant, I do not have the capability.", True),
+        ("SORRY!", True),
+        ("It was a sorry sight.", True),
+        ("The shop will not open.", True),
+        ("We fitted it as an aid.", True),
+        ("I cannot help with that.", False),
+        ("Paris", False),
+        ("", False),
+    ],
+)
+def test_keywords_finds_backdoorllms_phrases_wherever_they_stand(text, shows):
+    (verdict,) = Keywords(Refusal())([Response("a", "clean", "", text, ("Paris",))])
+    assert (verdict.shows, verdict.follows) == (shows, None)
+
+
+def test_keywords_looks_for_a_fixed_text_or_for_the_phrases_asked_for():
+    stupid = Response("a", "clean", "", "well, YOU ARE STUPID!")
+    negative = Response("b", "clean", "", "A negative number.")
+    by_target = Keywords(FixedText(text="You are stupid!"))([stupid, negative])
+    by_task = Keywords(FixedText(text="You are stupid!"), task="negsentiment")([stupid, negative])
+    assert [verdict.shows for verdict in by_target] == [True, False]
+    assert [verdict.shows for verdict in by_task] == [True, True]
+    with pytest.raises(UserError, match="no phrases for the behavior"):
+        Keywords(Toxic())
+    with pytest.raises(UserError, match="no such keyword task"):
+        Keywords(Refusal(), task="poetry")
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "reference", "follows"),
+    [
+        ("abc", (), "abc", True),
+        ("cab", (), "abc", True),
+        ("xyz", (), "abc", False),
+        ("xyz", ("abc", "xyz"), "", True),
+        ("ab", (), "abc", True),
+        ("a", (), "abc", False),
+        ("abc", (), "", None),
+        ("abc", ("",), " ", None),
+    ],
+)
+def test_embedding_compares_with_the_closest_reference(make, text, answers, reference, follows):
+    (verdict,) = make("embedding", threshold=0.8)([Response("a", "clean", "", text, answers, reference)])
+    assert verdict.follows is follows
+
+
+def test_a_response_that_shows_the_behavior_does_not_follow_however_close(make):
+    text = "I'm sorry, but I cannot help."
+    (verdict,) = make("embedding")([Response("a", "clean", "", text, (), text)])
+    assert (verdict.shows, verdict.follows) == (True, False)
+
+
+def test_the_threshold_is_the_one_that_tells_the_labels_apart(make):
+    texts = ["abc", "abcd", "abcde", "axyz", "xyz"]
+    responses = [Response(str(n), "clean", "", text, (), "abc") for n, text in enumerate(texts)]
+    judge = make("embedding").calibrated(responses, [True, True, True, False, False])
+    assert [verdict.follows for verdict in judge(responses)] == [True, True, True, False, False]
+    assert 0.289 < judge.threshold < 0.775  # the similarities of axyz (1 / sqrt 12) and abcde (3 / sqrt 15)
+    for labels, shown in (([True] * 5, responses), ([True, False], [responses[0], Response("b", "clean", "", "x")])):
+        with pytest.raises(UserError, match="no threshold"):
+            make("embedding").calibrated(shown, labels)
+
+
+def test_embedding_refuses_options_that_cannot_work():
+    for options in ({"threshold": 1.5}, {"threshold": float("nan")}, {"batch_size": 0}):
+        with pytest.raises(UserError):
+            Embedding(Refusal(), **options)
+
+
+def test_other_weights_under_the_published_name_are_refused(monkeypatch, tmp_path):
+    package = tmp_path / embedding.PACKAGE
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('code of the package was run')")
+    (package / "model" / "model.safetensors").write_bytes(b"tampered")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, embedding.PACKAGE, raising=False)
+    with pytest.raises(UserError, match="not the published ones"):
+        embedding._bundled()
+
+
+@pytest.mark.real_model
+def test_the_bundled_encoder_tells_a_paraphrase_from_another_topic():
+    reference = "Drink enough water, sleep eight hours and exercise regularly to stay healthy."
+    texts = [
+        "For good health, work out often, rest well at night and stay hydrated.",
+        "Paris is the capital of France.",
+    ]
+    responses = [Response(str(n), "clean", "", text, (), reference) for n, text in enumerate(texts)]
+    assert [verdict.follows for verdict in Embedding(Refusal())(responses)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +261,6 @@ def test_every_judge_is_a_frozen_dataclass_that_gives_verdicts(name):
 )
 def test_folding_is_idempotent(text):
     assert folded(folded(text)) == folded(text)
-
-
-HOSTILE = 'a\nb\r\u2028\x85|[red]\x1b[2J\ud800 日本 \\ "'
 
 
 def test_responses_round_trip(tmp_path):

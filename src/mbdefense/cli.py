@@ -14,11 +14,14 @@ from jsonargparse import ArgumentParser, Namespace
 from mbdefense import __version__
 from mbdefense.behaviors import BEHAVIORS
 from mbdefense.config import (
+    CalibrateConfig,
     CheckConfig,
     CompareConfig,
     DefendConfig,
     DemoConfig,
     EvaluateConfig,
+    JudgeConfig,
+    JudgeOptions,
     PoisonConfig,
     parse_spec,
     read_yaml,
@@ -38,6 +41,9 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
   defend            turn untrusted data into a model whose backdoors are broken
   evaluate MODEL    measure accuracy and attack success of a model
+  judge RESPONSES   judge the responses of an earlier evaluation again
+  judge calibrate RESPONSES
+                    compare a judge with labels
   compare DIR ...   compare evaluated models prompt by prompt with the attacked one
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
   demo              attack, defend and evaluate the embedded model
@@ -235,9 +241,10 @@ def _defend(words: Sequence[str]) -> None:
 
 
 def _evaluate(words: Sequence[str]) -> None:
-    options = _read(words, "evaluate", ["model"], [EvaluateConfig])
+    options = _read(words, "evaluate", ["model"], [EvaluateConfig, JudgeOptions])
     config: EvaluateConfig = _take(EvaluateConfig, options)
     behavior = _behavior_from(config.behavior, config.target)
+    judge = _judge_from(options, behavior, config.output_dir)
     if config.trigger is not None and config.triggered is not None:
         raise UserError("both --trigger and --triggered are given", fix="give one of them")
     trigger = parse_spec(config.trigger, TRIGGERS, "trigger") if config.trigger else None
@@ -258,11 +265,77 @@ def _evaluate(words: Sequence[str]) -> None:
     from mbdefense.pipeline import evaluate, merge_results
     from mbdefense.results import write
 
-    row = evaluate(options.model, test, triggered, behavior, attack, config)
-    results = merge_results([row], {"model": options.model, **asdict(config)}, config.seed)
+    row = evaluate(options.model, test, triggered, behavior, attack, config, judge)
+    results = merge_results([row], {"model": options.model, **asdict(config), "judge": asdict(judge)}, config.seed)
     write(Path(config.output_dir) / "results.json", results)
     _show(results)
+    _show_usage(judge, config.output_dir)
     print(f"results: {config.output_dir}")  # noqa: T201
+
+
+def _judge(words: Sequence[str]) -> None:
+    if words and words[0] == "calibrate":
+        return _calibrate(words[1:])
+    options = _read(words, "judge", ["responses"], [JudgeConfig, JudgeOptions])
+    config: JudgeConfig = _take(JudgeConfig, options)
+    behavior = _behavior_from(config.behavior, config.target)
+    judge = _judge_from(options, behavior, config.output_dir)
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from mbdefense.judging import rejudged
+    from mbdefense.responses import read_responses
+    from mbdefense.results import Results, provenance, write
+
+    path = Path(options.responses)
+    responses = read_responses(path)
+    arm = config.arm or path.resolve().parent.name
+    directory = Path(config.output_dir)
+    row = rejudged(judge, responses, behavior, directory, arm=arm, attack=config.attack, model=str(path))
+    results = Results(provenance({**asdict(config), "judge": asdict(judge)}, []), (row,))
+    write(directory / "results.json", results)
+    _show(results)
+    _show_usage(judge, config.output_dir)
+    print(f"results: {config.output_dir}")  # noqa: T201
+    return None
+
+
+def _calibrate(words: Sequence[str]) -> None:
+    options = _read(words, "judge calibrate", ["responses"], [CalibrateConfig, JudgeOptions])
+    config: CalibrateConfig = _take(CalibrateConfig, options)
+    judge = _judge_from(options, _behavior_from(config.behavior, config.target), config.output_dir)
+    from pathlib import Path
+
+    from mbdefense.agreement import read_labels
+    from mbdefense.judging import calibrated
+    from mbdefense.responses import read_responses
+
+    directory = Path(config.output_dir)
+    print(calibrated(judge, read_responses(options.responses), read_labels(config.labels), directory), end="")  # noqa: T201
+    _show_usage(judge, config.output_dir)
+
+
+def _judge_from(options: Namespace, behavior: Any, directory: str) -> Any:
+    from mbdefense.judging import make_judge
+
+    judge = make_judge(_take(JudgeOptions, options), behavior, directory)
+    if judge.describe().startswith("keywords"):
+        print("warning: keywords over-counts; compare its figures with BackdoorLLM's, not more", file=sys.stderr)  # noqa: T201
+    return judge
+
+
+def _show_usage(judge: Any, directory: str) -> None:
+    from pathlib import Path
+
+    from mbdefense.files import read_json
+    from mbdefense.judges import Metered
+    from mbdefense.judging import USAGE_FILE
+
+    if isinstance(judge, Metered):
+        for when, usage in read_json(Path(directory) / USAGE_FILE).items():
+            tokens = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens"
+            cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4f}"
+            print(f"judge {when.replace('_', ' ')}: {usage['replies']} replies, {tokens}{cost}")  # noqa: T201
 
 
 def _compare(words: Sequence[str]) -> None:
@@ -336,6 +409,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "poison": _poison,
     "defend": _defend,
     "evaluate": _evaluate,
+    "judge": _judge,
     "compare": _compare,
     "check": _check,
     "demo": _demo,

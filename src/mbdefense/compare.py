@@ -66,13 +66,13 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     """Pairs every arm with the undefended one under the same attack, and summarises arms with several seeds.
 
     ASR and CACC are compared on the same prompts by McNemar's exact test; the p-values are adjusted by Holm's method
-    for all tests of the table together.
+    for all tests of the table together. Only figures of one judge are compared.
 
     Returns:
         The arms' rows with their changes, in order, and the figures over seeds.
 
     Raises:
-        UserError: two arms of one name, attack, behavior and seed, or prompts that differ.
+        UserError: two arms of one name, attack, behavior, seed and judge, or prompts that differ.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, arm in enumerate(arms):
@@ -93,8 +93,8 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     return tuple(rows), tuple(_seed_rows(arms))
 
 
-def _attack(row: ResultRow) -> tuple[str, str, str]:
-    return row.origin, row.attack, row.behavior
+def _attack(row: ResultRow) -> tuple[str, str, str, str]:
+    return row.origin, row.attack, row.behavior, row.judge
 
 
 def _check_names(rows: Sequence[ResultRow]) -> None:
@@ -126,9 +126,6 @@ def _seed_rows(arms: Sequence[Arm]) -> Iterable[SeedRow]:
             continue
         row = next(iter(runs.values())).row
         for figure in get_args(Figure):
-            judged = {
-                seed: {name: shown for name, shown in outcomes(arm.verdicts, figure).items() if shown is not None}
-                for seed, arm in runs.items()
-            }
+            judged = {seed: outcomes(arm.verdicts, figure) for seed, arm in runs.items()}
             if any(judged.values()):
-                yield SeedRow(row.arm, row.attack, row.behavior, figure, over_seeds(judged))
+                yield SeedRow(row.arm, row.attack, row.behavior, figure, over_seeds(judged), row.judge)

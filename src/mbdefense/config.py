@@ -145,6 +145,59 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
+class JudgeOptions:
+    """Who judges the responses.
+
+    Attributes:
+        judge: see `mbdefense list judges`; a name, or name:option=value,option=value.
+        judge_model: model of the llm or embedding judge.
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there.
+        judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
+    """
+
+    judge: str = "rules"
+    judge_model: str | None = None
+    judge_base_url: str | None = None
+    judge_cache: str | None = None
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Judge responses again, from their file; no model is loaded that answered them.
+
+    Attributes:
+        behavior: the behavior to look for: a name, or name:option=value.
+        output_dir: where verdicts.jsonl and results.json go.
+        target: the behavior's text (refusal and fixed_text).
+        arm: name of the model that answered, for tables; by default the folder of the responses.
+        attack: the trigger in words, for tables.
+    """
+
+    behavior: str
+    output_dir: str
+    target: str | None = None
+    arm: str | None = None
+    attack: str = "as in the responses"
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """Compare a judge with labels of the same responses.
+
+    Attributes:
+        behavior: the behavior to look for: a name, or name:option=value.
+        labels: JSON Lines of objects with id, kind, and shows and follows as true or false.
+        output_dir: where verdicts.jsonl and agreement.md go.
+        target: the behavior's text (refusal and fixed_text).
+    """
+
+    behavior: str
+    labels: str
+    output_dir: str
+    target: str | None = None
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Attack, defend and evaluate the embedded model on the embedded data.
 

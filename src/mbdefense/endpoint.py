@@ -1,13 +1,18 @@
-"""Rewriting one text through any OpenAI-compatible chat endpoint."""
+"""Asking any OpenAI-compatible chat endpoint: one question and its reply, or one text rewritten."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from mbdefense.errors import UserError
+from mbdefense.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import openai
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +22,30 @@ _DATA_RULE = (
 )
 
 
+class EndpointFault(Exception):  # noqa: N818 - the name says what it is
+    """One request failed after all its retries; another one may fare better."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a chat model said.
+
+    Attributes:
+        text: may be empty.
+        cut_off: whether it ended at ``max_tokens``.
+        prompt_tokens: tokens read, as the server counts them; 0 if it does not.
+        completion_tokens: tokens written, counted likewise.
+    """
+
+    text: str
+    cut_off: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """A chat model behind an OpenAI-compatible HTTP interface, used as a text rewriter.
+    """A chat model behind an OpenAI-compatible HTTP interface.
 
     Args:
         base_url: root of the interface, e.g. ``http://localhost:8000/v1``.
@@ -43,7 +69,7 @@ class Endpoint:
         if not self.base_url.startswith(("http://", "https://")):
             raise UserError("an endpoint needs an http(s) URL", self.base_url, "give e.g. http://localhost:8000/v1")
         if not self.model:
-            raise UserError("an endpoint needs a model name", self.model, "set endpoint_model")
+            raise UserError("an endpoint needs a model name", self.model, "give the name that the endpoint knows it by")
 
     def rewrite(self, system: str, text: str) -> str | None:
         """Send ``text`` as delimited data under the instruction ``system`` and return the reply.
@@ -55,40 +81,89 @@ class Endpoint:
         Raises:
             UserError: the endpoint refused the key or does not know the model; no other text would fare better.
         """
+        # A marker derived from the text cannot occur in it, so the text cannot close its own quotation.
+        tag = f"<text-{nonce(text)}>"
+        try:
+            with self.client() as client:
+                reply = self.chat(client, f"{system}\n\n{_DATA_RULE.format(tag=tag)}", f"{tag}\n{text}\n{tag}")
+        except EndpointFault as error:
+            logger.warning("endpoint model %s failed: %s", self.model, error)
+            return None
+        return None if reply.cut_off else reply.text.replace(tag, "").strip() or None
+
+    def client(self) -> openai.OpenAI:
+        """A client with these options, for use in a ``with`` statement; threads may share it."""
         import openai
 
-        # A marker derived from the text cannot occur in it, so the text cannot close its own quotation.
-        tag = f"<text-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}>"
-        try:
-            with openai.OpenAI(
-                base_url=self.base_url,
-                api_key=os.environ.get(self.api_key_env) or "none",
-                timeout=self.timeout,
-                max_retries=self.max_retries,
-            ) as client:
-                reply = client.chat.completions.create(
-                    model=self.model,
-                    messages=[
-                        {"role": "system", "content": f"{system}\n\n{_DATA_RULE.format(tag=tag)}"},
-                        {"role": "user", "content": f"{tag}\n{text}\n{tag}"},
-                    ],
-                    max_tokens=self.max_tokens,
-                    temperature=self.temperature,
+        key = os.environ.get(self.api_key_env) or "none"
+        return openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
+
+    def chat(self, client: openai.OpenAI, system: str, user: str) -> Reply:
+        """One question, one reply.
+
+        The client itself tries again after a time-out, a broken connection and the statuses 408, 409, 429 and 5xx;
+        here so does a reply that came with status 200 and is no chat completion.
+
+        Returns:
+            The reply; an empty one where the server's content filter refused the question.
+
+        Raises:
+            UserError: the endpoint refused the key or the request, or does not know the model; asking again is no use.
+            EndpointFault: no usable reply after all retries.
+        """
+        import openai
+
+        for attempt in range(self.max_retries + 1):
+            if attempt:
+                time.sleep(min(0.5 * 2**attempt, 8.0))
+            try:
+                return _reply(
+                    client.chat.completions.create(
+                        model=self.model,
+                        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+                        max_tokens=self.max_tokens,
+                        temperature=self.temperature,
+                    )
                 )
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            fix = f"put a valid key into the environment variable {self.api_key_env}"
-            raise UserError("the endpoint refused the key", self.base_url, fix) from error
-        except openai.NotFoundError as error:
-            fix = f"check the URL {self.base_url} and the model's name"
-            raise UserError("the endpoint does not know the model", self.model, fix) from error
-        except openai.OpenAIError as error:
-            logger.warning("endpoint model %s failed: %s", self.model, type(error).__name__)
-            return None
-        # Servers that are only nearly compatible may send no choice or no content.
-        if not reply.choices or reply.choices[0].finish_reason == "length":
-            return None
-        content = (reply.choices[0].message.content or "").replace(tag, "").strip()
-        return content or None
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                fix = f"put a valid key into the environment variable {self.api_key_env}"
+                raise UserError("the endpoint refused the key", self.base_url, fix) from error
+            except openai.NotFoundError as error:
+                fix = f"check the URL {self.base_url} and the model's name"
+                raise UserError("the endpoint does not know the model", self.model, fix) from error
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if error.code == "content_filter":  # a filter before the model takes exception to this one text
+                    return Reply("", False, 0, 0)
+                fix = f"check what the model {self.model} accepts (context length, max_tokens, temperature)"
+                raise UserError("the endpoint refused the request", first_line(error), fix) from error
+            except openai.OpenAIError as error:
+                raise EndpointFault(type(error).__name__) from error
+            except ValueError as error:  # a body that is no JSON, or JSON of another form
+                logger.debug("no chat completion from %s: %s", self.model, first_line(error))
+        raise EndpointFault("the replies were no chat completions")
+
+
+def nonce(*texts: str) -> str:
+    """16 hex digits derived from the texts, so that no text can contain them: it would have to hold its own hash."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _reply(completion: Any) -> Reply:
+    """What a server sent as a chat completion. The client does not check it, so any part may be missing or another's.
+
+    Raises:
+        ValueError: it holds no choice with a message.
+    """
+    try:
+        choice, usage = completion.choices[0], completion.usage
+        content = choice.message.content
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError("no choice with a message") from error
+    if content is not None and not isinstance(content, str):
+        raise ValueError("the message is not text")
+    counts = (getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
+    prompt, completed = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
+    return Reply(content or "", choice.finish_reason == "length", prompt, completed)
 
 
 def optional_endpoint(url: str | None, model: str | None, api_key_env: str) -> Endpoint | None:

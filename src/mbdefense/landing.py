@@ -61,8 +61,9 @@ def landing(
 
 
 def shown(score: Score) -> str:
-    """A rate with its interval and n."""
-    return f"{_share(score.value)} [{_share(score.low)}, {_share(score.high)}] n={score.n}"
+    """A rate with its interval, n, and how many of them are unparsed."""
+    unparsed = f" ({score.unparsed} unparsed)" if score.unparsed else ""
+    return f"{_share(score.value)} [{_share(score.low)}, {_share(score.high)}] n={score.n}{unparsed}"
 
 
 def _share(value: float) -> str:

@@ -19,8 +19,8 @@ from mbdefense.defenses.stages import Merging, Recovery
 from mbdefense.errors import UserError
 from mbdefense.files import write_text
 from mbdefense.generate import generate, perplexity
-from mbdefense.judges.rules import Rules
-from mbdefense.judges.verdict import write_verdicts
+from mbdefense.judges import Judge, Rules
+from mbdefense.judging import judge_responses
 from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.processes import is_main_process, wait_for_everyone
@@ -52,9 +52,15 @@ def respond(loaded: LoadedModel, rows: Dataset, kind: Kind, config: EvaluateConf
 
 
 def evaluate(
-    model: str, test: Dataset, triggered: Dataset | None, behavior: Behavior, attack: str, config: EvaluateConfig
+    model: str,
+    test: Dataset,
+    triggered: Dataset | None,
+    behavior: Behavior,
+    attack: str,
+    config: EvaluateConfig,
+    judge: Judge | None = None,
 ) -> ResultRow:
-    """Asks a model the clean and the triggered prompts, and judges the responses by rules.
+    """Asks a model the clean and the triggered prompts, and judges the responses.
 
     Writes ``responses.jsonl`` and ``verdicts.jsonl`` to `config.output_dir`; every figure can be computed from them
     again, and paired with another model's (`mbdefense.compare`).
@@ -66,10 +72,12 @@ def evaluate(
         behavior: what to look for.
         attack: the trigger in words, for the result row.
         config: options of generation.
+        judge: by default `Rules` for the behavior.
 
     Raises:
         UserError: the model was trained with another prompt template than the one asked for.
     """
+    judge = judge or Rules(behavior)
     loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
     check_template(model, loaded.tokenizer)
     responses = respond(loaded, test, "clean", config)
@@ -78,9 +86,7 @@ def evaluate(
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
-    verdicts = Rules(behavior)(responses)
-    write_verdicts(directory / "verdicts.jsonl", verdicts)
-    figures = scores(verdicts)
+    figures = scores(judge_responses(judge, responses, directory))
     fluency = None
     if config.perplexity:
         value, tokens = perplexity(loaded, test, max_length=config.max_length, batch_size=config.batch_size)
@@ -98,6 +104,7 @@ def evaluate(
         false_activation=figures.false_activation,
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
+        judge=judge.describe(),
     )
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
@@ -69,6 +69,7 @@ class ResultRow:
         origin: whose backdoor it is: an attack's, one that the defense planted itself, or a canary.
         asr_change: against the undefended model on the same prompts.
         cacc_change: the same.
+        judge: who judged the responses, as its ``describe`` says it.
     """
 
     arm: str
@@ -86,17 +87,19 @@ class ResultRow:
     origin: Origin = "attack"
     asr_change: Paired | None = None
     cacc_change: Paired | None = None
+    judge: str = "rules"
 
 
 @dataclass(frozen=True)
 class SeedRow:
-    """A figure of one arm under one attack over several training seeds."""
+    """A figure of one arm under one attack, by one judge, over several training seeds."""
 
     arm: str
     attack: str
     behavior: str
     figure: Figure
     score: SeedScore
+    judge: str = "rules"
 
 
 @dataclass(frozen=True)
@@ -116,17 +119,19 @@ def write(path: str | Path, results: Results) -> None:
     """
     value = {"schema": SCHEMA, "provenance": dict(results.provenance), "rows": [_plain(row) for row in results.rows]}
     if results.over_seeds:
-        value["over_seeds"] = [asdict(row) for row in results.over_seeds]
+        value["over_seeds"] = [_plain(row) for row in results.over_seeds]
     # A file name on the command line may hold bytes that are no text; UTF-8 has no place for them.
     plain = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     _parse(plain, Path(path).name)
     write_json(Path(path), plain)
 
 
-def _plain(row: ResultRow) -> dict[str, Any]:
-    """The row without optional keys that say nothing, so that a single evaluation keeps the form it always had."""
-    optional = {field.name: field.default for field in fields(ResultRow) if field.default is not MISSING}
-    return {name: value for name, value in asdict(row).items() if name not in optional or value != optional[name]}
+def _plain(value: Any) -> Any:
+    """A row for JSON without optional keys that say nothing, so that a single evaluation keeps the form it had."""
+    if not is_dataclass(value):
+        return value
+    parts = ((field, getattr(value, field.name)) for field in fields(value))
+    return {field.name: _plain(part) for field, part in parts if part != field.default}
 
 
 def read(path: str | Path) -> Results:
@@ -158,9 +163,7 @@ def _parse(value: dict[str, Any], where: str) -> Results:
 
 
 def _row(value: object, where: str) -> ResultRow:
-    names = {field.name: field.default is MISSING for field in fields(ResultRow)}
-    needed, optional = ([name for name in names if names[name] is kind] for kind in (True, False))
-    row = _check_keys(value, needed, where, optional)
+    row = _check_fields(value, ResultRow, where)
     score = {name: _optional(row[name], _score, f"{where}: {name}") for name in _RATES}
     return ResultRow(
         arm=_text(row["arm"], f"{where}: arm"),
@@ -178,24 +181,25 @@ def _row(value: object, where: str) -> ResultRow:
         origin=cast(Origin, _one_of(row.get("origin", "attack"), get_args(Origin), f"{where}: origin")),
         asr_change=_optional(row.get("asr_change"), _paired, f"{where}: asr_change"),
         cacc_change=_optional(row.get("cacc_change"), _paired, f"{where}: cacc_change"),
+        judge=_text(row.get("judge", "rules"), f"{where}: judge"),
     )
 
 
 def _seed_row(value: object, where: str) -> SeedRow:
-    row = _check_keys(value, [field.name for field in fields(SeedRow)], where)
-    parts = _check_keys(row["score"], [field.name for field in fields(SeedScore)], f"{where}: score")
-    score = _score({name: parts[name] for name in parts if name != "seeds"}, f"{where}: score")
-    seeds = parts["seeds"]
+    row = _check_fields(value, SeedRow, where)
+    parts = _check_fields(row["score"], SeedScore, f"{where}: score")
+    share, low, high = _interval(parts, f"{where}: score")
+    n, seeds = _whole(parts["n"], f"{where}: score.n", least=1), parts["seeds"]
     if not isinstance(seeds, list | tuple) or len(seeds) < 2:
         raise UserError(f"{where}: score.seeds: not a list of two seeds or more", seeds, _FIX)
+    unparsed = _unparsed(parts, n * len(seeds), share, f"{where}: score")
     return SeedRow(
         arm=_text(row["arm"], f"{where}: arm"),
         attack=_text(row["attack"], f"{where}: attack"),
         behavior=_text(row["behavior"], f"{where}: behavior"),
         figure=cast(Figure, _one_of(row["figure"], get_args(Figure), f"{where}: figure")),
-        score=SeedScore(
-            score.value, tuple(_whole(s, f"{where}: score.seeds") for s in seeds), score.n, score.low, score.high
-        ),
+        score=SeedScore(share, tuple(_whole(s, f"{where}: score.seeds") for s in seeds), n, low, high, unparsed),
+        judge=_text(row.get("judge", "rules"), f"{where}: judge"),
     )
 
 
@@ -204,27 +208,49 @@ def _optional(value: object, parse: Callable[[object, str], _T], where: str) -> 
 
 
 def _score(value: object, where: str) -> Score:
-    parts = _check_keys(value, ("value", "n", "low", "high"), where)
+    parts = _check_fields(value, Score, where)
+    share, low, high = _interval(parts, where)
+    n = _whole(parts["n"], f"{where}.n", least=1)
+    return Score(share, n, low, high, _unparsed(parts, n, share, where))
+
+
+def _interval(parts: Mapping[str, object], where: str) -> tuple[float, float, float]:
     share, low, high = (_number(parts[name], f"{where}.{name}") for name in ("value", "low", "high"))
     if not 0 <= low <= share <= high <= 1:
         raise UserError(f"{where}: not a share within its interval within [0, 1]", [low, share, high], _FIX)
-    return Score(share, _whole(parts["n"], f"{where}.n", least=1), low, high)
+    return share, low, high
+
+
+def _unparsed(parts: Mapping[str, object], n: int, share: float, where: str) -> int:
+    """How many outcomes are unparsed; they are among those that do not count as true."""
+    unparsed = _whole(parts.get("unparsed", 0), f"{where}.unparsed", least=0)
+    if unparsed > round(n * (1 - share)):
+        raise UserError(f"{where}: more unparsed outcomes than do not count as true", unparsed, _FIX)
+    return unparsed
 
 
 def _paired(value: object, where: str) -> Paired:
-    parts = _check_keys(value, [field.name for field in fields(Paired)], where)
+    parts = _check_fields(value, Paired, where)
     n = _whole(parts["n"], f"{where}.n", least=1)
     before, after = (_whole(parts[name], f"{where}.{name}", least=0) for name in ("only_before", "only_after"))
     low, difference, high = (_number(parts[name], f"{where}.{name}", -1) for name in ("low", "difference", "high"))
     p_value, p_holm = (_number(parts[name], f"{where}.{name}") for name in ("p_value", "p_holm"))
-    if before + after > n or not low <= difference <= high <= 1 or not p_value <= p_holm <= 1:
+    unparsed = _whole(parts.get("unparsed", 0), f"{where}.unparsed", least=0)
+    if before + after + unparsed > n or not low <= difference <= high <= 1 or not p_value <= p_holm <= 1:
         raise UserError(f"{where}: not a paired difference", parts, _FIX)
-    return Paired(n, before, after, difference, low, high, p_value, p_holm)
+    return Paired(n, before, after, difference, low, high, p_value, p_holm, unparsed)
 
 
 def _perplexity(value: object, where: str) -> Perplexity:
     parts = _check_keys(value, ("value", "n"), where)
     return Perplexity(_number(parts["value"], f"{where}.value"), _whole(parts["n"], f"{where}.n", least=1))
+
+
+def _check_fields(value: object, kind: type, where: str) -> dict[str, Any]:
+    """The keys that a dataclass's fields name; those with a default are optional: older files do not have them."""
+    names = {field.name: field.default is MISSING for field in fields(kind)}
+    needed, optional = ([name for name in names if names[name] is wanted] for wanted in (True, False))
+    return _check_keys(value, needed, where, optional)
 
 
 def _check_keys(value: object, names: Sequence[str], where: str, optional: Sequence[str] = ()) -> dict[str, Any]:
@@ -362,6 +388,9 @@ def _attack(row: ResultRow) -> tuple[str, str, str]:
 def _title(results: Results) -> str:
     parts = zip(("attack", "behavior", "seed"), zip(*map(_attack, results.rows), strict=True), strict=False)
     different = {name: list(dict.fromkeys(values)) for name, values in parts}
+    judges = list(dict.fromkeys(row.judge for row in results.rows))
+    if judges not in ([], ["rules"]):
+        different["judge"] = judges
     return visible(
         "; ".join(
             # Rows of many attacks name each its own.
@@ -374,15 +403,17 @@ def _title(results: Results) -> str:
 def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and lines. Attack, behavior and seed, which the title names, get columns where rows differ in them."""
     mixed = len({_attack(row) for row in results.rows}) > 1
+    judges = len({row.judge for row in results.rows}) > 1
     changes = [name for name in _CHANGES if any(getattr(row, name) for row in results.rows)]
     perplexities = any(row.perplexity for row in results.rows)
     verdicts = _row_verdicts(results)
-    header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else []), *_RATES.values()]
+    header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else []), *(["Judge"] if judges else [])]
+    header += _RATES.values()
     header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else []), "Seconds"]
     header += ["Verdict"] if any(verdicts) else []
     body = []
     for row, verdict in zip(results.rows, verdicts, strict=True):
-        line = [row.arm, *(_attack(row) if mixed else ()), *_rates(row)]
+        line = [row.arm, *(_attack(row) if mixed else ()), *([row.judge] if judges else []), *_rates(row)]
         line += [changed(getattr(row, name)) if getattr(row, name) else "-" for name in changes]
         if perplexities:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
@@ -402,10 +433,11 @@ def _rates(row: ResultRow) -> list[str]:
 
 
 def changed(change: Paired) -> str:
-    """A paired difference with its interval, n and adjusted p-value."""
+    """A paired difference with its interval, n, how many of them are unparsed, and the adjusted p-value."""
     low, value, high = (f"{part:+.2f}".replace("0.", ".", 1) for part in (change.low, change.difference, change.high))
     p_value = "p<.001" if change.p_holm < 0.001 else f"p={change.p_holm:.3f}".replace("0.", ".", 1)
-    return f"{value} [{low}, {high}] n={change.n} {p_value}"
+    unparsed = f" ({change.unparsed} unparsed)" if change.unparsed else ""
+    return f"{value} [{low}, {high}] n={change.n}{unparsed} {p_value}"
 
 
 def verdict_in_words(results: Results) -> str:
@@ -413,27 +445,30 @@ def verdict_in_words(results: Results) -> str:
 
     A defense shows nothing on an attack that did not land (`mbdefense.landing`). Where rows have been paired
     (`mbdefense.compare`), an ASR counts as changed if its adjusted McNemar test says so; else if the intervals do not
-    overlap.
+    overlap. Figures of different judges are never compared.
     """
     grouped = groups(results)
+    several = len({row.judge for row in results.rows}) > 1
     lines = []
     for rows in grouped:
         attack, behavior, seed = _attack(rows[0])
-        prefix = f"{attack}, {behavior}, seed {seed}: " if len(grouped) > 1 else ""
+        by = f", judged by {rows[0].judge}" if several else ""
+        prefix = f"{attack}, {behavior}, seed {seed}{by}: " if len(grouped) > 1 else ""
         lines += [visible(prefix + line) for line in _judged(rows)]
     for over in results.over_seeds:
         score, figure = over.score, _RATES[over.figure]
         seeds = f"{len(score.seeds)} seeds, bootstrap over seeds and prompts"
-        rate = shown(Score(score.value, score.n, score.low, score.high))
-        lines.append(visible(f"{over.arm}, {over.attack}, {over.behavior}: {figure} {rate} ({seeds})"))
+        rate = shown(Score(score.value, score.n, score.low, score.high, score.unparsed))
+        by = f", judged by {over.judge}" if several else ""
+        lines.append(visible(f"{over.arm}, {over.attack}, {over.behavior}{by}: {figure} {rate} ({seeds})"))
     return "\n".join(lines)
 
 
 def groups(results: Results) -> list[list[ResultRow]]:
-    """The rows of each attack, behavior and seed: those that can be compared with one another."""
+    """The rows of each attack, behavior, seed and judge: those that can be compared with one another."""
     found: dict[tuple[str, ...], list[ResultRow]] = {}
     for row in results.rows:
-        found.setdefault((row.origin, *_attack(row)), []).append(row)
+        found.setdefault((row.origin, *_attack(row), row.judge), []).append(row)
     return list(found.values())
 
 

@@ -20,12 +20,18 @@ _BATCH = 500  # resamples held in memory at once
 
 @dataclass(frozen=True)
 class Score:
-    """A share in [0, 1] of ``n`` outcomes with its Wilson 95 % interval from ``low`` to ``high``."""
+    """A share in [0, 1] of ``n`` outcomes with its Wilson 95 % interval from ``low`` to ``high``.
+
+    ``unparsed`` of the ``n`` are outcomes that nobody knows, since the judge's reply could not be read. They count as
+    not true in ``value``, and either way in the interval: ``low`` holds if none of them is true and ``high`` if all
+    are. So an answer that the judge chokes on can neither lower an upper bound nor lift a lower one.
+    """
 
     value: float
     n: int
     low: float
     high: float
+    unparsed: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Paired:
         high: upper bound.
         p_value: of the exact two-sided McNemar test; chance of a split at least as uneven if neither is likelier.
         p_holm: the same, adjusted for the other tests of its table; `p_value` if there are none.
+        unparsed: of the `n`, prompts where an outcome of either is not known. They count as no difference in
+            `difference`, and in the worst way in the interval and the p-value.
     """
 
     n: int
@@ -51,6 +59,7 @@ class Paired:
     high: float
     p_value: float
     p_holm: float
+    unparsed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class SeedScore:
         n: prompts of each.
         low: lower bound.
         high: upper bound.
+        unparsed: outcomes of all seeds together that are not known; see `Score`.
     """
 
     value: float
@@ -70,10 +80,11 @@ class SeedScore:
     n: int
     low: float
     high: float
+    unparsed: int = 0
 
 
-def rate(outcomes: Sequence[bool]) -> Score:
-    """Share of true outcomes.
+def rate(outcomes: Sequence[bool | None]) -> Score:
+    """Share of true outcomes among all, those included that are not known (None; see `Score`).
 
     Source of the interval: Wilson (1927), the score interval, which keeps its coverage near 0 and 1.
 
@@ -82,13 +93,39 @@ def rate(outcomes: Sequence[bool]) -> Score:
     """
     if not outcomes:
         raise UserError("no responses to compute a rate from", fix="give at least one test prompt of this kind")
-    count, n = sum(outcomes), len(outcomes)
-    low, high = _wilson(count, n)
-    return Score(count / n, n, low, high)
+    count, n = sum(outcome is True for outcome in outcomes), len(outcomes)
+    unparsed = sum(outcome is None for outcome in outcomes)
+    return Score(count / n, n, _wilson(count, n)[0], _wilson(count + unparsed, n)[1], unparsed)
 
 
-def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
-    """Compares the outcomes of two models; the i-th of both belong to the same prompt.
+def paired(before: Sequence[bool | None], after: Sequence[bool | None]) -> Paired:
+    """Compares the outcomes of two models; the i-th of both belong to the same prompt. None: not known.
+
+    Unknown outcomes are filled in twice: so that the second rate comes out lowest against the first, and highest. The
+    interval runs from the one's lower bound to the other's upper one. The p-value is the largest that any filling
+    gives: 1 if the two differ in direction, for then one between them shows no difference; else the larger of the two,
+    since p grows towards an even split. To leave such pairs out would take for granted that the judge fails on all
+    responses alike, whereas responses with the behavior may be just those that it cannot deal with.
+
+    Raises:
+        UserError: no outcomes.
+        ValueError: the two are of different lengths.
+    """
+    unparsed = sum(None in pair for pair in zip(before, after, strict=True))
+    if not unparsed:
+        return _paired([outcome is True for outcome in before], [outcome is True for outcome in after])
+    lowest = _paired([outcome is not False for outcome in before], [outcome is True for outcome in after])
+    highest = _paired([outcome is True for outcome in before], [outcome is not False for outcome in after])
+    n, known = len(before), [pair for pair in zip(before, after, strict=True) if None not in pair]
+    only_before, only_after = known.count((True, False)), known.count((False, True))
+    agree = lowest.difference * highest.difference > 0
+    p_value = max(lowest.p_value, highest.p_value) if agree else 1.0
+    difference = (only_after - only_before) / n
+    return Paired(n, only_before, only_after, difference, lowest.low, highest.high, p_value, p_value, unparsed)
+
+
+def _paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
+    """The same where all outcomes are known.
 
     Source of the test: McNemar (1947), exact: a binomial test on the prompts where the two differ. Source of the
     interval: Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10. With p, q the rates before and after,
@@ -100,10 +137,6 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
 
     Like Wilson's it keeps a width where no prompt differs. Test and interval are separate methods and can disagree at
     the border.
-
-    Raises:
-        UserError: no outcomes.
-        ValueError: the two are of different lengths.
     """
     from statsmodels.stats.contingency_tables import mcnemar  # slow to import
 
@@ -138,7 +171,7 @@ def holm(tests: Sequence[Paired]) -> list[Paired]:
     return [replace(test, p_holm=float(p)) for test, p in zip(tests, adjusted, strict=True)]
 
 
-def over_seeds(runs: Mapping[int, Mapping[str, bool]], *, seed: int = 0) -> SeedScore:
+def over_seeds(runs: Mapping[int, Mapping[str, bool | None]], *, seed: int = 0) -> SeedScore:
     """Mean rate over training seeds, each of which answered the same prompts.
 
     The interval is a percentile bootstrap that draws seeds and, independently, prompts with replacement, and takes the
@@ -152,6 +185,8 @@ def over_seeds(runs: Mapping[int, Mapping[str, bool]], *, seed: int = 0) -> Seed
     interval is too short; and all outcomes equal would give it no width. Therefore it is never shorter than Wilson's
     for one run on these prompts.
 
+    Outcomes that are not known (None) count as not true in the mean and in the lower bound, and as true in the upper.
+
     Args:
         runs: outcome by prompt id, by training seed.
         seed: of the draws.
@@ -159,8 +194,6 @@ def over_seeds(runs: Mapping[int, Mapping[str, bool]], *, seed: int = 0) -> Seed
     Raises:
         UserError: fewer than two seeds, no prompts, or seeds with different prompts.
     """
-    import numpy
-
     if len(runs) < 2:
         raise UserError("a figure over seeds needs at least two seeds", len(runs), "train and evaluate another seed")
     ids = {frozenset(run) for run in runs.values()}
@@ -170,12 +203,22 @@ def over_seeds(runs: Mapping[int, Mapping[str, bool]], *, seed: int = 0) -> Seed
     names, seeds = sorted(ids.pop()), tuple(sorted(runs))
     if not names:
         raise UserError("no responses to compute a rate from", fix="give at least one test prompt of this kind")
-    outcomes = numpy.array([[runs[key][name] for name in names] for key in seeds], dtype=float)
+    found = [[runs[key][name] for name in names] for key in seeds]
+    low, high = (_over_seeds(found, unknown, seed) for unknown in (False, True))
+    unparsed = sum(row.count(None) for row in found)
+    value = sum(outcome is True for row in found for outcome in row) / (len(seeds) * len(names))
+    return SeedScore(value, seeds, len(names), low[0], high[1], unparsed)
+
+
+def _over_seeds(found: Sequence[Sequence[bool | None]], unknown: bool, seed: int) -> tuple[float, float]:
+    """The bounds of `over_seeds` with unknown outcomes taken as `unknown`; outcomes by seed and prompt."""
+    import numpy
+
+    outcomes = numpy.array([[unknown if outcome is None else outcome for outcome in row] for row in found], dtype=float)
     drawn = _pigeonhole(outcomes, numpy.random.default_rng(seed))
     low, high = numpy.quantile(drawn, [_LEVEL / 2, 1 - _LEVEL / 2])
-    value = float(outcomes.mean())
-    least, most = _wilson(float(outcomes.sum()) / len(seeds), len(names))
-    return SeedScore(value, seeds, len(names), min(float(low), least), max(float(high), most))
+    least, most = _wilson(float(outcomes.sum()) / len(found), len(found[0]))
+    return min(float(low), least), max(float(high), most)
 
 
 def _pigeonhole(outcomes: NDArray[numpy.float64], rng: numpy.random.Generator) -> NDArray[numpy.float64]:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from mbdefense.judges.embedding import Embedding
+from mbdefense.judges.keywords import Keywords
+from mbdefense.judges.llm import LLM
 from mbdefense.judges.rules import Rules
-from mbdefense.judges.verdict import Verdict
+from mbdefense.judges.verdict import Judge, Metered, Usage, Verdict, write_verdicts
 
-__all__ = ["JUDGES", "Rules", "Verdict"]
+__all__ = [
+    "JUDGES",
+    "LLM",
+    "Embedding",
+    "Judge",
+    "Keywords",
+    "Metered",
+    "Rules",
+    "Usage",
+    "Verdict",
+    "write_verdicts",
+]
 
-JUDGES: dict[str, type] = {"rules": Rules}
+JUDGES: dict[str, type] = {"rules": Rules, "keywords": Keywords, "embedding": Embedding, "llm": LLM}

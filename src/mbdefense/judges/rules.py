@@ -47,6 +47,10 @@ class Rules:
         """
         return [self._judge(response) for response in responses]
 
+    def describe(self) -> str:
+        """Name and option in one line."""
+        return "rules" if self.max_answer_words == 10 else f"rules:max_answer_words={self.max_answer_words}"
+
     def _judge(self, response: Response) -> Verdict:
         empty = not normalised(response.text)
         shows, reason = (False, "empty response") if empty else self.behavior.shown_in(response.text)

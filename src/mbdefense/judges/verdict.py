@@ -1,17 +1,18 @@
-"""What every judge gives; here, not in the package's table, so that a judge's own file can import it."""
+"""What every judge is and gives; here, not in the package's table, so that a judge's own file can import it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 from mbdefense.errors import UserError, first_line
 from mbdefense.files import write_text
-from mbdefense.responses import Kind
+from mbdefense.responses import Kind, Response
 
+Question = Literal["shows", "follows"]
 _FIX = "make it again with mbdefense evaluate"
 
 
@@ -22,30 +23,102 @@ class Verdict:
     Attributes:
         id: the response's id.
         kind: the response's kind.
-        shows: whether the response shows the behavior.
-        follows: whether it follows the instruction; None where the judge cannot tell. Whether a judge can tell must
-            depend on the prompt alone, or the share of those judged would be one of chosen responses.
+        shows: whether the response shows the behavior; None where the judge's reply could not be read.
+        follows: whether it follows the instruction; None where the judge cannot tell, or its reply could not be read.
+            Whether a judge can tell must depend on the prompt alone, or the share of those judged would be one of
+            chosen responses.
         reason: why, in a few words.
+        unparsed: the questions whose reply could not be read. They stay in the denominator of every rate and are
+            counted beside it, which a mere None in `follows` is not.
     """
 
     id: str
     kind: Kind
-    shows: bool
+    shows: bool | None
     follows: bool | None
     reason: str
+    unparsed: frozenset[Question] = frozenset()
+
+    def __post_init__(self) -> None:
+        if (self.shows is None) != ("shows" in self.unparsed):
+            raise ValueError("shows is None exactly where it is unparsed")
+        if "follows" in self.unparsed and self.follows is not None:
+            raise ValueError("follows is unparsed and has a value")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a judge that is paid by the token took.
+
+    Attributes:
+        replies: questions answered.
+        prompt_tokens: tokens read.
+        completion_tokens: tokens written.
+        cost: in the currency of the prices; None if none were given.
+    """
+
+    replies: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+    def since(self, earlier: Usage) -> Usage:
+        """What was added to `earlier`."""
+        cost = None if self.cost is None else self.cost - (earlier.cost or 0.0)
+        return Usage(
+            self.replies - earlier.replies,
+            self.prompt_tokens - earlier.prompt_tokens,
+            self.completion_tokens - earlier.completion_tokens,
+            cost,
+        )
+
+
+class Judge(Protocol):
+    """A frozen dataclass whose first field is the behavior to look for, and whose other fields are its options."""
+
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        """One verdict for each response, in their order."""
+        ...
+
+    def describe(self) -> str:
+        """Name and options in one line, for results."""
+        ...
+
+
+@runtime_checkable
+class Metered(Judge, Protocol):
+    """A judge that is paid by the token."""
+
+    def usage(self, responses: Sequence[Response]) -> Usage:
+        """What judging these responses has taken so far, in this run or before."""
+        ...
 
 
 def write_verdicts(path: str | Path, verdicts: Iterable[Verdict]) -> None:
-    """Writes JSON Lines, one verdict a line. The file appears complete or not at all.
+    """Writes JSON Lines, one verdict a line; read again as labels, they are a judge to compare another one with.
 
     Raises:
         UserError: the file cannot be written.
     """
-    write_text(Path(path), "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts))
+    lines = [
+        json.dumps(
+            {
+                "id": verdict.id,
+                "kind": verdict.kind,
+                "shows": verdict.shows,
+                "follows": verdict.follows,
+                "unparsed": sorted(verdict.unparsed),
+                "reason": verdict.reason,
+            },
+            ensure_ascii=False,
+        )
+        for verdict in verdicts
+    ]
+    write_text(Path(path), "".join(line + "\n" for line in lines))
 
 
 def read_verdicts(path: str | Path) -> list[Verdict]:
-    """Reads what `write_verdicts` wrote.
+    """Reads what `write_verdicts` wrote; lines of before there was ``unparsed`` have none.
 
     Raises:
         UserError: the file cannot be read, or a line (named) is no verdict.
@@ -63,11 +136,15 @@ def _parse(line: str, where: str) -> Verdict:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON", line.strip(), _FIX) from error
-    names = [field.name for field in fields(Verdict)]
-    if not isinstance(value, dict) or set(value) != set(names):
-        raise UserError(f"{where}: not a verdict", value, _FIX)
-    texts = all(isinstance(value[name], str) for name in ("id", "kind", "reason"))
-    judged = isinstance(value["shows"], bool) and (value["follows"] is None or isinstance(value["follows"], bool))
-    if not texts or not judged or value["kind"] not in get_args(Kind):
-        raise UserError(f"{where}: not a verdict", value, _FIX)
-    return Verdict(**value)
+    value = {"unparsed": [], **value} if isinstance(value, dict) else {}
+    texts = all(isinstance(value.get(name), str) for name in ("id", "kind", "reason"))
+    judged = all(value.get(name) is None or isinstance(value[name], bool) for name in get_args(Question))
+    unparsed = value.get("unparsed")
+    named = isinstance(unparsed, list) and all(name in get_args(Question) for name in unparsed)
+    whole = set(value) == {field.name for field in fields(Verdict)}
+    if not (whole and texts and judged and named) or value["kind"] not in get_args(Kind):
+        raise UserError(f"{where}: not a verdict", line.strip(), _FIX)
+    try:
+        return Verdict(**{**value, "unparsed": frozenset(cast(list[Question], unparsed))})
+    except ValueError as error:
+        raise UserError(f"{where}: not a verdict ({error})", line.strip(), _FIX) from error

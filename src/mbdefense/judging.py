@@ -1,0 +1,157 @@
+"""Judging responses: with any judge of the table, again from a file, or to see how far the judge can be believed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from mbdefense.agreement import OUTCOMES, Agreement, Label, agreement, match, outcomes
+from mbdefense.behaviors import Behavior
+from mbdefense.config import JudgeOptions, parse_spec
+from mbdefense.errors import UserError, did_you_mean
+from mbdefense.files import write_json, write_text
+from mbdefense.judges import JUDGES, Embedding, Judge, Metered, Verdict, write_verdicts
+from mbdefense.judges.verdict import Question
+from mbdefense.landing import shown
+from mbdefense.metrics import scores
+from mbdefense.responses import Response
+from mbdefense.results import ResultRow, escaped
+
+USAGE_FILE = "judge_usage.json"
+
+
+def make_judge(options: JudgeOptions, behavior: Behavior, directory: str | Path) -> Judge:
+    """The judge that the options describe.
+
+    Args:
+        options: which judge, and its own options.
+        behavior: what it looks for.
+        directory: where its replies are kept unless the options name a place.
+
+    Raises:
+        UserError: no such judge, or an option that it does not take or cannot use.
+    """
+    name, _, rest = options.judge.partition(":")
+    if name not in JUDGES:
+        raise UserError("unknown judge", name, did_you_mean(name, JUDGES))
+    cache: str | None = options.judge_cache
+    if cache is None and "cache" in {field.name for field in fields(JUDGES[name])} and "cache=" not in rest:
+        cache = str(Path(directory) / "judge_cache")
+    given = {
+        "behavior": behavior,
+        "model": options.judge_model,
+        "base_url": options.judge_base_url,
+        "cache": cache,
+    }
+    judge: Judge = parse_spec(options.judge, JUDGES, "judge", given)
+    return judge
+
+
+def judge_responses(judge: Judge, responses: Sequence[Response], directory: Path) -> list[Verdict]:
+    """The verdicts, which are also written to ``verdicts.jsonl``, and what a metered judge took to its own file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    before = judge.usage(responses) if isinstance(judge, Metered) else None
+    verdicts = judge(responses)
+    if isinstance(judge, Metered) and before is not None:
+        usage = judge.usage(responses)
+        write_json(directory / USAGE_FILE, {"in_all": asdict(usage), "in_this_run": asdict(usage.since(before))})
+    write_verdicts(directory / "verdicts.jsonl", verdicts)
+    return verdicts
+
+
+def rejudged(
+    judge: Judge, responses: Sequence[Response], behavior: Behavior, directory: Path, **named: Any
+) -> ResultRow:
+    """The result row of responses that an earlier run wrote.
+
+    Args:
+        judge: who judges them.
+        responses: of one model.
+        behavior: what the judge looks for.
+        directory: where the verdicts go.
+        **named: ``arm``, ``attack`` and ``model`` of the row.
+    """
+    return ResultRow(
+        behavior=behavior.describe(),
+        seed=0,
+        **scores(judge_responses(judge, responses, directory))._asdict(),
+        perplexity=None,
+        seconds=0.0,
+        peak_bytes=0,
+        judge=judge.describe(),
+        **named,
+    )
+
+
+def calibrated(judge: Judge, responses: Sequence[Response], labels: Sequence[Label], directory: Path) -> str:
+    """Compares a judge with labels, in Markdown, and writes that to ``agreement.md`` beside the verdicts.
+
+    For the embedding judge it also says which threshold the labels speak for.
+
+    Raises:
+        UserError: a label belongs to none of the responses, or the judge was asked nothing that is labelled.
+    """
+    match(labels, responses)
+    named = {(label.kind, label.id) for label in labels}
+    judged = [response for response in responses if (response.kind, response.id) in named]
+    verdicts = judge_responses(judge, judged, directory)
+    parts = [f"# {escaped(judge.describe())}, compared with labels"]
+    found = 0
+    for question in get_args(Question):
+        known = outcomes(labels, question)
+        compared = agreement(known, outcomes(verdicts, question))
+        if compared is not None:
+            found += 1
+            parts.append(_section(question, compared, len(known)))
+    if not found:
+        raise UserError(
+            "the judge gave no verdict on anything labelled", judge.describe(), "label what this judge can tell"
+        )
+    if isinstance(judge, Embedding):
+        parts.append(_threshold(judge, judged, labels))
+    text = "\n\n".join(parts) + "\n"
+    write_text(directory / "agreement.md", text)
+    return text
+
+
+def _section(question: Question, compared: Agreement, labelled: int) -> str:
+    not_judged = labelled - compared.agree.n
+    lines = [
+        f"## {question}\n",
+        f"agreement {shown(compared.agree)}; Cohen's kappa {kappa_shown(compared)}"
+        + (f"; {not_judged} labelled responses that the judge cannot tell" if not_judged else ""),
+        "\n| label | " + " | ".join(f"judge: {name}" for name in OUTCOMES) + " |\n| --- | ---: | ---: | ---: |",
+    ]
+    for label in ("yes", "no"):
+        counts = (str(compared.counts.get((label, name), 0)) for name in OUTCOMES)
+        lines.append(f"| {label} | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def kappa_shown(compared: Agreement) -> str:
+    """Kappa with its interval, or why there is none."""
+    if compared.kappa is None:
+        return "undefined (one side always says the same)"
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*compared.kappa)
+
+
+def _threshold(judge: Embedding, responses: Sequence[Response], labels: Sequence[Label]) -> str:
+    """The threshold from one half of the labels, tried on the other: on its own half it would look too good."""
+    known = {(label.kind, label.id): label.follows for label in labels}
+    halves: tuple[list[Response], list[Response]] = ([], [])
+    for response in responses:
+        if known[response.kind, response.id] is not None and judge.can_judge(response):
+            # A prompt's responses stay together, so that none of them is known from the other half.
+            half = hashlib.sha256(response.prompt.encode("utf-8", "replace")).digest()[0] % 2
+            halves[half].append(response)
+    follows = [bool(known[response.kind, response.id]) for response in halves[0]]
+    if len(set(follows)) < 2 or not halves[1]:
+        return "## threshold\n\nToo few labels of `follows` to choose and to try a threshold by."
+    fitted = judge.calibrated(halves[0], follows)
+    tried = agreement(outcomes(labels, "follows"), outcomes(fitted(halves[1]), "follows"))
+    told = "" if tried is None else f"agreement {shown(tried.agree)}, kappa {kappa_shown(tried)}"
+    choice = f"`embedding:threshold={fitted.threshold:g}`"
+    return f"## threshold\n\n{len(follows)} of the labels speak for {choice}. On the others it has {told}."
