@@ -253,7 +253,7 @@ def _analyze(words: Sequence[str]) -> None:
     kinds = {"matrix": MatrixConfig, "heads": HeadsConfig, "triggers": TriggersConfig}
     what, rest = (words[0], words[1:]) if words else ("", ())
     if what not in kinds:
-        raise _Usage(f"analyze takes one of: {', '.join(kinds)}")
+        raise _Usage(f"unknown analysis {what!r}; {did_you_mean(what, kinds)}")
     if what == "triggers":
         from itertools import takewhile
 

@@ -209,6 +209,7 @@ def in_words(trigger: str, measured: Heads, control: str, other: Heads, alpha: f
 def draw(trigger: str, measured: Heads, control: str, other: Heads, title: str, figure: Figure) -> None:
     """Paints three maps of layer by head; a dot marks a poisoned head."""
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     width = max(len(layer.share) for layer in measured.layers)
 
@@ -234,7 +235,10 @@ def draw(trigger: str, measured: Heads, control: str, other: Heads, title: str, 
         axes.set_xlabel("head")
         if column == 0:
             axes.set_ylabel("layer")
-        figure.colorbar(image, ax=axes, label="share of tokens" if name == "share" else "attention")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        if column:  # the first two share a scale
+            figure.colorbar(image, ax=axes, label="share of tokens" if name == "share" else "attention")
     figure.suptitle(label(title, 90), fontsize=10)
 
 

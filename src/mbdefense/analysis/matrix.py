@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,12 +171,12 @@ def in_words(made: Matrix) -> str:
     parts = [f"Trigger by behavior, {len(made.rows)} by {len(made.behaviors)}; share of responses with 95 % interval."]
     for row in made.rows:
         own = [cell for cell in row.cells if cell.own]
-        parts += [f"{_name(row)} evokes its own {label(cell.behavior)}: {_in_words(cell.share)}." for cell in own]
+        parts += [f"{_name(row)} evokes its own {_short(cell.behavior)}: {_in_words(cell.share)}." for cell in own]
     for crossing in made.crossings:
         foreign = {"attack": "a behavior of ours", "defensive": "the attacker's behavior"}.get(
             crossing.role, "any planted behavior"
         )
-        name = f"{label(crossing.trigger)} ({_SHOWN_ROLE[crossing.role]})"
+        name = f"{_short(crossing.trigger)} ({_SHOWN_ROLE[crossing.role]})"
         parts.append(
             f"{name} evokes {foreign}: {_in_words(crossing.share)}, without trigger {_in_words(crossing.without)},"
             f" p = {crossing.p_holm:.2g} (McNemar, Holm)."
@@ -188,7 +189,12 @@ def _in_words(score: Score) -> str:
 
 
 def _name(row: Row) -> str:
-    return f"{label(row.trigger)} ({_SHOWN_ROLE[row.role]})" if row.role != "none" else "no trigger"
+    return f"{_short(row.trigger)} ({_SHOWN_ROLE[row.role]})" if row.role != "none" else "no trigger"
+
+
+def _short(spec: str, longest: int = 44) -> str:
+    """A spec without the name of its method and first option, which would crowd out what tells it from others."""
+    return label(re.sub(r"^(words of )?[a-z_]+:[a-z_]+=", r"\1", spec), longest)
 
 
 def draw(made: Matrix, title: str, figure: Figure) -> None:
@@ -205,10 +211,10 @@ def draw(made: Matrix, title: str, figure: Figure) -> None:
             axes.text(x, y, text, ha="center", va="center", color=color, fontsize=7)
             if cell.own:
                 axes.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor="#D55E00", lw=2))
-    names = [f"{label(name, 30)}\n({_SHOWN_ROLE[role]})" for name, role, _ in made.behaviors]
+    names = [f"{_short(name, 30)}\n({_SHOWN_ROLE[role]})" for name, role, _ in made.behaviors]
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
     axes.set_yticks(range(len(made.rows)), [f"{_name(row)}, n={row.n}" for row in made.rows], fontsize=8)
-    axes.set_xlabel("behavior shown")
+    axes.set_xlabel("behavior shown (framed: planted with the trigger)")
     axes.set_ylabel("trigger in the prompt")
     axes.set_title(label(title, 90), fontsize=10)
     figure.colorbar(image, ax=axes, label="share of responses")
