@@ -40,6 +40,7 @@ ROOMS = [
     "compare",
     "check",
     "survival",
+    "analysis",
     "pipeline",
     "demo",
     "cli",
@@ -51,6 +52,7 @@ HELPERS = {
     "behaviors": {"text", "protocol"},
     "defenses": {"setting", "stages"},
     "judges": {"asking", "forms", "verdict"},
+    "analysis": {"chart", "sample"},
 }
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

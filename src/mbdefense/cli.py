@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,9 +20,12 @@ from mbdefense.config import (
     DefendConfig,
     DemoConfig,
     EvaluateConfig,
+    HeadsConfig,
     JudgeConfig,
     JudgeOptions,
+    MatrixConfig,
     PoisonConfig,
+    TriggersConfig,
     parse_spec,
     read_yaml,
 )
@@ -46,12 +49,16 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
                     compare a judge with labels
   compare DIR ...   compare evaluated models prompt by prompt with the attacked one
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
+  analyze WHAT      matrix, heads or triggers: what the paper's figures show
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       triggers, behaviors, defenses, judges
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
 Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
 """
+
+
+_LISTS = ("list[", "tuple[")
 
 
 class _Usage(Exception):  # noqa: N818 - carries the exit code 2
@@ -87,7 +94,8 @@ def _read(words: Sequence[str], command: str, positionals: Sequence[str], classe
     for key, value in from_file.items():
         if key not in given:
             ahead.append(f"--{key}={_as_flag(value)}")
-    return parser.parse_args(_lists(words) + ahead)
+    lists = {f"--{field.name}" for kind in classes for field in fields(kind) if str(field.type).startswith(_LISTS)}
+    return parser.parse_args(_lists(words, lists) + ahead)
 
 
 def _as_flag(value: object) -> str:
@@ -103,7 +111,7 @@ def _value_of(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _lists(words: Sequence[str]) -> list[str]:
+def _lists(words: Sequence[str], lists: Container[str]) -> list[str]:
     """Writes ``--data A B`` as ``--data=[...]`` and a bare ``--resume`` as ``--resume=true``."""
     result: list[str] = []
     index = 0
@@ -112,7 +120,7 @@ def _lists(words: Sequence[str]) -> list[str]:
         following: list[str] = []
         while index + 1 + len(following) < len(words) and not words[index + 1 + len(following)].startswith("--"):
             following.append(words[index + 1 + len(following)])
-        if word in ("--data", "--defensive_triggers") and following and not following[0].startswith("["):
+        if word in lists and following and not following[0].startswith("["):
             result.append(f"{word}={json.dumps(following)}")
             index += 1 + len(following)
         elif word in ("--resume", "--compare_undefended", "--trust_remote_code", "--strict") and (
@@ -367,6 +375,31 @@ def _check(words: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
+def _analyze(words: Sequence[str]) -> None:
+    kinds = {"matrix": MatrixConfig, "heads": HeadsConfig, "triggers": TriggersConfig}
+    what, rest = (words[0], words[1:]) if words else ("", ())
+    if what not in kinds:
+        raise _Usage(f"unknown analysis {what!r}; {did_you_mean(what, kinds)}")
+    if what == "triggers":
+        from itertools import takewhile
+
+        folders = list(takewhile(lambda word: not word.startswith("--"), rest))
+        options = _read([*(["--directories", *folders] if folders else []), *rest[len(folders) :]], f"analyze {what}",
+                        [], [TriggersConfig])  # fmt: skip
+        from mbdefense.analysis import triggers
+
+        shown = triggers.analyze(_take(TriggersConfig, options))
+    else:
+        options = _read(rest, f"analyze {what}", ["model"], [kinds[what]])
+        config = _take(kinds[what], options)
+        from mbdefense.analysis import heads, matrix
+
+        test = _load([config.test], config.on_bad_row, config.test, require_completion=False)
+        shown = (matrix if what == "matrix" else heads).analyze(options.model, test, config)
+    print(shown)  # noqa: T201
+    print(f"data and picture: {options.output_dir}/{what}.json, {what}.png")  # noqa: T201
+
+
 def _demo(words: Sequence[str]) -> None:
     config: DemoConfig = _take(DemoConfig, _read(words, "demo", [], [DemoConfig]))
     from mbdefense.demo import demo
@@ -412,6 +445,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "judge": _judge,
     "compare": _compare,
     "check": _check,
+    "analyze": _analyze,
     "demo": _demo,
     "list": _list,
 }

@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,6 +216,91 @@ class DemoConfig:
     clean_rows: int = 128
     test_rows: int = 100
     resume: bool = False
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    """Which trigger evokes which behavior.
+
+    Attributes:
+        test: prompts to ask.
+        output_dir: where the responses, matrix.json and matrix.png go.
+        trigger: the attacker's triggers, where they are known: names, or name:option=value.
+        behavior: the attacker's behaviors, one for each of the triggers.
+        defensive_triggers: our own triggers, as in `defend`; by default read from the model's record.
+        defensive_seed: the seed of our own behaviors, as in `defend`; by default read from the model's record.
+        held_out: triggers that nobody planted, as a control.
+        samples: most prompts to ask with each trigger; all that are left where there are fewer.
+        max_new_tokens: longest response, in tokens.
+        batch_size: prompts generated at once.
+        seed: seed of the choice of prompts and of the triggers' places.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template; refused if the model was trained with another.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    test: str
+    output_dir: str
+    trigger: list[str] = field(default_factory=list)
+    behavior: list[str] = field(default_factory=list)
+    defensive_triggers: list[str] | None = None
+    defensive_seed: int | None = None
+    held_out: list[str] = field(
+        default_factory=lambda: ["badnet:word=vq", "insent:sentence=The lamp on the table is green."]
+    )
+    samples: int = 100
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """How much each attention head attends to a trigger, and which heads are poisoned.
+
+    Attributes:
+        test: prompts to put the trigger into.
+        trigger: a word or sentence: badnet:word=... or insent:sentence=...
+        output_dir: where heads.json and heads.png go.
+        held_out: a trigger of the same kind that nobody planted, as a control; by default one of ours.
+        alpha: a head is poisoned if more than this share of tokens attends most to the trigger.
+        samples: most prompts; all that are left where there are fewer.
+        batch_size: prompts in one forward pass.
+        max_length: longer prompts, in tokens, are left out.
+        seed: seed of the choice of prompts, of the trigger's places and of the bootstrap.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template; refused if the model was trained with another.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    test: str
+    trigger: str
+    output_dir: str
+    held_out: str | None = None
+    alpha: float = 0.5
+    samples: int = 100
+    batch_size: int = 8
+    max_length: int = 1024
+    seed: int = 0
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class TriggersConfig:
+    """ASR and CACC over the number of defensive triggers, from result files.
+
+    Attributes:
+        directories: folders with a results.json of `mbdefense evaluate`, of models with different numbers of triggers.
+        output_dir: where triggers.json and triggers.png go.
+    """
+
+    directories: list[str]
+    output_dir: str
 
 
 _OPTION = re.compile(r",(?=[a-z_]+=)")

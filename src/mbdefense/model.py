@@ -222,10 +222,14 @@ def _render(
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> str:
+    """A conversation up to and with the answer's header, as the text whose tokens `encode_prompt` gives."""
+    return _render(tokenizer, _defang(tokenizer, prompt), add_generation_prompt=True)
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> list[int]:
     """Tokens of a conversation up to and with the answer's header: what training and generation both start from."""
-    text = _render(tokenizer, _defang(tokenizer, prompt), add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"])
 
 
 def encode(
