@@ -14,6 +14,7 @@ from mbdefense.judges.verdict import Verdict, read_verdicts, write_verdicts
 from mbdefense.metrics import scores
 from mbdefense.responses import Response, write_responses
 from mbdefense.results import ResultRow, Results, read, write
+from mbdefense.statistics import rate
 
 N = 40
 
@@ -126,10 +127,51 @@ def test_figures_that_are_not_those_of_the_verdicts_are_refused(arms):
         read_arm(arms[3])
 
 
+def test_arms_of_different_judges_are_not_paired(arms, tmp_path):
+    other = evaluated(tmp_path / "llm", "mb_defense", 1, judge="llm:model=m")
+    rows, _ = compare([read_arm(path) for path in (*arms, other)])
+    assert [row.judge for row in rows if row.arm == "mb_defense"] == ["rules", "llm:model=m"]
+    assert [row.asr_change is None for row in rows if row.arm == "mb_defense"] == [False, True]
+
+
+def test_an_attack_that_the_judge_could_not_read_is_not_gone(tmp_path):
+    arms = [read_arm(evaluated(tmp_path / arm, arm, hits)) for arm, hits in (("attacked", 30), ("mb_defense", 0))]
+    unread = [
+        dataclasses.replace(verdict, shows=None, unparsed=frozenset({"shows"}))
+        if verdict.kind == "triggered"
+        else verdict
+        for verdict in arms[1].verdicts
+    ]
+    row = dataclasses.replace(arms[1].row, **scores(unread)._asdict())
+    (_, after), _ = compare([arms[0], arms[1]._replace(row=row, verdicts=unread)])
+    assert (after.asr_change.unparsed, after.asr_change.p_holm) == (N, 1)
+    base = dataclasses.replace(arms[0].row, arm="base", asr=rate([False] * N))
+    (condition,) = check(Results({}, (base, arms[0].row, after)), CheckConfig(max_asr=0.05))
+    assert not condition.holds
+    assert "(40 unparsed) is above 0.05" in condition.reason
+
+
+def test_verdicts_survive_a_round_trip_and_older_files_are_read(tmp_path):
+    path = tmp_path / "verdicts.jsonl"
+    made = [
+        Verdict("a", "clean", None, None, "no verdict", frozenset({"shows", "follows"})),
+        Verdict("b", "triggered", False, None, "", frozenset({"follows"})),
+        Verdict("c", "triggered", True, False, ""),
+    ]
+    write_verdicts(path, made)
+    assert read_verdicts(path) == made
+    path.write_text('{"id": "c", "kind": "triggered", "shows": true, "follows": false, "reason": ""}\n')
+    assert read_verdicts(path) == made[2:]
+
+
 @pytest.mark.parametrize(
     "line",
     ["{", "[]", "{}", '{"id": "a", "kind": "clean", "shows": 1, "follows": null, "reason": ""}',
      '{"id": "a", "kind": "odd", "shows": true, "follows": null, "reason": ""}',
+     '{"id": "a", "kind": "clean", "shows": null, "follows": null, "reason": ""}',
+     '{"id": "a", "kind": "clean", "shows": true, "follows": null, "reason": "", "unparsed": ["shows"]}',
+     '{"id": "a", "kind": "clean", "shows": true, "follows": null, "reason": "", "unparsed": ["kind"]}',
+     '{"id": "a", "kind": "clean", "shows": true, "follows": null, "reason": "", "unparsed": null}',
      '{"id": ["a"], "kind": "clean", "shows": true, "follows": null, "reason": ""}', '{"a":' * 100_000],
 )  # fmt: skip
 def test_bad_verdict_lines_are_named(tmp_path, line):
@@ -142,8 +184,6 @@ def test_bad_verdict_lines_are_named(tmp_path, line):
 
 
 def share(count, n=100):
-    from mbdefense.statistics import rate
-
     return rate([True] * count + [False] * (n - count))
 
 

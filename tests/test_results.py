@@ -374,6 +374,42 @@ def test_missing_controls_are_named():
     assert cells(markdown(alone).splitlines()[-1])[-1] == "no control"
 
 
+def test_unparsed_outcomes_and_the_judge_survive_a_round_trip_and_are_shown(tmp_path):
+    path = tmp_path / "r.json"
+    asr = rate([True] * 30 + [False] * 65 + [None] * 5)
+    seeds = dataclasses.replace(OVER, score=dataclasses.replace(OVER.score, unparsed=7), judge="llm:model=m")
+    change = dataclasses.replace(CHANGE, unparsed=1)
+    written = Results(
+        {}, (row(asr=asr, judge="llm:model=m"), row("x", asr_change=change, judge="llm:model=m")), (seeds,)
+    )
+    write(path, written)
+    assert read(path) == written
+    assert "n=100 (5 unparsed)" in markdown(written)
+    assert "judge llm:model=m" in markdown(written).splitlines()[0]
+    value = json.loads(path.read_text())
+    value["rows"][0]["asr"]["unparsed"] = 71
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match="more unparsed outcomes"):
+        read(path)
+
+
+def test_figures_of_different_judges_are_not_compared():
+    llm = {"judge": "llm:model=m"}
+    made = results(row("clean", share(0)), row(), row("clean", share(90), **llm), row(**llm), row("x", share(1), **llm))
+    assert len(groups(made)) == 2
+    words = verdict_in_words(made).splitlines()
+    assert any("judged by rules: the attack landed" in line for line in words)
+    assert any("judged by llm:model=m: not discriminating" in line for line in words)
+    header = markdown(made).splitlines()[2]
+    assert "| Judge |" in header
+
+
+def test_an_attack_is_not_taken_to_have_landed_where_the_controls_replies_could_not_be_read():
+    blind = rate([None] * 90 + [False] * 10)
+    made = results(row("clean", blind), row("base", share(0)), row(), row("x", share(1)))
+    assert "not discriminating" in verdict_in_words(made)
+
+
 def test_planted_backdoors_are_compared_with_the_merged_model():
     planted = {"origin": "planted", "attack": "our own 4 triggers"}
     made = results(row("base", share(0), **planted), row("merged", **planted), row("mb_defense", share(0), **planted))

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 import random
 
@@ -113,6 +114,46 @@ def test_duplicated_pairs_keep_the_difference_and_narrow_its_interval(pairs):
     assert twice.p_value <= once.p_value
 
 
+def test_unknown_outcomes_count_as_not_true_and_open_the_interval():
+    score = rate([True] * 2 + [False] * 6 + [None] * 2)
+    assert (score.value, score.n, score.unparsed) == (0.2, 10, 2)
+    assert score.low == rate([True] * 2 + [False] * 8).low
+    assert score.high == rate([True] * 4 + [False] * 6).high
+    assert (rate([None] * 5).value, rate([None] * 5).high) == (0, 1)
+
+
+UNKNOWN_PAIRS = st.lists(st.tuples(*[st.sampled_from([True, False, None])] * 2), min_size=1, max_size=12).filter(
+    lambda pairs: sum(side is None for pair in pairs for side in pair) <= 6
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(UNKNOWN_PAIRS)
+def test_what_a_pair_shows_holds_however_its_unknown_outcomes_are_filled_in(pairs):
+    result = paired(*zip(*pairs, strict=True))
+    sides = [side for pair in pairs for side in pair]
+    filled = []
+    for choice in itertools.product([True, False], repeat=sides.count(None)):
+        values = iter(choice)
+        known = [next(values) if side is None else side for side in sides]
+        filled.append(paired(known[::2], known[1::2]))
+    assert result.p_value >= max(one.p_value for one in filled) - 1e-12
+    assert result.low <= min(one.difference for one in filled)
+    assert result.high >= max(one.difference for one in filled)
+    assert result.low <= result.difference <= result.high
+    assert (result.n, result.unparsed) == (len(pairs), sum(None in pair for pair in pairs))
+    if all(one.difference < 0 for one in filled) or all(one.difference > 0 for one in filled):
+        assert result.p_value == pytest.approx(max(one.p_value for one in filled))
+
+
+def test_a_judge_that_reads_nothing_shows_no_difference():
+    before = [True] * 20
+    assert paired(before, [False] * 20).p_value < 1e-5
+    blind = paired(before, [None] * 20)
+    assert (blind.n, blind.only_before, blind.difference, blind.p_value, blind.unparsed) == (20, 0, 0, 1, 20)
+    assert paired(before, [False] * 15 + [None] * 5).p_value == pytest.approx(2 / 2**15)
+
+
 def test_holm_by_hand():
     # p = .01, .04, .03, .005: the smallest times 4, the next times 3, then 2 and 1, and never less than the one before.
     given_p = [0.01, 0.04, 0.03, 0.005]
@@ -126,6 +167,17 @@ def test_holm_by_hand():
 
 def runs(matrix):
     return {seed: {f"p{i:04}": bool(x) for i, x in enumerate(row)} for seed, row in enumerate(matrix)}
+
+
+def test_unknown_outcomes_over_seeds_open_the_interval_on_both_sides():
+    known = runs([[i % 2 for i in range(60)]] * 3)
+    found = over_seeds({seed: {**run, "p0000": None, "p0001": None} for seed, run in known.items()})
+    without, with_all = (
+        over_seeds({seed: {**run, "p0000": filled, "p0001": filled} for seed, run in known.items()})
+        for filled in (False, True)
+    )
+    assert (found.n, found.unparsed, found.value) == (60, 6, without.value)
+    assert (found.low, found.high) == (without.low, with_all.high)
 
 
 def test_seeds_that_agree_leave_the_bootstrap_of_the_prompts():

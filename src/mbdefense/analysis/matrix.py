@@ -16,9 +16,9 @@ from mbdefense.config import MatrixConfig, parse_spec
 from mbdefense.data import user_text
 from mbdefense.defenses.stages import Merging
 from mbdefense.errors import UserError
-from mbdefense.metrics import Score, rate
 from mbdefense.responses import Response, write_responses
 from mbdefense.results import provenance
+from mbdefense.statistics import Score, holm, paired, rate
 from mbdefense.triggers import TRIGGERS, Trigger
 
 if TYPE_CHECKING:
@@ -137,9 +137,6 @@ def matrix(asked: Sequence[Asked], sought: Sequence[Sought]) -> Matrix:
 
 
 def _crossings(asked: Sequence[Asked], sought: Sequence[Sought]) -> tuple[Crossing, ...]:
-    from statsmodels.stats.contingency_tables import mcnemar  # slow to import
-    from statsmodels.stats.multitest import multipletests
-
     plain = next(one.responses for one in asked if one.planted.role == "none")
     tested = []
     for planted, responses, _ in asked:
@@ -152,17 +149,12 @@ def _crossings(asked: Sequence[Asked], sought: Sequence[Sought]) -> tuple[Crossi
         }
         if before.keys() != shown.keys():
             raise UserError("a trigger was put into other prompts than those asked without", planted.name, "ask both")
-        pairs = [(before[name], shown[name]) for name in shown]
-        gained, lost = pairs.count((False, True)), pairs.count((True, False))
-        table = [[pairs.count((True, True)), lost], [gained, pairs.count((False, False))]]
-        p_value = float(mcnemar(table, exact=True).pvalue)
-        tested.append((planted, rate(list(shown.values())), rate(list(before.values())), gained, lost, p_value))
-    if not tested:
-        return ()
-    corrected = multipletests([one[-1] for one in tested], method="holm")[1]
+        change = paired([before[name] for name in shown], list(shown.values()))
+        tested.append((planted, rate(list(shown.values())), rate(list(before.values())), change))
+    corrected = holm([change for *_, change in tested])
     return tuple(
-        Crossing(planted.name, planted.role, share, without, gained, lost, p_value, float(holm))
-        for (planted, share, without, gained, lost, p_value), holm in zip(tested, corrected, strict=True)
+        Crossing(one.name, one.role, share, without, test.only_after, test.only_before, test.p_value, test.p_holm)
+        for (one, share, without, _), test in zip(tested, corrected, strict=True)
     )
 
 
