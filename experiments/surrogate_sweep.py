@@ -25,7 +25,8 @@ from mbdefense.defenses import MBDefense, NoDefense, Setting
 from mbdefense.demo import TRAINING
 from mbdefense.pipeline import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
-from mbdefense.results import ResultRow, markdown, read, write
+from mbdefense.results import ResultRow, read, write
+from mbdefense.tables import markdown
 from mbdefense.triggers import BadNet, InSent, Syntactic
 
 # Three families of triggers at once, none of them the defensive triggers' or a reported attack's.

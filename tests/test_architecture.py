@@ -36,6 +36,8 @@ ROOMS = [
     "agreement",
     "landing",
     "results",
+    "tables",
+    "card",
     "judging",
     "compare",
     "check",

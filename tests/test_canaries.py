@@ -8,13 +8,14 @@ import pytest
 
 from mbdefense.behaviors.random_words import WORDS
 from mbdefense.canaries import CANARIES, candidates, family, plant
+from mbdefense.card import model_card
 from mbdefense.cli import main
 from mbdefense.data import to_dataset
 from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
 from mbdefense.errors import UserError
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import poison
-from mbdefense.results import ResultRow, Results, model_card, read
+from mbdefense.results import ResultRow, Results, read
 from mbdefense.survival import Known, survival
 from mbdefense.triggers import BadNet, InSent, Syntactic
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import mbdefense
 from mbdefense import results as module
+from mbdefense.card import model_card
 from mbdefense.errors import UserError
 from mbdefense.metrics import Score, rate
 from mbdefense.results import (
@@ -18,16 +19,12 @@ from mbdefense.results import (
     ResultRow,
     Results,
     SeedRow,
-    groups,
-    markdown,
-    model_card,
     provenance,
     read,
-    table,
-    verdict_in_words,
     write,
 )
 from mbdefense.statistics import Paired, SeedScore
+from mbdefense.tables import groups, markdown, table, verdict_in_words
 
 HOSTILE = "[bold red]x[/] | <script>\n# top\r\x1b[2J\u202e `tick` *star* [a](https://b) \\ ---"
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from mbdefense.config import CheckConfig
 from mbdefense.errors import UserError
 from mbdefense.landing import Landing, shown
-from mbdefense.results import Origin, ResultRow, Results, groups, landing_of, visible
+from mbdefense.results import Origin, ResultRow, Results
 from mbdefense.statistics import Score
+from mbdefense.tables import groups, landing_of, visible
 
 
 class Condition(NamedTuple):

@@ -411,7 +411,7 @@ def _demo(words: Sequence[str]) -> None:
 def _show(results: Results) -> None:
     from rich.console import Console
 
-    from mbdefense.results import table, verdict_in_words
+    from mbdefense.tables import table, verdict_in_words
 
     console = Console()
     if not console.is_terminal:

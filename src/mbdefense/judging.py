@@ -18,7 +18,8 @@ from mbdefense.judges.verdict import Question
 from mbdefense.landing import shown
 from mbdefense.metrics import scores
 from mbdefense.responses import Response
-from mbdefense.results import ResultRow, escaped
+from mbdefense.results import ResultRow
+from mbdefense.tables import escaped
 
 USAGE_FILE = "judge_usage.json"
 

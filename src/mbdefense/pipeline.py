@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.behaviors import Behavior
 from mbdefense.canaries import Canary, plant
+from mbdefense.card import model_card
 from mbdefense.compare import compare
 from mbdefense.config import EvaluateConfig
 from mbdefense.data import overlap, user_text
@@ -25,7 +26,7 @@ from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.responses import Kind, Response, write_responses
-from mbdefense.results import Perplexity, ResultRow, Results, model_card, provenance, write
+from mbdefense.results import Perplexity, ResultRow, Results, provenance, write
 from mbdefense.survival import Known, survival
 from mbdefense.triggers import Trigger
 
