@@ -57,9 +57,7 @@ def test_padding_takes_no_part_even_if_it_is_not_a_number():
     assert (figures.strongest.item(), figures.mean.item()) == pytest.approx((1.0, 0.8))
 
 
-@pytest.mark.parametrize(
-    ("trigger", "asking"), [(TRIGGER, [[False] * 4]), ([[True, False, False, False]], ASKING)]
-)
+@pytest.mark.parametrize(("trigger", "asking"), [(TRIGGER, [[False] * 4]), ([[True, False, False, False]], ASKING)])
 def test_prompts_with_nothing_to_compare_are_refused(trigger, asking):
     with pytest.raises(ValueError, match="asking"):
         to_trigger(by_hand(([0.25] * 4, [0.25] * 4)), torch.tensor(trigger), torch.tensor(asking))

@@ -42,7 +42,7 @@ HELPERS = {
     "behaviors": {"text", "protocol"},
     "defenses": {"setting", "stages"},
     "judges": {"verdict"},
-    "analysis": {"chart", "sample"},
+    "analysis": {"attention", "chart", "record", "sample"},
 }
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
