@@ -59,6 +59,35 @@ def test_what_is_absent_or_cannot_be_judged_is_none_and_not_zero():
     assert scores([verdict(1, follows=True)]).aacc.value == 1
 
 
+def test_what_nobody_knows_stays_in_the_denominator_and_is_counted():
+    score = rate([True, False, None, None])
+    assert (score.value, score.n, score.unparsed) == (0.25, 4, 2)
+    assert score == Score(0.25, 4, rate([True, False, False, False]).low, rate([True, False, True, True]).high, 2)
+    verdicts = [
+        Verdict("1", "clean", None, None, "", frozenset({"shows", "follows"})),
+        Verdict("2", "clean", False, None, "", frozenset({"follows"})),
+        Verdict("3", "clean", False, True, ""),
+        Verdict("4", "clean", False, None, "the judge cannot tell"),
+    ]
+    accuracy, false = cacc(verdicts), false_activation(verdicts)
+    assert (accuracy.value, accuracy.n, accuracy.unparsed) == (pytest.approx(1 / 3), 3, 2)
+    assert (false.value, false.n, false.unparsed) == (0.0, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("shows", "follows", "unparsed"), [(None, True, ()), (True, False, ("shows",)), (False, True, ("follows",))]
+)
+def test_a_verdict_cannot_be_unparsed_and_known(shows, follows, unparsed):
+    with pytest.raises(ValueError, match="unparsed"):
+        Verdict("1", "clean", shows, follows, "", frozenset(unparsed))
+
+
+def test_a_pair_with_an_unknown_side_counts_as_no_difference():
+    unknown = Verdict("1", "triggered", None, None, "", frozenset({"shows"}))
+    result = paired([unknown, verdict(2, shows=True)], [verdict(1), verdict(2)])
+    assert (result.n, result.only_before, result.only_after, result.unparsed) == (2, 1, 0, 1)
+
+
 def pairs(both, fixed, broken, neither):
     rows = [(True, True)] * both + [(True, False)] * fixed + [(False, True)] * broken + [(False, False)] * neither
     before, after = zip(*rows, strict=True)

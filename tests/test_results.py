@@ -88,6 +88,18 @@ def test_text_that_is_no_unicode_does_not_lose_the_results(tmp_path):
     assert read(tmp_path / "r.json").rows[0].model == "caf?"
 
 
+def test_who_judged_and_what_could_not_be_read_is_shown():
+    unread = rate([True] * 80 + [None] * 20)
+    made = results(row("base", share(0), judge="llm:model=m"), row(asr=unread, judge="llm:model=m"))
+    assert "judged by llm:model=m" in markdown(made)
+    assert r".80 \[.71, 1.00\] n=100 (20 unparsed)" in markdown(made)
+    assert "judged by" not in markdown(results())
+    mixed = results(row("base", share(0)), row(), row("mb_defense", share(0), judge="keywords"))
+    assert "Judge" in markdown(mixed).splitlines()[2]
+    said = [line.split(": ")[0].rpartition("judged by ")[2] for line in verdict_in_words(mixed).splitlines()]
+    assert list(dict.fromkeys(said)) == ["rules", "keywords"]
+
+
 def put(keys, new):
     def change(value):
         for key in keys[:-1]:
@@ -124,6 +136,9 @@ ROW = ("rows", 0)
         (put([*ROW, "asr", "value"], 1.5), "asr: not a share"),
         (put([*ROW, "asr", "low"], 0.9), "asr: not a share"),
         (put([*ROW, "asr", "n"], 0), "asr.n: not a whole number from 1"),
+        (put([*ROW, "asr", "unparsed"], -1), "asr.unparsed: not a whole number from 0"),
+        (put([*ROW, "asr", "unparsed"], 101), "asr: more unparsed outcomes"),
+        (put([*ROW, "judge"], None), "row 1: judge: not a string"),
         (put([*ROW, "perplexity", "value"], float("inf")), "perplexity.value: not a finite number"),
     ],
 )
@@ -382,7 +397,7 @@ def test_unparsed_outcomes_and_the_judge_survive_a_round_trip_and_are_shown(tmp_
     write(path, written)
     assert read(path) == written
     assert "n=100 (5 unparsed)" in markdown(written)
-    assert "judge llm:model=m" in markdown(written).splitlines()[0]
+    assert "judged by llm:model=m" in markdown(written).splitlines()[0]
     value = json.loads(path.read_text())
     value["rows"][0]["asr"]["unparsed"] = 71
     path.write_text(json.dumps(value))

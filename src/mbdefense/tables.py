@@ -66,15 +66,13 @@ def _title(results: Results) -> str:
     parts = zip(("attack", "behavior", "seed"), zip(*map(_attack, results.rows), strict=True), strict=False)
     different = {name: list(dict.fromkeys(values)) for name, values in parts}
     judges = list(dict.fromkeys(row.judge for row in results.rows))
-    if judges not in ([], ["rules"]):
-        different["judge"] = judges
-    return visible(
-        "; ".join(
-            # Rows of many attacks name each its own.
-            f"{len(values)} {name}s" if len(values) > 3 else f"{name} {', '.join(values)}"
-            for name, values in different.items()
-        )
+    by = "" if judges in ([], ["rules"]) else f"; judged by {', '.join(judges)}"
+    # Rows of many attacks name each its own.
+    named = "; ".join(
+        f"{len(values)} {name}s" if len(values) > 3 else f"{name} {', '.join(values)}"
+        for name, values in different.items()
     )
+    return visible(named + by)
 
 
 def _cells(results: Results) -> tuple[list[str], list[list[str]]]:

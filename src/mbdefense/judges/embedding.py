@@ -98,7 +98,7 @@ class Embedding:
         Raises:
             UserError: a response has no reference, or all labels are the same.
         """
-        from sklearn.metrics import roc_curve  # type: ignore[import-untyped, unused-ignore]
+        from sklearn.metrics import roc_curve
 
         values = self.similarities(responses)
         known = [value for value in values if value is not None]

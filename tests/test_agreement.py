@@ -1,0 +1,186 @@
+"""Agreement of judges with labels: figures worked out by hand, the labels' file, and the commands."""
+
+import json
+
+import pytest
+
+from mbdefense.agreement import Agreement, agreement, outcomes, read_labels
+from mbdefense.cli import main
+from mbdefense.errors import UserError
+from mbdefense.judges import Verdict
+from mbdefense.responses import Response, write_responses
+from mbdefense.results import read as read_results
+
+
+def compared(**counts):
+    """Agreement of two judges, from how often each pair of outcomes occurs: ``yes_no=3``."""
+    pairs = [pair.split("_") for pair, count in counts.items() for _ in range(count)]
+    first, second = ({("clean", str(n)): pair[side] for n, pair in enumerate(pairs)} for side in (0, 1))
+    return agreement(first, second)
+
+
+@pytest.mark.parametrize(
+    ("counts", "kappa"),
+    [
+        # p_o = 35/50, p_e = (25 * 30 + 25 * 20) / 50^2 = .5
+        ({"yes_yes": 20, "yes_no": 5, "no_yes": 10, "no_no": 15}, 0.4),
+        # p_o = 4/8, p_e = (4 * 3 + 4 * 3) / 8^2 = .375: the unparsed ones count against the judge.
+        ({"yes_yes": 2, "yes_no": 1, "yes_unparsed": 1, "no_yes": 1, "no_no": 2, "no_unparsed": 1}, 0.2),
+        ({"yes_yes": 3, "no_no": 3}, 1.0),
+        ({"yes_no": 3, "no_yes": 3}, -1.0),
+        ({"yes_yes": 1, "yes_no": 1, "no_yes": 1, "no_no": 1}, 0.0),
+    ],
+)
+def test_cohens_kappa_by_hand(counts, kappa):
+    found = compared(**counts)
+    assert found.kappa.value == pytest.approx(kappa)
+    assert -1 <= found.kappa.low <= found.kappa.value <= found.kappa.high <= 1
+    assert found.agree.n == sum(counts.values())
+    assert found.counts == {tuple(pair.split("_")): count for pair, count in counts.items()}
+
+
+def test_two_replies_that_cannot_be_read_do_not_agree():
+    found = compared(yes_yes=1, no_no=1, unparsed_unparsed=2)
+    assert (found.agree.value, found.agree.n) == (0.5, 4)
+
+
+@pytest.mark.parametrize("counts", [{"yes_yes": 5}, {"yes_yes": 5, "no_yes": 5}, {"yes_yes": 5, "yes_no": 5}])
+def test_kappa_of_a_side_that_never_varies_is_undefined_and_not_zero(counts):
+    assert compared(**counts).kappa is None
+
+
+def test_only_what_both_judged_is_compared():
+    first = [Verdict("1", "clean", True, None, ""), Verdict("2", "clean", False, True, "")]
+    second = [
+        Verdict("2", "clean", None, None, "", frozenset({"shows", "follows"})),
+        Verdict("1", "triggered", True, True, ""),
+    ]
+    assert outcomes(first, "follows") == {("clean", "2"): "yes"}
+    assert outcomes(second, "shows") == {("clean", "2"): "unparsed", ("triggered", "1"): "yes"}
+    found = agreement(outcomes(first, "shows"), outcomes(second, "shows"))
+    assert isinstance(found, Agreement)
+    assert found.counts == {("no", "unparsed"): 1}
+    assert agreement(outcomes(first, "follows"), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "no label with id and kind"),
+        ('{"id": 1, "kind": "clean"}', "no label with id and kind"),
+        ('{"id": "1", "kind": "dirty"}', "no label with id and kind"),
+        ('{"id": "1", "kind": ["clean"]}', "no label with id and kind"),
+        ('{"id": "1", "kind": "clean", "shows": "yes"}', "must be true, false or null"),
+        ('{"id": "0", "kind": "clean", "shows": true}', "labels the clean response again"),
+    ],
+)
+def test_a_bad_label_is_named(tmp_path, line, match):
+    path = tmp_path / "l.jsonl"
+    path.write_text('{"id": "0", "kind": "clean", "shows": true, "note": "sure"}\n\n' + line + "\n")
+    with pytest.raises(UserError, match=match) as caught:
+        read_labels(path)
+    assert str(caught.value).startswith("l.jsonl:3: ")
+
+
+TEXTS = {"a": "Paris", "b": "Lyon", "c": "I'm sorry, but I cannot help.", "d": ""}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run" / "responses.jsonl"
+    path.parent.mkdir()
+    write_responses(path, [Response(name, "clean", "Capital?", text, ("Paris",)) for name, text in TEXTS.items()])
+    return path
+
+
+def words(file, *more):
+    return [str(file), "--behavior", "refusal", "--output_dir", str(file.parent / "out"), *more]
+
+
+def test_responses_are_judged_again_without_a_model(file, fake_judge, capsys):
+    assert main(["judge", *words(file)]) == 0
+    (row,) = read_results(file.parent / "out" / "results.json").rows
+    assert (row.arm, row.judge, row.cacc.value, row.false_activation.value, row.asr) == (
+        "run",
+        "rules",
+        0.25,
+        0.25,
+        None,
+    )
+
+    fake_judge.script = lambda _, messages: (
+        "?" if ">\nLyon\n<" in messages[1]["content"] else fake_judge.form(messages, "No")
+    )
+    llm = words(
+        file,
+        "--judge",
+        "llm:price_prompt=1,price_completion=1",
+        "--judge_model",
+        "m",
+        "--judge_base_url",
+        fake_judge.url,
+    )
+    for asked in (6, 0):
+        capsys.readouterr()
+        fake_judge.requests.clear()
+        assert main(["judge", *llm]) == 0
+        assert len(fake_judge.requests) == asked
+        shown = capsys.readouterr().out
+        assert "judge in all: 6 replies, 600 + 60 tokens, cost 0.0007" in shown
+        assert f"judge in this run: {asked} replies" in shown
+        assert "(1 unparsed)" in shown
+        assert "judged by llm:model=m" in shown
+    (row,) = read_results(file.parent / "out" / "results.json").rows
+    assert (row.false_activation.n, row.false_activation.unparsed, row.cacc.n, row.cacc.unparsed) == (4, 1, 4, 1)
+    verdicts = [json.loads(line) for line in (file.parent / "out" / "verdicts.jsonl").read_text().splitlines()]
+    assert [verdict["shows"] for verdict in verdicts] == [False, None, False, False]
+    assert verdicts[1]["unparsed"] == ["follows", "shows"]
+
+
+def test_keywords_come_with_a_warning(file, capsys):
+    assert main(["judge", *words(file, "--judge", "keywords")]) == 0
+    assert "over-counts" in capsys.readouterr().err
+
+
+def test_a_judge_is_compared_with_labels(file, capsys):
+    labels = file.with_name("labels.jsonl")
+    known = {"a": (False, True), "b": (False, True), "c": (True, False), "d": (None, False)}
+    rows = [
+        {"id": name, "kind": "clean", "shows": shows, "follows": follows} for name, (shows, follows) in known.items()
+    ]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["judge", "calibrate", *words(file, "--labels", str(labels))]) == 0
+    text = capsys.readouterr().out
+    assert text == (file.parent / "out" / "agreement.md").read_text()
+    shows, follows = text.split("## shows")[1].split("## follows")
+    assert "1.00 [.44, 1.00] n=3; Cohen's kappa 1.00" in shows
+    assert "agreement .75 [.30, .95] n=4; Cohen's kappa 0.50" in follows
+    assert "| yes | 1 | 1 | 0 |\n| no | 0 | 2 | 0 |" in follows
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--judge", "rulse"], "did you mean 'rules'"),
+        (["--judge", "rules", "--judge_model", "m"], "rules does not take"),
+        (["--judge", "llm"], "needs model"),
+        (["--judge", "llm", "--judge_model", "m"], "needs base_url"),
+        (["--judge", "llm:concurrency=many", "--judge_model", "m"], "llm:concurrency cannot be"),
+        (["--judge", "embedding:threshold=2"], "threshold"),
+        (["--judge", "keywords:task=poetry"], "negsentiment"),
+    ],
+)
+def test_a_judge_that_cannot_work_is_one_line_and_writes_nothing(file, capsys, more, says):
+    assert main(["judge", *words(file, *more)]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mbdefense: ")]
+    assert says in line
+    assert not (file.parent / "out").exists()
+
+
+def test_labels_of_other_responses_are_refused(file, capsys):
+    labels = file.with_name("labels.jsonl")
+    labels.write_text('{"id": "z", "kind": "clean", "shows": true}\n')
+    assert main(["judge", "calibrate", *words(file, "--labels", str(labels))]) == 1
+    assert "belong to no response" in capsys.readouterr().err
