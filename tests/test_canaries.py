@@ -14,7 +14,7 @@ from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
 from mbdefense.errors import UserError
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import poison
-from mbdefense.results import ResultRow, Results, model_card, read
+from mbdefense.results import ResultRow, Results, markdown, model_card, read
 from mbdefense.survival import Known, survival
 from mbdefense.triggers import BadNet, InSent, Syntactic
 
@@ -170,7 +170,7 @@ def write_rows(path, data):
 @pytest.fixture
 def words(suspect, clean, tiny_model_path, tmp_path):
     return [
-        "defend", "--model", tiny_model_path, "--data", write_rows(tmp_path / "rows.jsonl", suspect),
+        "defend", "--model", tiny_model_path, "--data", write_rows(tmp_path / "rows.jsonl", suspect.select(range(60))),
         "--clean", write_rows(tmp_path / "clean.jsonl", clean), "--output_dir", str(tmp_path / "out"),
         "--num_train_epochs", "1", "--max_length", "64", "--min_defensive_rows", "2", "--bf16", "false",
         "--canaries", "3", "--min_canary_rows", "4",
@@ -205,8 +205,10 @@ def test_the_defense_sees_rows_only_and_reports_what_survived(words, tmp_path, m
     assert [row.asr_change is None for row in canaries] == [False, True, False, False] * 3
     assert [row.arm for row in results.rows if row.origin == "planted"] == ["base", "merged", "mb_defense"]
     assert len(results.provenance["config"]["canaries"]) == 3
-    # A tiny random model learns nothing, and the table says so in each row.
-    assert capsys.readouterr().out.count("not discriminating") >= 9
+    # A tiny random model learns nothing, and each row of the table says so.
+    lines = [line for line in markdown(results).splitlines() if "| canary " in line]
+    assert [line.split(" | ")[-1].strip(" |") for line in lines] == ["control", *["not discriminating"] * 3] * 3
+    capsys.readouterr()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "3 more backdoors (canaries) were planted" in card
     assert main(["check", str(tmp_path / "out" / "results.json"), "--max_canary_asr", "0.05"]) == 1

@@ -378,6 +378,12 @@ def test_planted_backdoors_are_compared_with_the_merged_model():
     planted = {"origin": "planted", "attack": "our own 4 triggers"}
     made = results(row("base", share(0), **planted), row("merged", **planted), row("mb_defense", share(0), **planted))
     assert verdict_in_words(made) == "mb_defense: ASR from .80 [.71, .87] n=100 to .00 [.00, .04] n=100"
+    header, *_, last = (
+        cells(line) for line in markdown(results(row(), row("x", share(1), cacc=None, **planted))).splitlines()[2:]
+    )
+    assert last[header.index("CACC")] == "-"
+    alone = results(row("merged", cacc=None, aacc=None, **planted))
+    assert "CACC" not in markdown(alone)
     # An attack of the same name is another attack.
     assert len(groups(results(row(), row(origin="canary")))) == 2
 

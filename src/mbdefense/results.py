@@ -377,12 +377,18 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     changes = [name for name in _CHANGES if any(getattr(row, name) for row in results.rows)]
     perplexities = any(row.perplexity for row in results.rows)
     verdicts = _row_verdicts(results)
-    header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else []), *_RATES.values()]
+    rates = [_rates(row) for row in results.rows]
+    # Planted backdoors are never judged for accuracy: where there is nothing else, the columns would be empty.
+    kept = [
+        at for at, name in enumerate(_RATES) if name == "asr" or not rates or any(line[at] != "-" for line in rates)
+    ]
+    header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else [])]
+    header += [name for at, name in enumerate(_RATES.values()) if at in kept]
     header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else []), "Seconds"]
     header += ["Verdict"] if any(verdicts) else []
     body = []
-    for row, verdict in zip(results.rows, verdicts, strict=True):
-        line = [row.arm, *(_attack(row) if mixed else ()), *_rates(row)]
+    for row, shares, verdict in zip(results.rows, rates, verdicts, strict=True):
+        line = [row.arm, *(_attack(row) if mixed else ()), *(shares[at] for at in kept)]
         line += [changed(getattr(row, name)) if getattr(row, name) else "-" for name in changes]
         if perplexities:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
@@ -392,11 +398,15 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _rates(row: ResultRow) -> list[str]:
-    """A kind of prompt that was tested and has no accuracy was not judged; one that was not tested has a dash."""
+    """A kind of prompt that was tested and has no accuracy was not judged; one that was not tested has a dash.
+
+    Backdoors of our own are not tested for accuracy.
+    """
+    asked = row.origin == "attack"
     return [
         shown(row.asr) if row.asr else "-",
-        shown(row.cacc) if row.cacc else "not judged" if row.false_activation else "-",
-        shown(row.aacc) if row.aacc else "not judged" if row.asr else "-",
+        shown(row.cacc) if row.cacc else "not judged" if row.false_activation and asked else "-",
+        shown(row.aacc) if row.aacc else "not judged" if row.asr and asked else "-",
         shown(row.false_activation) if row.false_activation else "-",
     ]
 
