@@ -28,8 +28,8 @@ from mbdefense.config import JudgeOptions
 from mbdefense.data import load, user_text
 from mbdefense.judges.verdict import Question
 from mbdefense.judging import judge_responses, kappa_shown, make_judge
+from mbdefense.landing import shown
 from mbdefense.responses import Response, write_responses
-from mbdefense.results import shown
 
 
 def rows(path: Path, rng: random.Random) -> list[tuple[str, str]]:
