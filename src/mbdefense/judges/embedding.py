@@ -36,7 +36,7 @@ class Embedding:
     encoder reads only the first 256 word pieces. A prompt without a reference is not judged. Whether a response shows
     the behavior is for the behavior's own recogniser, and one that shows it does not follow.
 
-    CALIBRATION
+    The default threshold is a round figure that was fitted to nothing; `calibrated` gives one for labelled responses.
 
     Args:
         behavior: the behavior to look for.
