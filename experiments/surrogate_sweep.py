@@ -66,6 +66,13 @@ TRIALS: dict[str, Trial] = {
     "mixed, sum 0.1": Trial(replace(MIXED, ratio_form="sum", beta=0.1)),
     "mixed, lambda 4, exp_mean": Trial(replace(MIXED, ratio_form="exp_mean", lambda_=4.0)),
     "mixed, 128 rows at 1e-4": Trial(replace(MIXED, recovery_learning_rate=1e-4), 128),
+    "mixed, 128 rows at 3e-4": Trial(replace(MIXED, recovery_learning_rate=3e-4), 128),
+    "mixed, 128 rows, 2 epochs at 1e-4": Trial(
+        replace(MIXED, recovery_learning_rate=1e-4, recovery_num_train_epochs=2.0), 128
+    ),
+    "mixed, 128 rows, 2 epochs at 2e-4": Trial(
+        replace(MIXED, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
+    ),
 }
 
 
