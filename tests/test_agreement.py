@@ -167,6 +167,7 @@ def test_a_judge_is_compared_with_labels(file, capsys):
         (["--judge", "rules", "--judge_model", "m"], "rules does not take"),
         (["--judge", "llm"], "needs model"),
         (["--judge", "llm", "--judge_model", "m"], "needs base_url"),
+        (["--judge", "llm:model=a", "--judge_model", "b", "--judge_base_url", "http://x"], "model twice"),
         (["--judge", "llm:concurrency=many", "--judge_model", "m"], "llm:concurrency cannot be"),
         (["--judge", "embedding:threshold=2"], "threshold"),
         (["--judge", "keywords:task=poetry"], "negsentiment"),
