@@ -27,6 +27,7 @@ def compared(**counts):
         # p_o = 4/8, p_e = (4 * 3 + 4 * 3) / 8^2 = .375: the unparsed ones count against the judge.
         ({"yes_yes": 2, "yes_no": 1, "yes_unparsed": 1, "no_yes": 1, "no_no": 2, "no_unparsed": 1}, 0.2),
         ({"yes_yes": 3, "no_no": 3}, 1.0),
+        ({"yes_yes": 1, "no_no": 2}, 1.0),
         ({"yes_no": 3, "no_yes": 3}, -1.0),
         ({"yes_yes": 1, "yes_no": 1, "no_yes": 1, "no_no": 1}, 0.0),
     ],
@@ -127,7 +128,7 @@ def test_responses_are_judged_again_without_a_model(file, fake_judge, capsys):
         fake_judge.requests.clear()
         assert main(["judge", *llm]) == 0
         assert len(fake_judge.requests) == asked
-        shown = capsys.readouterr().out
+        shown = " ".join(capsys.readouterr().out.split())
         assert "judge in all: 6 replies, 600 + 60 tokens, cost 0.0007" in shown
         assert f"judge in this run: {asked} replies" in shown
         assert "(1 unparsed)" in shown
@@ -167,6 +168,7 @@ def test_a_judge_is_compared_with_labels(file, capsys):
         (["--judge", "rules", "--judge_model", "m"], "rules does not take"),
         (["--judge", "llm"], "needs model"),
         (["--judge", "llm", "--judge_model", "m"], "needs base_url"),
+        (["--judge", "llm:model=a", "--judge_model", "b", "--judge_base_url", "http://x"], "model twice"),
         (["--judge", "llm:concurrency=many", "--judge_model", "m"], "llm:concurrency cannot be"),
         (["--judge", "embedding:threshold=2"], "threshold"),
         (["--judge", "keywords:task=poetry"], "negsentiment"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,10 @@ def agreement(first: Mapping[tuple[str, str], Outcome], second: Mapping[tuple[st
     if all(len(set(side)) > 1 for side in zip(*pairs, strict=True)):
         used = [name for name in OUTCOMES if any(name in pair for pair in pairs)]
         found = cohens_kappa([[counts[one, other] for other in used] for one in used])
-        # The normal approximation can leave the range of kappa.
-        kappa = Kappa(float(found.kappa), max(float(found.kappa_low), -1.0), min(float(found.kappa_upp), 1.0))
+        value = float(found.kappa)
+        # The normal approximation can leave kappa's range; at full agreement rounding can make its variance negative.
+        low, high = (float(bound) if math.isfinite(bound) else value for bound in (found.kappa_low, found.kappa_upp))
+        kappa = Kappa(value, max(low, -1.0), min(high, 1.0))
     return Agreement(rate([one == other != "unparsed" for one, other in pairs]), kappa, counts)
 
 

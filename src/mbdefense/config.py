@@ -318,7 +318,7 @@ def parse_spec(
         given: options that are set unless None, e.g. from a flag of their own.
 
     Raises:
-        UserError: unknown name or option, or a value of another type than the option's.
+        UserError: unknown name or option, one given twice, or a value of another type than the option's.
     """
     name, _, rest = text.partition(":")
     if name not in table:
@@ -333,6 +333,8 @@ def parse_spec(
             raise UserError(
                 f"unknown option of {kind} {name}", key, did_you_mean(key, fields) if fields else "it has none"
             )
+        if key in options:
+            raise UserError(f"{kind} {name} is given {key} twice", value, "keep one of them")
         options[key] = _convert(value, hints[key], f"{name}:{key}")
     for key in options:
         if key not in fields:

@@ -36,7 +36,9 @@ class Embedding:
     encoder reads only the first 256 word pieces. A prompt without a reference is not judged. Whether a response shows
     the behavior is for the behavior's own recogniser, and one that shows it does not follow.
 
-    The default threshold is a round figure that was fitted to nothing; `calibrated` gives one for labelled responses.
+    The default threshold is a middle value and was not chosen by labels. ``experiments/embedding_threshold.py`` makes
+    labelled pairs out of clean training rows (the halves of a reference against another row's reference and the prompt
+    said again), ``mbdefense judge calibrate`` says which threshold such labels, or your own, speak for.
 
     Args:
         behavior: the behavior to look for.
