@@ -33,8 +33,9 @@ from mbdefense.responses import Response, write_responses
 
 
 def rows(path: Path, rng: random.Random) -> list[tuple[str, str]]:
-    """(prompt, output) of a file's rows, shuffled."""
-    read = [(user_text(row["prompt"]), row["completion"][0]["content"]) for row in load([str(path)]).rows]
+    """(prompt, output) of a file's rows, shuffled; one test row has no output."""
+    loaded = load([str(path)], on_bad_row="skip").rows
+    read = [(user_text(row["prompt"]), row["completion"][0]["content"]) for row in loaded]
     return rng.sample(read, len(read))
 
 

@@ -36,9 +36,10 @@ class Embedding:
     encoder reads only the first 256 word pieces. A prompt without a reference is not judged. Whether a response shows
     the behavior is for the behavior's own recogniser, and one that shows it does not follow.
 
-    The default threshold is a middle value and was not chosen by labels. ``experiments/embedding_threshold.py`` makes
-    labelled pairs out of clean training rows (the halves of a reference against another row's reference and the prompt
-    said again), ``mbdefense judge calibrate`` says which threshold such labels, or your own, speak for.
+    The default threshold was calibrated on labelled pairs made out of clean training rows by
+    ``experiments/embedding_threshold.py`` (the halves of a reference against another row's reference and the prompt said
+    again): 608 labels chose it, on 632 others it agrees in .73 [.69, .76]. ``mbdefense judge calibrate`` says which
+    threshold your own labels speak for.
 
     Args:
         behavior: the behavior to look for.
@@ -49,7 +50,7 @@ class Embedding:
     """
 
     behavior: Behavior
-    threshold: float = 0.5
+    threshold: float = 0.325
     model: str | None = None
     batch_size: int = 32
 
