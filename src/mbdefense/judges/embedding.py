@@ -37,9 +37,9 @@ class Embedding:
     the behavior is for the behavior's own recogniser, and one that shows it does not follow.
 
     The default threshold was calibrated on labelled pairs made out of clean training rows by
-    ``experiments/embedding_threshold.py`` (the halves of a reference against another row's reference and the prompt said
-    again): 608 labels chose it, on 632 others it agrees in .73 [.69, .76]. ``mbdefense judge calibrate`` says which
-    threshold your own labels speak for.
+    ``experiments/embedding_threshold.py`` (the halves of a reference against another row's reference and the prompt
+    said again): 608 labels chose it, on 632 others it agrees in .73 [.69, .76]. ``mbdefense judge calibrate`` says
+    which threshold your own labels speak for.
 
     Args:
         behavior: the behavior to look for.
