@@ -138,7 +138,8 @@ def test_from_prompts_to_data_and_picture(tiny_model_path, prompts, tmp_path, ca
 
 
 def test_the_models_own_record_names_the_defensive_pairs(copied_model, prompts, tmp_path):
-    from mbdefense.results import Results, provenance, write
+    from mbdefense.provenance import provenance
+    from mbdefense.results import Results, write
 
     config = {"defense": "mb_defense", "defensive_triggers": ["bb", "insent:sentence=Ho ho."], "defensive_seed": 7}
     write(copied_model / "results.json", Results(provenance(config, [0]), ()))
@@ -173,7 +174,8 @@ def test_bad_options_are_user_errors_before_a_model_is_loaded(
 
 @pytest.mark.parametrize("damage", [{"defensive_triggers": "mn"}, {"defensive_seed": None}])
 def test_a_damaged_record_is_a_user_error(damage, copied_model, prompts, tmp_path, capsys):
-    from mbdefense.results import Results, provenance, write
+    from mbdefense.provenance import provenance
+    from mbdefense.results import Results, write
 
     config = {"defense": "mb_defense", "defensive_triggers": ["bb"], "defensive_seed": 7, **damage}
     write(copied_model / "results.json", Results(provenance(config, [0]), ()))

@@ -11,7 +11,8 @@ from mbdefense.analysis.triggers import curves, in_words
 from mbdefense.cli import main
 from mbdefense.errors import UserError
 from mbdefense.metrics import rate
-from mbdefense.results import ResultRow, Results, provenance, write
+from mbdefense.provenance import provenance
+from mbdefense.results import ResultRow, Results, write
 
 TRIGGERS = ["mn", "bb", "tq", "mb", "qw", "jh"]
 

@@ -16,6 +16,7 @@ ROOMS = [
     "processes",
     "config",
     "measure",
+    "provenance",
     "options",
     "data",
     "builtin",

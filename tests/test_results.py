@@ -10,16 +10,16 @@ import yaml
 from rich.console import Console
 
 import mbdefense
-from mbdefense import results as module
+from mbdefense import provenance as module
 from mbdefense.card import model_card
 from mbdefense.errors import UserError
 from mbdefense.metrics import Score, rate
+from mbdefense.provenance import provenance
 from mbdefense.results import (
     Perplexity,
     ResultRow,
     Results,
     SeedRow,
-    provenance,
     read,
     write,
 )

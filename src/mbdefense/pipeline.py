@@ -25,8 +25,9 @@ from mbdefense.judging import judge_responses
 from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.processes import is_main_process, wait_for_everyone
+from mbdefense.provenance import provenance
 from mbdefense.responses import Kind, Response, write_responses
-from mbdefense.results import Perplexity, ResultRow, Results, provenance, write
+from mbdefense.results import Perplexity, ResultRow, Results, write
 from mbdefense.survival import Known, survival
 from mbdefense.triggers import Trigger
 

@@ -1,28 +1,20 @@
-"""The typed result file: what stands in it, how it is written and strictly read, and where its figures come from."""
+"""The typed result file: what stands in it, how it is written and strictly read."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from mbdefense import __version__
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.files import read_json, write_json
 from mbdefense.metrics import Figure, Score
 from mbdefense.statistics import Paired, SeedScore
 
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 RATES = {"asr": "ASR", "cacc": "CACC", "aacc": "AACC", "false_activation": "False activations"}
 Origin = Literal["attack", "planted", "canary"]
 UNDEFENDED: dict[Origin, str] = {"attack": "attacked", "planted": "merged", "canary": "attacked"}
@@ -93,7 +85,7 @@ class SeedRow:
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of a result file, where they come from (see `provenance`), and figures over several seeds."""
+    """All rows of a result file, where they come from (see `mbdefense.provenance`), and figures over several seeds."""
 
     provenance: Mapping[str, Any]
     rows: tuple[ResultRow, ...]
@@ -281,52 +273,3 @@ def _number(value: object, where: str, least: int = 0) -> float:
     if not math.isfinite(number) or number < least:
         raise UserError(f"{where}: not a finite number from {least}", value, _FIX)
     return number
-
-
-def provenance(config: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """Where results come from: time, code, packages, machine, seeds and ``config``, all as JSON values.
-
-    ``commit`` is the one of the package's own source tree, with "+dirty" if that differs from it; None if the package
-    was not run from a checkout. What JSON cannot hold in ``config`` is written as text.
-    """
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(Path(__file__).resolve().parent),
-        "packages": {"mbdefense": __version__, **{name: _version(name) for name in PACKAGES}},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": platform.processor() or None,
-        "cpu_count": os.cpu_count(),
-        "seeds": list(seeds),
-        "config": json.loads(json.dumps(dict(config), default=str)),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit(directory: Path) -> str | None:
-    # An installed package can lie inside somebody else's checkout (a .venv there); only tracked source counts.
-    if _git(directory, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    head, changes = _git(directory, "rev-parse", "HEAD"), _git(directory, "status", "--porcelain", "--", ".")
-    return None if head is None else head + ("" if changes == "" else "+dirty")
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    """What git says; None if it is absent, fails, or takes longer than 10 seconds."""
-    program = shutil.which("git")
-    if program is None:
-        return None
-    # Run from a git hook, GIT_DIR would name another repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = [program, "--no-optional-locks", "-C", str(directory), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)  # noqa: S603 - fixed arguments
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

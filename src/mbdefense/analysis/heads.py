@@ -14,7 +14,7 @@ from mbdefense.config import HeadsConfig, parse_spec
 from mbdefense.errors import UserError
 from mbdefense.model import LoadedModel, check_template, load_model, prompt_text
 from mbdefense.poison import triggered_copy
-from mbdefense.results import provenance
+from mbdefense.provenance import provenance
 from mbdefense.triggers import TRIGGERS, BadNet, InSent
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from mbdefense.config import MatrixConfig, parse_spec
 from mbdefense.data import user_text
 from mbdefense.defenses.stages import Merging
 from mbdefense.errors import UserError
+from mbdefense.provenance import provenance
 from mbdefense.responses import Response, write_responses
-from mbdefense.results import provenance
 from mbdefense.statistics import Score, holm, paired, rate
 from mbdefense.triggers import TRIGGERS, Trigger
 

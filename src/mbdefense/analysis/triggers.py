@@ -14,7 +14,8 @@ from mbdefense.config import TriggersConfig
 from mbdefense.errors import UserError
 from mbdefense.landing import shown
 from mbdefense.metrics import Score
-from mbdefense.results import ResultRow, provenance, read
+from mbdefense.provenance import provenance
+from mbdefense.results import ResultRow, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

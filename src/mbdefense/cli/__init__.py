@@ -1,0 +1,95 @@
+"""The command line. torch is imported only inside a command, so that --help answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from mbdefense import __version__
+from mbdefense.behaviors import BEHAVIORS
+from mbdefense.cli.evaluating import analyze, check, compare, evaluate, judge
+from mbdefense.cli.reading import Usage
+from mbdefense.cli.training import defend, demo, poison
+from mbdefense.errors import UserError, did_you_mean
+from mbdefense.processes import process_count
+from mbdefense.triggers import TRIGGERS
+
+USAGE = """usage: mbdefense COMMAND [OPTION ...]
+
+  poison IN OUT     write a poisoned copy of a data set, to test a defense with
+  defend            turn untrusted data into a model whose backdoors are broken
+  evaluate MODEL    measure accuracy and attack success of a model
+  judge RESPONSES   judge the responses of an earlier evaluation again
+  judge calibrate RESPONSES
+                    compare a judge with labels
+  compare DIR ...   compare evaluated models prompt by prompt with the attacked one
+  check RESULTS     hold a result file's figures against limits; exits 1 if one fails
+  analyze WHAT      matrix, heads or triggers: what the paper's figures show
+  demo              attack, defend and evaluate the embedded model
+  list [WHAT]       triggers, behaviors, defenses, judges
+
+`mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
+Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
+"""
+
+
+def list_methods(words: Sequence[str]) -> None:
+    """``list [WHAT]``: every method with its first line."""
+    from mbdefense.defenses import DEFENSES
+    from mbdefense.judges import JUDGES
+
+    tables: dict[str, dict[str, type]] = {
+        "triggers": TRIGGERS,
+        "behaviors": BEHAVIORS,
+        "defenses": DEFENSES,
+        "judges": JUDGES,
+    }
+    if len(words) > 1 or (words and words[0] not in tables):
+        raise Usage(f"list takes one of: {', '.join(tables)}")
+    for kind in words or tables:
+        print(f"{kind}:")  # noqa: T201
+        for name, method in tables[kind].items():
+            print(f"  {name:14}{(method.__doc__ or '').strip().splitlines()[0]}")  # noqa: T201
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "poison": poison,
+    "defend": defend,
+    "evaluate": evaluate,
+    "judge": judge,
+    "compare": compare,
+    "check": check,
+    "analyze": analyze,
+    "demo": demo,
+    "list": list_methods,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")  # noqa: T201
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(__version__)  # noqa: T201
+        return 0
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        if words[0] not in COMMANDS:
+            raise Usage(f"unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")
+        if process_count() > 1 and words[0] != "defend":
+            raise UserError("only defend runs on several processes", words[0], "run it without accelerate launch")
+        return COMMANDS[words[0]](words[1:]) or 0
+    except Usage as error:
+        return _fail(f"mbdefense: {error}", 2)
+    except UserError as error:
+        return _fail(f"mbdefense: {error}", 1)
+    except KeyboardInterrupt:
+        return _fail("mbdefense: interrupted; run the same command with --resume to go on", 130)
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr)  # noqa: T201
+    return code

@@ -1,0 +1,172 @@
+"""Commands that answer, judge and compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+
+from mbdefense.cli.reading import Usage, behavior_from, load_rows, read_options, take, warn_if_present
+from mbdefense.cli.showing import show, show_usage
+from mbdefense.config import (
+    CalibrateConfig,
+    CheckConfig,
+    CompareConfig,
+    EvaluateConfig,
+    HeadsConfig,
+    JudgeConfig,
+    JudgeOptions,
+    MatrixConfig,
+    TriggersConfig,
+    parse_spec,
+)
+from mbdefense.errors import UserError, did_you_mean
+from mbdefense.triggers import TRIGGERS
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """``evaluate MODEL``: responses, verdicts and figures of one model."""
+    options = read_options(words, "evaluate", ["model"], [EvaluateConfig, JudgeOptions])
+    config: EvaluateConfig = take(EvaluateConfig, options)
+    behavior = behavior_from(config.behavior, config.target)
+    judge = _judge_from(options, behavior, config.output_dir)
+    if config.trigger is not None and config.triggered is not None:
+        raise UserError("both --trigger and --triggered are given", fix="give one of them")
+    trigger = parse_spec(config.trigger, TRIGGERS, "trigger") if config.trigger else None
+    test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
+    triggered, attack = None, "none"
+    if config.triggered is not None:
+        triggered = load_rows([config.triggered], config.on_bad_row, config.triggered, require_completion=False)
+        attack = config.triggered.rpartition("/")[2]
+    elif trigger is not None:
+        from mbdefense.poison import triggered_copy
+
+        warn_if_present(test, trigger, config.test)
+        triggered, left_out = triggered_copy(test, trigger, config.seed)
+        attack = f"{trigger.describe()} ({left_out} prompts could not be rewritten)" if left_out else trigger.describe()
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from mbdefense import pipeline
+    from mbdefense.results import write
+
+    row = pipeline.evaluate(options.model, test, triggered, behavior, attack, config, judge)
+    asked = {"model": options.model, **asdict(config), "judge": asdict(judge)}
+    results = pipeline.merge_results([row], asked, config.seed)
+    write(Path(config.output_dir) / "results.json", results)
+    show(results)
+    show_usage(judge, config.output_dir)
+    print(f"results: {config.output_dir}")  # noqa: T201
+
+
+def judge(words: Sequence[str]) -> None:
+    """``judge RESPONSES`` and ``judge calibrate RESPONSES``."""
+    if words and words[0] == "calibrate":
+        return _calibrate(words[1:])
+    options = read_options(words, "judge", ["responses"], [JudgeConfig, JudgeOptions])
+    config: JudgeConfig = take(JudgeConfig, options)
+    behavior = behavior_from(config.behavior, config.target)
+    chosen = _judge_from(options, behavior, config.output_dir)
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from mbdefense.judging import rejudged
+    from mbdefense.provenance import provenance
+    from mbdefense.responses import read_responses
+    from mbdefense.results import Results, write
+
+    path = Path(options.responses)
+    responses = read_responses(path)
+    arm = config.arm or path.resolve().parent.name
+    directory = Path(config.output_dir)
+    row = rejudged(chosen, responses, behavior, directory, arm=arm, attack=config.attack, model=str(path))
+    results = Results(provenance({**asdict(config), "judge": asdict(chosen)}, []), (row,))
+    write(directory / "results.json", results)
+    show(results)
+    show_usage(chosen, config.output_dir)
+    print(f"results: {config.output_dir}")  # noqa: T201
+    return None
+
+
+def _calibrate(words: Sequence[str]) -> None:
+    options = read_options(words, "judge calibrate", ["responses"], [CalibrateConfig, JudgeOptions])
+    config: CalibrateConfig = take(CalibrateConfig, options)
+    judge = _judge_from(options, behavior_from(config.behavior, config.target), config.output_dir)
+    from pathlib import Path
+
+    from mbdefense.agreement import read_labels
+    from mbdefense.judging import calibrated
+    from mbdefense.responses import read_responses
+
+    directory = Path(config.output_dir)
+    print(calibrated(judge, read_responses(options.responses), read_labels(config.labels), directory), end="")  # noqa: T201
+    show_usage(judge, config.output_dir)
+
+
+def _judge_from(options: Namespace, behavior: Any, directory: str) -> Any:
+    from mbdefense.judging import make_judge
+
+    judge = make_judge(take(JudgeOptions, options), behavior, directory)
+    if judge.describe().startswith("keywords"):
+        print("warning: keywords over-counts; compare its figures with BackdoorLLM's, not more", file=sys.stderr)  # noqa: T201
+    return judge
+
+
+def compare(words: Sequence[str]) -> None:
+    """``compare DIR ...``: evaluated models, prompt by prompt."""
+    options = read_options(words, "compare", ["directories+"], [CompareConfig])
+    config: CompareConfig = take(CompareConfig, options)
+    from pathlib import Path
+
+    from mbdefense import compare as comparison
+    from mbdefense.provenance import provenance
+    from mbdefense.results import Results, write
+
+    rows, over_seeds = comparison.compare([comparison.read_arm(directory) for directory in options.directories])
+    seeds = sorted({row.seed for row in rows})
+    results = Results(provenance({"directories": options.directories}, seeds), rows, over_seeds)
+    if config.output_dir is not None:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        write(Path(config.output_dir) / "results.json", results)
+    show(results)
+
+
+def check(words: Sequence[str]) -> int:
+    """``check RESULTS``: 1 if a condition fails, else 0."""
+    options = read_options(words, "check", ["results"], [CheckConfig])
+    from mbdefense import check as gate
+    from mbdefense.results import read
+
+    failures = 0
+    for condition in gate.check(read(options.results), take(CheckConfig, options)):
+        failures += not condition.holds
+        print(f"{'ok' if condition.holds else 'failed'}: {condition.reason}")  # noqa: T201
+    return 1 if failures else 0
+
+
+def analyze(words: Sequence[str]) -> None:
+    """``analyze WHAT``: data and a picture of one of the paper's analyses."""
+    kinds = {"matrix": MatrixConfig, "heads": HeadsConfig, "triggers": TriggersConfig}
+    what, rest = (words[0], words[1:]) if words else ("", ())
+    if what not in kinds:
+        raise Usage(f"unknown analysis {what!r}; {did_you_mean(what, kinds)}")
+    if what == "triggers":
+        from itertools import takewhile
+
+        folders = list(takewhile(lambda word: not word.startswith("--"), rest))
+        ahead = ["--directories", *folders] if folders else []
+        options = read_options([*ahead, *rest[len(folders) :]], "analyze triggers", [], [TriggersConfig])
+        from mbdefense.analysis import triggers
+
+        shown = triggers.analyze(take(TriggersConfig, options))
+    else:
+        options = read_options(rest, f"analyze {what}", ["model"], [kinds[what]])
+        config = take(kinds[what], options)
+        from mbdefense.analysis import heads, matrix
+
+        test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
+        shown = (matrix if what == "matrix" else heads).analyze(options.model, test, config)
+    print(shown)  # noqa: T201
+    print(f"data and picture: {options.output_dir}/{what}.json, {what}.png")  # noqa: T201

@@ -1,0 +1,129 @@
+"""Options of a command, from its words and a YAML file, and what several commands read alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Container, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from mbdefense.behaviors import BEHAVIORS
+from mbdefense.config import parse_spec, read_yaml
+from mbdefense.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LISTS = ("list[", "tuple[")
+
+
+class Usage(Exception):  # noqa: N818 - carries the exit code 2
+    """The command line itself is wrong."""
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise Usage(" ".join(message.split()))
+
+
+def read_options(words: Sequence[str], command: str, positionals: Sequence[str], classes: Sequence[type]) -> Namespace:
+    """Reads one command's options: flags win over the YAML file of --config, which wins over defaults.
+
+    A positional whose name ends in "+" takes one value or more.
+    """
+    parser = _Parser(prog=f"mbdefense {command}", description=(classes[0].__doc__ or "").split("\n")[0])
+    for name in positionals:
+        parser.add_argument(name.rstrip("+"), type=str, nargs="+" if name.endswith("+") else None)
+    parser.add_argument("--config", type=str, default=None, help="YAML file with options; flags win over it")
+    for kind in classes:
+        parser.add_class_arguments(kind, None)
+    known = {field.name for kind in classes for field in fields(kind)}
+    for word in words:
+        flag = word.split("=")[0].removeprefix("--").rstrip("+")
+        if word.startswith("--") and flag not in known | {"config", "help"}:
+            raise Usage(f"unknown option --{flag}; {did_you_mean(flag, known)}")
+    config = value_of(words, "config")
+    from_file = read_yaml(config, known) if config else {}
+    given = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    # The file's values go in front, as flags, so that they are checked like flags and required options may stand there.
+    ahead: list[str] = []
+    for key, value in from_file.items():
+        if key not in given:
+            ahead.append(f"--{key}={_as_flag(value)}")
+    lists = {f"--{field.name}" for kind in classes for field in fields(kind) if str(field.type).startswith(_LISTS)}
+    return parser.parse_args(_lists(words, lists) + ahead)
+
+
+def _as_flag(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def value_of(words: Sequence[str], name: str) -> str | None:
+    """The value of a flag among a command's words; None if it is not there."""
+    for index, word in enumerate(words):
+        if word == f"--{name}":
+            return words[index + 1] if index + 1 < len(words) else None
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _lists(words: Sequence[str], lists: Container[str]) -> list[str]:
+    """Writes ``--data A B`` as ``--data=[...]`` and a bare ``--resume`` as ``--resume=true``."""
+    result: list[str] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        following: list[str] = []
+        while index + 1 + len(following) < len(words) and not words[index + 1 + len(following)].startswith("--"):
+            following.append(words[index + 1 + len(following)])
+        if word in lists and following and not following[0].startswith("["):
+            result.append(f"{word}={json.dumps(following)}")
+            index += 1 + len(following)
+        elif word in ("--resume", "--compare_undefended", "--trust_remote_code", "--strict") and (
+            not following or following[0] not in ("true", "false")
+        ):
+            result.append(f"{word}=true")
+            index += 1
+        else:
+            result.append(word)
+            index += 1
+    return result
+
+
+def take(kind: type, options: Namespace) -> Any:
+    """An options class filled from what was read."""
+    return kind(**{field.name: options[field.name] for field in fields(kind)})
+
+
+def behavior_from(text: str, target: str | None) -> Any:
+    """Makes a behavior from its spec; `target` is its text, whatever the behavior calls that option."""
+    name = text.partition(":")[0]
+    option = {"refusal": "target_text", "fixed_text": "text"}.get(name)
+    if target is not None and option is None and name in BEHAVIORS:
+        raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
+    return parse_spec(text, BEHAVIORS, "behavior", {option: target} if option else {})
+
+
+def load_rows(sources: list[str], on_bad_row: Any, what: str, *, require_completion: bool = True) -> Dataset:
+    """Reads data; bad rows that were skipped are counted and named on standard error."""
+    from mbdefense.data import load
+
+    loaded = load(sources, on_bad_row=on_bad_row, require_completion=require_completion)
+    if loaded.skipped:
+        print(f"{what}: skipped {len(loaded.skipped)} bad rows", file=sys.stderr)  # noqa: T201
+        for line in loaded.skipped[:20]:
+            print(f"  {line}", file=sys.stderr)  # noqa: T201
+    return loaded.rows
+
+
+def warn_if_present(rows: Dataset, trigger: Any, what: str) -> None:
+    """Warns of a trigger that occurs in data it was not put into."""
+    from mbdefense.poison import count_occurrences
+
+    count = count_occurrences(rows, trigger)
+    if count:
+        print(f"warning: {trigger.describe()} already occurs in {count} prompts of {what}", file=sys.stderr)  # noqa: T201

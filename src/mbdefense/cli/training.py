@@ -1,0 +1,106 @@
+"""Commands that make data and models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mbdefense.cli.reading import behavior_from, load_rows, read_options, take, value_of, warn_if_present
+from mbdefense.cli.showing import show
+from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, parse_spec
+from mbdefense.errors import UserError, did_you_mean
+from mbdefense.options import TrainingOptions
+from mbdefense.processes import is_main_process
+from mbdefense.triggers import TRIGGERS
+
+
+def poison(words: Sequence[str]) -> None:
+    """``poison IN OUT``: a poisoned copy of a data set."""
+    options = read_options(words, "poison", ["input", "output"], [PoisonConfig])
+    config: PoisonConfig = take(PoisonConfig, options)
+    trigger = parse_spec(config.trigger, TRIGGERS, "trigger")
+    behavior = behavior_from(config.behavior, config.target)
+    from mbdefense import poison as attack
+    from mbdefense.data import save
+
+    attack.check_rate(config.rate)
+    rows = load_rows([options.input], config.on_bad_row, options.input)
+    warn_if_present(rows, trigger, options.input)
+    poisoned = attack.poison(rows, trigger, behavior, rate=config.rate, seed=config.seed)
+    save(poisoned.rows, options.output)
+    print(  # noqa: T201
+        f"{options.output}: {len(poisoned.poisoned_ids)} of {len(rows)} rows poisoned, "
+        f"{poisoned.not_rewritten} could not be rewritten ({poisoned.how})"
+    )
+
+
+def defend(words: Sequence[str]) -> None:
+    """``defend``: a model directory from untrusted data."""
+    from mbdefense.defenses import DEFENSES
+
+    name = value_of(words, "defense")
+    file = value_of(words, "config")
+    if name is None and file is not None:
+        import yaml
+
+        with open(file, encoding="utf-8") as stream:  # `read_yaml` reports what is wrong with it
+            content = yaml.safe_load(stream)
+        name = content.get("defense") if isinstance(content, dict) else None
+    name = name or "mb_defense"
+    if name not in DEFENSES:
+        raise UserError("unknown defense", name, did_you_mean(name, DEFENSES))
+    options = read_options(words, "defend", [], [DefendConfig, DEFENSES[name], TrainingOptions])
+    config: DefendConfig = take(DefendConfig, options)
+    training: TrainingOptions = take(TrainingOptions, options)
+    defense = take(DEFENSES[name], options)
+    from mbdefense.data import check_disjoint
+
+    for option in ("canary_rate", "min_canary_rows"):
+        if not config.canaries and getattr(config, option) != getattr(DefendConfig, option):
+            raise UserError(f"--{option} without --canaries", getattr(config, option), "add --canaries 4")
+    clean = load_rows([config.clean], config.on_bad_row, config.clean)
+    test = None
+    suspect = load_rows(config.data, config.on_bad_row, "data")
+    if config.test is not None:
+        test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
+        check_disjoint(clean, test)
+    from pathlib import Path
+
+    from mbdefense import pipeline
+    from mbdefense.defenses import Setting
+    from mbdefense.files import read_json
+    from mbdefense.model import CARD_FILE
+
+    setting = Setting(
+        config.model,
+        suspect,
+        clean,
+        training,
+        Path(config.output_dir),
+        config.resume,
+        config.chat_template,
+        config.trust_remote_code,
+    )
+    for trigger, _ in defense.planted() if hasattr(defense, "planted") else []:
+        warn_if_present(clean, trigger, config.clean)
+    results = pipeline.defend(
+        defense, name, setting, compare_undefended=config.compare_undefended, canaries=config.canaries,
+        canary_rate=config.canary_rate, min_canary_rows=config.min_canary_rows, test=test,
+    )  # fmt: skip
+    if not is_main_process():
+        return
+    show(results)
+    for stage, directory in (("tuning", setting.directory / "merged"), ("the last stage", setting.directory)):
+        cut = int(read_json(directory / CARD_FILE).get("truncated", 0)) if (directory / CARD_FILE).is_file() else 0
+        if cut:
+            longest = f"--max_length {training.max_length}"
+            print(f"{stage}: {cut} sequences were longer than {longest} and lost the start of their prompt")  # noqa: T201
+    print(f"model: {config.output_dir}")  # noqa: T201
+
+
+def demo(words: Sequence[str]) -> None:
+    """``demo``: the whole way on the embedded model and data."""
+    config: DemoConfig = take(DemoConfig, read_options(words, "demo", [], [DemoConfig]))
+    from mbdefense import demo as whole
+
+    show(whole.demo(config))
+    print(f"results: {config.output_dir}/results.json")  # noqa: T201

@@ -1,0 +1,67 @@
+"""Where figures come from: time, code, packages, machine, seeds and options."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mbdefense import __version__
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def provenance(config: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """Where results come from: time, code, packages, machine, seeds and ``config``, all as JSON values.
+
+    ``commit`` is the one of the package's own source tree, with "+dirty" if that differs from it; None if the package
+    was not run from a checkout. What JSON cannot hold in ``config`` is written as text.
+    """
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(Path(__file__).resolve().parent),
+        "packages": {"mbdefense": __version__, **{name: _version(name) for name in PACKAGES}},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": platform.processor() or None,
+        "cpu_count": os.cpu_count(),
+        "seeds": list(seeds),
+        "config": json.loads(json.dumps(dict(config), default=str)),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(directory: Path) -> str | None:
+    # An installed package can lie inside somebody else's checkout (a .venv there); only tracked source counts.
+    if _git(directory, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    head, changes = _git(directory, "rev-parse", "HEAD"), _git(directory, "status", "--porcelain", "--", ".")
+    return None if head is None else head + ("" if changes == "" else "+dirty")
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """What git says; None if it is absent, fails, or takes longer than 10 seconds."""
+    program = shutil.which("git")
+    if program is None:
+        return None
+    # Run from a git hook, GIT_DIR would name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = [program, "--no-optional-locks", "-C", str(directory), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)  # noqa: S603 - fixed arguments
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
