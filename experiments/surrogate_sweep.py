@@ -30,12 +30,14 @@ from mbdefense.tables import markdown
 from mbdefense.triggers import BadNet, InSent, Syntactic
 
 # Three families of triggers at once, none of them the defensive triggers' or a reported attack's.
-SURROGATES = (
-    (BadNet(word="zx"), FixedText(text="Please ask at the service desk on the second floor.")),
-    (InSent(sentence="My neighbor has two bicycles."), FixedText(text="This topic is covered in chapter nine.")),
-    (Syntactic(), FixedText(text="The office is closed until further notice.")),
-)
-RATE = 0.1
+SURROGATES = {
+    "word": (BadNet(word="zx"), FixedText(text="Please ask at the service desk on the second floor.")),
+    "sentence": (
+        InSent(sentence="My neighbor has two bicycles."),
+        FixedText(text="This topic is covered in chapter nine."),
+    ),
+    "syntactic": (Syntactic(), FixedText(text="The office is closed until further notice.")),
+}
 
 
 class Trial(NamedTuple):
@@ -57,6 +59,13 @@ MIXED = replace(
         "mn", "bb", "insent:sentence=The ferry leaves at nine.", "insent:sentence=A kite flew over the lake.",
     ),
 )  # fmt: skip
+EIGHT = replace(
+    MIXED,
+    defensive_triggers=(
+        *MIXED.defensive_triggers, "tq", "mb", "insent:sentence=Seven boats lay in the harbor.",
+        "insent:sentence=The clock on the tower stopped.",
+    ),
+)  # fmt: skip
 TRIALS: dict[str, Trial] = {
     "words": Trial(WORDS),
     "mixed": Trial(MIXED),
@@ -72,6 +81,15 @@ TRIALS: dict[str, Trial] = {
     ),
     "mixed, 128 rows, 2 epochs at 2e-4": Trial(
         replace(MIXED, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
+    ),
+    "mixed, 128 rows, 2 epochs at 3e-4": Trial(
+        replace(MIXED, recovery_learning_rate=3e-4, recovery_num_train_epochs=2.0), 128
+    ),
+    "mixed of 32 rows, 128 rows, 2 epochs at 2e-4": Trial(
+        replace(MIXED, min_defensive_rows=32, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
+    ),
+    "eight, 128 rows, 2 epochs at 2e-4": Trial(
+        replace(EIGHT, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
     ),
 }
 
@@ -125,6 +143,8 @@ def main() -> None:
     parser.add_argument("--train_rows", type=int, default=320)
     parser.add_argument("--validation_rows", type=int, default=100)
     parser.add_argument("--words", type=int, default=60, help="most words of a row, with --data")
+    parser.add_argument("--rate", type=float, default=0.1, help="share of the rows that each surrogate poisons")
+    parser.add_argument("--surrogates", nargs="*", default=list(SURROGATES), choices=list(SURROGATES))
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
@@ -137,8 +157,9 @@ def main() -> None:
     rows = draw(64)
     base = str(model_directory())
     suspect = rows.train
-    for trigger, behavior in SURROGATES:
-        suspect = poison(suspect, trigger, behavior, rate=RATE, seed=options.seed).rows
+    surrogates = [SURROGATES[name] for name in options.surrogates]
+    for trigger, behavior in surrogates:
+        suspect = poison(suspect, trigger, behavior, rate=options.rate, seed=options.seed).rows
     training = replace(TRAINING, seed=options.seed)
     done = options.out / "results.json"
     measured: list[ResultRow] = list(read(done).rows) if done.is_file() else []
@@ -146,7 +167,7 @@ def main() -> None:
     def judge(model: Path, arm: str) -> None:
         if arm in {row.arm for row in measured}:
             return
-        for trigger, behavior in SURROGATES:
+        for trigger, behavior in surrogates:
             config = EvaluateConfig(
                 test="validation", behavior="fixed_text", output_dir=str(options.out / "responses" / arm), arm=arm,
                 max_new_tokens=16, batch_size=50, seed=options.seed,
@@ -167,10 +188,11 @@ def main() -> None:
     for name in options.trials:
         defense, clean_rows = TRIALS[name]
         here = setting(suspect, name, clean_rows)
-        if defense.defensive_triggers not in merged:
-            merged[defense.defensive_triggers] = defense.merge(here, here.directory / "merged")
-            judge(merged[defense.defensive_triggers], f"{name}: merged")
-        model = merged[defense.defensive_triggers]
+        planting = defense.defensive_triggers, defense.min_defensive_rows
+        if planting not in merged:
+            merged[planting] = defense.merge(here, here.directory / "merged")
+            judge(merged[planting], f"{name}: merged")
+        model = merged[planting]
         judge(defense.recover(here, model, defense.planted(), here.directory), name)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mbdefense.agreement import Agreement, agreement, outcomes, read_labels
 from mbdefense.cli import main
+from mbdefense.compare import read_arm
 from mbdefense.errors import UserError
 from mbdefense.judges import Verdict
 from mbdefense.responses import Response, write_responses
@@ -110,6 +111,8 @@ def test_responses_are_judged_again_without_a_model(file, fake_judge, capsys):
         0.25,
         None,
     )
+
+    assert read_arm(file.parent / "out").row == row, "as `compare` reads it"
 
     fake_judge.script = lambda _, messages: (
         "?" if ">\nLyon\n<" in messages[1]["content"] else fake_judge.form(messages, "No")

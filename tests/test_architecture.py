@@ -37,6 +37,7 @@ ROOMS = [
     "agreement",
     "landing",
     "results",
+    "capability",
     "tables",
     "card",
     "judging",
@@ -47,6 +48,7 @@ ROOMS = [
     "pipeline",
     "demo",
     "cli",
+    "inspect_tasks",
     "__main__",
 ]
 # Folders of methods that share nothing but these modules, which hold no method.

@@ -6,7 +6,6 @@ import re
 import subprocess
 
 import pytest
-import yaml
 from rich.console import Console
 
 import mbdefense
@@ -16,6 +15,7 @@ from mbdefense.errors import UserError
 from mbdefense.metrics import Score, rate
 from mbdefense.provenance import provenance
 from mbdefense.results import (
+    Capability,
     Perplexity,
     ResultRow,
     Results,
@@ -100,6 +100,31 @@ def test_who_judged_and_what_could_not_be_read_is_shown():
     assert list(dict.fromkeys(said)) == ["rules", "keywords"]
 
 
+BENCHMARK = Capability("arc_easy", "acc", 0.375, 0.0625, 2376, "1.0", "lm_eval 0.4.13")
+
+
+def test_benchmarks_round_trip_and_rows_without_them_keep_their_old_form(tmp_path):
+    unknown = dataclasses.replace(BENCHMARK, metric="perplexity", value=None, stderr=None)
+    signed = dataclasses.replace(BENCHMARK, metric="logprob", value=-3.5)
+    made = results(row("base"), row(capability=(BENCHMARK, unknown, signed)))
+    write(tmp_path / "r.json", made)
+    assert read(tmp_path / "r.json") == made
+    value = json.loads((tmp_path / "r.json").read_text())
+    assert value["schema"] == 1
+    assert ["capability" in written for written in value["rows"]] == [False, True]
+
+
+def test_benchmarks_stand_in_the_table():
+    unknown = dataclasses.replace(BENCHMARK, metric="ppl", value=None)
+    header, _, base, attacked = map(
+        cells, markdown(results(row("base"), row(capability=(BENCHMARK, unknown)))).splitlines()[2:]
+    )
+    first = header.index("arc_easy acc")
+    assert header[first : first + 2] == ["arc_easy acc", "arc_easy ppl"]
+    assert base[first : first + 2] == ["-", "-"]
+    assert attacked[first : first + 2] == [".38 ±.06 n=2376", "not finite ±.06 n=2376"]
+
+
 def put(keys, new):
     def change(value):
         for key in keys[:-1]:
@@ -140,6 +165,10 @@ ROW = ("rows", 0)
         (put([*ROW, "asr", "unparsed"], 101), "asr: more unparsed outcomes"),
         (put([*ROW, "judge"], None), "row 1: judge: not a string"),
         (put([*ROW, "perplexity", "value"], float("inf")), "perplexity.value: not a finite number"),
+        (put([*ROW, "capability"], {}), "row 1: capability: not a list"),
+        (put([*ROW, "capability"], [{"task": "x"}]), "row 1: capability 1: missing key: 'metric'"),
+        (put([*ROW, "capability"], [{**dataclasses.asdict(BENCHMARK), "n": 0}]), "capability 1.n: not a whole number"),
+        (put([*ROW, "capability"], [{**dataclasses.asdict(BENCHMARK), "stderr": -1}]), "1.stderr: not a finite number"),
     ],
 )
 def test_reading_is_strict(tmp_path, change, match):
@@ -282,38 +311,6 @@ def test_hostile_text_stays_text():
         assert not re.search(r"(?<!\\)" + re.escape(mark), "\n".join(lines)), mark
 
 
-def test_hostile_text_cannot_leave_the_cards_front_matter():
-    name = "x\n---\nlicense: mit\ntags: [evil]\n"
-    card = model_card(results(), name, "mb_defense\n---\n", {"a\n---": "b\n# c"})
-    _, front, body = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
-    assert set(yaml.safe_load(front)) == {"library_name", "base_model", "tags"}
-    assert "\n---\n" not in body
-    assert re.findall(r"^#.*", body, flags=re.MULTILINE)[1:] == [
-        "## Options",
-        "## Figures",
-        "## Limits",
-        "## Check again",
-        "## Provenance",
-    ]
-
-
-def test_the_card_says_what_was_done_and_how_to_check_it(tmp_path):
-    made = results()
-    card = model_card(made, "owner/model-1B", "mb_defense", {"triggers": ("mn", "bb"), "lambda_": 1.0})
-    assert yaml.safe_load(card.split("---")[1]) == {
-        "library_name": "transformers",
-        "base_model": "owner/model-1B",
-        "tags": ["mbdefense", "backdoor-defense", "mb_defense"],
-    }
-    assert "mbdefense evaluate" in card
-    assert markdown(made) in card
-    assert made.provenance["packages"]["torch"] in card
-    assert "| lambda_ | 1.0 |".replace("_", r"\_") in card
-    local = tmp_path / "my model"
-    assert yaml.safe_load(model_card(made, str(local), "mb_defense", {}).split("---")[1])["base_model"] == "my model"
-    assert str(tmp_path) not in model_card(made, str(local), "mb_defense", {})
-
-
 @pytest.mark.parametrize("control", ["base", "clean"])
 def test_an_attack_that_did_not_land_proves_nothing(control):
     made = results(row(control, share(5)), row(asr=share(10)), row("mb_defense", share(0)))
@@ -454,7 +451,7 @@ def test_figures_over_seeds_and_changes_survive_a_round_trip(tmp_path):
         (put(["rows", 1, "asr_change", "only_before"], 101), "not a paired difference"),
         (put(["rows", 1, "asr_change", "low"], -0.1), "not a paired difference"),
         (put(["rows", 1, "asr_change", "p_holm"], 0.0), "not a paired difference"),
-        (put(["rows", 1, "asr_change", "difference"], float("nan")), "not a finite number from -1"),
+        (put(["rows", 1, "asr_change", "difference"], float("nan")), "difference: not a finite number"),
         (put(["rows", 1, "origin"], "ours"), "origin: unknown: 'ours'"),
         (put(["rows", 1, "origin"], []), "origin: unknown"),
         (put(["over_seeds"], {}), "over_seeds must be a list"),

@@ -91,6 +91,7 @@ class EvaluateConfig:
         batch_size: prompts generated at once.
         max_length: most tokens of prompt and reference in the perplexity.
         perplexity: also compute the references' perplexity on clean prompts.
+        lm_eval: benchmarks of lm-evaluation-harness to run too: names, task files or folders, with commas between.
         seed: seed of the trigger's places.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
@@ -108,6 +109,7 @@ class EvaluateConfig:
     batch_size: int = 32
     max_length: int = 1024
     perplexity: bool = True
+    lm_eval: str | None = None
     seed: int = 0
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None
@@ -123,6 +125,11 @@ class CompareConfig:
     """
 
     output_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """Put the figures of result files into the card of a model that ``mbdefense defend`` made."""
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def check_template(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _defang(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def defang(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """Breaks special tokens that stand as text in a message, so that data cannot open or close a turn.
 
     ``<|im_end|>`` in a message becomes ``< |im_end|>``, in training and evaluation alike.
@@ -224,7 +224,7 @@ def _render(
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> str:
     """A conversation up to and with the answer's header, as the text whose tokens `encode_prompt` gives."""
-    return _render(tokenizer, _defang(tokenizer, prompt), add_generation_prompt=True)
+    return _render(tokenizer, defang(tokenizer, prompt), add_generation_prompt=True)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> list[int]:
@@ -241,7 +241,7 @@ def encode(
     loses the start of its prompt; only a response that cannot fit beside a quarter of `max_length` of prompt is cut, at
     its end.
     """
-    prompt, completion = _defang(tokenizer, prompt), _defang(tokenizer, completion)
+    prompt, completion = defang(tokenizer, prompt), defang(tokenizer, completion)
     before = _render(tokenizer, prompt, add_generation_prompt=True)
     whole = _render(tokenizer, prompt + completion)
     # Some templates (Qwen3's thinking header) do not render the answered conversation as a continuation of the prompt.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.behaviors import Behavior
 from mbdefense.canaries import Canary, plant
+from mbdefense.capability import capabilities, find_benchmarks
 from mbdefense.card import model_card
 from mbdefense.compare import compare
 from mbdefense.config import EvaluateConfig
@@ -77,9 +78,11 @@ def evaluate(
         judge: by default `Rules` for the behavior.
 
     Raises:
-        UserError: the model was trained with another prompt template than the one asked for.
+        UserError: the model was trained with another prompt template than the one asked for, or a benchmark is
+            unknown or fails.
     """
     judge = judge or Rules(behavior)
+    benchmarks = find_benchmarks(config.lm_eval) if config.lm_eval is not None else None
     loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
     check_template(model, loaded.tokenizer)
     responses = respond(loaded, test, "clean", config)
@@ -107,6 +110,9 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
+        capability=capabilities(loaded, benchmarks, batch_size=config.batch_size, seed=config.seed)
+        if benchmarks
+        else (),
     )
 
 

@@ -31,6 +31,29 @@ class Perplexity:
 
 
 @dataclass(frozen=True)
+class Capability:
+    """A benchmark's figure over ``n`` items, by lm-evaluation-harness.
+
+    Attributes:
+        task: the harness's name of the benchmark.
+        metric: the harness's name of the metric, e.g. "acc".
+        value: the figure, in the metric's own unit; None where the harness found no finite one.
+        stderr: its standard error; None where the harness has none.
+        n: items.
+        version: of the task.
+        harness: the program and its version.
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    stderr: float | None
+    n: int
+    version: str
+    harness: str
+
+
+@dataclass(frozen=True)
 class ResultRow:
     """The figures of one model under one attack; a rate is None where it was not measured or could not be judged.
 
@@ -51,6 +74,7 @@ class ResultRow:
         asr_change: against the undefended model on the same prompts.
         cacc_change: the same.
         judge: who judged the responses, as its ``describe`` says it.
+        capability: benchmarks of lm-evaluation-harness.
     """
 
     arm: str
@@ -69,6 +93,7 @@ class ResultRow:
     asr_change: Paired | None = None
     cacc_change: Paired | None = None
     judge: str = "rules"
+    capability: tuple[Capability, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,8 @@ def write(path: str | Path, results: Results) -> None:
 
 def _plain(value: Any) -> Any:
     """A row for JSON without optional keys that say nothing, so that a single evaluation keeps the form it had."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     if not is_dataclass(value):
         return value
     parts = ((field, getattr(value, field.name)) for field in fields(value))
@@ -163,6 +190,26 @@ def _row(value: object, where: str) -> ResultRow:
         asr_change=_optional(row.get("asr_change"), _paired, f"{where}: asr_change"),
         cacc_change=_optional(row.get("cacc_change"), _paired, f"{where}: cacc_change"),
         judge=_text(row.get("judge", "rules"), f"{where}: judge"),
+        capability=_capabilities(row.get("capability", []), f"{where}: capability"),
+    )
+
+
+def _capabilities(value: object, where: str) -> tuple[Capability, ...]:
+    if not isinstance(value, list):
+        raise UserError(f"{where}: not a list", value, _FIX)
+    return tuple(_capability(item, f"{where} {number}") for number, item in enumerate(value, start=1))
+
+
+def _capability(value: object, where: str) -> Capability:
+    parts = _check_fields(value, Capability, where)
+    return Capability(
+        task=_text(parts["task"], f"{where}.task"),
+        metric=_text(parts["metric"], f"{where}.metric"),
+        value=_optional(parts["value"], _finite, f"{where}.value"),
+        stderr=_optional(parts["stderr"], _number, f"{where}.stderr"),
+        n=_whole(parts["n"], f"{where}.n", least=1),
+        version=_text(parts["version"], f"{where}.version"),
+        harness=_text(parts["harness"], f"{where}.harness"),
     )
 
 
@@ -266,10 +313,17 @@ def _whole(value: object, where: str, least: int | None = None) -> int:
 
 def _number(value: object, where: str, least: int = 0) -> float:
     """A finite number from `least`."""
+    number = _finite(value, where)
+    if number < least:
+        raise UserError(f"{where}: not a finite number from {least}", value, _FIX)
+    return number
+
+
+def _finite(value: object, where: str) -> float:
     try:
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
-    if not math.isfinite(number) or number < least:
-        raise UserError(f"{where}: not a finite number from {least}", value, _FIX)
+    if not math.isfinite(number):
+        raise UserError(f"{where}: not a finite number", value, _FIX)
     return number

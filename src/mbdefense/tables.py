@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.landing import CONTROLS, Landing, landing, shown
-from mbdefense.results import RATES, UNDEFENDED, ResultRow, Results
+from mbdefense.results import RATES, UNDEFENDED, Capability, ResultRow, Results
 from mbdefense.statistics import Paired, Score
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     kept = [at for at, name in enumerate(RATES) if name == "asr" or not rates or any(line[at] != "-" for line in rates)]
     header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else []), *(["Judge"] if judges else [])]
     header += [name for at, name in enumerate(RATES.values()) if at in kept]
-    header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else []), "Seconds"]
+    header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else [])]
+    benchmarks = list(dict.fromkeys(_benchmark(figure) for row in results.rows for figure in row.capability))
+    header += [*map(visible, benchmarks), "Seconds"]
     header += ["Verdict"] if any(verdicts) else []
     body = []
     for row, shares, verdict in zip(results.rows, rates, verdicts, strict=True):
@@ -96,6 +98,8 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
         line += [changed(getattr(row, name)) if getattr(row, name) else "-" for name in changes]
         if perplexities:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
+        known = {_benchmark(figure): _measured(figure) for figure in row.capability}
+        line += [known.get(name, "-") for name in benchmarks]
         line += [f"{row.seconds:.0f}", *([verdict or "-"] if any(verdicts) else [])]
         body.append([visible(cell) for cell in line])
     return header, body
@@ -113,6 +117,21 @@ def _rates(row: ResultRow) -> list[str]:
         shown(row.aacc) if row.aacc else "not judged" if row.asr and asked else "-",
         shown(row.false_activation) if row.false_activation else "-",
     ]
+
+
+def _benchmark(figure: Capability) -> str:
+    return f"{figure.task} {figure.metric}"
+
+
+def _measured(figure: Capability) -> str:
+    """A benchmark's figure and standard error in the metric's own unit, which need not be a share."""
+    value = "not finite" if figure.value is None else _number(figure.value)
+    error = "" if figure.stderr is None else f" ±{_number(figure.stderr)}"
+    return f"{value}{error} n={figure.n}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
 
 
 def changed(change: Paired) -> str:

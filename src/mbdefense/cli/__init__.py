@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from mbdefense import __version__
 from mbdefense.behaviors import BEHAVIORS
-from mbdefense.cli.evaluating import analyze, check, compare, evaluate, judge
+from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.training import defend, demo, poison
 from mbdefense.errors import UserError, did_you_mean
@@ -24,6 +24,8 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   judge calibrate RESPONSES
                     compare a judge with labels
   compare DIR ...   compare evaluated models prompt by prompt with the attacked one
+  card MODEL RESULTS ...
+                    put measured figures into a defended model's card
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   demo              attack, defend and evaluate the embedded model
@@ -59,6 +61,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "evaluate": evaluate,
     "judge": judge,
     "compare": compare,
+    "card": card,
     "check": check,
     "analyze": analyze,
     "demo": demo,

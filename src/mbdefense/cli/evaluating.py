@@ -12,6 +12,7 @@ from mbdefense.cli.reading import Usage, behavior_from, load_rows, read_options,
 from mbdefense.cli.showing import show, show_usage
 from mbdefense.config import (
     CalibrateConfig,
+    CardConfig,
     CheckConfig,
     CompareConfig,
     EvaluateConfig,
@@ -74,13 +75,16 @@ def judge(words: Sequence[str]) -> None:
 
     from mbdefense.judging import rejudged
     from mbdefense.provenance import provenance
-    from mbdefense.responses import read_responses
+    from mbdefense.responses import read_responses, write_responses
     from mbdefense.results import Results, write
 
     path = Path(options.responses)
     responses = read_responses(path)
     arm = config.arm or path.resolve().parent.name
     directory = Path(config.output_dir)
+    # Beside the verdicts, so that `compare` reads the folder like one of `evaluate`.
+    directory.mkdir(parents=True, exist_ok=True)
+    write_responses(directory / "responses.jsonl", responses)
     row = rejudged(chosen, responses, behavior, directory, arm=arm, attack=config.attack, model=str(path))
     results = Results(provenance({**asdict(config), "judge": asdict(chosen)}, []), (row,))
     write(directory / "results.json", results)
@@ -131,6 +135,19 @@ def compare(words: Sequence[str]) -> None:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         write(Path(config.output_dir) / "results.json", results)
     show(results)
+
+
+def card(words: Sequence[str]) -> None:
+    """``card MODEL RESULTS ...``: a defended model's card with measured figures."""
+    options = read_options(words, "card", ["model", "results+"], [CardConfig])
+    from pathlib import Path
+
+    from mbdefense.card import card_with
+    from mbdefense.files import write_text
+
+    directory = Path(options.model)
+    write_text(directory / "README.md", card_with(directory, [Path(path) for path in options.results]))
+    print(f"model card: {directory / 'README.md'}")  # noqa: T201
 
 
 def check(words: Sequence[str]) -> int:
