@@ -23,8 +23,9 @@ measure "$out/mb_defense" mb_defense
 measure "$out/mb_defense/merged" merged
 measure "$model" base
 mkdir -p "$out/clean_fft"
-[ -e "$out/clean_fft/attacked" ] || cp -r "$out/mb_defense/attacked" "$out/clean_fft/attacked"
+[ -e "$out/clean_fft/attacked" ] || cp -r "$out/mb_defense/attacked" "$out/clean_fft/attacked"  # not trained twice
 mbdefense defend --defense clean_fft --data "$out/suspect.jsonl" --output_dir "$out/clean_fft" "${train[@]}"
 measure "$out/clean_fft" clean_fft
 mbdefense defend --defense none --data "$out/benign.jsonl" --output_dir "$out/clean" "${train[@]}"
 measure "$out/clean" clean
+mbdefense compare "$out"/measured/{base,clean,attacked,merged,clean_fft,mb_defense} --output_dir "$out/compared"
