@@ -49,6 +49,7 @@ class Trial(NamedTuple):
 
 WORDS = MBDefense(
     defensive_triggers=("mn", "bb", "tq", "mb"),
+    min_defensive_rows=12,
     recovery_learning_rate=2e-4,
     recovery_num_train_epochs=1.0,
     recovery_batch_size=2,

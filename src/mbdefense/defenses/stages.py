@@ -28,7 +28,8 @@ class Merging:
     Attributes:
         defensive_triggers: one for each of the T planted backdoors: a rare word, or ``insent:sentence=...``.
         defensive_rate: share of the rows that each planted backdoor poisons.
-        min_defensive_rows: at least so many rows for each, since a model does not learn a backdoor from a handful.
+        min_defensive_rows: at least so many rows for each: an attacker's backdoor falls with ours only if ours are about
+            as well learned (docs/defaults.md).
         defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
     """
 
@@ -39,7 +40,7 @@ class Merging:
         "insent:sentence=A kite flew over the lake.",
     )
     defensive_rate: float = 0.01
-    min_defensive_rows: int = 12
+    min_defensive_rows: int = 32
     defensive_seed: int = 0
 
     def planted(self) -> list[tuple[Trigger, RandomWords]]:
