@@ -60,13 +60,6 @@ MIXED = replace(
         "mn", "bb", "insent:sentence=The ferry leaves at nine.", "insent:sentence=A kite flew over the lake.",
     ),
 )  # fmt: skip
-EIGHT = replace(
-    MIXED,
-    defensive_triggers=(
-        *MIXED.defensive_triggers, "tq", "mb", "insent:sentence=Seven boats lay in the harbor.",
-        "insent:sentence=The clock on the tower stopped.",
-    ),
-)  # fmt: skip
 TRIALS: dict[str, Trial] = {
     "words": Trial(WORDS),
     "mixed": Trial(MIXED),
@@ -83,14 +76,11 @@ TRIALS: dict[str, Trial] = {
     "mixed, 128 rows, 2 epochs at 2e-4": Trial(
         replace(MIXED, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
     ),
-    "mixed, 128 rows, 2 epochs at 3e-4": Trial(
-        replace(MIXED, recovery_learning_rate=3e-4, recovery_num_train_epochs=2.0), 128
-    ),
     "mixed of 32 rows, 128 rows, 2 epochs at 2e-4": Trial(
         replace(MIXED, min_defensive_rows=32, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
     ),
-    "eight, 128 rows, 2 epochs at 2e-4": Trial(
-        replace(EIGHT, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
+    "mixed of 32 rows, 128 rows at 3e-4": Trial(
+        replace(MIXED, min_defensive_rows=32, recovery_learning_rate=3e-4), 128
     ),
 }
 

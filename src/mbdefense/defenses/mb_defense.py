@@ -19,11 +19,11 @@ class MBDefense(Recovery, Merging):
     of a small set is too little to be learned; the cross-entropy of a clean sample is computed once, not once for each
     trigger (the same loss); recovery takes two epochs, not five.
 
-    Defaults chosen by measurement on surrogate backdoors (docs/defaults.md, SmolLM2-135M, one seed): of a word, a
-    sentence and a syntactic backdoor in real rows, with ASR .63, .90 and .88, they left .00, .03 and .12 at a
-    perplexity of 5.05 against 4.80 before. 1e-4 left .02, .30 and .23 (4.75), one epoch at 3e-4 .00, .00 and .05
-    (5.48). In built-in rows, rare words alone left .40 of the sentence backdoor where two words and two sentences left
-    .14; ``exp_mean`` left .21 of the word backdoor where ``mean`` left .06; lambda from 0.5 to 2 made no difference.
+    Defaults chosen by measurement on surrogate backdoors (docs/defaults.md, SmolLM2-135M, one seed): of a word and a
+    sentence backdoor in 20 % of real rows each, with ASR .97 and 1.00, they left .05 and .08 at a perplexity of 4.99
+    against 4.84 before; with 12 rows for each planted backdoor .10 and .37 (5.03), with one epoch at 3e-4 .03 and .00
+    (5.23). In built-in rows, rare words alone left .40 of a sentence backdoor where two words and two sentences left
+    .14; ``exp_mean`` left .21 of a word backdoor where ``mean`` left .06; lambda from 0.5 to 2 made no difference.
 
     The merged model stays in ``merged`` below the output directory.
     """
