@@ -203,8 +203,11 @@ def test_attacker_and_defender_choose_independently_under_one_seed():
 
 
 def test_the_defense_never_takes_more_than_half_of_the_rows():
-    with pytest.raises(UserError, match=r"4 x 6 of 40 rows.*lower"):
-        defend(ROWS, min_rows=6)
+    assert [len(ids) for ids in defend(ROWS, min_rows=6).pair_ids] == [5, 5, 5, 5], "a floor gives way"
+    with pytest.raises(UserError, match=r"4 x 6 of 40 rows.*lower the rate"):
+        defend(ROWS, rate=0.15)
+    with pytest.raises(UserError, match=r"4 x 1 of 7 rows.*more rows"):
+        defend(ROWS.select(range(7)))
     with pytest.raises(UserError, match="one behavior for each"):
         defensive_poison(ROWS, [BadNet()], [], rate=0.1, min_rows=1, seed=0)
 

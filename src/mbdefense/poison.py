@@ -97,21 +97,25 @@ def defensive_poison(
         triggers: one for each pair.
         behaviors: one for each pair.
         rate: share of all rows for each pair, in [0, 1).
-        min_rows: at least so many rows for each pair, for data too small for the rate to teach a pair.
+        min_rows: at least so many rows for each pair, for data too small for the rate to teach a pair; fewer where
+            all pairs together would take more than half of the rows.
         seed: of the choice of rows and of the places of the triggers.
 
     Raises:
-        UserError: the rate is outside [0, 1), the numbers of triggers and behaviors differ, the pairs would take
-            more than half of the rows, or no row could be poisoned.
+        UserError: the rate is outside [0, 1), the numbers of triggers and behaviors differ, the rate would take
+            more than half of the rows or the data holds too few for one each, or no row could be poisoned.
     """
     check_rate(rate)
     if len(triggers) != len(behaviors) or not triggers:
         got = f"{len(triggers)} triggers, {len(behaviors)} behaviors"
         raise UserError("defensive poisoning needs one behavior for each trigger", got, "give as many of each")
-    each = max(round(rate * len(rows)), min_rows)
-    if 2 * each * len(triggers) > len(rows):
-        got = f"{len(triggers)} x {each} of {len(rows)} rows"
-        raise UserError("defensive poisoning would take over half of the rows", got, "lower min_rows or the rate")
+    most = len(rows) // (2 * len(triggers))
+    each = max(round(rate * len(rows)), min(min_rows, most))
+    if each > most or not each:
+        got = f"{len(triggers)} x {max(each, 1)} of {len(rows)} rows"
+        raise UserError(
+            "defensive poisoning would take over half of the rows", got, "lower the rate, or give more rows"
+        )
     table = rows.to_list()
     free = _seeded_order(table, seed, "defense")
     pair_ids, not_rewritten = [], 0

@@ -28,8 +28,8 @@ class Merging:
     Attributes:
         defensive_triggers: one for each of the T planted backdoors: a rare word, or ``insent:sentence=...``.
         defensive_rate: share of the rows that each planted backdoor poisons.
-        min_defensive_rows: at least so many rows for each: an attacker's backdoor falls with ours only if ours are about
-            as well learned (docs/defaults.md).
+        min_defensive_rows: at least so many rows for each, half of all rows at most: the attacker's backdoor falls
+            with ours only if ours are about as well learned (docs/defaults.md).
         defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
     """
 
