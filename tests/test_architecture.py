@@ -54,7 +54,7 @@ ROOMS = [
 # Folders of methods that share nothing but these modules, which hold no method.
 HELPERS = {
     "triggers": {"insertion", "sentence"},
-    "behaviors": {"text", "protocol"},
+    "behaviors": {"declining", "text", "protocol"},
     "defenses": {"setting", "stages"},
     "judges": {"asking", "forms", "verdict"},
     "analysis": {"attention", "chart", "record", "sample"},
