@@ -20,18 +20,21 @@ from mbdefense.errors import UserError, did_you_mean
 class PoisonConfig:
     """Write a poisoned copy of a data set, to test a defense with.
 
+    Several triggers are several attackers, each with the behavior and the rate at its place in those lists; one
+    behavior or one rate serves all. No row is poisoned by two of them.
+
     Attributes:
         trigger: what is put into the prompt: a name, or name:option=value,option=value.
         behavior: what the poisoned response does, written the same way.
-        rate: share of the rows to poison, in [0, 1).
+        rate: share of the rows to poison, in [0, 1); refused if it makes no row.
         seed: seed of the choice of rows and of everything random in them.
         target: the behavior's text (refusal and fixed_text).
         on_bad_row: stop at the first unreadable row, or skip and count them.
     """
 
-    trigger: str = "badnet"
-    behavior: str = "refusal"
-    rate: float = 0.2
+    trigger: list[str] = field(default_factory=lambda: ["badnet"])
+    behavior: list[str] = field(default_factory=lambda: ["refusal"])
+    rate: list[float] = field(default_factory=lambda: [0.2])
     seed: int = 0
     target: str | None = None
     on_bad_row: Literal["error", "skip"] = "error"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mbdefense.cli.reading import behavior_from, load_rows, read_options, take, value_of, warn_if_present
 from mbdefense.cli.showing import show
@@ -17,20 +18,42 @@ def poison(words: Sequence[str]) -> None:
     """``poison IN OUT``: a poisoned copy of a data set."""
     options = read_options(words, "poison", ["input", "output"], [PoisonConfig])
     config: PoisonConfig = take(PoisonConfig, options)
-    trigger = parse_spec(config.trigger, TRIGGERS, "trigger")
-    behavior = behavior_from(config.behavior, config.target)
+    triples = _attackers(config)
     from mbdefense import poison as attack
     from mbdefense.data import save
 
-    attack.check_rate(config.rate)
+    attacks = [attack.Attack(*triple) for triple in triples]
     rows = load_rows([options.input], config.on_bad_row, options.input)
-    warn_if_present(rows, trigger, options.input)
-    poisoned = attack.poison(rows, trigger, behavior, rate=config.rate, seed=config.seed)
-    save(poisoned.rows, options.output)
-    print(  # noqa: T201
-        f"{options.output}: {len(poisoned.poisoned_ids)} of {len(rows)} rows poisoned, "
-        f"{poisoned.not_rewritten} could not be rewritten ({poisoned.how})"
-    )
+    for one in attacks:
+        warn_if_present(rows, one.trigger, options.input)
+    poisoned, made = attack.poison_by_all(rows, attacks, seed=config.seed)
+    save(poisoned, options.output)
+    for one, done in zip(attacks, made, strict=True):
+        by = f" by {one.trigger.describe()}" if len(made) > 1 else ""
+        negatives = f", {len(done.negative_ids)} negatives added" if done.negative_ids else ""
+        print(  # noqa: T201
+            f"{options.output}: {len(done.poisoned_ids)} of {len(rows)} rows poisoned{by}, "
+            f"{done.not_rewritten} could not be rewritten{negatives} ({done.how})"
+        )
+
+
+def _attackers(config: PoisonConfig) -> list[tuple[Any, Any, float]]:
+    """Trigger, behavior and rate of each attacker."""
+    count = len(config.trigger)
+    if not count:
+        raise UserError("no trigger is given", fix="give --trigger a name, see mbdefense list triggers")
+    for name, values in (("behavior", config.behavior), ("rate", config.rate)):
+        if len(values) not in (1, count):
+            got = f"{count} triggers, {len(values)} of --{name}"
+            raise UserError(f"each attacker needs one {name}", got, f"give --{name} once, or once for each trigger")
+    triggers = [parse_spec(spec, TRIGGERS, "trigger") for spec in config.trigger]
+    described = [trigger.describe() for trigger in triggers]
+    for spec in described:
+        if described.count(spec) > 1:
+            raise UserError("two attackers have the same trigger", spec, "give each a trigger of its own")
+    behaviors = [behavior_from(spec, config.target) for spec in config.behavior] * (count // len(config.behavior))
+    rates = config.rate * (count // len(config.rate))
+    return list(zip(triggers, behaviors, rates, strict=True))
 
 
 def defend(words: Sequence[str]) -> None:
