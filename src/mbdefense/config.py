@@ -94,8 +94,13 @@ class EvaluateConfig:
         batch_size: prompts generated at once.
         max_length: most tokens of prompt and reference in the perplexity.
         perplexity: also compute the references' perplexity on clean prompts.
+        decoding: answer in another way than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
+        demonstrations: put so many answered rows of --clean in front of each prompt.
+        clean: the clean set that demonstrations are drawn from, with the seed; no prompt of it may be a test prompt.
+        stealth: also measure how much the trigger changes the prompts: perplexity under this causal language model
+            (directory, Hub id, or builtin for the embedded one) and similarity (extra embedding).
         lm_eval: benchmarks of lm-evaluation-harness to run too: names, task files or folders, with commas between.
-        seed: seed of the trigger's places.
+        seed: seed of the trigger's places and of the draw of demonstrations.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
         trust_remote_code: allow a Hub repository to run code of its own.
@@ -112,6 +117,10 @@ class EvaluateConfig:
     batch_size: int = 32
     max_length: int = 1024
     perplexity: bool = True
+    decoding: str | None = None
+    demonstrations: int = 0
+    clean: str | None = None
+    stealth: str | None = None
     lm_eval: str | None = None
     seed: int = 0
     on_bad_row: Literal["error", "skip"] = "error"

@@ -11,6 +11,7 @@ from mbdefense.behaviors import BEHAVIORS
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.training import defend, demo, poison
+from mbdefense.decodings import DECODINGS
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.processes import process_count
 from mbdefense.triggers import TRIGGERS
@@ -29,7 +30,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   demo              attack, defend and evaluate the embedded model
-  list [WHAT]       triggers, behaviors, defenses, judges
+  list [WHAT]       triggers, behaviors, defenses, decodings, judges
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
 Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
@@ -45,6 +46,7 @@ def list_methods(words: Sequence[str]) -> None:
         "triggers": TRIGGERS,
         "behaviors": BEHAVIORS,
         "defenses": DEFENSES,
+        "decodings": DECODINGS,
         "judges": JUDGES,
     }
     if len(words) > 1 or (words and words[0] not in tables):
