@@ -31,6 +31,7 @@ ROOMS = [
     "defenses",
     "responses",
     "generate",
+    "gbtl",
     "decodings",
     "demonstrations",
     "judges",

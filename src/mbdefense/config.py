@@ -41,6 +41,45 @@ class PoisonConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """Search for words that draw a behavior out of a model, as a trigger to poison with (GBTL).
+
+    Attributes:
+        data: instruction data that prompts are drawn from: a file or Hub id.
+        output_dir: where search.jsonl goes, one line for each step.
+        behavior: what the trigger is to draw out: a name, or name:option=value,option=value.
+        target: the behavior's text (refusal and fixed_text).
+        prompts: how many prompts the loss is averaged over.
+        words: length of the trigger.
+        steps: rounds of gradient and choice.
+        top_k: words proposed for each place.
+        candidates: triggers whose loss is computed in a round.
+        batch_size: sequences in one pass.
+        seed: of prompts, first words and candidates.
+        resume: go on where an earlier search in output_dir stopped.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    data: str
+    output_dir: str
+    behavior: str = "refusal"
+    target: str | None = None
+    prompts: int = 16
+    words: int = 1
+    steps: int = 100
+    top_k: int = 32
+    candidates: int = 16
+    batch_size: int = 16
+    seed: int = 0
+    resume: bool = False
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class DefendConfig:
     """Turn untrusted data into a model whose backdoors are broken.
 

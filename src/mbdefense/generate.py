@@ -142,7 +142,7 @@ def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, b
         batch = pad_left([Encoded([start], tokens[index], False) for index in indices], tokenizer.pad_token_id)
         with torch.inference_mode():
             scores = response_log_probs(model, {name: value.to(target) for name, value in batch.items()})
-        for index, loss in zip(indices, (-scores.total / scores.tokens).tolist(), strict=True):
+        for index, loss in zip(indices, (-scores.mean).tolist(), strict=True):
             losses[index] = loss
     return losses
 

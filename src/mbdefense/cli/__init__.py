@@ -10,7 +10,7 @@ from mbdefense import __version__
 from mbdefense.behaviors import BEHAVIORS
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.reading import Usage
-from mbdefense.cli.training import defend, demo, poison
+from mbdefense.cli.training import defend, demo, poison, search
 from mbdefense.decodings import DECODINGS
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.processes import process_count
@@ -19,6 +19,7 @@ from mbdefense.triggers import TRIGGERS
 USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
+  search MODEL      search for words that draw a behavior out of a model, to poison with
   defend            turn untrusted data into a model whose backdoors are broken
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
@@ -59,6 +60,7 @@ def list_methods(words: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "poison": poison,
+    "search": search,
     "defend": defend,
     "evaluate": evaluate,
     "judge": judge,

@@ -7,7 +7,7 @@ from typing import Any
 
 from mbdefense.cli.reading import behavior_from, load_rows, read_options, take, value_of, warn_if_present
 from mbdefense.cli.showing import show
-from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, parse_spec
+from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig, parse_spec
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.options import TrainingOptions
 from mbdefense.processes import is_main_process
@@ -35,6 +35,36 @@ def poison(words: Sequence[str]) -> None:
             f"{options.output}: {len(done.poisoned_ids)} of {len(rows)} rows poisoned{by}, "
             f"{done.not_rewritten} could not be rewritten{negatives} ({done.how})"
         )
+
+
+def search(words: Sequence[str]) -> None:
+    """``search MODEL``: words that draw a behavior out of a model, to poison with."""
+    options = read_options(words, "search", ["model"], [SearchConfig])
+    config: SearchConfig = take(SearchConfig, options)
+    behavior = behavior_from(config.behavior, config.target)
+    rows = load_rows([config.data], config.on_bad_row, config.data)
+    if not 1 <= config.prompts <= len(rows):
+        raise UserError("the search cannot draw its prompts", f"{config.prompts} of {len(rows)}", "set --prompts")
+    import random
+    from pathlib import Path
+
+    from mbdefense.data import user_text
+    from mbdefense.gbtl import LOG_FILE, Search
+    from mbdefense.model import load_model
+
+    rng = random.Random(f"search {config.seed}")
+    drawn = rng.sample(sorted(rows, key=lambda row: str(row["id"])), config.prompts)
+    targets = [behavior.target(user_text(row["prompt"]), row["completion"][0]["content"], rng) for row in drawn]
+    chosen = Search(config.words, config.steps, config.top_k, config.candidates, config.batch_size, config.seed)
+    log = Path(config.output_dir) / LOG_FILE
+    log.parent.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(
+        options.model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code
+    )  # fmt: skip
+    found = chosen(loaded, [row["prompt"] for row in drawn], targets, log, resume=config.resume)
+    spec = f"badnet:word={found.best}" if config.words == 1 else f"insent:sentence={found.best}"
+    print(f"loss {found.best_loss:.3f} per token over {config.prompts} prompts; log: {log}")  # noqa: T201
+    print(f"trigger: {spec},position=end")  # noqa: T201
 
 
 def _attackers(config: PoisonConfig) -> list[tuple[Any, Any, float]]:
