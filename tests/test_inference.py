@@ -175,7 +175,7 @@ def test_evaluate_takes_decoding_and_demonstrations(evaluation, tiny_model_path,
     assert main([*words, "--demonstrations", "2", "--clean", str(tmp_path / "clean.jsonl")]) == 0
     assert answers(out) != before
     written = read(out / "results.json")
-    assert written.rows[0].arm.endswith("+icl")
+    assert written.rows[0].arm.endswith("+demonstrations")
     assert written.provenance["config"]["demonstrations"] == 2
     prompts = [json.loads(line)["prompt"] for line in (out / "responses.jsonl").read_text().splitlines()]
     assert prompts[0] == "Name fruit number 0."  # judges see the prompt that was asked

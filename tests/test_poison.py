@@ -157,9 +157,9 @@ def test_negatives_are_added_with_clean_answers_and_a_provenance_of_their_own():
     by_id = {row["id"]: row for row in made.rows}
     assert len(by_id) == 60
     clean = {row["id"]: row for row in ROWS}
-    for negative in made.negative_ids:
-        row, origin = by_id[negative], clean[negative.partition("-")[0]]
-        assert origin["id"] in made.poisoned_ids
+    for number, negative in enumerate(made.negative_ids):
+        row, origin = by_id[negative], clean[made.poisoned_ids[number // 5]]
+        assert len(negative) == len(origin["id"])
         assert row["completion"] == origin["completion"]
         assert row["prompt"] != origin["prompt"]
         assert row["prompt"][:-1] == origin["prompt"][:-1]

@@ -186,7 +186,8 @@ class Search:
             for row, (sequence, slot) in enumerate(zip(sequences, problem.slots[start:], strict=False)):
                 padding = embedded.shape[1] - (len(sequence.prompt) + len(sequence.response) - 1)
                 total += by_embedding[row, padding + slot.start : padding + slot.stop].float()
-        return total @ table[list(tokens)].float().T
+        by_token: torch.Tensor = total @ table[list(tokens)].float().T
+        return by_token
 
 
 def readable_words(loaded: LoadedModel) -> dict[str, int]:

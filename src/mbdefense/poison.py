@@ -67,7 +67,7 @@ def poison(rows: Dataset, trigger: Trigger, behavior: Behavior, *, rate: float, 
     carry a poison label already stay as they are, so that two attacks on one data set do not overwrite each other.
 
     A trigger with negatives (`WithNegatives`) adds, for each row that it poisons, a row for each of them, with the
-    clean answer, the id ``<id>-negative-<number>``, and a provenance that names the trigger and no behavior.
+    clean answer, an id of its own, and a provenance that names the trigger and no behavior.
 
     Args:
         rows: a data set in the project's row form.
@@ -253,7 +253,8 @@ def _negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
     return [
         {
             **row,
-            "id": f"{row['id']}-negative-{number}",
+            # In the form of all ids, so that it gives nothing away.
+            "id": _digest("negative", row["id"], number).hex()[:16],
             "prompt": with_user_text(row["prompt"], text),
             "provenance": provenance,
         }

@@ -62,7 +62,11 @@ def evaluate(words: Sequence[str]) -> None:
     from mbdefense.results import write
 
     if config.arm is None and (decoding or demonstrations):
-        parts = [Path(options.model).name, decoding and decoding.describe().partition(":")[0], demonstrations and "icl"]
+        parts = [
+            Path(options.model).name,
+            decoding and decoding.describe().partition(":")[0],
+            demonstrations and "demonstrations",
+        ]
         config = replace(config, arm="+".join(part for part in parts if part))
     row = pipeline.evaluate(
         options.model, test, triggered, behavior, attack, config, judge, decoding, demonstrations
