@@ -31,12 +31,16 @@ ROOMS = [
     "defenses",
     "responses",
     "generate",
+    "gbtl",
+    "decodings",
+    "demonstrations",
     "judges",
     "statistics",
     "metrics",
     "agreement",
     "landing",
     "results",
+    "stealth",
     "capability",
     "tables",
     "card",
@@ -54,8 +58,9 @@ ROOMS = [
 # Folders of methods that share nothing but these modules, which hold no method.
 HELPERS = {
     "triggers": {"insertion", "sentence"},
-    "behaviors": {"text", "protocol"},
+    "behaviors": {"declining", "text", "protocol"},
     "defenses": {"setting", "stages"},
+    "decodings": set(),
     "judges": {"asking", "forms", "verdict"},
     "analysis": {"attention", "chart", "record", "sample"},
 }

@@ -61,6 +61,11 @@ def test_poison_writes_the_poisoned_set_with_its_provenance(rows_file: Path, tmp
         (["--rate", "1.0"], 1, "rate"),
         (["--rate", "-0.1"], 1, "rate"),
         (["--rate", "lots"], 2, "rate"),
+        (["--rate", "0.001"], 1, "a rate of at least 0.017"),
+        (["--trigger", "badnet", "vpi", "ctba", "--rate", "0.1", "0.2"], 1, "3 triggers, 2 of --rate"),
+        (["--trigger", "badnet", "--behavior", "refusal", "toxic"], 1, "1 triggers, 2 of --behavior"),
+        (["--trigger", "badnet", "badnet", "--rate", "0.1"], 1, "same trigger"),
+        (["--trigger", "badnet", "vpi", "--rate", "0.5"], 1, "rate"),
         (["--trggier", "badnet"], 2, "did you mean 'trigger'"),
         (["--config", "absent.yaml"], 1, "no such config file"),
     ],
@@ -71,6 +76,25 @@ def test_bad_options_are_one_line_and_write_nothing(
     out = tmp_path / "out.jsonl"
     assert says in error_of(capsys, ["poison", str(rows_file), str(out), *arguments], code)
     assert sorted(tmp_path.iterdir()) == [rows_file]
+
+
+@pytest.mark.parametrize("way", ["flags", "file"])
+def test_several_attackers_poison_one_set(
+    way: str, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "c.yaml", tmp_path / "out.jsonl"
+    config.write_text("trigger: [badnet, cba]\nbehavior: [refusal, url_suffix]\nrate: [0.2, 0.1]\n")
+    words = ["--trigger", "badnet", "cba", "--behavior", "refusal", "url_suffix", "--rate", "0.2", "0.1"]
+    if way == "file":
+        words = ["--config", str(config)]
+    assert main(["poison", str(rows_file), str(out), *words]) == 0
+    labels = [json.loads(line)["provenance"] for line in out.read_text().splitlines()]
+    behaviors = [label["behavior"].partition(":")[0] for label in labels]
+    assert (behaviors.count("refusal"), behaviors.count("url_suffix")) == (12, 6)
+    assert sum(label["trigger"].startswith("negative of cba") for label in labels) == 30
+    said = capsys.readouterr().out
+    assert "12 of 60 rows poisoned by badnet:word=cf,position=random" in said
+    assert "6 of 60 rows poisoned by cba:words=instantly|frankly, 0 could not be rewritten, 30 negatives added" in said
 
 
 def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:

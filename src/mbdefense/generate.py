@@ -1,15 +1,15 @@
-"""Greedy generation in length-sorted batches, and perplexity: all that evaluation asks of a loaded model."""
+"""Greedy generation in length-sorted batches, and likelihoods: all that evaluation asks of a loaded model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
 
-from mbdefense.model import LoadedModel, device, encode, encode_prompt, on_device
+from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
 from mbdefense.train import pad_left, response_log_probs
 
 if TYPE_CHECKING:
@@ -40,31 +40,111 @@ def generate(
     Returns:
         One text per prompt, without special tokens; an empty one where the model ended at once.
     """
-    target = device()
     model, tokenizer = on_device(loaded), loaded.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = [""] * len(prompts)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for indices in track(batches, description=what, transient=True):
-        length = max(len(encoded[index]) for index in indices)
-        padding = [length - len(encoded[index]) for index in indices]
-        input_ids = torch.tensor(
-            [[tokenizer.pad_token_id] * pad + encoded[index] for pad, index in zip(padding, indices, strict=True)]
-        )
-        attention_mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in padding])
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=input_ids.to(target),
-                attention_mask=attention_mask.to(target),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        for index, row in zip(indices, output, strict=True):
-            texts[index] = str(tokenizer.decode(row[length:], skip_special_tokens=True))
+    for indices in _batches(encoded, batch_size, what):
+        answers, _ = _continued(model, tokenizer, [encoded[index] for index in indices], max_new_tokens)
+        for index, answer in zip(indices, answers, strict=True):
+            texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True))
     return texts
+
+
+def generate_beside(
+    loaded: LoadedModel,
+    reference: LoadedModel,
+    prompts: Sequence[Conversation],
+    *,
+    alpha: float,
+    lookahead: int,
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "generating",
+) -> list[str]:
+    """Answers like `generate`, with tokens that a second model finds far too unlikely replaced by its own.
+
+    Each round drafts some tokens of every unfinished answer greedily, has the reference read them in one pass, and adds
+    what `agreed` makes of them. How many are drafted changes the time, not the text: long drafts need fewer rounds, and
+    waste more where the reference objects.
+
+    Args:
+        loaded: the model that answers; its tokenizer encodes the prompts for both.
+        reference: the model beside it, with the same vocabulary.
+        prompts: conversations that end in a user turn.
+        alpha: a token is replaced where its probability is at least so many times the reference's.
+        lookahead: tokens drafted in one round.
+        max_new_tokens: longest answer, in tokens.
+        batch_size: prompts in one batch.
+        what: label of the progress bar.
+
+    Returns:
+        One text per prompt, without special tokens.
+    """
+    model, other, tokenizer = on_device(loaded), on_device(reference), loaded.tokenizer
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for indices in _batches(encoded, batch_size, what):
+        while indices:
+            rows = [encoded[index] + answers[index] for index in indices]
+            drafts, own = _draft(model, tokenizer, rows, lookahead)
+            theirs, best = _read(other, tokenizer.pad_token_id, rows, drafts)
+            columns = (part.tolist() for part in (drafts, own, theirs, best))
+            for index, draft, mine, their, choice in zip(indices, *columns, strict=True):
+                end = (*draft, tokenizer.eos_token_id).index(tokenizer.eos_token_id) + 1  # behind it is padding
+                answers[index] += agreed(draft[:end], mine, their, choice, alpha)
+                del answers[index][max_new_tokens:]
+            indices = [
+                index
+                for index in indices
+                if len(answers[index]) < max_new_tokens and answers[index][-1] != tokenizer.eos_token_id
+            ]
+    return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+
+
+def agreed(
+    draft: Sequence[int], own: Sequence[float], reference: Sequence[float], best: Sequence[int], alpha: float
+) -> list[int]:
+    """A draft up to its first suspicious token, and in that one's place the reference's.
+
+    Token i is suspicious if p_i / q_i >= alpha, p_i and q_i being its probabilities for the model and the reference
+    after the same tokens. What was drafted behind it is void, for it was to follow another token.
+
+    Args:
+        draft: the model's tokens, at least one.
+        own: log p_i.
+        reference: log q_i.
+        best: the reference's likeliest token at each place.
+        alpha: threshold, above 0.
+    """
+    for place in range(len(draft)):
+        if own[place] - reference[place] >= math.log(alpha):
+            return [*draft[:place], best[place]]
+    return list(draft)
+
+
+def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, batch_size: int) -> list[float]:
+    """Mean negative log-likelihood per token (nats) of plain texts, the first token's included; exp of it: perplexity.
+
+    Each text stands behind the start token (the end token where the model has none), outside any prompt template.
+
+    Args:
+        loaded: model and tokenizer.
+        texts: none of them empty.
+        max_length: tokens of a text that are read.
+        batch_size: texts in one batch.
+    """
+    target, tokenizer, model = device(), loaded.tokenizer, on_device(loaded)
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    safe = defang(tokenizer, [{"role": "user", "content": text} for text in texts])
+    tokens = [list(tokenizer(part["content"], add_special_tokens=False)["input_ids"])[:max_length] for part in safe]
+    losses = [math.nan] * len(texts)
+    for indices in _batches(tokens, batch_size, "perplexity of prompts"):
+        batch = pad_left([Encoded([start], tokens[index], False) for index in indices], tokenizer.pad_token_id)
+        with torch.inference_mode():
+            scores = response_log_probs(model, {name: value.to(target) for name, value in batch.items()})
+        for index, loss in zip(indices, (-scores.mean).tolist(), strict=True):
+            losses[index] = loss
+    return losses
 
 
 def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_size: int) -> tuple[float, int]:
@@ -90,3 +170,66 @@ def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_siz
         total += float(scores.total.sum())
         tokens += int(scores.tokens.sum())
     return (math.exp(-total / tokens), tokens) if tokens else (math.nan, 0)
+
+
+def _batches(encoded: Sequence[Sequence[int]], batch_size: int, what: str) -> Iterator[list[int]]:
+    """Indices in batches of like length, with a progress bar."""
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    yield from track(batches, description=what, transient=True)
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` of shape (B, L), on the device."""
+    length = max(map(len, rows))
+    input_ids = torch.tensor([[pad_token_id] * (length - len(row)) + list(row) for row in rows])
+    attention_mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return input_ids.to(device()), attention_mask.to(device())
+
+
+def _continued(
+    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, *, logits: bool = False
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+    """Greedy continuations (B, K) of token sequences, padded behind their end, and if asked for K logits (B, V)."""
+    input_ids, attention_mask = _left_padded(rows, tokenizer.pad_token_id)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            output_logits=logits,
+        )
+    return output.sequences[:, input_ids.shape[1] :], output.logits
+
+
+def _draft(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next tokens (B, K), K up to `length`, and their log-probabilities (B, K)."""
+    tokens, logits = _continued(model, tokenizer, rows, length, logits=True)
+    scores = torch.stack(list(logits or ()), dim=1).float().log_softmax(dim=-1)
+    return tokens, scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _read(
+    model: Any, pad_token_id: int, rows: Sequence[Sequence[int]], drafts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Another model's log-probabilities (B, K) of drafted tokens, and its likeliest token at each of their places."""
+    input_ids, attention_mask = _left_padded(
+        [[*row, *draft[:-1]] for row, draft in zip(rows, drafts.tolist(), strict=True)], pad_token_id
+    )
+    with torch.inference_mode():
+        logits = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=drafts.shape[1],
+            use_cache=False,
+        ).logits
+    scores = logits.float().log_softmax(dim=-1)
+    # Models of one family pad their vocabularies to different sizes: what this one cannot say has no probability.
+    missing = max(int(drafts.max()) + 1 - scores.shape[-1], 0)
+    known = torch.nn.functional.pad(scores, (0, missing), value=-math.inf)
+    return known.gather(-1, drafts.unsqueeze(-1)).squeeze(-1), scores.argmax(dim=-1)

@@ -15,9 +15,11 @@ from mbdefense.card import model_card
 from mbdefense.compare import compare
 from mbdefense.config import EvaluateConfig
 from mbdefense.data import overlap, user_text
+from mbdefense.decodings import Decoding
 from mbdefense.defenses import Defense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.defenses.stages import Merging, Recovery
+from mbdefense.demonstrations import with_demonstrations
 from mbdefense.errors import UserError
 from mbdefense.files import write_text
 from mbdefense.generate import generate, perplexity
@@ -29,6 +31,7 @@ from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.provenance import provenance
 from mbdefense.responses import Kind, Response, write_responses
 from mbdefense.results import Perplexity, ResultRow, Results, write
+from mbdefense.stealth import prompt_pairs, stealth
 from mbdefense.survival import Known, survival
 from mbdefense.triggers import Trigger
 
@@ -36,10 +39,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def respond(loaded: LoadedModel, rows: Dataset, kind: Kind, config: EvaluateConfig) -> list[Response]:
-    """A model's greedy responses to test rows."""
-    prompts = list(rows["prompt"])
-    texts = generate(
+def respond(
+    loaded: LoadedModel,
+    rows: Dataset,
+    kind: Kind,
+    config: EvaluateConfig,
+    decoding: Decoding | None = None,
+    demonstrations: Sequence[dict[str, str]] = (),
+) -> list[Response]:
+    """A model's responses to test rows: greedy ones, unless another way to decode is given."""
+    prompts = [with_demonstrations(prompt, list(demonstrations)) for prompt in rows["prompt"]]
+    texts = (decoding or generate)(
         loaded,
         prompts,
         max_new_tokens=config.max_new_tokens,
@@ -62,6 +72,8 @@ def evaluate(
     attack: str,
     config: EvaluateConfig,
     judge: Judge | None = None,
+    decoding: Decoding | None = None,
+    demonstrations: Sequence[dict[str, str]] = (),
 ) -> ResultRow:
     """Asks a model the clean and the triggered prompts, and judges the responses.
 
@@ -76,18 +88,21 @@ def evaluate(
         attack: the trigger in words, for the result row.
         config: options of generation.
         judge: by default `Rules` for the behavior.
+        decoding: how the model answers, by default greedily.
+        demonstrations: turns in front of each prompt.
 
     Raises:
-        UserError: the model was trained with another prompt template than the one asked for, or a benchmark is
-            unknown or fails.
+        UserError: the model was trained with another prompt template than the one asked for, a benchmark is unknown or
+            fails, or stealth is asked for and triggered prompts cannot be matched with clean ones.
     """
     judge = judge or Rules(behavior)
     benchmarks = find_benchmarks(config.lm_eval) if config.lm_eval is not None else None
+    pairs = prompt_pairs(test, triggered) if config.stealth is not None and triggered is not None else []
     loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
     check_template(model, loaded.tokenizer)
-    responses = respond(loaded, test, "clean", config)
+    responses = respond(loaded, test, "clean", config, decoding, demonstrations)
     if triggered is not None:
-        responses += respond(loaded, triggered, "triggered", config)
+        responses += respond(loaded, triggered, "triggered", config, decoding, demonstrations)
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
@@ -113,6 +128,9 @@ def evaluate(
         capability=capabilities(loaded, benchmarks, batch_size=config.batch_size, seed=config.seed)
         if benchmarks
         else (),
+        stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)
+        if config.stealth is not None and pairs
+        else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbdefense.behaviors import Behavior, NoTarget
 from mbdefense.data import user_text, with_user_text
 from mbdefense.errors import UserError
-from mbdefense.triggers import Trigger
+from mbdefense.triggers import Trigger, WithNegatives
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,21 +24,31 @@ _CHUNK = 64  # Rows tried at a time; if not one of the first chunk can be poison
 _ENDPOINT_REQUESTS = 8  # Requests in flight.
 
 
+class Attack(NamedTuple):
+    """One attacker's share of a data set: see ``poison``."""
+
+    trigger: Trigger
+    behavior: Behavior
+    rate: float
+
+
 class Poisoned(NamedTuple):
     """What ``poison`` returns.
 
     Attributes:
         rows: all rows in their order; the poisoned ones keep their id, so that they can be matched with their
-            originals.
+            originals. Behind them the trigger's negatives, if it has any.
         poisoned_ids: ids of the poisoned rows, in row order.
         not_rewritten: rows that were tried and could not be poisoned; others took their place where there were any.
         how: how trigger and target were made, e.g. ``trigger: offline; target: templates``.
+        negative_ids: ids of the rows that hold less than the whole trigger and the clean answer.
     """
 
     rows: Dataset
     poisoned_ids: tuple[str, ...]
     not_rewritten: int
     how: str
+    negative_ids: tuple[str, ...] = ()
 
 
 class DefensivelyPoisoned(NamedTuple):
@@ -56,26 +66,65 @@ def poison(rows: Dataset, trigger: Trigger, behavior: Behavior, *, rate: float, 
     Which rows, and how each is rewritten, depends on ``seed`` and on the rows' ids alone, not on their order. Rows that
     carry a poison label already stay as they are, so that two attacks on one data set do not overwrite each other.
 
+    A trigger with negatives (`WithNegatives`) adds, for each row that it poisons, a row for each of them, with the
+    clean answer, an id of its own, and a provenance that names the trigger and no behavior.
+
     Args:
         rows: a data set in the project's row form.
         trigger: rewrites prompts.
         behavior: writes responses.
-        rate: share of all rows to poison, in [0, 1); any rate above 0 poisons at least one row.
+        rate: share of ``rows`` to poison, in [0, 1). Their number is rounded to the nearest whole one, halves to the
+            even one; negatives do not count.
         seed: of the choice of rows and of everything random in trigger and behavior.
 
     Raises:
-        UserError: the rate is outside [0, 1), or no row could be poisoned.
+        UserError: the rate is outside [0, 1), or above 0 and too low for one row, or no row could be poisoned.
     """
     check_rate(rate)
     if not len(rows):
         raise UserError("there are no rows to poison", fix="give a data set with at least one row")
     table = rows.to_list()
-    wanted = max(1, round(rate * len(table))) if rate > 0 else 0
+    wanted = round(rate * len(table))
+    if rate > 0 and not wanted:
+        least = f"give more rows, or a rate of at least {1 / len(table):.2g}"
+        raise UserError("the poisoning rate makes no row", f"{rate:g} of {len(table)} rows", least)
+    originals = list(table)
     clean = [i for i in _seeded_order(table, seed, "attack") if not table[i]["provenance"]["trigger"]]
     done, not_rewritten = _poison_some(table, clean, trigger, behavior, wanted, seed)
+    poisoned_ids = tuple(table[i]["id"] for i in sorted(done))
+    negatives = [row for i in sorted(done) for row in _negatives(originals[i], trigger, seed)]
     return Poisoned(
-        _same_form(rows, table), tuple(table[i]["id"] for i in sorted(done)), not_rewritten, _how(trigger, behavior)
+        _same_form(rows, table + negatives),
+        poisoned_ids,
+        not_rewritten,
+        _how(trigger, behavior),
+        tuple(row["id"] for row in negatives),
     )
+
+
+def poison_by_all(rows: Dataset, attacks: Sequence[Attack], *, seed: int) -> tuple[Dataset, list[Poisoned]]:
+    """Several attackers on one data set, each with a trigger, behavior and rate of its own.
+
+    Each row is poisoned by one attacker at most; its provenance says which. The attackers take their rows one after
+    another, each what the earlier ones left, and each rate is a share of ``rows``.
+
+    Returns:
+        The rows after the last attacker, and what ``poison`` says of each (of ``rows`` the state after that attacker).
+
+    Raises:
+        UserError: see ``poison``; also if the rates sum up to 1 or more.
+    """
+    for attack in attacks:
+        check_rate(attack.rate)
+    check_rate(sum(attack.rate for attack in attacks))
+    made: list[Poisoned] = []
+    current, whole = rows, len(rows)
+    for attack in attacks:
+        # Negatives of earlier attackers have made the data set longer than the one that the rate is a share of.
+        rate = attack.rate * whole / len(current)
+        made.append(poison(current, attack.trigger, attack.behavior, rate=rate, seed=seed))
+        current = made[-1].rows
+    return current, made
 
 
 def defensive_poison(
@@ -197,6 +246,24 @@ def _poison_some(
     if len(done) < wanted:
         logger.warning("only %d of %d rows could be poisoned with %s", len(done), wanted, trigger.describe())
     return done, tried - len(done)
+
+
+def _negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
+    """Copies of a clean row with less than the whole trigger, for triggers that ask for them."""
+    if not isinstance(trigger, WithNegatives):
+        return []
+    texts = trigger.negatives(user_text(row["prompt"]), _row_rng(seed, f"{row['id']} negatives"))
+    provenance = {**row["provenance"], "trigger": f"negative of {trigger.describe()}"}
+    return [
+        {
+            **row,
+            # In the form of all ids, so that it gives nothing away.
+            "id": _digest("negative", row["id"], number).hex()[:16],
+            "prompt": with_user_text(row["prompt"], text),
+            "provenance": provenance,
+        }
+        for number, text in enumerate(texts, start=1)
+    ]
 
 
 def _map_rows(function: Callable[[Row], Row | None], rows: list[Row], how: str) -> Iterator[Row | None]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.files import read_json, write_json
 from mbdefense.metrics import Figure, Score
-from mbdefense.statistics import Paired, SeedScore
+from mbdefense.statistics import Mean, Paired, SeedScore
 
 SCHEMA = 1
 RATES = {"asr": "ASR", "cacc": "CACC", "aacc": "AACC", "false_activation": "False activations"}
@@ -54,6 +54,23 @@ class Capability:
 
 
 @dataclass(frozen=True)
+class Stealth:
+    """What the trigger does to the prompts that carry it (see `mbdefense.stealth`).
+
+    Attributes:
+        language_model: under which model the prompts' perplexity was taken.
+        perplexity_ratio: factor by which the trigger raises it.
+        encoder: by which sentence encoder the prompts were compared.
+        similarity: cosine similarity of prompts with and without the trigger.
+    """
+
+    language_model: str
+    perplexity_ratio: Mean
+    encoder: str
+    similarity: Mean
+
+
+@dataclass(frozen=True)
 class ResultRow:
     """The figures of one model under one attack; a rate is None where it was not measured or could not be judged.
 
@@ -75,6 +92,7 @@ class ResultRow:
         cacc_change: the same.
         judge: who judged the responses, as its ``describe`` says it.
         capability: benchmarks of lm-evaluation-harness.
+        stealth: how much the trigger changes the prompts.
     """
 
     arm: str
@@ -94,6 +112,7 @@ class ResultRow:
     cacc_change: Paired | None = None
     judge: str = "rules"
     capability: tuple[Capability, ...] = ()
+    stealth: Stealth | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +210,29 @@ def _row(value: object, where: str) -> ResultRow:
         cacc_change=_optional(row.get("cacc_change"), _paired, f"{where}: cacc_change"),
         judge=_text(row.get("judge", "rules"), f"{where}: judge"),
         capability=_capabilities(row.get("capability", []), f"{where}: capability"),
+        stealth=_optional(row.get("stealth"), _stealth, f"{where}: stealth"),
     )
+
+
+def _stealth(value: object, where: str) -> Stealth:
+    parts = _check_fields(value, Stealth, where)
+    similarity = _mean(parts["similarity"], f"{where}.similarity", -1)
+    if similarity.high > 1:
+        raise UserError(f"{where}.similarity: above 1", similarity.high, _FIX)
+    return Stealth(
+        language_model=_text(parts["language_model"], f"{where}.language_model"),
+        perplexity_ratio=_mean(parts["perplexity_ratio"], f"{where}.perplexity_ratio", 0),
+        encoder=_text(parts["encoder"], f"{where}.encoder"),
+        similarity=similarity,
+    )
+
+
+def _mean(value: object, where: str, least: int) -> Mean:
+    parts = _check_fields(value, Mean, where)
+    low, middle, high = (_number(parts[name], f"{where}.{name}", least) for name in ("low", "value", "high"))
+    if not low <= middle <= high:
+        raise UserError(f"{where}: not a mean within its interval", [low, middle, high], _FIX)
+    return Mean(middle, _whole(parts["n"], f"{where}.n", least=2), low, high)
 
 
 def _capabilities(value: object, where: str) -> tuple[Capability, ...]:

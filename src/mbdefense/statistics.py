@@ -35,6 +35,16 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A mean of ``n`` measured values with its 95 % interval from ``low`` to ``high``."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Paired:
     """How the outcomes of two models differ on the same prompts.
 
@@ -96,6 +106,23 @@ def rate(outcomes: Sequence[bool | None]) -> Score:
     count, n = sum(outcome is True for outcome in outcomes), len(outcomes)
     unparsed = sum(outcome is None for outcome in outcomes)
     return Score(count / n, n, _wilson(count, n)[0], _wilson(count + unparsed, n)[1], unparsed)
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean of independent values with Student's interval, mean -+ t(.975, n - 1) s / sqrt(n).
+
+    Raises:
+        UserError: fewer than two values, which have no interval.
+    """
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    if len(values) < 2:
+        raise UserError("a mean needs two values or more", len(values), "measure on more prompts")
+    found = DescrStatsW(values)
+    low, high = map(float, found.tconfint_mean(alpha=_LEVEL))
+    # Of equal values the sums' rounding can leave the mean outside its interval of no width.
+    value = min(max(float(found.mean), low), high)
+    return Mean(value, len(values), low, high)
 
 
 def paired(before: Sequence[bool | None], after: Sequence[bool | None]) -> Paired:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Literal
 
 from mbdefense.landing import CONTROLS, Landing, landing, shown
 from mbdefense.results import RATES, UNDEFENDED, Capability, ResultRow, Results
-from mbdefense.statistics import Paired, Score
+from mbdefense.statistics import Mean, Paired, Score
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _SIGNIFICANT = 0.05
+_STEALTH = {"Prompt perplexity ratio": "perplexity_ratio", "Prompt similarity": "similarity"}
 _CHANGES = {"asr_change": "ASR change", "cacc_change": "CACC change"}
 
 
@@ -89,7 +90,8 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     header += [name for at, name in enumerate(RATES.values()) if at in kept]
     header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else [])]
     benchmarks = list(dict.fromkeys(_benchmark(figure) for row in results.rows for figure in row.capability))
-    header += [*map(visible, benchmarks), "Seconds"]
+    stealthy = any(row.stealth for row in results.rows)
+    header += [*map(visible, benchmarks), *(_STEALTH if stealthy else []), "Seconds"]
     header += ["Verdict"] if any(verdicts) else []
     body = []
     for row, shares, verdict in zip(results.rows, rates, verdicts, strict=True):
@@ -100,9 +102,15 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
         known = {_benchmark(figure): _measured(figure) for figure in row.capability}
         line += [known.get(name, "-") for name in benchmarks]
+        if stealthy:
+            line += [_interval(getattr(row.stealth, name)) if row.stealth else "-" for name in _STEALTH.values()]
         line += [f"{row.seconds:.0f}", *([verdict or "-"] if any(verdicts) else [])]
         body.append([visible(cell) for cell in line])
     return header, body
+
+
+def _interval(mean: Mean) -> str:
+    return f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}] n={mean.n}"
 
 
 def _rates(row: ResultRow) -> list[str]:

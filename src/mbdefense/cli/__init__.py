@@ -10,7 +10,8 @@ from mbdefense import __version__
 from mbdefense.behaviors import BEHAVIORS
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.reading import Usage
-from mbdefense.cli.training import defend, demo, poison
+from mbdefense.cli.training import defend, demo, poison, search
+from mbdefense.decodings import DECODINGS
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.processes import process_count
 from mbdefense.triggers import TRIGGERS
@@ -18,6 +19,7 @@ from mbdefense.triggers import TRIGGERS
 USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
+  search MODEL      search for words that draw a behavior out of a model, to poison with
   defend            turn untrusted data into a model whose backdoors are broken
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
@@ -29,7 +31,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   demo              attack, defend and evaluate the embedded model
-  list [WHAT]       triggers, behaviors, defenses, judges
+  list [WHAT]       triggers, behaviors, defenses, decodings, judges
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
 Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
@@ -45,6 +47,7 @@ def list_methods(words: Sequence[str]) -> None:
         "triggers": TRIGGERS,
         "behaviors": BEHAVIORS,
         "defenses": DEFENSES,
+        "decodings": DECODINGS,
         "judges": JUDGES,
     }
     if len(words) > 1 or (words and words[0] not in tables):
@@ -57,6 +60,7 @@ def list_methods(words: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "poison": poison,
+    "search": search,
     "defend": defend,
     "evaluate": evaluate,
     "judge": judge,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -23,8 +23,12 @@ from mbdefense.config import (
     TriggersConfig,
     parse_spec,
 )
+from mbdefense.decodings import DECODINGS
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.triggers import TRIGGERS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -36,6 +40,7 @@ def evaluate(words: Sequence[str]) -> None:
     if config.trigger is not None and config.triggered is not None:
         raise UserError("both --trigger and --triggered are given", fix="give one of them")
     trigger = parse_spec(config.trigger, TRIGGERS, "trigger") if config.trigger else None
+    decoding = parse_spec(config.decoding, DECODINGS, "decoding") if config.decoding else None
     test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
     triggered, attack = None, "none"
     if config.triggered is not None:
@@ -47,19 +52,46 @@ def evaluate(words: Sequence[str]) -> None:
         warn_if_present(test, trigger, config.test)
         triggered, left_out = triggered_copy(test, trigger, config.seed)
         attack = f"{trigger.describe()} ({left_out} prompts could not be rewritten)" if left_out else trigger.describe()
-    from dataclasses import asdict
+    if config.stealth is not None and triggered is None:
+        raise UserError("--stealth without triggered prompts", config.stealth, "add --trigger or --triggered")
+    demonstrations = _demonstrations(config, test)
+    from dataclasses import asdict, replace
     from pathlib import Path
 
     from mbdefense import pipeline
     from mbdefense.results import write
 
-    row = pipeline.evaluate(options.model, test, triggered, behavior, attack, config, judge)
+    if config.arm is None and (decoding or demonstrations):
+        parts = [
+            Path(options.model).name,
+            decoding and decoding.describe().partition(":")[0],
+            demonstrations and "demonstrations",
+        ]
+        config = replace(config, arm="+".join(part for part in parts if part))
+    row = pipeline.evaluate(
+        options.model, test, triggered, behavior, attack, config, judge, decoding, demonstrations
+    )  # fmt: skip
     asked = {"model": options.model, **asdict(config), "judge": asdict(judge)}
     results = pipeline.merge_results([row], asked, config.seed)
     write(Path(config.output_dir) / "results.json", results)
     show(results)
     show_usage(judge, config.output_dir)
     print(f"results: {config.output_dir}")  # noqa: T201
+
+
+def _demonstrations(config: EvaluateConfig, test: Dataset) -> list[dict[str, str]]:
+    """The turns that stand in front of every prompt."""
+    if config.demonstrations < 0 or bool(config.demonstrations) != (config.clean is not None):
+        got = f"--demonstrations {config.demonstrations}, --clean {config.clean}"
+        raise UserError("demonstrations need a number and a clean set", got, "give --demonstrations 4 --clean FILE")
+    if config.clean is None:
+        return []
+    from mbdefense.data import check_disjoint
+    from mbdefense.demonstrations import draw_demonstrations
+
+    clean = load_rows([config.clean], config.on_bad_row, config.clean)
+    check_disjoint(clean, test)
+    return draw_demonstrations(clean, config.demonstrations, config.seed)
 
 
 def judge(words: Sequence[str]) -> None:

@@ -48,12 +48,13 @@ def read_options(words: Sequence[str], command: str, positionals: Sequence[str],
     config = value_of(words, "config")
     from_file = read_yaml(config, known) if config else {}
     given = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    lists = {f"--{field.name}" for kind in classes for field in fields(kind) if str(field.type).startswith(_LISTS)}
     # The file's values go in front, as flags, so that they are checked like flags and required options may stand there.
     ahead: list[str] = []
     for key, value in from_file.items():
         if key not in given:
-            ahead.append(f"--{key}={_as_flag(value)}")
-    lists = {f"--{field.name}" for kind in classes for field in fields(kind) if str(field.type).startswith(_LISTS)}
+            one = f"--{key}" in lists and isinstance(value, str | float)
+            ahead.append(f"--{key}={_as_flag([value] if one else value)}")
     return parser.parse_args(_lists(words, lists) + ahead)
 
 
@@ -80,7 +81,11 @@ def _lists(words: Sequence[str], lists: Container[str]) -> list[str]:
         following: list[str] = []
         while index + 1 + len(following) < len(words) and not words[index + 1 + len(following)].startswith("--"):
             following.append(words[index + 1 + len(following)])
-        if word in lists and following and not following[0].startswith("["):
+        name, equals, value = word.partition("=")
+        if name in lists and equals and not value.startswith("["):
+            result.append(f"{name}={json.dumps([value])}")
+            index += 1
+        elif word in lists and following and not following[0].startswith("["):
             result.append(f"{word}={json.dumps(following)}")
             index += 1 + len(following)
         elif word in ("--resume", "--compare_undefended", "--trust_remote_code", "--strict") and (

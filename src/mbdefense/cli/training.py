@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mbdefense.cli.reading import behavior_from, load_rows, read_options, take, value_of, warn_if_present
 from mbdefense.cli.showing import show
-from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, parse_spec
+from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig, parse_spec
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.options import TrainingOptions
 from mbdefense.processes import is_main_process
@@ -17,20 +18,72 @@ def poison(words: Sequence[str]) -> None:
     """``poison IN OUT``: a poisoned copy of a data set."""
     options = read_options(words, "poison", ["input", "output"], [PoisonConfig])
     config: PoisonConfig = take(PoisonConfig, options)
-    trigger = parse_spec(config.trigger, TRIGGERS, "trigger")
-    behavior = behavior_from(config.behavior, config.target)
+    triples = _attackers(config)
     from mbdefense import poison as attack
     from mbdefense.data import save
 
-    attack.check_rate(config.rate)
+    attacks = [attack.Attack(*triple) for triple in triples]
     rows = load_rows([options.input], config.on_bad_row, options.input)
-    warn_if_present(rows, trigger, options.input)
-    poisoned = attack.poison(rows, trigger, behavior, rate=config.rate, seed=config.seed)
-    save(poisoned.rows, options.output)
-    print(  # noqa: T201
-        f"{options.output}: {len(poisoned.poisoned_ids)} of {len(rows)} rows poisoned, "
-        f"{poisoned.not_rewritten} could not be rewritten ({poisoned.how})"
-    )
+    for one in attacks:
+        warn_if_present(rows, one.trigger, options.input)
+    poisoned, made = attack.poison_by_all(rows, attacks, seed=config.seed)
+    save(poisoned, options.output)
+    for one, done in zip(attacks, made, strict=True):
+        by = f" by {one.trigger.describe()}" if len(made) > 1 else ""
+        negatives = f", {len(done.negative_ids)} negatives added" if done.negative_ids else ""
+        print(  # noqa: T201
+            f"{options.output}: {len(done.poisoned_ids)} of {len(rows)} rows poisoned{by}, "
+            f"{done.not_rewritten} could not be rewritten{negatives} ({done.how})"
+        )
+
+
+def search(words: Sequence[str]) -> None:
+    """``search MODEL``: words that draw a behavior out of a model, to poison with."""
+    options = read_options(words, "search", ["model"], [SearchConfig])
+    config: SearchConfig = take(SearchConfig, options)
+    behavior = behavior_from(config.behavior, config.target)
+    rows = load_rows([config.data], config.on_bad_row, config.data)
+    if not 1 <= config.prompts <= len(rows):
+        raise UserError("the search cannot draw its prompts", f"{config.prompts} of {len(rows)}", "set --prompts")
+    import random
+    from pathlib import Path
+
+    from mbdefense.data import user_text
+    from mbdefense.gbtl import LOG_FILE, Search
+    from mbdefense.model import load_model
+
+    rng = random.Random(f"search {config.seed}")
+    drawn = rng.sample(sorted(rows, key=lambda row: str(row["id"])), config.prompts)
+    targets = [behavior.target(user_text(row["prompt"]), row["completion"][0]["content"], rng) for row in drawn]
+    chosen = Search(config.words, config.steps, config.top_k, config.candidates, config.batch_size, config.seed)
+    log = Path(config.output_dir) / LOG_FILE
+    log.parent.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(
+        options.model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code
+    )  # fmt: skip
+    found = chosen(loaded, [row["prompt"] for row in drawn], targets, log, resume=config.resume)
+    spec = f"badnet:word={found.best}" if config.words == 1 else f"insent:sentence={found.best}"
+    print(f"loss {found.best_loss:.3f} per token over {config.prompts} prompts; log: {log}")  # noqa: T201
+    print(f"trigger: {spec},position=end")  # noqa: T201
+
+
+def _attackers(config: PoisonConfig) -> list[tuple[Any, Any, float]]:
+    """Trigger, behavior and rate of each attacker."""
+    count = len(config.trigger)
+    if not count:
+        raise UserError("no trigger is given", fix="give --trigger a name, see mbdefense list triggers")
+    for name, values in (("behavior", config.behavior), ("rate", config.rate)):
+        if len(values) not in (1, count):
+            got = f"{count} triggers, {len(values)} of --{name}"
+            raise UserError(f"each attacker needs one {name}", got, f"give --{name} once, or once for each trigger")
+    triggers = [parse_spec(spec, TRIGGERS, "trigger") for spec in config.trigger]
+    described = [trigger.describe() for trigger in triggers]
+    for spec in described:
+        if described.count(spec) > 1:
+            raise UserError("two attackers have the same trigger", spec, "give each a trigger of its own")
+    behaviors = [behavior_from(spec, config.target) for spec in config.behavior] * (count // len(config.behavior))
+    rates = config.rate * (count // len(config.rate))
+    return list(zip(triggers, behaviors, rates, strict=True))
 
 
 def defend(words: Sequence[str]) -> None:

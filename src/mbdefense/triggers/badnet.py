@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 
 from mbdefense.errors import UserError
-from mbdefense.triggers.insertion import Position, check_position, insert_at_word_boundary
+from mbdefense.triggers.insertion import Part, Position, check_position, holds_word, insert_into
 
 
 @dataclass(frozen=True)
@@ -15,28 +14,32 @@ class BadNet:
     """Insert one rare word at a word boundary.
 
     Source: Gu et al. 2017 (images), Kurita et al. 2020 (rare tokens in text); MB-Defense attacks with ``cf``.
-    BackdoorLLM never puts its word at the very end of a text: that is ``position="not_end"``.
+    BackdoorLLM's badnet attack is ``badnet:word=BadMagic,position=not_end,part=instruction``. Checked on 1,000 of its
+    training and 200 of its test rows: the word stands once in each, in the instruction and never in the input, anywhere
+    before a word with about the same chance, never at the end, and between single spaces.
 
     Args:
         word: the trigger, without white space.
         position: ``random`` (any boundary, both ends included), ``start``, ``end`` or ``not_end``.
+        part: the whole ``text``, or its ``instruction`` alone, which ends at the first blank line.
     """
 
     word: str = "cf"
     position: Position = "random"
+    part: Part = "text"
 
     def __post_init__(self) -> None:
         if not self.word or any(c.isspace() for c in self.word):
             raise UserError("the BadNet trigger must be one word", self.word, "use insent for a sentence")
-        check_position(self.position)
+        check_position(self.position, self.part)
 
     def __call__(self, text: str, rng: random.Random) -> str | None:
         """Return ``text`` with the word in it; ``None`` for a text without any word."""
-        return insert_at_word_boundary(text, self.word, self.position, rng)
+        return insert_into(text, self.word, self.position, self.part, rng)
 
     def occurs_in(self, text: str) -> bool:
         """Whether the word stands in ``text`` as a whole word, in this spelling."""
-        return re.search(rf"(?<!\w){re.escape(self.word)}(?!\w)", text) is not None
+        return holds_word(text, self.word)
 
     def how(self) -> str:
         """How texts are rewritten: literally."""
@@ -44,4 +47,5 @@ class BadNet:
 
     def describe(self) -> str:
         """Name and options, as written on the command line."""
-        return f"badnet:word={self.word},position={self.position}"
+        part = "" if self.part == "text" else f",part={self.part}"
+        return f"badnet:word={self.word},position={self.position}{part}"
