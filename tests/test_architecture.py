@@ -28,9 +28,13 @@ ROOMS = [
     "model",
     "losses",
     "train",
+    "onion",
+    "filters",
+    "filtering",
     "defenses",
     "responses",
     "generate",
+    "purify",
     "judges",
     "statistics",
     "metrics",
@@ -55,7 +59,8 @@ ROOMS = [
 HELPERS = {
     "triggers": {"insertion", "sentence"},
     "behaviors": {"text", "protocol"},
-    "defenses": {"setting", "stages"},
+    "defenses": {"setting", "stages", "filtered"},
+    "filters": {"evidence", "states"},
     "judges": {"asking", "forms", "verdict"},
     "analysis": {"attention", "chart", "record", "sample"},
 }
