@@ -33,6 +33,8 @@ _PACK = 512
 """Tokens of one forward pass: enough to keep a CPU's matrix units busy, few enough for the mask's square."""
 _HEAD = 256
 """Positions projected to the vocabulary at once."""
+_TEXTS = 64
+"""Texts whose variants are in memory at once, and packed together."""
 _DEPTHS = (0, 4, None)
 """With a bound to reach: how far behind its word a variant is computed before it is looked at again."""
 _WORD = re.compile(r"\S+")
@@ -138,7 +140,8 @@ def suspicions(
     limit = getattr(loaded.model.config, "max_position_embeddings", None) or sys.maxsize
     pieces = [(number, piece) for number, text in enumerate(texts) for piece in _pieces(loaded, text, limit)]
     several = [piece for _, piece in pieces if len(words(piece)) > 1]
-    scored = iter(perplexities(loaded, several, at_least=at_least, what=what))
+    starts = track(range(0, len(several), _TEXTS), description=what, transient=True)
+    scored = (p for start in starts for p in perplexities(loaded, several[start : start + _TEXTS], at_least=at_least))
     result: list[list[float | None]] = [[] for _ in texts]
     for number, piece in pieces:
         count = len(words(piece))
@@ -151,9 +154,7 @@ def suspicions(
     return result
 
 
-def perplexities(
-    loaded: LoadedModel, texts: Sequence[str], *, at_least: float = -math.inf, what: str = "ONION"
-) -> list[Perplexities]:
+def perplexities(loaded: LoadedModel, texts: Sequence[str], *, at_least: float = -math.inf) -> list[Perplexities]:
     """Perplexity of each text and of its variants without one word; infinite for less than two tokens.
 
     See `suspicions` for the arguments; a variant that cannot lie `at_least` below its text gets a lower bound.
@@ -161,12 +162,12 @@ def perplexities(
     encoded = [_encode(loaded, text) for text in texts]
     everything = {number: list(range(len(text.variants))) for number, text in enumerate(encoded)}
     if at_least == -math.inf:
-        losses = _run_all(loaded, encoded, everything, None, what)
+        losses = _run_all(loaded, encoded, everything, None)
         return [_result(text, losses[number]) for number, text in enumerate(encoded)]
     losses = {}
     candidates = everything
     for depth in _DEPTHS:
-        for number, found in _run_all(loaded, encoded, candidates, depth, what).items():
+        for number, found in _run_all(loaded, encoded, candidates, depth).items():
             losses.setdefault(number, found).after.update(found.after)
         # A loss is a sum of terms above 0: that of a variant's first tokens alone bounds the whole from below.
         bounds = {number: _result(encoded[number], losses[number]) for number in candidates}
@@ -248,10 +249,9 @@ def _run_all(
     encoded: Sequence[_Text],
     wanted: Mapping[int, Sequence[int]],
     depth: int | None,
-    what: str,
 ) -> dict[int, _Losses]:
     found: dict[int, _Losses] = {}
-    for pack in track(list(_packs(encoded, wanted, depth)), description=what, transient=True):
+    for pack in _packs(encoded, wanted, depth):
         for piece, losses in zip(pack, _run(loaded, encoded, pack, depth), strict=True):
             found.setdefault(piece.text, losses).after.update(losses.after)
     return found

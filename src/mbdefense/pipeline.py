@@ -14,12 +14,12 @@ from mbdefense.capability import capabilities, find_benchmarks
 from mbdefense.card import model_card
 from mbdefense.compare import compare
 from mbdefense.config import EvaluateConfig
-from mbdefense.data import overlap, user_text
+from mbdefense.data import overlap, user_text, with_user_text
 from mbdefense.defenses import Defense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.defenses.stages import Merging, Recovery
 from mbdefense.errors import UserError
-from mbdefense.files import write_text
+from mbdefense.files import write_jsonl, write_text
 from mbdefense.generate import generate, perplexity
 from mbdefense.judges import Judge, Rules
 from mbdefense.judging import judge_responses
@@ -27,6 +27,7 @@ from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.provenance import provenance
+from mbdefense.purify import Purified, Purifier
 from mbdefense.responses import Kind, Response, write_responses
 from mbdefense.results import Perplexity, ResultRow, Results, write
 from mbdefense.survival import Known, survival
@@ -36,9 +37,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def respond(loaded: LoadedModel, rows: Dataset, kind: Kind, config: EvaluateConfig) -> list[Response]:
-    """A model's greedy responses to test rows."""
+def respond(
+    loaded: LoadedModel,
+    rows: Dataset,
+    kind: Kind,
+    config: EvaluateConfig,
+    purified: Sequence[Purified] | None = None,
+) -> list[Response]:
+    """A model's greedy responses to test rows, which it is asked as `purified` where that is given.
+
+    The responses keep the rows' own ids and prompts: judges hold an answer against what the user asked.
+    """
     prompts = list(rows["prompt"])
+    if purified is not None:
+        prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, purified, strict=True)]
     texts = generate(
         loaded,
         prompts,
@@ -62,6 +74,7 @@ def evaluate(
     attack: str,
     config: EvaluateConfig,
     judge: Judge | None = None,
+    purifier: Purifier | None = None,
 ) -> ResultRow:
     """Asks a model the clean and the triggered prompts, and judges the responses.
 
@@ -76,6 +89,7 @@ def evaluate(
         attack: the trigger in words, for the result row.
         config: options of generation.
         judge: by default `Rules` for the behavior.
+        purifier: cleans the prompts before the model is asked; what it did goes to ``purified.jsonl``.
 
     Raises:
         UserError: the model was trained with another prompt template than the one asked for, or a benchmark is
@@ -83,12 +97,13 @@ def evaluate(
     """
     judge = judge or Rules(behavior)
     benchmarks = find_benchmarks(config.lm_eval) if config.lm_eval is not None else None
+    asked: dict[Kind, Dataset] = {"clean": test} if triggered is None else {"clean": test, "triggered": triggered}
+    directory = Path(config.output_dir)
+    # First, so that the model that cleans and the one that answers are not in memory together.
+    purified = _purified(purifier, asked, directory) if purifier else {}
     loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
     check_template(model, loaded.tokenizer)
-    responses = respond(loaded, test, "clean", config)
-    if triggered is not None:
-        responses += respond(loaded, triggered, "triggered", config)
-    directory = Path(config.output_dir)
+    responses = [r for kind, rows in asked.items() for r in respond(loaded, rows, kind, config, purified.get(kind))]
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
     figures = scores(judge_responses(judge, responses, directory))
@@ -114,6 +129,24 @@ def evaluate(
         if benchmarks
         else (),
     )
+
+
+def _purified(purifier: Purifier, asked: dict[Kind, Dataset], directory: Path) -> dict[Kind, Sequence[Purified]]:
+    """Cleans all prompts in one go and keeps what became of them in ``purified.jsonl``."""
+    prompts = [(kind, row["id"], user_text(row["prompt"])) for kind, rows in asked.items() for row in rows]
+    cleaned = purifier([text for _, _, text in prompts])
+    directory.mkdir(parents=True, exist_ok=True)
+    write_jsonl(
+        directory / "purified.jsonl",
+        (
+            {"id": row_id, "kind": kind, "asked": clean.text, "removed": list(clean.removed)}
+            for (kind, row_id, _), clean in zip(prompts, cleaned, strict=True)
+        ),
+    )
+    found: dict[Kind, Sequence[Purified]] = {}
+    for kind in asked:
+        found[kind] = [clean for (other, _, _), clean in zip(prompts, cleaned, strict=True) if other == kind]
+    return found
 
 
 def defend(
