@@ -286,8 +286,12 @@ def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     assert tuned == [72 - summary["dropped"]]
     assert summary["filter"] == name
     load_model(str(out))
-    # Resuming neither filters nor trains again.
+    # Resuming neither filters nor trains again; anything else leaves the verdicts beside the model that they made.
     before = (out / "filter.jsonl").stat().st_mtime_ns
     assert main([*command, "--resume"]) == 0
+    assert main(command) == 1
+    assert "a finished model lies in" in capsys.readouterr().err
+    assert main([*command, "--resume", "--seed", "5"]) == 1
+    assert "other data or options" in capsys.readouterr().err
     assert (out / "filter.jsonl").stat().st_mtime_ns == before
     assert len(tuned) == 1

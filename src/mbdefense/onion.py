@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -33,6 +32,8 @@ _PACK = 512
 """Tokens of one forward pass: enough to keep a CPU's matrix units busy, few enough for the mask's square."""
 _HEAD = 256
 """Positions projected to the vocabulary at once."""
+_LONGEST = 1024
+"""Tokens of a text that are scored in one."""
 _TEXTS = 64
 """Texts whose variants are in memory at once, and packed together."""
 _DEPTHS = (0, 4, None)
@@ -128,7 +129,8 @@ def suspicions(
     """The suspicion of each word of each text, in the order of `words`.
 
     None where there is no perplexity to compare with: the only word of a text, or one without which a single token is
-    left. A text beyond the model's longest input is scored in consecutive pieces that fit; none of it is cut off.
+    left. A text beyond `_LONGEST` tokens or the model's longest input is scored in consecutive pieces that fit, so that
+    none of it is cut off and the cost, the square of the length up to there, grows in proportion from there on.
 
     Args:
         loaded: the scoring model; the perplexity is over the text's own tokens but the first, without a chat template.
@@ -137,7 +139,7 @@ def suspicions(
             score, its branch is not computed and the score is an upper bound, which is below `at_least` too.
         what: label of the progress bar.
     """
-    limit = getattr(loaded.model.config, "max_position_embeddings", None) or sys.maxsize
+    limit = min(getattr(loaded.model.config, "max_position_embeddings", None) or _LONGEST, _LONGEST)
     pieces = [(number, piece) for number, text in enumerate(texts) for piece in _pieces(loaded, text, limit)]
     several = [piece for _, piece in pieces if len(words(piece)) > 1]
     starts = track(range(0, len(several), _TEXTS), description=what, transient=True)

@@ -26,6 +26,7 @@ def filter_rows(words: Sequence[str]) -> None:
     from mbdefense import filtering
     from mbdefense.data import poisoned_ids, save
     from mbdefense.filters import Evidence
+    from mbdefense.measure import measure
     from mbdefense.provenance import provenance
 
     rows = load_rows([options.data], config.on_bad_row, options.data)
@@ -34,7 +35,8 @@ def filter_rows(words: Sequence[str]) -> None:
         config.model, rows, clean, config.seed, config.max_length, config.batch_size,
         config.chat_template, config.trust_remote_code,
     )  # fmt: skip
-    filtered = method(evidence)
+    with measure() as cost:
+        filtered = method(evidence)
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     rest = filtering.kept(rows, filtered)
@@ -42,8 +44,8 @@ def filter_rows(words: Sequence[str]) -> None:
     poisoned = poisoned_ids(rows)
     quality = filtering.quality(filtered, poisoned) if poisoned or config.flagged else None
     asked = {"data": options.data, **asdict(config), "options": asdict(method)}
-    summary = {"provenance": provenance(asked, [config.seed]), "quality": asdict(quality) if quality else None}
-    filtering.write(directory, filtered, summary)
+    measured = {"quality": asdict(quality) if quality else None, **asdict(cost)}
+    filtering.write(directory, filtered, {"provenance": provenance(asked, [config.seed]), **measured})
     print(f"{config.filter}: {len(rows) - len(rest)} of {len(rows)} rows dropped")  # noqa: T201
     for name, value in filtered.facts.items():
         print(f"  {name.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")  # noqa: T201

@@ -11,8 +11,11 @@ from typing import Any
 
 from mbdefense import __version__, filtering
 from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.errors import UserError
 from mbdefense.files import read_json
 from mbdefense.filters import Evidence, Filtered
+from mbdefense.measure import measure
+from mbdefense.model import CARD_FILE
 from mbdefense.processes import is_main_process, wait_for_everyone
 
 
@@ -47,11 +50,16 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
     inputs_hash = hashlib.sha256(json.dumps([__version__, inputs], default=str).encode()).hexdigest()
     summary = setting.directory / filtering.SUMMARY_FILE
     done = setting.resume and summary.is_file() and read_json(summary).get("inputs_hash") == inputs_hash
+    if not done and (setting.directory / CARD_FILE).is_file():  # `stage` would say so, but after the verdicts are gone
+        what = "a model made from other data or options" if setting.resume else "a finished model"
+        fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"
+        raise UserError(f"{what} lies in", str(setting.directory), fix)
     wait_for_everyone()  # nobody may write the summary while another one still looks for it
     if is_main_process() and not done:
-        verdicts = judge(evidence)
+        with measure() as cost:
+            verdicts = judge(evidence)
         filtering.kept(setting.suspect, verdicts)  # refuses before anything is written that `--resume` would use
-        filtering.write(setting.directory, verdicts, {**about, "inputs_hash": inputs_hash})
+        filtering.write(setting.directory, verdicts, {**about, "inputs_hash": inputs_hash, **asdict(cost)})
     wait_for_everyone()
     dropped = set(filtering.dropped_ids(setting.directory))
     rest = [index for index, row_id in enumerate(setting.suspect["id"]) if row_id not in dropped]

@@ -40,7 +40,9 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.max_length < 16 or self.batch_size < 1:
-            raise UserError("max_length or batch_size is too small", (self.max_length, self.batch_size), "use 16 and 1")
+            raise UserError(
+                "max_length or batch_size is too small", (self.max_length, self.batch_size), "use at least 16 and 1"
+            )
         for name in ("suspect", "clean"):
             object.__setattr__(self, name, unlabelled(getattr(self, name)))
             if not len(getattr(self, name)):
