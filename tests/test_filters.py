@@ -295,3 +295,13 @@ def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     assert "other data or options" in capsys.readouterr().err
     assert (out / "filter.jsonl").stat().st_mtime_ns == before
     assert len(tuned) == 1
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_broken_model_is_no_verdict(name: str, evidence: Evidence, copied_model: Path) -> None:
+    loaded = load_model(str(copied_model))
+    with torch.no_grad():
+        loaded.model.model.norm.weight.fill_(float("nan"))
+    loaded.model.save_pretrained(copied_model)
+    with pytest.raises(UserError, match="no numbers"):
+        FILTERS[name]()(replace(evidence, base=str(copied_model)))

@@ -135,8 +135,9 @@ def suspicions(
     Args:
         loaded: the scoring model; the perplexity is over the text's own tokens but the first, without a chat template.
         texts: the texts.
-        at_least: scores below it need not be exact. Where what precedes a word alone shows that it cannot reach this
-            score, its branch is not computed and the score is an upper bound, which is below `at_least` too.
+        at_least: scores below it need not be exact. Where the tokens before a word, or those and the next few, show
+            that it cannot reach this score, its branch is not computed to the end and the score is an upper bound,
+            which is below `at_least` too.
         what: label of the progress bar.
     """
     limit = min(getattr(loaded.model.config, "max_position_embeddings", None) or _LONGEST, _LONGEST)
@@ -157,7 +158,7 @@ def suspicions(
 
 
 def perplexities(loaded: LoadedModel, texts: Sequence[str], *, at_least: float = -math.inf) -> list[Perplexities]:
-    """Perplexity of each text and of its variants without one word; infinite for less than two tokens.
+    """Perplexity of each text, which holds a word, and of its variants without one; infinite for under two tokens.
 
     See `suspicions` for the arguments; a variant that cannot lie `at_least` below its text gets a lower bound.
     """
@@ -338,4 +339,6 @@ def _losses(loaded: LoadedModel, row: _Row) -> list[float]:
             logits = head(hidden[places])
             logits = logits if logits.dtype == torch.float64 else logits.float()
             result += cross_entropy(logits, wanted, reduction="none").double().tolist()
+    if not all(map(math.isfinite, result)):
+        raise UserError("the scoring model gives losses that are no numbers", fix="score with another model")
     return result

@@ -11,6 +11,7 @@ from rich.progress import track
 from scipy.linalg import eigh
 from torch import Tensor
 
+from mbdefense.errors import UserError
 from mbdefense.filters.evidence import Evidence
 from mbdefense.losses import IGNORED
 from mbdefense.model import LoadedModel, body_and_head, device, encode
@@ -48,6 +49,8 @@ def response_states(loaded: LoadedModel, rows: Dataset, evidence: Evidence, what
         with torch.inference_mode():
             inputs = {name: value.to(target) for name, value in batch.items()}
             hidden = body(**inputs, use_cache=False).last_hidden_state
+        if not bool(torch.isfinite(hidden).all()):
+            raise UserError("the model's hidden states are no numbers", fix="filter with another model")
         for place, index in enumerate(indices):
             response = targets[place][targets[place] != IGNORED].to(target)
             yield State(index, hidden[place, -len(response) :], response)
