@@ -69,7 +69,11 @@ def main() -> None:
     n, count = len(texts), sum(map(len, single))
     print(f"{n} prompts, {count} words, {torch.get_num_threads()} threads")  # noqa: T201
     print(f"packed {n / (middle - start):.2f} prompts/s, one pass per word {n / (end - middle):.2f} prompts/s")  # noqa: T201
-    print(f"ratio {(end - middle) / (middle - start):.1f}; largest difference {max(differences, default=0.0):.1e}")  # noqa: T201
+    print(f"ratio {(end - middle) / (middle - start):.1f}")  # noqa: T201
+    if differences:
+        print(f"largest difference {max(differences):.1e} of the perplexity, over {len(differences)} scores")  # noqa: T201
+    else:
+        print("no score reaches the threshold: nothing to compare")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class GraCeFul:
       which lies in the cluster, poison below a rate of about ``1 - alpha^(1/m)`` stays (2.3 % for m = 128, 0.6 % for
       m = 512). Clean rows of another kind than the suspect ones void the test.
     - The gradient is the output projection's alone, also where it shares its weights with the embedding.
-    - The DCT is orthonormal, which halves the weight of its constant terms against the unscaled one.
+    - The DCT is orthonormal; an unscaled one would count the squares of its constant terms double.
     - Components and clusters come from at most `fit_rows` rows; further ones go to the cluster of the
       nearest of those.
 
