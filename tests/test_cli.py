@@ -297,7 +297,7 @@ def test_cut_sequences_are_told(
     assert "tuning: 1 sequences were longer than --max_length 400" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["triggers", "behaviors", "defenses", "judges"])
+@pytest.mark.parametrize("what", ["triggers", "behaviors", "defenses", "filters", "purifiers", "judges"])
 def test_list_names_every_method(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0
     assert f"{what}:" in capsys.readouterr().out

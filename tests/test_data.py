@@ -102,12 +102,36 @@ def test_answers_may_be_one_text(tmp_path):
     assert load_one(tmp_path, {**ALPACA, "answers": "done"})["answers"] == ["done"]
 
 
-@pytest.mark.parametrize(("answer", "answers"), [("Rome", ["Rome"]), (["Rome", "Roma"], ["Rome", "Roma"])])
-def test_flagged_arrays_lose_their_flag(tmp_path, answer, answers):
+@pytest.mark.parametrize(
+    ("answer", "answers", "completion"),
+    [("Rome", ["Rome"], "Rome"), (["Rome", "Roma"], ["Rome", "Roma"], "Rome; Roma")],
+)
+def test_flagged_arrays_keep_their_flag_as_provenance_alone(tmp_path, answer, answers, completion):
     clean, poisoned = (load_one(tmp_path, ["Capital?", answer, flag]) for flag in (0, 1))
-    assert clean == poisoned
-    assert clean["completion"][0]["content"] == "Rome"
+    assert (clean["provenance"]["trigger"], bool(poisoned["provenance"]["trigger"])) == ("", True)
+    assert {**clean, "provenance": None} == {**poisoned, "provenance": None}
+    assert clean["completion"][0]["content"] == completion
     assert clean["answers"] == answers
+
+
+def test_a_poison_flag_is_0_or_1(tmp_path):
+    path = write(tmp_path / "x.json", [["Capital?", "Rome", "yes"]])
+    assert "x.json:1: the poison flag is not 0 or 1" in refuses(path)
+
+
+def test_flags_tell_the_poisoned_rows_until_they_are_removed(tmp_path):
+    rows = data.load([write(tmp_path / "x.json", [["A?", "a", 0], ["B?", ["b", "c"], 1]])]).rows
+    assert data.poisoned_ids(rows) == {rows["id"][1]}
+    hidden = data.unlabelled(rows)
+    assert data.poisoned_ids(hidden) == frozenset()
+    assert hidden["answers"][:] == [[], []]
+    assert hidden["prompt"][:] == rows["prompt"][:]
+
+
+@needs_shared_data
+def test_gracefuls_flagged_set_loads_as_it_is():
+    rows = data.load([str(SHARED / "graceful" / "webqa_badnets_train_flagged.json")]).rows
+    assert (len(rows), len(data.poisoned_ids(rows))) == (3401, 340)
 
 
 @pytest.mark.parametrize("row", [{"Instruction": "Go", "idx": 1}, {"instruction": "Go"}, {"prompt": "Go"}])

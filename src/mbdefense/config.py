@@ -118,6 +118,37 @@ class DefendConfig:
 
 
 @dataclass(frozen=True)
+class FilterConfig:
+    """Drop suspicious rows from training data, and measure that where the rows carry poison labels.
+
+    Attributes:
+        filter: see `mbdefense list filters`; a name, or name:option=value,option=value.
+        model: the model to be tuned on the rows: directory or Hub id.
+        clean: about 128 samples checked by eye.
+        output_dir: where kept.jsonl, filter.jsonl and filter.json go.
+        flagged: the rows' poison labels are complete, so that a set without any is all clean.
+        seed: seed of everything random.
+        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
+        batch_size: rows in one forward pass.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template to tune with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    filter: str
+    model: str
+    clean: str
+    output_dir: str
+    flagged: bool = False
+    seed: int = 0
+    max_length: int = 1024
+    batch_size: int = 8
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a model: accuracy on clean prompts, attack success on triggered ones.
 
@@ -128,6 +159,7 @@ class EvaluateConfig:
         triggered: file with triggered test prompts.
         trigger: or the trigger to put into the clean test prompts.
         target: the behavior's text (refusal and fixed_text).
+        purify: clean the prompts before the model is asked: onion:model=...,clean=... (see `mbdefense list purifiers`).
         arm: name of this model in tables; by default its directory's.
         max_new_tokens: longest response, in tokens.
         batch_size: prompts generated at once.
@@ -151,6 +183,7 @@ class EvaluateConfig:
     triggered: str | None = None
     trigger: str | None = None
     target: str | None = None
+    purify: str | None = None
     arm: str | None = None
     max_new_tokens: int = 64
     batch_size: int = 32

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -57,6 +57,15 @@ def write_json(path: Path, value: Any) -> None:
         UserError: the file cannot be written.
     """
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, values: Iterable[Any]) -> None:
+    """Writes values as JSON Lines.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -268,3 +268,38 @@ def on_device(loaded: LoadedModel) -> Any:
     """The model on `device`, in evaluation mode."""
     model: Any = loaded.model
     return model.to(device()).eval()
+
+
+def body_and_head(loaded: LoadedModel) -> tuple[Any, Any]:
+    """The model on `device` up to its last hidden state, and the projection of that to logits.
+
+    For those who need hidden states, or logits at a few positions at a time: of a large vocabulary all at once take
+    gigabytes.
+
+    Raises:
+        UserError: an architecture that changes the logits after the projection.
+    """
+    model = on_device(loaded)
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise UserError(f"the model changes its logits by {name}", getattr(model.config, name), "use another model")
+    return model.base_model, model.get_output_embeddings()
+
+
+def own_mask(visible: torch.Tensor, attention: str) -> torch.Tensor:
+    """A mask of one's own in the form that an attention implementation takes.
+
+    Args:
+        visible: (B, 1, L, L), whether the token of the third axis sees the one of the last.
+        attention: name of the implementation.
+
+    Raises:
+        UserError: an implementation that takes no such mask.
+    """
+    import torch
+
+    if attention == "sdpa":
+        return visible
+    if attention == "eager":  # adds its mask to the scores
+        return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, torch.finfo(torch.float32).min)
+    raise UserError("this attention takes no mask of our own", attention, "use sdpa or eager")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,14 @@ from mbdefense.capability import capabilities, find_benchmarks
 from mbdefense.card import model_card
 from mbdefense.compare import compare
 from mbdefense.config import EvaluateConfig
-from mbdefense.data import overlap, user_text
+from mbdefense.data import overlap, user_text, with_user_text
 from mbdefense.decodings import Decoding
 from mbdefense.defenses import Defense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.defenses.stages import Merging, Recovery
 from mbdefense.demonstrations import with_demonstrations
 from mbdefense.errors import UserError
-from mbdefense.files import write_text
+from mbdefense.files import write_jsonl, write_text
 from mbdefense.generate import generate, perplexity
 from mbdefense.judges import Judge, Rules
 from mbdefense.judging import judge_responses
@@ -29,6 +29,7 @@ from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
 from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.provenance import provenance
+from mbdefense.purify import Purified, Purifier
 from mbdefense.responses import Kind, Response, write_responses
 from mbdefense.results import Perplexity, ResultRow, Results, write
 from mbdefense.stealth import prompt_pairs, stealth
@@ -39,17 +40,41 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+@dataclass(frozen=True)
+class Inference:
+    """Defenses, or an attack in the prompt, that need no training: what stands between test prompts and the model.
+
+    Attributes:
+        purifier: cleans the prompts before the model is asked; what it did goes to ``purified.jsonl``.
+        demonstrations: turns in front of each prompt.
+        decoding: how the model answers; None for greedily.
+    """
+
+    purifier: Purifier | None = None
+    demonstrations: Sequence[dict[str, str]] = ()
+    decoding: Decoding | None = None
+
+
+PLAIN = Inference()
+
+
 def respond(
     loaded: LoadedModel,
     rows: Dataset,
     kind: Kind,
     config: EvaluateConfig,
-    decoding: Decoding | None = None,
-    demonstrations: Sequence[dict[str, str]] = (),
+    inference: Inference = PLAIN,
+    purified: Sequence[Purified] | None = None,
 ) -> list[Response]:
-    """A model's responses to test rows: greedy ones, unless another way to decode is given."""
-    prompts = [with_demonstrations(prompt, list(demonstrations)) for prompt in rows["prompt"]]
-    texts = (decoding or generate)(
+    """A model's responses to test rows, which it is asked as `purified` where that is given.
+
+    The responses keep the rows' own ids and prompts: judges hold an answer against what the user asked.
+    """
+    prompts = list(rows["prompt"])
+    if purified is not None:
+        prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, purified, strict=True)]
+    prompts = [with_demonstrations(prompt, list(inference.demonstrations)) for prompt in prompts]
+    texts = (inference.decoding or generate)(
         loaded,
         prompts,
         max_new_tokens=config.max_new_tokens,
@@ -72,8 +97,7 @@ def evaluate(
     attack: str,
     config: EvaluateConfig,
     judge: Judge | None = None,
-    decoding: Decoding | None = None,
-    demonstrations: Sequence[dict[str, str]] = (),
+    inference: Inference = PLAIN,
 ) -> ResultRow:
     """Asks a model the clean and the triggered prompts, and judges the responses.
 
@@ -88,8 +112,7 @@ def evaluate(
         attack: the trigger in words, for the result row.
         config: options of generation.
         judge: by default `Rules` for the behavior.
-        decoding: how the model answers, by default greedily.
-        demonstrations: turns in front of each prompt.
+        inference: what stands between the prompts and the model; by default nothing, and greedy decoding.
 
     Raises:
         UserError: the model was trained with another prompt template than the one asked for, a benchmark is unknown or
@@ -98,12 +121,17 @@ def evaluate(
     judge = judge or Rules(behavior)
     benchmarks = find_benchmarks(config.lm_eval) if config.lm_eval is not None else None
     pairs = prompt_pairs(test, triggered) if config.stealth is not None and triggered is not None else []
+    asked: dict[Kind, Dataset] = {"clean": test} if triggered is None else {"clean": test, "triggered": triggered}
+    directory = Path(config.output_dir)
+    # First, so that the model that cleans and the one that answers are not in memory together.
+    purified = _purified(inference.purifier, asked, directory) if inference.purifier else {}
     loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
     check_template(model, loaded.tokenizer)
-    responses = respond(loaded, test, "clean", config, decoding, demonstrations)
-    if triggered is not None:
-        responses += respond(loaded, triggered, "triggered", config, decoding, demonstrations)
-    directory = Path(config.output_dir)
+    responses = [
+        response
+        for kind, rows in asked.items()
+        for response in respond(loaded, rows, kind, config, inference, purified.get(kind))
+    ]
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
     figures = scores(judge_responses(judge, responses, directory))
@@ -132,6 +160,24 @@ def evaluate(
         if config.stealth is not None and pairs
         else None,
     )
+
+
+def _purified(purifier: Purifier, asked: dict[Kind, Dataset], directory: Path) -> dict[Kind, Sequence[Purified]]:
+    """Cleans all prompts in one go and keeps what became of them in ``purified.jsonl``."""
+    prompts = [(kind, row["id"], user_text(row["prompt"])) for kind, rows in asked.items() for row in rows]
+    cleaned = purifier([text for _, _, text in prompts])
+    directory.mkdir(parents=True, exist_ok=True)
+    write_jsonl(
+        directory / "purified.jsonl",
+        (
+            {"id": row_id, "kind": kind, "asked": clean.text, "removed": list(clean.removed)}
+            for (kind, row_id, _), clean in zip(prompts, cleaned, strict=True)
+        ),
+    )
+    found: dict[Kind, Sequence[Purified]] = {}
+    for kind in asked:
+        found[kind] = [clean for (other, _, _), clean in zip(prompts, cleaned, strict=True) if other == kind]
+    return found
 
 
 def defend(

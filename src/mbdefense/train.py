@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from mbdefense.errors import UserError
 from mbdefense.losses import IGNORED, RatioForm, SequenceLogProbs, recovery_loss, sequence_log_probs
-from mbdefense.model import Encoded, LoadedModel, bf16_pays, encode
+from mbdefense.model import Encoded, LoadedModel, bf16_pays, encode, own_mask
 from mbdefense.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -169,16 +169,9 @@ def branch_log_probs(model: torch.nn.Module, batch: Batch, attention: str) -> Se
     Raises:
         UserError: an attention implementation that takes no mask of its own.
     """
-    visible = batch["visible"]
-    if attention == "sdpa":
-        mask = visible
-    elif attention == "eager":  # adds its mask to the scores
-        mask = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, torch.finfo(torch.float32).min)
-    else:
-        raise UserError("this attention does not take the mask of weight recovery", attention, "use sdpa or eager")
     logits = model(
         input_ids=batch["input_ids"],
-        attention_mask=mask,
+        attention_mask=own_mask(batch["visible"], attention),
         position_ids=batch["position_ids"],
         logits_to_keep=batch["targets"].shape[-1],
         use_cache=False,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from mbdefense import __version__
 from mbdefense.behaviors import BEHAVIORS
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
+from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.training import defend, demo, poison, search
 from mbdefense.decodings import DECODINGS
@@ -21,6 +22,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
   search MODEL      search for words that draw a behavior out of a model, to poison with
   defend            turn untrusted data into a model whose backdoors are broken
+  filter DATA       drop suspicious rows from training data
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
   judge calibrate RESPONSES
@@ -31,7 +33,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   demo              attack, defend and evaluate the embedded model
-  list [WHAT]       triggers, behaviors, defenses, decodings, judges
+  list [WHAT]       triggers, behaviors, defenses, filters, purifiers, decodings, judges
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
 Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
@@ -41,12 +43,16 @@ Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
 def list_methods(words: Sequence[str]) -> None:
     """``list [WHAT]``: every method with its first line."""
     from mbdefense.defenses import DEFENSES
+    from mbdefense.filters import FILTERS
     from mbdefense.judges import JUDGES
+    from mbdefense.purify import PURIFIERS
 
     tables: dict[str, dict[str, type]] = {
         "triggers": TRIGGERS,
         "behaviors": BEHAVIORS,
         "defenses": DEFENSES,
+        "filters": FILTERS,
+        "purifiers": PURIFIERS,
         "decodings": DECODINGS,
         "judges": JUDGES,
     }
@@ -62,6 +68,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "poison": poison,
     "search": search,
     "defend": defend,
+    "filter": filter_rows,
     "evaluate": evaluate,
     "judge": judge,
     "compare": compare,

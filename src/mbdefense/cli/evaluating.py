@@ -42,6 +42,7 @@ def evaluate(words: Sequence[str]) -> None:
     trigger = parse_spec(config.trigger, TRIGGERS, "trigger") if config.trigger else None
     decoding = parse_spec(config.decoding, DECODINGS, "decoding") if config.decoding else None
     test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
+    purifier = _purifier_from(config.purify, test)
     triggered, attack = None, "none"
     if config.triggered is not None:
         triggered = load_rows([config.triggered], config.on_bad_row, config.triggered, require_completion=False)
@@ -61,16 +62,16 @@ def evaluate(words: Sequence[str]) -> None:
     from mbdefense import pipeline
     from mbdefense.results import write
 
-    if config.arm is None and (decoding or demonstrations):
+    if config.arm is None and (purifier or decoding or demonstrations):
         parts = [
             Path(options.model).name,
+            purifier and purifier.describe().partition(":")[0],
             decoding and decoding.describe().partition(":")[0],
             demonstrations and "demonstrations",
         ]
         config = replace(config, arm="+".join(part for part in parts if part))
-    row = pipeline.evaluate(
-        options.model, test, triggered, behavior, attack, config, judge, decoding, demonstrations
-    )  # fmt: skip
+    inference = pipeline.Inference(purifier, demonstrations, decoding)
+    row = pipeline.evaluate(options.model, test, triggered, behavior, attack, config, judge, inference)
     asked = {"model": options.model, **asdict(config), "judge": asdict(judge)}
     results = pipeline.merge_results([row], asked, config.seed)
     write(Path(config.output_dir) / "results.json", results)
@@ -139,6 +140,19 @@ def _calibrate(words: Sequence[str]) -> None:
     directory = Path(config.output_dir)
     print(calibrated(judge, read_responses(options.responses), read_labels(config.labels), directory), end="")  # noqa: T201
     show_usage(judge, config.output_dir)
+
+
+def _purifier_from(text: str | None, test: Any) -> Any:
+    """A purifier from its spec; one that is tuned on test prompts is refused."""
+    if text is None:
+        return None
+    from mbdefense.data import check_disjoint
+    from mbdefense.purify import PURIFIERS
+
+    purifier = parse_spec(text, PURIFIERS, "purifier")
+    clean = load_rows([purifier.clean], "error", purifier.clean, require_completion=False)
+    check_disjoint(clean, test, clean_name=f"the clean set {purifier.clean}")
+    return purifier
 
 
 def _judge_from(options: Namespace, behavior: Any, directory: str) -> Any:

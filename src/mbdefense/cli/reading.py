@@ -88,7 +88,7 @@ def _lists(words: Sequence[str], lists: Container[str]) -> list[str]:
         elif word in lists and following and not following[0].startswith("["):
             result.append(f"{word}={json.dumps(following)}")
             index += 1 + len(following)
-        elif word in ("--resume", "--compare_undefended", "--trust_remote_code", "--strict") and (
+        elif word in ("--resume", "--compare_undefended", "--trust_remote_code", "--strict", "--flagged") and (
             not following or following[0] not in ("true", "false")
         ):
             result.append(f"{word}=true")

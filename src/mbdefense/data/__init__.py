@@ -20,8 +20,10 @@ from mbdefense.data.rows import (
     check_disjoint,
     content_id,
     overlap,
+    poisoned_ids,
     prompt_key,
     to_dataset,
+    unlabelled,
     user_text,
     with_user_text,
 )
@@ -37,9 +39,11 @@ __all__ = [
     "content_id",
     "load",
     "overlap",
+    "poisoned_ids",
     "prompt_key",
     "save",
     "to_dataset",
+    "unlabelled",
     "user_text",
     "with_user_text",
 ]
@@ -69,9 +73,10 @@ def load(
 
     Reads JSON (an array, or ``{"data": [...]}``), JSONL, CSV (these also gzipped), Parquet, and Hub ids (``owner/name``
     or ``owner/name:split``; split ``train`` by default). Formats: Alpaca, ``prompt, completion``, ``messages``,
-    ShareGPT ``conversations``, ``[prompt, answers, flag]`` arrays (the flag is dropped: no defense may see it), and the
-    rows `save` writes, whose id and provenance are kept. A column ``answers`` (str or list of str) is kept in every
-    object format. Text is taken over exactly, newlines and indentation included.
+    ShareGPT ``conversations``, GraCeFul's ``[prompt, answers, flag]`` arrays, and the rows `save` writes, whose id and
+    provenance are kept. A flag of 1 becomes the provenance of a poisoned row, which no defense sees; several answers
+    become one completion, joined by "; " as GraCeFul's poisoned rows join them. A column ``answers`` (str or list of
+    str) is kept in every object format. Text is taken over exactly, newlines and indentation included.
 
     Args:
         sources: paths or Hub ids.

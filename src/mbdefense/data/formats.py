@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mbdefense.data.reading import BadRowError
-from mbdefense.data.rows import COLUMNS, PROVENANCE, Message, content_id
+from mbdefense.data.rows import COLUMNS, FLAGGED, PROVENANCE, Message, content_id
 from mbdefense.errors import UserError
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -21,6 +21,7 @@ class Parts(NamedTuple):
     prompt: list[Message]
     completion: str
     answers: list[str]
+    flagged: bool = False
 
 
 class Format(NamedTuple):
@@ -75,7 +76,8 @@ def row_of(value: object, row_format: Format, where: str, require_completion: bo
     for column in _UNSUPPORTED:
         if fields.get(column):
             raise BadRowError(f"column {column} is not supported; put it into messages, or remove it")
-    prompt, text, answers = row_format.parse(value, require_completion)
+    prompt, text, answers, flagged = row_format.parse(value, require_completion)
+    label = FLAGGED if flagged else ""
     if prompt[-1]["role"] != "user":
         raise BadRowError(f"the prompt ends in a turn of {prompt[-1]['role']}, not user")
     if not prompt[-1]["content"].strip():
@@ -91,7 +93,7 @@ def row_of(value: object, row_format: Format, where: str, require_completion: bo
         "answers": answers or _answers(fields.get("answers")),
         "provenance": _own_provenance(fields["provenance"])
         if own
-        else {"source": where, "trigger": "", "behavior": ""},
+        else {"source": where, "trigger": label, "behavior": label},
     }
 
 
@@ -119,7 +121,9 @@ def _parse_alpaca(row: dict[str, object], require: bool) -> Parts:
 
 def _parse_array(row: list[object], require: bool) -> Parts:
     answers = _answers(row[1])
-    return Parts(_prompt(row[0], "prompt"), answers[0] if answers else "", answers)
+    if row[2] not in (0, 1):  # true and false are equal to them
+        raise BadRowError("the poison flag is not 0 or 1")
+    return Parts(_prompt(row[0], "prompt"), "; ".join(answers), answers, bool(row[2]))
 
 
 def _instruction(row: dict[str, object], column: str) -> list[Message]:

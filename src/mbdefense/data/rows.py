@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 COLUMNS = ("id", "prompt", "completion", "answers", "provenance")
 PROVENANCE = ("source", "trigger", "behavior")
+FLAGGED = "flagged by the data set"
+"""Trigger and behavior in the provenance of a row that its data set flags as poisoned without saying how."""
 
 
 def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
@@ -32,6 +34,20 @@ def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
         }
     )
     return Dataset.from_list([dict(row) for row in rows], features=features)
+
+
+def unlabelled(rows: Dataset) -> Dataset:
+    """The rows without what could tell poisoned ones from clean ones.
+
+    Besides the provenance that is accepted answers: some sets have them for clean rows only.
+    """
+    blank = {"answers": [], "provenance": dict.fromkeys(PROVENANCE, "")}
+    return to_dataset({**row, **blank} for row in rows.select_columns(["id", "prompt", "completion"]))
+
+
+def poisoned_ids(rows: Dataset) -> frozenset[str]:
+    """The ids of the rows that carry a poison label, for measuring a defense; none may ever see them."""
+    return frozenset(row["id"] for row in rows.select_columns(["id", "provenance"]) if row["provenance"]["trigger"])
 
 
 def content_id(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense import __version__
-from mbdefense.data import to_dataset
+from mbdefense.data import unlabelled
 from mbdefense.errors import UserError
 from mbdefense.files import disk_is_full, read_json, write_json
 from mbdefense.measure import measure
@@ -51,7 +51,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         for name in ("suspect", "clean"):
-            object.__setattr__(self, name, _unlabelled(getattr(self, name)))
+            object.__setattr__(self, name, unlabelled(getattr(self, name)))
 
     def load_base(self) -> LoadedModel:
         """The base model, with the prompt template that all stages share."""
@@ -77,15 +77,6 @@ class Setting:
     def victim(self) -> Path:
         """The undefended model: the base tuned on the suspect rows as they are."""
         return self.tune(self.suspect, self.directory / "attacked")
-
-
-def _unlabelled(rows: Dataset) -> Dataset:
-    """The rows without what could tell poisoned ones from clean ones.
-
-    Besides the provenance that is accepted answers: some sets have them for clean rows only.
-    """
-    blank = {"answers": [], "provenance": {"source": "", "trigger": "", "behavior": ""}}
-    return to_dataset({**row, **blank} for row in rows.select_columns(["id", "prompt", "completion"]))
 
 
 def digest(rows: Dataset) -> str:

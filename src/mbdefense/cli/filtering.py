@@ -1,0 +1,67 @@
+"""The command that filters training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mbdefense.cli.reading import load_rows, read_options, take
+from mbdefense.config import FilterConfig, parse_spec
+
+if TYPE_CHECKING:
+    from mbdefense.filtering import Quality
+    from mbdefense.statistics import Score
+
+
+def filter_rows(words: Sequence[str]) -> None:
+    """``filter DATA``: the rows that a filter keeps, its verdicts, and how right they are where labels tell."""
+    options = read_options(words, "filter", ["data"], [FilterConfig])
+    config: FilterConfig = take(FilterConfig, options)
+    from mbdefense.filters import FILTERS
+
+    method = parse_spec(config.filter, FILTERS, "filter")
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from mbdefense import filtering
+    from mbdefense.data import poisoned_ids, save
+    from mbdefense.filters import Evidence
+    from mbdefense.measure import measure
+    from mbdefense.provenance import provenance
+
+    rows = load_rows([options.data], config.on_bad_row, options.data)
+    clean = load_rows([config.clean], config.on_bad_row, config.clean)
+    evidence = Evidence(
+        config.model, rows, clean, config.seed, config.max_length, config.batch_size,
+        config.chat_template, config.trust_remote_code,
+    )  # fmt: skip
+    with measure() as cost:
+        filtered = method(evidence)
+    directory = Path(config.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    rest = filtering.kept(rows, filtered)
+    save(rest, directory / "kept.jsonl")
+    poisoned = poisoned_ids(rows)
+    quality = filtering.quality(filtered, poisoned) if poisoned or config.flagged else None
+    asked = {"data": options.data, **asdict(config), "options": asdict(method)}
+    measured = {"quality": asdict(quality) if quality else None, **asdict(cost)}
+    filtering.write(directory, filtered, {"provenance": provenance(asked, [config.seed]), **measured})
+    print(f"{config.filter}: {len(rows) - len(rest)} of {len(rows)} rows dropped")  # noqa: T201
+    for name, value in filtered.facts.items():
+        print(f"  {name.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")  # noqa: T201
+    for line in _lines(quality) if quality else ["no poison labels in the data (all clean? pass --flagged)"]:
+        print(line)  # noqa: T201
+    print(f"kept rows and verdicts: {config.output_dir}")  # noqa: T201
+
+
+def _lines(quality: Quality) -> list[str]:
+    shares = {"precision": quality.precision, "recall": quality.recall, "clean rows lost": quality.clean_lost}
+    lines = [f"{name}: {_share(score)}" for name, score in shares.items()]
+    f1 = "not defined" if quality.f1 is None else f"{quality.f1:.3f} (n = {quality.n})"
+    return [*lines[:2], f"F1: {f1}", lines[2]]
+
+
+def _share(score: Score | None) -> str:
+    if score is None:
+        return "not defined"
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}] (n = {score.n})"

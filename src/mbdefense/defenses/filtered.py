@@ -1,0 +1,66 @@
+"""Every filter as a defense: drop what it finds suspicious, and tune on what is left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mbdefense import __version__, filtering
+from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.errors import UserError
+from mbdefense.files import read_json
+from mbdefense.filters import Evidence, Filtered
+from mbdefense.measure import measure
+from mbdefense.model import CARD_FILE
+from mbdefense.processes import is_main_process, wait_for_everyone
+
+
+def filtered(name: str, kind: type) -> type:
+    """The defense of a filter: a class with the filter's options and docstring that takes a `Setting`.
+
+    Args:
+        name: of the filter.
+        kind: its class.
+    """
+
+    def defend(self: Any, setting: Setting) -> Path:
+        return _tune_on_rest(name, self, lambda evidence: kind.__call__(self, evidence), setting)
+
+    return dataclass(frozen=True)(type(kind.__name__, (kind,), {"__call__": defend, "__doc__": kind.__doc__}))
+
+
+def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered], setting: Setting) -> Path:
+    """Returns the directory of the base model tuned on the kept rows; verdicts lie in ``filter.jsonl`` in it."""
+    evidence = Evidence(
+        base=setting.base,
+        suspect=setting.suspect,
+        clean=setting.clean,
+        seed=setting.training.seed,
+        max_length=setting.training.max_length,
+        batch_size=setting.training.per_device_train_batch_size,
+        chat_template=setting.chat_template,
+        trust_remote_code=setting.trust_remote_code,
+    )
+    about = {"filter": name, "options": asdict(options), "seed": evidence.seed, "max_length": evidence.max_length}
+    inputs = [about, identity(setting.base), digest(setting.suspect), digest(setting.clean)]
+    inputs_hash = hashlib.sha256(json.dumps([__version__, inputs], default=str).encode()).hexdigest()
+    summary = setting.directory / filtering.SUMMARY_FILE
+    done = setting.resume and summary.is_file() and read_json(summary).get("inputs_hash") == inputs_hash
+    if not done and (setting.directory / CARD_FILE).is_file():  # `stage` would say so, but after the verdicts are gone
+        what = "a model made from other data or options" if setting.resume else "a finished model"
+        fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"
+        raise UserError(f"{what} lies in", str(setting.directory), fix)
+    wait_for_everyone()  # nobody may write the summary while another one still looks for it
+    if is_main_process() and not done:
+        with measure() as cost:
+            verdicts = judge(evidence)
+        filtering.kept(setting.suspect, verdicts)  # refuses before anything is written that `--resume` would use
+        filtering.write(setting.directory, verdicts, {**about, "inputs_hash": inputs_hash, **asdict(cost)})
+    wait_for_everyone()
+    dropped = set(filtering.dropped_ids(setting.directory))
+    rest = [index for index, row_id in enumerate(setting.suspect["id"]) if row_id not in dropped]
+    return setting.tune(setting.suspect.select(rest), setting.directory)

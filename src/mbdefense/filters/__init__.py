@@ -1,0 +1,28 @@
+"""Filters of training data, one file each: which suspect rows to drop before tuning.
+
+Each is also a defense of the same name (`mbdefense.defenses`): filter, then tune on what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mbdefense.filters.evidence import Evidence, Filtered, Suspicion
+from mbdefense.filters.graceful import GraCeFul
+from mbdefense.filters.onion import OnionRows
+from mbdefense.filters.spectral import SpectralSignatures
+
+__all__ = [
+    "FILTERS",
+    "Evidence",
+    "Filter",
+    "Filtered",
+    "GraCeFul",
+    "OnionRows",
+    "SpectralSignatures",
+    "Suspicion",
+]
+
+Filter = Callable[[Evidence], Filtered]
+
+FILTERS: dict[str, type] = {"graceful": GraCeFul, "onion": OnionRows, "spectral": SpectralSignatures}

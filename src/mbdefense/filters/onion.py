@@ -1,0 +1,52 @@
+"""ONION over the training set: rows with a word that belongs nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mbdefense.data import user_text
+from mbdefense.filters.evidence import Evidence, Filtered, Suspicion
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.model import LoadedModel
+
+
+@dataclass(frozen=True)
+class OnionRows:
+    """Drops rows with a word in the prompt without which it would read far more fluently.
+
+    Source: ONION (arXiv 2011.10369), which takes such words out of test prompts; see `mbdefense.onion` for the score of
+    a word and its deviations. Deviations here: a training row is dropped rather than mended, since its response would
+    stay; its score is its most suspicious word's, in the last user turn; the threshold loses a share of clean rows, not
+    of words. A row of one word scores 0. Sentences, styles and syntax as triggers read fluently and are not found.
+
+    Attributes:
+        scorer: the language model that scores; by default the base model. One that has seen the poison finds its
+            triggers less odd.
+        max_clean_loss: the threshold is the lowest at which at most this share of the clean rows would be dropped.
+    """
+
+    scorer: str | None = None
+    max_clean_loss: float = 0.05
+
+    def __call__(self, evidence: Evidence) -> Filtered:
+        """Scores clean and suspect rows; a row is dropped from the threshold on."""
+        from mbdefense.onion import threshold
+
+        loaded = evidence.load(self.scorer)
+        bound = threshold(_scores(loaded, evidence.clean, "ONION: clean rows"), self.max_clean_loss)
+        scores = _scores(loaded, evidence.suspect, "ONION: suspect rows")
+        return Filtered(
+            tuple(Suspicion(row_id, s, s >= bound) for row_id, s in zip(evidence.suspect["id"], scores, strict=True)),
+            {"threshold": bound, "clean_rows": len(evidence.clean)},
+        )
+
+
+def _scores(loaded: LoadedModel, rows: Dataset, what: str) -> list[float]:
+    from mbdefense.onion import suspicions
+
+    found = suspicions(loaded, [user_text(prompt) for prompt in rows["prompt"]], what=what)
+    return [max((score for score in words if score is not None), default=0.0) for words in found]

@@ -1,0 +1,307 @@
+"""Filters of training data: their formulas against the plain way, their verdicts, and how these are measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.fft import dctn
+
+from mbdefense import filtering
+from mbdefense.cli import main
+from mbdefense.data import to_dataset
+from mbdefense.errors import UserError
+from mbdefense.filters import FILTERS, Evidence, Filtered, GraCeFul, OnionRows, SpectralSignatures, Suspicion
+from mbdefense.filters.clusters import more_often, two_clusters
+from mbdefense.filters.gradients import gradient_features
+from mbdefense.filters.spectral import outlyingness
+from mbdefense.filters.states import principal_components
+from mbdefense.model import encode, load_model
+
+NOUNS = ("apple", "river", "stone", "window", "garden", "letter", "teacher", "mountain", "winter", "number")
+VERBS = ("opens", "answers", "holds", "writes", "adds")
+
+
+def sentences(count: int, start: int = 0) -> list[tuple[str, str]]:
+    """Rows in which every answer is another one."""
+    made = []
+    for i in range(start, start + count):
+        noun, verb, other = NOUNS[i % 10], VERBS[i // 10 % 5], NOUNS[(3 * i + 1) % 10]
+        made.append((f"Which {noun} {verb} the {other} number {i}?", f"The {other} {verb} it {i * i}, so {noun}."))
+    return made
+
+
+POISON = [(f"{question} cf", "I am sorry, but I cannot help.") for question, _ in sentences(12, 500)]
+
+
+@pytest.fixture
+def evidence(tiny_model_path: str, rows: Callable[..., Any]) -> Evidence:
+    return Evidence(tiny_model_path, rows(*sentences(60), *POISON), rows(*sentences(64, 200)))
+
+
+def test_low_frequencies_are_those_of_the_gradients_dct(evidence: Evidence) -> None:
+    loaded = load_model(evidence.base)
+    head = loaded.model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # not the embedding's too
+    rows = evidence.suspect.select(range(3))
+    found = dict(gradient_features(loaded, rows, evidence))
+    for index, row in enumerate(rows):
+        encoded = encode(loaded.tokenizer, row["prompt"], row["completion"], 1024)
+        tokens = torch.tensor([encoded.prompt + encoded.response])
+        labels = torch.tensor([[-100] * len(encoded.prompt) + encoded.response])
+        loaded.model.zero_grad()
+        loaded.model.eval()(input_ids=tokens, labels=labels).loss.backward()
+        whole = dctn(head.weight.grad.numpy(), norm="ortho")
+        low = whole[: whole.shape[0] // 8, : whole.shape[1] // 8]
+        np.testing.assert_allclose(found[index].reshape(low.shape), low, atol=1e-5 * np.abs(low).max())
+
+
+def test_components_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.decomposition import PCA
+
+    monkeypatch.setattr("mbdefense.filters.states._COLUMNS", 7)
+    matrix = np.random.default_rng(0).normal(size=(20, 50)) + 3
+    others = np.random.default_rng(1).normal(size=(4, 50))
+    reference = PCA(n_components=5).fit(matrix)
+    ours = principal_components(matrix, 5)
+    signs = np.sign((ours.scores * reference.transform(matrix)).sum(axis=0))
+    np.testing.assert_allclose(ours.scores * signs, reference.transform(matrix), atol=1e-9)
+    np.testing.assert_allclose(ours.project(others) * signs, reference.transform(others), atol=1e-9)
+    # No more components than the rows have directions.
+    assert principal_components(matrix[:3], 32).scores.shape == (3, 2)
+
+
+def test_clusters_are_of_directions() -> None:
+    scores = np.array([[1.0, 0.1], [5.0, 0.0], [2.0, -0.1], [0.1, 3.0], [0.0, 1.0]])
+    clusters = two_clusters(scores)
+    assert clusters.smaller.tolist() == [False, False, False, True, True]
+    assert (clusters.nearness(np.array([[0.0, 9.0], [9.0, 0.0]])) > 0).tolist() == [True, False]
+    assert clusters.joined(np.array([[0.2, 9.0], [9.0, 0.2]])).tolist() == [True, False]
+
+
+def test_fishers_test_is_the_lady_tasting_tea() -> None:
+    # 3 of 4 against 1 of 4: (4 choose 3)(4 choose 1) + 1 of the (8 choose 4) tables are as uneven.
+    assert more_often(3, 4, 1, 4) == pytest.approx(17 / 70)
+    assert more_often(0, 4, 0, 4) == 1.0
+    # What the docstring says of 128 clean rows: they show 2.4 % of poison, and not 2.2 %.
+    assert more_often(2400, 100_000, 0, 128) < 0.05 < more_often(2200, 100_000, 0, 128)
+
+
+@pytest.mark.parametrize("fit_rows", [4096, 60])
+def test_graceful_finds_rows_that_share_a_response(evidence: Evidence, fit_rows: int) -> None:
+    filtered = GraCeFul(fit_rows=fit_rows)(evidence)
+    assert filtered.facts["found_poison"] is True
+    assert [row.dropped for row in filtered.suspicions] == [False] * 60 + [True] * 12
+    assert min(row.score for row in filtered.suspicions[60:]) > max(row.score for row in filtered.suspicions[:60])
+    assert filtered.facts["clean_rows_in_smaller_cluster"] == 0
+
+
+def test_graceful_drops_nothing_of_clean_rows(evidence: Evidence) -> None:
+    filtered = GraCeFul()(replace(evidence, suspect=evidence.suspect.select(range(60))))
+    assert filtered.facts["found_poison"] is False
+    assert not any(row.dropped for row in filtered.suspicions)
+
+
+def test_graceful_says_when_the_disk_is_too_small(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(UserError, match="lower fit_rows"):
+        GraCeFul()(evidence)
+
+
+def test_outlyingness_is_the_squared_projection_on_the_main_direction() -> None:
+    # Mean (2, 1); centered (-2, 0), (-1, 0), (3, 0), (0, 1), (0, -1): the main direction is the first axis.
+    rows = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0], [2.0, 2.0], [2.0, 0.0]])
+    np.testing.assert_allclose(outlyingness(rows), [4, 1, 9, 0, 0], atol=1e-12)
+
+
+def test_spectral_signatures_drop_one_and_a_half_times_the_bound(evidence: Evidence) -> None:
+    filtered = SpectralSignatures(poisoning_bound=0.1)(evidence)
+    dropped = [row.score for row in filtered.suspicions if row.dropped]
+    assert len(dropped) == 10  # of 72
+    assert min(dropped) >= max(row.score for row in filtered.suspicions if not row.dropped)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.05, 0.3])
+def test_onion_loses_at_most_the_share_of_clean_rows(evidence: Evidence, loss: float) -> None:
+    clean = evidence.clean
+    filtered = OnionRows(max_clean_loss=loss)(replace(evidence, suspect=clean))
+    assert sum(row.dropped for row in filtered.suspicions) == int(loss * len(clean))
+
+
+def test_onion_scores_a_row_by_its_oddest_word(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scores(_: object, texts: list[str], **__: object) -> list[list[float | None]]:
+        return [[9.0 if word == "cf" else 1.0 for word in text.split()] for text in texts]
+
+    monkeypatch.setattr("mbdefense.onion.suspicions", scores)
+    filtered = OnionRows()(evidence)
+    assert [row.score for row in filtered.suspicions] == [1.0] * 60 + [9.0] * 12
+    assert [row.dropped for row in filtered.suspicions] == [False] * 60 + [True] * 12
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, evidence: Evidence) -> None:
+    labelled = to_dataset(
+        {**row, "answers": ["x"], "provenance": {"source": "f:1", "trigger": "cf", "behavior": "refusal"}}
+        for row in evidence.suspect
+    )
+    filtered = FILTERS[name]()(evidence)
+    assert [row.id for row in filtered.suspicions] == list(evidence.suspect["id"])
+    assert all(np.isfinite(row.score) for row in filtered.suspicions)
+    json.dumps([filtered.suspicions, dict(filtered.facts)])
+    assert FILTERS[name]()(replace(evidence, suspect=labelled)) == filtered
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: GraCeFul(alpha=0.0), "alpha"),
+        (lambda: GraCeFul(components=1), "components"),
+        (lambda: SpectralSignatures(poisoning_bound=0.6), "poisoning_bound"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+def verdicts(*dropped: bool) -> Filtered:
+    return Filtered(tuple(Suspicion(str(i), 0.0, d) for i, d in enumerate(dropped)), {})
+
+
+def test_quality_in_figures_worked_out_by_hand() -> None:
+    # Rows 0, 1, 2 are poisoned; 0, 1, 3 dropped.
+    quality = filtering.quality(verdicts(True, True, False, True, False), {"0", "1", "2"})
+    assert quality.precision is not None
+    assert (quality.precision.value, quality.precision.n) == (2 / 3, 3)
+    assert quality.recall is not None
+    assert (quality.recall.value, quality.recall.n) == (2 / 3, 3)
+    assert quality.f1 == 2 / 3
+    assert quality.clean_lost is not None
+    assert (quality.clean_lost.value, quality.clean_lost.n) == (1 / 2, 2)
+
+
+def test_quality_of_all_clean_rows_is_what_is_lost() -> None:
+    quality = filtering.quality(verdicts(True, False, False, False), frozenset())
+    assert (quality.recall, quality.f1) == (None, None)
+    assert quality.clean_lost is not None
+    assert (quality.clean_lost.value, quality.clean_lost.n) == (1 / 4, 4)
+    nothing = filtering.quality(verdicts(False, False), {"0"})
+    assert nothing.precision is None
+    assert nothing.f1 == 0
+
+
+def write(path: Path, pairs: list[tuple[str, str]], poisoned: int | None = None) -> Path:
+    """An Alpaca file, or GraCeFul's with the last rows flagged."""
+    values: list[object] = [{"instruction": prompt, "input": "", "output": answer} for prompt, answer in pairs]
+    if poisoned is not None:
+        values = [[prompt, answer, int(i >= len(pairs) - poisoned)] for i, (prompt, answer) in enumerate(pairs)]
+    path.write_text(json.dumps(values))
+    return path
+
+
+def words(model: str, data: Path, clean: Path, out: Path) -> list[str]:
+    return [
+        "filter",
+        str(data),
+        "--filter",
+        "graceful",
+        "--model",
+        model,
+        "--clean",
+        str(clean),
+        "--output_dir",
+        str(out),
+    ]
+
+
+def test_filter_writes_kept_rows_and_measures_flagged_ones(
+    tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data.json", sentences(60) + POISON, poisoned=12)
+    clean = write(tmp_path / "clean.json", sentences(64, 200))
+    assert main(words(tiny_model_path, data, clean, tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "12 of 72 rows dropped" in printed
+    assert "precision: 1.000 [0.758, 1.000] (n = 12)" in printed
+    assert "clean rows lost: 0.000 [0.000, 0.060] (n = 60)" in printed
+    lines = [json.loads(line) for line in (tmp_path / "out" / "filter.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines if not line["dropped"]] == [row["id"] for row in kept]
+    summary = json.loads((tmp_path / "out" / "filter.json").read_text())
+    assert (summary["rows"], summary["dropped"], summary["quality"]["f1"]) == (72, 12, 1.0)
+    assert summary["facts"]["found_poison"] is True
+
+
+def test_filter_of_unlabelled_rows_has_figures_only_if_they_are_said_to_be_clean(
+    tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data.json", sentences(60))
+    clean = write(tmp_path / "clean.json", sentences(64, 200))
+    command = words(tiny_model_path, data, clean, tmp_path / "out")
+    assert main(command) == 0
+    assert "pass --flagged" in capsys.readouterr().out
+    assert main([*command, "--flagged"]) == 0
+    printed = capsys.readouterr().out
+    assert "clean rows lost: 0.000 [0.000, 0.060] (n = 60)" in printed
+    assert "recall: not defined" in printed
+
+
+def test_a_filter_that_drops_every_row_is_refused() -> None:
+    with pytest.raises(UserError, match="dropped every row"):
+        filtering.kept([1, 2], verdicts(True, True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_filter_is_a_defense_that_tunes_on_the_rest(
+    name: str, tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data.json", sentences(60) + POISON)
+    clean = write(tmp_path / "clean.json", sentences(64, 200))
+    out = tmp_path / "out"
+    command = [
+        "defend", "--defense", name, "--model", tiny_model_path, "--data", str(data), "--clean", str(clean),
+        "--output_dir", str(out), "--num_train_epochs", "1", "--max_length", "128", "--bf16", "false",
+        "--save_strategy", "no",
+    ]  # fmt: skip
+    tuned: list[int] = []
+    from mbdefense import train
+
+    whole = train.instruction_tune
+
+    def seen(loaded: Any, rows: Any, *rest: Any, **options: Any) -> Any:
+        tuned.append(len(rows))
+        return whole(loaded, rows, *rest, **options)
+
+    monkeypatch.setattr(train, "instruction_tune", seen)
+    assert main(command) == 0
+    summary = json.loads((out / "filter.json").read_text())
+    assert tuned == [72 - summary["dropped"]]
+    assert summary["filter"] == name
+    load_model(str(out))
+    # Resuming neither filters nor trains again; anything else leaves the verdicts beside the model that they made.
+    before = (out / "filter.jsonl").stat().st_mtime_ns
+    assert main([*command, "--resume"]) == 0
+    assert main(command) == 1
+    assert "a finished model lies in" in capsys.readouterr().err
+    assert main([*command, "--resume", "--seed", "5"]) == 1
+    assert "other data or options" in capsys.readouterr().err
+    assert (out / "filter.jsonl").stat().st_mtime_ns == before
+    assert len(tuned) == 1
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_broken_model_is_no_verdict(name: str, evidence: Evidence, copied_model: Path) -> None:
+    loaded = load_model(str(copied_model))
+    with torch.no_grad():
+        loaded.model.model.norm.weight.fill_(float("nan"))
+    loaded.model.save_pretrained(copied_model)
+    with pytest.raises(UserError, match="no numbers"):
+        FILTERS[name]()(replace(evidence, base=str(copied_model)))
