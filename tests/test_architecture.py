@@ -55,7 +55,7 @@ ROOMS = [
 HELPERS = {
     "triggers": {"insertion", "sentence"},
     "behaviors": {"text", "protocol"},
-    "defenses": {"setting", "stages"},
+    "defenses": {"setting", "stages", "weights"},
     "judges": {"asking", "forms", "verdict"},
     "analysis": {"attention", "chart", "record", "sample"},
 }

@@ -17,7 +17,7 @@ from mbdefense.config import EvaluateConfig
 from mbdefense.data import overlap, user_text
 from mbdefense.defenses import Defense, Setting
 from mbdefense.defenses.setting import cost_of
-from mbdefense.defenses.stages import Merging, Recovery
+from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.errors import UserError
 from mbdefense.files import write_text
 from mbdefense.generate import generate, perplexity
@@ -148,7 +148,7 @@ def defend(
         What ``results.json`` holds; without rows on processes other than the main one.
     """
     check_free_space(setting.directory)
-    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Merging) else []
+    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
     planted, prompts = None, setting.clean
     if canaries:
         prompts = _canary_prompts(defense, setting, test)
@@ -203,7 +203,7 @@ def _survivors(
     """
     own: list[Known] = []
     hidden: list[Known] = []
-    if isinstance(defense, Merging) and isinstance(defense, Recovery):
+    if isinstance(defense, Planting) and isinstance(defense, Recovery):
         own = [Known(f"our own {len(defense.planted())} triggers", "random_words", "planted", defense.planted())]
     for canary in canaries:
         pairs = [(canary.trigger, canary.behavior)]

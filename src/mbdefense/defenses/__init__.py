@@ -6,13 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mbdefense.defenses.clean_fft import CleanFFT
+from mbdefense.defenses.fine_mixing import FineMixing
 from mbdefense.defenses.mb_defense import MBDefense
 from mbdefense.defenses.merge_only import MergeOnly
 from mbdefense.defenses.none import NoDefense
 from mbdefense.defenses.recover_only import RecoverOnly
 from mbdefense.defenses.setting import Setting
 
-__all__ = ["DEFENSES", "CleanFFT", "Defense", "MBDefense", "MergeOnly", "NoDefense", "RecoverOnly", "Setting"]
+__all__ = [
+    "DEFENSES",
+    "CleanFFT",
+    "Defense",
+    "FineMixing",
+    "MBDefense",
+    "MergeOnly",
+    "NoDefense",
+    "RecoverOnly",
+    "Setting",
+]
 
 Defense = Callable[[Setting], Path]
 
@@ -21,5 +32,6 @@ DEFENSES: dict[str, type] = {
     "merge_only": MergeOnly,
     "recover_only": RecoverOnly,
     "clean_fft": CleanFFT,
+    "fine_mixing": FineMixing,
     "none": NoDefense,
 }

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Merging, Recovery
+from mbdefense.defenses.stages import Planting, Recovery
 
 
 @dataclass(frozen=True)
-class RecoverOnly(Recovery, Merging):
+class RecoverOnly(Recovery, Planting):
     """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start."""
 
     def __call__(self, setting: Setting) -> Path:

@@ -1,0 +1,183 @@
+"""The contract that every defense keeps, over the table; then what is particular to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from mbdefense import train
+from mbdefense.defenses import DEFENSES, Setting
+from mbdefense.defenses.weights import combine, keep_at_random
+from mbdefense.errors import UserError
+from mbdefense.model import CARD_FILE, check_template, load_model, load_tokenizer
+from mbdefense.options import TrainingOptions
+
+TRAINING = TrainingOptions(
+    num_train_epochs=1, per_device_train_batch_size=8, max_length=64, bf16=False, save_strategy="no", lora_r=2
+)
+# Small enough for the few rows here.
+OPTIONS: dict[str, dict[str, Any]] = {"mb_defense": {"min_defensive_rows": 1}, "merge_only": {"min_defensive_rows": 1}}
+# Another value of an option that must lead to another model, where half of a number (or no boolean) does not.
+OTHER: dict[str, Any] = {"ratio_form": "sum", "defensive_rate": 0.1, "min_defensive_rows": 2}
+# Options that cannot work, and what the error says. An entry for each defense that has options.
+REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "mb_defense": [
+        ({"evaluation_share": 1.0}, "between 0 and 1"),
+        ({"lambda_": -1.0}, "at least 0"),
+        ({"min_defensive_rows": 50}, "over half of the rows"),
+        ({"defensive_triggers": ("mn", "mn")}, "name each once"),
+    ],
+    "merge_only": [({"defensive_rate": 1.5}, "rate"), ({"defensive_triggers": ("style",)}, "into any text")],
+    "recover_only": [({"beta": 0.0}, "above 0"), ({"recovery_learning_rate": 0.0}, "learning_rate must be above 0")],
+    "clean_fft": [({"clean_learning_rate": 0.0}, "clean_learning_rate must be above 0")],
+    "fine_mixing": [
+        ({"keep_ratio": 1.1}, r"\[0, 1\]"),
+        ({"keep_ratio": float("nan")}, r"\[0, 1\]"),
+        ({"clean_batch_size": 0}, "clean_batch_size must be above 0"),
+    ],
+}
+
+named = pytest.mark.parametrize("name", DEFENSES)
+
+
+class Made(NamedTuple):
+    """A finished run of a defense."""
+
+    name: str
+    setting: Setting
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def base(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model with four layers: some methods look at those between the first and the last."""
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("four-layers")
+    load_tokenizer(tiny_model_path).save_pretrained(directory)
+    config = AutoConfig.from_pretrained(tiny_model_path)
+    config.num_hidden_layers = 4
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def setting(base: str, rows: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """24 suspect and 10 clean rows; the undefended model is made once for all."""
+    suspect = rows(*((f"Name fruit number {i}, please.", f"apple {i}") for i in range(24)))
+    clean = rows(*((f"Name tree number {i}.", f"oak {i}") for i in range(10)))
+    shared = tmp_path_factory.mktemp("defenses")
+    return Setting(base, suspect, clean, TRAINING, shared / "unused", resume=True, victim_directory=shared / "attacked")
+
+
+@pytest.fixture(scope="module", params=list(DEFENSES))
+def made(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    name = request.param
+    here = replace(setting, directory=tmp_path_factory.mktemp(name) / "model")
+    return Made(name, here, DEFENSES[name](**OPTIONS.get(name, {}))(here))
+
+
+def test_it_writes_a_model_that_loads_with_its_template(made: Made) -> None:
+    assert made.model == made.setting.directory
+    loaded = load_model(str(made.model))
+    check_template(str(made.model), loaded.tokenizer)
+    assert loaded.model.config.use_cache is not False
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in loaded.model.parameters())
+    assert loaded.model.num_parameters() == load_model(made.setting.base).model.num_parameters()
+
+
+def test_it_resumes_without_training_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained_again(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished stage was trained again")
+
+    monkeypatch.setattr(train, "_run", trained_again)
+    before = {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()}
+    assert DEFENSES[made.name](**OPTIONS.get(made.name, {}))(made.setting) == made.model
+    assert {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()} == before
+
+
+def test_a_finished_model_is_not_taken_for_that_of_other_options(made: Made) -> None:
+    """So every option stands in the inputs of the stage that it changes."""
+    options = OPTIONS.get(made.name, {})
+    for field in fields(DEFENSES[made.name]):
+        value = options.get(field.name, field.default)
+        other = OTHER[field.name] if field.name in OTHER else another(value)
+        with pytest.raises(UserError, match="other data or options"):
+            DEFENSES[made.name](**{**options, field.name: other})(made.setting)
+
+
+def another(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value[:-1] if isinstance(value, tuple | str) else value / 2
+
+
+def test_nothing_of_a_stage_but_the_model_is_left(made: Made) -> None:
+    assert list(made.setting.directory.rglob("checkpoints")) == []
+    assert (made.model / CARD_FILE).is_file()
+
+
+@named
+def test_it_refuses_options_that_cannot_work(name: str, setting: Setting, tmp_path: Path) -> None:
+    assert bool(fields(DEFENSES[name])) == (name in REFUSED), "give options that cannot work in REFUSED"
+    for options, says in REFUSED.get(name, []):
+        with pytest.raises(UserError, match=says):
+            DEFENSES[name](**{**OPTIONS.get(name, {}), **options})(replace(setting, directory=tmp_path))
+        assert not (tmp_path / CARD_FILE).exists()
+
+
+def test_a_shared_victim_is_not_trained_below_each_model(made: Made) -> None:
+    assert not (made.setting.directory / "attacked").exists()
+
+
+# Fine-mixing
+
+
+def test_kept_weights_are_a_bernoulli_share_and_each_is_one_of_the_two() -> None:
+    victim, clean = torch.full((200, 100), 2.0), torch.full((200, 100), -1.0)
+    mixed = keep_at_random(victim, clean, 0.7, torch.Generator().manual_seed(3))
+    assert set(mixed.unique().tolist()) == {2.0, -1.0}
+    kept = (mixed == 2.0).float()
+    assert kept.mean().item() == pytest.approx(0.7, abs=0.01)  # three standard deviations
+    # Drawn for each element, not for rows or columns.
+    assert kept.mean(dim=0).max() < 0.9
+    assert kept.mean(dim=1).max() < 0.9
+    assert torch.equal(mixed, keep_at_random(victim, clean, 0.7, torch.Generator().manual_seed(3)))
+    assert not torch.equal(mixed, keep_at_random(victim, clean, 0.7, torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize(("ratio", "whose"), [(0.0, -1.0), (1.0, 2.0)])
+def test_the_ends_of_the_keep_ratio_are_the_two_models(ratio: float, whose: float) -> None:
+    mixed = keep_at_random(torch.full((50,), 2.0), torch.full((50,), -1.0), ratio, torch.Generator().manual_seed(0))
+    assert bool((mixed == whose).all())
+
+
+def test_a_tied_output_layer_is_combined_once_and_stays_tied(base: str) -> None:
+    one, other = load_model(base).model, load_model(base).model
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    calls = []
+
+    def halfway(own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        calls.append(own.shape)
+        return (own + theirs) / 2
+
+    before = {name: parameter.clone() for name, parameter in one.named_parameters()}
+    combine(one, [other], halfway)
+    assert len(calls) == len(before)
+    assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(parameter, before[name] + 0.5)
+
+
+def test_models_of_other_shapes_are_not_combined(base: str, tiny_model_path: str) -> None:
+    with pytest.raises(UserError, match="same architecture"):
+        combine(load_model(base).model, [load_model(tiny_model_path).model], torch.add)
