@@ -12,9 +12,9 @@ import torch
 
 from mbdefense import train
 from mbdefense.defenses import DEFENSES, Setting
-from mbdefense.defenses.weights import combine, keep_at_random
+from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.errors import UserError
-from mbdefense.model import CARD_FILE, check_template, load_model, load_tokenizer
+from mbdefense.model import CARD_FILE, check_template, load_model
 from mbdefense.options import TrainingOptions
 
 TRAINING = TrainingOptions(
@@ -23,7 +23,7 @@ TRAINING = TrainingOptions(
 # Small enough for the few rows here.
 OPTIONS: dict[str, dict[str, Any]] = {"mb_defense": {"min_defensive_rows": 1}, "merge_only": {"min_defensive_rows": 1}}
 # Another value of an option that must lead to another model, where half of a number (or no boolean) does not.
-OTHER: dict[str, Any] = {"ratio_form": "sum", "defensive_rate": 0.1, "min_defensive_rows": 2}
+OTHER: dict[str, Any] = {"ratio_form": "sum", "merge": "slerp", "defensive_rate": 0.1, "min_defensive_rows": 2}
 # Options that cannot work, and what the error says. An entry for each defense that has options.
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "mb_defense": [
@@ -40,6 +40,13 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"keep_ratio": float("nan")}, r"\[0, 1\]"),
         ({"clean_batch_size": 0}, "clean_batch_size must be above 0"),
     ],
+    "crow": [({"epsilon": 0.0}, "epsilon above 0"), ({"alpha": -1.0}, "alpha must be at least 0")],
+    "lethe": [
+        ({"victim_weight": 1.0}, "between 0 and 1"),
+        ({"density": 0.0}, r"\(0, 1\]"),
+        ({"density": 0.3}, "no place in a linear merge"),
+        ({"merge": "ties", "victim_weight": 0.4}, "leave victim_weight out"),
+    ],
 }
 
 named = pytest.mark.parametrize("name", DEFENSES)
@@ -54,27 +61,20 @@ class Made(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def base(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny model with four layers: some methods look at those between the first and the last."""
-    from transformers import AutoConfig, LlamaForCausalLM
-
-    directory = tmp_path_factory.mktemp("four-layers")
-    load_tokenizer(tiny_model_path).save_pretrained(directory)
-    config = AutoConfig.from_pretrained(tiny_model_path)
-    config.num_hidden_layers = 4
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(directory)
-    return str(directory)
-
-
-@pytest.fixture(scope="session")
-def setting(base: str, rows: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(four_layer_model_path: str, rows: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """24 suspect and 10 clean rows; the undefended model is made once for all."""
     suspect = rows(*((f"Name fruit number {i}, please.", f"apple {i}") for i in range(24)))
     clean = rows(*((f"Name tree number {i}.", f"oak {i}") for i in range(10)))
     shared = tmp_path_factory.mktemp("defenses")
-    return Setting(base, suspect, clean, TRAINING, shared / "unused", resume=True, victim_directory=shared / "attacked")
+    return Setting(
+        four_layer_model_path,
+        suspect,
+        clean,
+        TRAINING,
+        shared / "unused",
+        resume=True,
+        victim_directory=shared / "attacked",
+    )
 
 
 @pytest.fixture(scope="module", params=list(DEFENSES))
@@ -109,8 +109,9 @@ def test_a_finished_model_is_not_taken_for_that_of_other_options(made: Made) -> 
     for field in fields(DEFENSES[made.name]):
         value = options.get(field.name, field.default)
         other = OTHER[field.name] if field.name in OTHER else another(value)
+        needed = {"merge": "ties"} if field.name == "density" else {}  # which no other merge has
         with pytest.raises(UserError, match="other data or options"):
-            DEFENSES[made.name](**{**options, field.name: other})(made.setting)
+            DEFENSES[made.name](**{**options, **needed, field.name: other})(made.setting)
 
 
 def another(value: Any) -> Any:
@@ -159,8 +160,8 @@ def test_the_ends_of_the_keep_ratio_are_the_two_models(ratio: float, whose: floa
     assert bool((mixed == whose).all())
 
 
-def test_a_tied_output_layer_is_combined_once_and_stays_tied(base: str) -> None:
-    one, other = load_model(base).model, load_model(base).model
+def test_a_tied_output_layer_is_combined_once_and_stays_tied(tiny_model_path: str) -> None:
+    one, other = load_model(tiny_model_path).model, load_model(tiny_model_path).model
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1.0)
@@ -178,6 +179,70 @@ def test_a_tied_output_layer_is_combined_once_and_stays_tied(base: str) -> None:
         torch.testing.assert_close(parameter, before[name] + 0.5)
 
 
-def test_models_of_other_shapes_are_not_combined(base: str, tiny_model_path: str) -> None:
+def test_models_of_other_shapes_are_not_combined(four_layer_model_path: str, tiny_model_path: str) -> None:
     with pytest.raises(UserError, match="same architecture"):
-        combine(load_model(base).model, [load_model(tiny_model_path).model], torch.add)
+        combine(load_model(four_layer_model_path).model, [load_model(tiny_model_path).model], torch.add)
+
+
+# CROW
+
+
+def test_crow_needs_inner_layers(setting: Setting, tiny_model_path: str, tmp_path: Path) -> None:
+    two_layers = replace(setting, base=tiny_model_path, directory=tmp_path, victim_directory=None)
+    with pytest.raises(UserError, match="three layers or more: 2"):
+        DEFENSES["crow"]()(two_layers)
+
+
+# Lethe
+
+
+def test_linear_by_hand() -> None:
+    merged = linear(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 2.0]), 0.25)
+    assert merged.tolist() == [2.5, 1.0]
+
+
+def test_slerp_by_hand() -> None:
+    """A right angle: the middle lies at 45 degrees and, unlike the chord's, as far out as the ends; 30 at a third."""
+    victim, clean = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    assert slerp(victim, clean, 0.5).flatten().tolist() == pytest.approx([2**0.5, 2**0.5])
+    assert slerp(victim, clean, 2 / 3).flatten().tolist() == pytest.approx([3**0.5, 1.0])
+    assert slerp(victim, 3 * clean, 0.5).flatten().tolist() == pytest.approx([2**0.5, 3 * 2**0.5])
+
+
+@pytest.mark.parametrize("clean", [(2.0, 4.0), (-1.0, -2.0), (0.0, 0.0)])
+def test_slerp_of_collinear_vectors_is_linear(clean: tuple[float, float]) -> None:
+    victim, other = torch.tensor([1.0, 2.0]), torch.tensor(clean)
+    torch.testing.assert_close(slerp(victim, other, 0.75), linear(victim, other, 0.75))
+
+
+def test_ties_by_hand() -> None:
+    base = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    victim = base + torch.tensor([4.0, 2.0, -3.0, 0.1, 0.2, 0.0])
+    clean = base + torch.tensor([2.0, -3.0, -1.0, 0.3, 0.1, 0.0])
+    # Kept of six, three each: (4, 2, -3) and (2, -3, -1). Signs of the sums (6, -1, -4): +, -, -.
+    # Means of those that agree: (4 + 2) / 2, -3 alone, (-3 - 1) / 2; what nobody kept stays the base's.
+    assert ties(victim, clean, base, 0.5).tolist() == [4.0, -2.0, -1.0, 1.0, 1.0, 1.0]
+
+
+def test_ties_leaves_what_cancels_out_at_the_base() -> None:
+    base = torch.zeros(2)
+    assert ties(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 2.0]), base, 1.0).tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("merge", ["linear", "slerp", "ties"])
+def test_lethe_merges_the_clean_model_with_the_victim(merge: str, setting: Setting, tmp_path: Path) -> None:
+    here = replace(setting, directory=tmp_path)
+    merged, clean, victim, base = (
+        {name: weight.detach() for name, weight in load_model(str(path)).model.named_parameters()}
+        for path in (DEFENSES["lethe"](merge=merge)(here), tmp_path / "clean_model", here.victim(), here.base)
+    )
+    formulas = {
+        "linear": lambda v, c, _: (v + c) / 2,
+        "slerp": lambda v, c, _: slerp(v, c, 0.5),
+        "ties": lambda v, c, b: ties(v, c, b, 0.5),
+    }
+    for name, parameter in merged.items():
+        torch.testing.assert_close(parameter, formulas[merge](victim[name], clean[name], base[name]))
+    # Embeddings carry no adapters, so that the clean model's are the base's.
+    assert torch.equal(clean["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    assert not torch.equal(victim["model.embed_tokens.weight"], base["model.embed_tokens.weight"])

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mbdefense.defenses.clean_fft import CleanFFT
+from mbdefense.defenses.crow import CROW
 from mbdefense.defenses.fine_mixing import FineMixing
+from mbdefense.defenses.lethe import Lethe
 from mbdefense.defenses.mb_defense import MBDefense
 from mbdefense.defenses.merge_only import MergeOnly
 from mbdefense.defenses.none import NoDefense
@@ -14,10 +16,12 @@ from mbdefense.defenses.recover_only import RecoverOnly
 from mbdefense.defenses.setting import Setting
 
 __all__ = [
+    "CROW",
     "DEFENSES",
     "CleanFFT",
     "Defense",
     "FineMixing",
+    "Lethe",
     "MBDefense",
     "MergeOnly",
     "NoDefense",
@@ -33,5 +37,7 @@ DEFENSES: dict[str, type] = {
     "recover_only": RecoverOnly,
     "clean_fft": CleanFFT,
     "fine_mixing": FineMixing,
+    "crow": CROW,
+    "lethe": Lethe,
     "none": NoDefense,
 }
