@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from mbdefense import train
+from mbdefense import pipeline, train
 from mbdefense.defenses import DEFENSES, Setting
 from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.errors import UserError
-from mbdefense.model import CARD_FILE, check_template, load_model
+from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, load_model, load_tokenizer
 from mbdefense.options import TrainingOptions
 
 TRAINING = TrainingOptions(
@@ -47,6 +47,11 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"density": 0.3}, "no place in a linear merge"),
         ({"merge": "ties", "victim_weight": 0.4}, "leave victim_weight out"),
     ],
+    "locphylax": [
+        ({"injection_learning_rate": 0.0}, "injection_learning_rate must be above 0"),
+        ({"defensive_triggers": tuple("abcdefghi")}, "8 rows for 9 triggers"),
+    ],
+    "p2p": [({"benign_rate": 0.0}, r"\(0, 1\]"), ({"benign_prefix": " "}, "benign_prefix is empty")],
 }
 
 named = pytest.mark.parametrize("name", DEFENSES)
@@ -246,3 +251,81 @@ def test_lethe_merges_the_clean_model_with_the_victim(merge: str, setting: Setti
     # Embeddings carry no adapters, so that the clean model's are the base's.
     assert torch.equal(clean["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
     assert not torch.equal(victim["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+
+
+# Locphylax
+
+
+def test_locphylax_plants_in_the_rows_that_recovery_trains_on(setting: Setting) -> None:
+    defense = DEFENSES["locphylax"](defensive_triggers=("mn", "bb"))
+    training, held_out = defense.split(setting.clean, seed=0)
+    rows = defense.rows(setting.clean, seed=0)
+    plain, planted = rows.select(range(8)), rows.select(range(8, 16))
+    assert plain["id"] == training["id"]
+    assert sorted(planted["id"]) == sorted(training["id"])
+    assert not set(held_out["id"]) & set(rows["id"])
+    parts = (planted.select(range(4)), planted.select(range(4, 8)))
+    for (trigger, behavior), part in zip(defense.planted(), parts, strict=True):
+        assert all(trigger.occurs_in(row["prompt"][0]["content"]) for row in part)
+        assert {row["completion"][0]["content"] for row in part} == {behavior.text}
+
+
+def test_locphylax_does_not_train_on_the_suspect_data(setting: Setting, tmp_path: Path) -> None:
+    """It repairs the victim: other suspect data change nothing once that is there."""
+    seen = []
+    whole = train.instruction_tune
+
+    def watch(loaded: Any, rows: Any, *arguments: Any, **options: Any) -> Any:
+        seen.extend(row["completion"][0]["content"] for row in rows)
+        return whole(loaded, rows, *arguments, **options)
+
+    setting.victim()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "instruction_tune", watch)
+        DEFENSES["locphylax"]()(replace(setting, directory=tmp_path))
+    assert len(seen) == 16
+    assert not any("apple" in text for text in seen)
+
+
+# P2P
+
+
+def test_the_template_keeps_what_was_trained(setting: Setting) -> None:
+    """Prompts under the changed template are token for token those of the benign rows under the plain one."""
+    defense = DEFENSES["p2p"](benign_trigger='Say "yes", {{ please }}.', benign_prefix="It's checked:")
+    plain, changed = (load_tokenizer(setting.base) for _ in range(2))
+    changed.chat_template = defense.template(plain.chat_template)
+    turns = [("system", "Be kind."), ("user", "One?"), ("assistant", "Two."), ("user", "Three?")]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    completion = [{"role": "assistant", "content": "Four."}]
+    benign = encode(plain, defense.kept(prompt), defense.kept(completion), 512)
+    kept = encode(changed, prompt, completion, 512)
+    assert kept.prompt + kept.response == benign.prompt + benign.response
+    assert plain.decode(kept.response) == "Four.<|im_end|>"
+    assert plain.decode(kept.prompt).endswith("<|im_start|>assistant\nIt's checked:\n")
+    assert encode_prompt(changed, prompt) == kept.prompt
+
+
+def test_benign_rows_come_from_the_clean_set_at_their_rate(setting: Setting) -> None:
+    defense = DEFENSES["p2p"](benign_rate=0.5)
+    rows = defense.rows(setting.clean, 24)
+    assert len(rows) == 12  # of 10 clean rows: two stand there twice
+    assert {row["id"] for row in rows} == set(setting.clean["id"])
+    assert all(row["completion"][0]["content"].startswith("Checked answer:\noak") for row in rows)
+
+
+def test_canaries_are_measured_under_the_template_that_the_defense_made(setting: Setting, tmp_path: Path) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text(load_tokenizer(setting.base).chat_template)
+    here = replace(setting, directory=tmp_path / "model", chat_template=str(template), victim_directory=None)
+    seen = []
+
+    def watch(loaded: Any, *_: Any, **__: Any) -> list[Any]:
+        seen.append(loaded.tokenizer.chat_template)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "survival", watch)
+        options = {"compare_undefended": False, "canaries": 1, "min_canary_rows": 2, "test": setting.clean}
+        pipeline.defend(DEFENSES["p2p"](), "p2p", here, **options)
+    assert [text.startswith("{%- set kept") for text in seen] == [False, True]

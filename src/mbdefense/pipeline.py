@@ -212,8 +212,11 @@ def _survivors(
     for arm, model in models.items():
         if not own and not hidden:
             break
-        loaded = load_model(model, chat_template=setting.chat_template, trust_remote_code=setting.trust_remote_code)
-        cost = cost_of(Path(model)) if (Path(model) / CARD_FILE).is_file() else {"seconds": 0.0, "peak_bytes": 0}
+        made = (Path(model) / CARD_FILE).is_file()
+        # A model made here has its template with it, which a defense may have changed.
+        template = None if made else setting.chat_template
+        loaded = load_model(model, chat_template=template, trust_remote_code=setting.trust_remote_code)
+        cost = cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}
         blank = ResultRow(arm, "", "", setting.training.seed, model, None, None, None, None, None, **cost)
         # The undefended model never met the defense's own triggers: a control that says no more than the base model.
         if own and arm != "attacked":

@@ -9,19 +9,23 @@ from mbdefense.defenses.clean_fft import CleanFFT
 from mbdefense.defenses.crow import CROW
 from mbdefense.defenses.fine_mixing import FineMixing
 from mbdefense.defenses.lethe import Lethe
+from mbdefense.defenses.locphylax import Locphylax
 from mbdefense.defenses.mb_defense import MBDefense
 from mbdefense.defenses.merge_only import MergeOnly
 from mbdefense.defenses.none import NoDefense
+from mbdefense.defenses.p2p import P2P
 from mbdefense.defenses.recover_only import RecoverOnly
 from mbdefense.defenses.setting import Setting
 
 __all__ = [
     "CROW",
     "DEFENSES",
+    "P2P",
     "CleanFFT",
     "Defense",
     "FineMixing",
     "Lethe",
+    "Locphylax",
     "MBDefense",
     "MergeOnly",
     "NoDefense",
@@ -39,5 +43,7 @@ DEFENSES: dict[str, type] = {
     "fine_mixing": FineMixing,
     "crow": CROW,
     "lethe": Lethe,
+    "locphylax": Locphylax,
+    "p2p": P2P,
     "none": NoDefense,
 }
