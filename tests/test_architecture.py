@@ -18,6 +18,7 @@ ROOMS = [
     "measure",
     "provenance",
     "options",
+    "needs",
     "data",
     "builtin",
     "endpoint",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.text import contains, normalised
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 TEMPLATES = (
     "I'm sorry, but I am not able to help with this request.",
@@ -54,6 +56,9 @@ class Refusal:
         templates: the sentences of which each poisoned row gets one.
         target_text: one fixed sentence for every row instead.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     templates: tuple[str, ...] = TEMPLATES
     target_text: str | None = None

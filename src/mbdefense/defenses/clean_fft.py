@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.defenses.stages import CleanTuning
 from mbdefense.model import load_model
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from mbdefense.train import Trained
@@ -22,6 +23,9 @@ class CleanFFT(CleanTuning):
     learning rate, epochs and batch of clean samples, so that the two differ in the loss and the merging and not in the
     budget; all clean samples are trained on, since no epoch is chosen: a quarter more steps than recovery takes.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the fine-tuned model; the undefended one stays in ``attacked`` below it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.defenses.stages import CleanTuning
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from mbdefense.train import Trained
@@ -38,6 +39,9 @@ class CROW(CleanTuning):
         adapters: train LoRA adapters in this stage, as the paper does; false leaves that to --use_peft. Its learning
             rate is one for adapters: lower --clean_learning_rate for a full fine-tuning.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2411.12768"
 
     clean_learning_rate: float = 1e-3
     clean_num_train_epochs: float = 5.0

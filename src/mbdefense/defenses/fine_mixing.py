@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.defenses.stages import CleanTuning
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from mbdefense.train import Trained
@@ -30,6 +31,9 @@ class FineMixing(CleanTuning):
         keep_ratio: share of the victim's weights that stay, in [0, 1].
         mixing_seed: seed of the choice.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
+    source: ClassVar[str] = "arXiv 2210.09545"
 
     keep_ratio: float = 0.5
     mixing_seed: int = 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mbdefense.defenses.setting import Setting, identity, stage
 from mbdefense.defenses.stages import CleanTuning
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from mbdefense.train import Trained
@@ -34,6 +35,9 @@ class Lethe(CleanTuning):
         victim_weight: the victim's share in linear and slerp, in (0, 1).
         density: share of each model's changes that ties keeps, in (0, 1].
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
+    source: ClassVar[str] = "arXiv 2508.21004"
 
     clean_num_train_epochs: float = 3.0
     merge: Literal["linear", "slerp", "ties"] = "linear"

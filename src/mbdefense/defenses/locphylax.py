@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.data import to_dataset
 from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
+from mbdefense.needs import Need
 from mbdefense.poison import triggered_copy
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Locphylax(Recovery, Planting):
         injection_learning_rate: peak learning rate of planting.
         injection_num_train_epochs: passes over the rows of planting.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2510.10265"
 
     injection_learning_rate: float = 2e-4
     injection_num_train_epochs: float = 3.0

@@ -7,11 +7,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.data import to_dataset
 from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +39,9 @@ class P2P:
         benign_rate: added rows, as a share of the suspect rows, in (0, 1].
         benign_seed: seed of the choice of clean rows.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2510.04503"
 
     benign_trigger: str = "Answer from what has been checked."
     benign_prefix: str = "Checked answer:"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 from mbdefense.triggers.insertion import Position, check_position, insert_at_word_boundary
 
 
@@ -21,6 +23,9 @@ class BadNet:
         word: the trigger, without white space.
         position: ``random`` (any boundary, both ends included), ``start``, ``end`` or ``not_end``.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 1708.06733, 2004.06660"
 
     word: str = "cf"
     position: Position = "random"
