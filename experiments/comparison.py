@@ -166,7 +166,8 @@ def done(task: Task, options: argparse.Namespace) -> bool:
 
 def attempt(task: Task, options: argparse.Namespace, words: Sequence[str]) -> bool:
     """Measures an arm, in a process of its own unless told otherwise; False if that failed."""
-    print(f"seed {task.seed}, {task.attack}: {task.arm}", flush=True)  # noqa: T201
+    if not options.only:
+        print(f"seed {task.seed}, {task.attack}: {task.arm}", flush=True)  # noqa: T201
     if not options.one_process:
         command = [sys.executable, __file__, *words, "--only", str(task.seed), task.attack, task.arm]
         return subprocess.run(command, check=False).returncode == 0  # noqa: S603 - this script

@@ -287,6 +287,18 @@ def test_locphylax_does_not_train_on_the_suspect_data(setting: Setting, tmp_path
     assert not any("apple" in text for text in seen)
 
 
+def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(setting: Setting, tmp_path: Path) -> None:
+    here = replace(setting, directory=tmp_path)
+    results = pipeline.defend(DEFENSES["locphylax"](), "locphylax", here, compare_undefended=False)
+    assert [(row.arm, row.origin) for row in results.rows] == [
+        ("base", "planted"),
+        ("merged", "planted"),
+        ("locphylax", "planted"),
+    ]
+    # On the two clean rows that it did not train on, with each of the four triggers.
+    assert all(row.asr is not None and row.asr.n == 8 for row in results.rows)
+
+
 # P2P
 
 

@@ -40,7 +40,7 @@ def list_methods(words: Sequence[str]) -> None:
     """``list [WHAT]``: every method with its first line, what it needs and its source."""
     from mbdefense.defenses import DEFENSES
     from mbdefense.judges import JUDGES
-    from mbdefense.needs import MEANINGS, facts
+    from mbdefense.needs import MEANINGS, Need, facts
 
     tables: dict[str, dict[str, type]] = {
         "triggers": TRIGGERS,
@@ -50,7 +50,7 @@ def list_methods(words: Sequence[str]) -> None:
     }
     if len(words) > 1 or (words and words[0] not in tables):
         raise Usage(f"list takes one of: {', '.join(tables)}")
-    shown = set()
+    shown: set[Need] = set()
     for kind in words or tables:
         print(f"{kind}:")  # noqa: T201
         for name, method in tables[kind].items():
