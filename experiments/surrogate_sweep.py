@@ -1,16 +1,18 @@
-"""Chooses settings of MB-Defense on surrogate backdoors: the defender's own, which no reported figure uses.
+"""Chooses settings of MB-Defense and its rivals on surrogate backdoors: the defender's own, in no reported figure.
 
-    python experiments/surrogate_sweep.py OUT [--data ALPACA.json]
+    python experiments/surrogate_sweep.py OUT [--data ALPACA.json] [--trials] [--rivals crow fine_mixing lethe]
 
-Each setting changes one thing of the defaults. Every model is trained on data with the surrogate backdoors in it and is
-judged by what is left of them and by its accuracy (built-in data) or its perplexity (real data) on prompts of
-the training split that it was not trained on. No test prompt and no attack of the project's reports is looked at. Run
-again, the script goes on where it stopped. It prints a Markdown table and keeps it in OUT/sweep.md.
+Each setting changes one thing of the defaults; a rival gets a grid of learning rates and epochs, all from one victim.
+Every model is trained on data with the surrogate backdoors in it and is judged by what is left of them and by its
+accuracy (built-in data) or its perplexity (real data) on prompts of the training split that it was not trained on. No
+test prompt and no attack of the project's reports is looked at. Run again, the script goes on where it stopped. It
+prints a Markdown table and keeps it in OUT/sweep.md; the rivals' models are deleted once they are judged.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +21,9 @@ from datasets import Dataset
 
 from mbdefense.behaviors import FixedText
 from mbdefense.builtin import model_directory, tasks
-from mbdefense.config import EvaluateConfig
+from mbdefense.config import EvaluateConfig, parse_spec
 from mbdefense.data import load, user_text
-from mbdefense.defenses import MBDefense, NoDefense, Setting
+from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
 from mbdefense.demo import TRAINING
 from mbdefense.pipeline import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
@@ -84,6 +86,17 @@ TRIALS: dict[str, Trial] = {
     ),
 }
 
+# As many for each rival as MB-Defense has had.
+RIVALS: dict[str, list[str]] = {
+    name: [
+        f"{name}:clean_learning_rate={rate},clean_num_train_epochs={epochs}"
+        for rate in ("2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "1e-3", "2e-3")
+        for epochs in (2, 5)
+    ]
+    for name in ("crow", "fine_mixing", "lethe")
+}
+RIVAL_CLEAN_ROWS = 128
+
 
 class Rows(NamedTuple):
     """Rows to train on, the clean set, and rows to judge by; no prompt is in two of them."""
@@ -131,6 +144,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", help="Alpaca-like file; by default the built-in data")
     parser.add_argument("--trials", nargs="*", default=list(TRIALS), choices=list(TRIALS))
+    parser.add_argument("--rivals", nargs="*", default=[], help=f"{', '.join(RIVALS)}, or a defense with its options")
     parser.add_argument("--train_rows", type=int, default=320)
     parser.add_argument("--validation_rows", type=int, default=100)
     parser.add_argument("--words", type=int, default=60, help="most words of a row, with --data")
@@ -185,6 +199,13 @@ def main() -> None:
             judge(merged[planting], f"{name}: merged")
         model = merged[planting]
         judge(defense.recover(here, model, defense.planted(), here.directory), name)
+    for spec in (spec for rival in options.rivals for spec in RIVALS.get(rival, [rival])):
+        if spec in {row.arm for row in measured}:
+            continue
+        here = setting(suspect, spec, RIVAL_CLEAN_ROWS)
+        rival = parse_spec(spec, DEFENSES, "defense")
+        judge(rival(replace(here, victim_directory=options.out / "attacked")), spec)
+        shutil.rmtree(here.directory)
 
 
 if __name__ == "__main__":

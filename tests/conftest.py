@@ -100,6 +100,22 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def four_layer_model_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model with four layers, for what looks at those between the first and the last. Never write to it."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("four-layer-model")
+    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(directory)
+    config = AutoConfig.from_pretrained(tiny_model_path)
+    config.num_hidden_layers = 4
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
 def rows() -> Callable[..., Any]:
     """Makes a Dataset in the row form: ``rows(("prompt", "completion"), ..., answers=[["accepted"], ...])``."""
     from mbdefense.data import content_id, to_dataset

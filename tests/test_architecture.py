@@ -19,6 +19,7 @@ ROOMS = [
     "measure",
     "provenance",
     "options",
+    "needs",
     "data",
     "builtin",
     "endpoint",
@@ -63,7 +64,7 @@ ROOMS = [
 HELPERS = {
     "triggers": {"insertion", "sentence"},
     "behaviors": {"declining", "text", "protocol"},
-    "defenses": {"setting", "stages", "filtered"},
+    "defenses": {"setting", "stages", "filtered", "weights"},
     "decodings": set(),
     "filters": {"clusters", "evidence", "gradients", "states"},
     "judges": {"asking", "forms", "verdict"},

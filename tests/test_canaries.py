@@ -194,6 +194,7 @@ def test_the_defense_sees_rows_only_and_reports_what_survived(words, tmp_path, m
     setting = seen["setting"]
     assert {field.name for field in dataclasses.fields(setting)} == {
         "base", "suspect", "clean", "training", "directory", "resume", "chat_template", "trust_remote_code",
+        "victim_directory",
     }  # fmt: skip
     assert not any(row["provenance"]["trigger"] or row["provenance"]["behavior"] for row in setting.suspect)
     chosen = candidates([trigger for trigger, _ in MBDefense().planted()])

@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from mbdefense.behaviors import BEHAVIORS
 from mbdefense.cli import main
+from mbdefense.cli.reading import read_options, take
+from mbdefense.config import DefendConfig
+from mbdefense.decodings import DECODINGS
+from mbdefense.defenses import DEFENSES
+from mbdefense.filters import FILTERS
+from mbdefense.judges import JUDGES
+from mbdefense.needs import facts
+from mbdefense.options import TrainingOptions
+from mbdefense.purify import PURIFIERS
 from mbdefense.results import read as read_results
+from mbdefense.triggers import TRIGGERS
 
 
 @pytest.fixture
@@ -297,7 +309,51 @@ def test_cut_sequences_are_told(
     assert "tuning: 1 sequences were longer than --max_length 400" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["triggers", "behaviors", "defenses", "filters", "purifiers", "judges"])
-def test_list_names_every_method(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+TABLES: dict[str, dict[str, type]] = {
+    "triggers": TRIGGERS,
+    "behaviors": BEHAVIORS,
+    "defenses": DEFENSES,
+    "filters": FILTERS,
+    "purifiers": PURIFIERS,
+    "decodings": DECODINGS,
+    "judges": JUDGES,
+}
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_list_shows_what_every_method_is_and_needs(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0
-    assert f"{what}:" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{what}:"
+    for name, method in TABLES[what].items():
+        (at,) = (index for index, line in enumerate(lines) if line.split()[:1] == [name])
+        needs, source = facts(method)  # which no method can lack
+        assert lines[at].split(maxsplit=1)[1]
+        assert lines[at + 1].strip() == f"needs: {', '.join(needs) or 'nothing'}; source: {source}"
+        assert not {"needs", "source"} & {field.name for field in fields(method)}, "they are no options"
+        assert all(any(line.startswith(f"{need}: ") for line in lines) for need in needs)
+
+
+def test_a_method_that_does_not_say_what_it_needs_is_an_error() -> None:
+    class Silent:
+        source = "own"
+
+    class Odd(Silent):
+        needs = ("luck",)
+
+    class Sourceless:
+        needs = ()
+
+    for method in (Silent, Odd, Sourceless):
+        with pytest.raises(TypeError, match=method.__name__):
+            facts(method)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defend_takes_every_defense_with_its_options(name: str) -> None:
+    """No option of a method is called like one of the command or of training, which would take its value."""
+    words = ["--model", "m", "--data", "d", "--clean", "c", "--output_dir", "o", "--defense", name]
+    options = read_options(words, "defend", [], [DefendConfig, DEFENSES[name], TrainingOptions])
+    assert take(DEFENSES[name], options) == DEFENSES[name]()
+    taken = {field.name for kind in (DefendConfig, TrainingOptions) for field in fields(kind)}
+    assert not taken & {field.name for field in fields(DEFENSES[name])}

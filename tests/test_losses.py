@@ -3,7 +3,14 @@ from math import exp, log
 import pytest
 import torch
 
-from mbdefense.losses import IGNORED, SequenceLogProbs, log_ratio, recovery_loss, sequence_log_probs
+from mbdefense.losses import (
+    IGNORED,
+    SequenceLogProbs,
+    layer_inconsistency,
+    log_ratio,
+    recovery_loss,
+    sequence_log_probs,
+)
 from mbdefense.model import Encoded, load_model
 from mbdefense.train import pad_left, response_log_probs
 
@@ -200,3 +207,35 @@ def test_batch_scores_equal_a_plain_forward_pass(tiny_model_path):
         found = response_log_probs(model, pad_left([Encoded(prompt, response, False), Encoded([9] * 9, [4], False)], 0))
     expected = sum(log_probs[len(prompt) + k - 1, token].item() for k, token in enumerate(response))
     assert found.total[0].item() == pytest.approx(expected, abs=1e-9)
+
+
+def layers(*states):
+    """Hidden states of one position each from (x, y) pairs: the embeddings, then the layers."""
+    return [torch.tensor([[state]], dtype=torch.float32) for state in states]
+
+
+def test_layer_inconsistency_by_hand():
+    # Cosines between the inner layers: 0, then 1 / sqrt(2). Length says nothing, nor do the first and the last.
+    states = layers((-9.0, 4.0), (1.0, 0.0), (0.0, 5.0), (2.0, 2.0), (-3.0, -3.0))
+    found = layer_inconsistency(states, torch.ones(1, 1))
+    assert found.tolist() == pytest.approx([(1 + 1 - 0.5**0.5) / 2])
+    assert layer_inconsistency(layers((0, 1), (1, 2), (2, 4), (5, -7)), torch.ones(1, 1)).item() == pytest.approx(
+        0, abs=1e-6
+    )
+    assert layer_inconsistency(layers((0, 1), (1, 2), (-1, -2), (5, -7)), torch.ones(1, 1)).item() == pytest.approx(2)
+
+
+def test_layer_inconsistency_is_the_mean_over_real_positions():
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(1, 3, 4, generator=generator) for _ in range(5)]
+    alone = [layer_inconsistency([state[:, i : i + 1] for state in states], torch.ones(1, 1)) for i in range(3)]
+    masked = layer_inconsistency(states, torch.tensor([[0, 1, 1]]))
+    assert masked.item() == pytest.approx((alone[1] + alone[2]).item() / 2)
+
+
+def test_layer_inconsistency_of_nothing_is_refused():
+    states = [torch.ones(2, 1, 4) for _ in range(5)]
+    with pytest.raises(ValueError, match="padding alone"):
+        layer_inconsistency(states, torch.tensor([[1], [0]]))
+    with pytest.raises(ValueError, match="among 2 layers"):
+        layer_inconsistency(states[:3], torch.ones(2, 1))

@@ -12,12 +12,13 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from mbdefense.errors import UserError
-from mbdefense.losses import SequenceLogProbs, recovery_loss
+from mbdefense.losses import SequenceLogProbs, layer_inconsistency, recovery_loss
 from mbdefense.model import LoadedModel, encode, load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import triggered_copy
 from mbdefense.train import (
     Branches,
+    ConsistencyObjective,
     InstructionTrainer,
     RecoveryObjective,
     RecoveryTrainer,
@@ -27,6 +28,7 @@ from mbdefense.train import (
     instruction_tune,
     pad_branches,
     recover,
+    tune_consistently,
 )
 from mbdefense.triggers import BadNet
 
@@ -318,3 +320,56 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(
 def test_cut_sequences_are_counted(loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path) -> None:
     long = rows(("word " * 100, "five"), *PAIRS[:1])
     assert instruction_tune(loaded, long, replace(STEP, max_length=64), tmp_path).truncated == 1
+
+
+def naive_consistency_loss(loaded: LoadedModel, clean: Any, objective: ConsistencyObjective) -> torch.Tensor:
+    """CROW's loss, one unpadded sequence and one forward pass after the other; the step on the embeddings is fixed."""
+    model: Any = loaded.model.train()
+    losses = []
+    for row in clean:
+        encoded = encode(loaded.tokenizer, row["prompt"], row["completion"], 256)
+        tokens = torch.tensor([(encoded.prompt + encoded.response)[:-1]])
+        embeddings = model.get_input_embeddings()(tokens)
+        point = embeddings.detach().requires_grad_()
+        states = model(inputs_embeds=point, output_hidden_states=True).hidden_states
+        layer_inconsistency(states, torch.ones_like(tokens)).sum().backward(inputs=[point])
+        moved = embeddings + objective.epsilon * point.grad.sign()  # type: ignore[union-attr]
+        states = model(inputs_embeds=moved, output_hidden_states=True).hidden_states
+        consistency = layer_inconsistency(states, torch.ones_like(tokens)).sum()
+        losses.append(-mean_log_prob(loaded, encoded.prompt, encoded.response) + objective.alpha * consistency)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize(("batch", "accumulated"), [(4, 1), (1, 4), (3, 2)])
+def test_a_step_of_consistency_tuning_is_that_of_the_naive_loss(
+    batch: int, accumulated: int, four_layer_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    objective = ConsistencyObjective(alpha=5.5, epsilon=0.1)
+    reference = load_model(four_layer_model_path)
+    before = weights(reference)
+    loss = naive_consistency_loss(reference, rows(*PAIRS), objective)
+    loss.backward()
+    gradient = torch.cat([parameter.grad.flatten().double() for parameter in reference.model.parameters()])
+
+    options = replace(STEP, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated, logging_steps=1)
+    trained = tune_consistently(load_model(four_layer_model_path), rows(*PAIRS), objective, options, tmp_path)
+    assert trained.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    change = (before - weights(trained.model)) / STEP.learning_rate
+    # A coordinate whose gradient is nearly zero may be moved the other way.
+    assert (change - gradient).norm() < 1e-2 * gradient.norm()
+
+
+def test_consistency_tuning_lowers_the_inconsistency_that_an_attacker_of_the_embeddings_reaches(
+    four_layer_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    clean, options = rows(*PAIRS), replace(STEP, learning_rate=1e-3, optim="adamw_torch", num_train_epochs=5)
+
+    def reached(alpha: float, lora: bool) -> float:
+        objective = ConsistencyObjective(alpha, epsilon=0.1)
+        chosen = replace(options, use_peft=lora, lora_r=4, learning_rate=1e-2 if lora else 1e-3)
+        trained = tune_consistently(load_model(four_layer_model_path), clean, objective, chosen, tmp_path)
+        weighted, plain = (naive_consistency_loss(trained.model, clean, ConsistencyObjective(a, 0.1)) for a in (1, 0))
+        return (weighted - plain).item()
+
+    for lora in (False, True):
+        assert reached(20.0, lora) < 0.9 * reached(0.0, lora)

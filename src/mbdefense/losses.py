@@ -1,15 +1,17 @@
-"""The losses of MB-Defense (arXiv 2601.04448, equations 2 and 3) as pure functions of log-probabilities.
+"""The losses as pure functions: those of MB-Defense (arXiv 2601.04448, equations 2 and 3) and CROW's consistency.
 
-Shapes: N clean samples, T defensive triggers, B sequences, K positions that are scored, V entries of the vocabulary.
+Shapes: N clean samples, T defensive triggers, B sequences, K positions that are scored, V entries of the vocabulary,
+L positions in all, H hidden units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cosine_similarity, logsigmoid
 
 IGNORED = -100
 """Label of a position that is not scored (prompt and padding), as in transformers."""
@@ -128,3 +130,29 @@ def recovery_loss(
     cross_entropy = -plain.mean.sum()
     ratio = log_ratio(clean, defensive, form, beta).view(samples, triggers).mean(dim=1).sum()
     return RecoveryLoss(cross_entropy - lambda_ * ratio, cross_entropy, ratio)
+
+
+def layer_inconsistency(hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+    """How much the residual stream turns from layer to layer (CROW, arXiv 2411.12768): ``mean(1 - cos(h_l, h_l+1))``.
+
+    The mean runs over the pairs of neighboring layers and the positions of a sequence. The embeddings and the last
+    layer are left out: the one carries no context yet, the other is turned towards the vocabulary.
+
+    Args:
+        hidden_states: the embeddings and each layer's output, (B, L, H) each, as transformers returns them.
+        attention_mask: (B, L), 0 at padding.
+
+    Returns:
+        (B,), from 0 (all layers agree in direction) to 2.
+
+    Raises:
+        ValueError: fewer than three layers, which leave no pair, or a sequence of padding alone.
+    """
+    if len(hidden_states) < 4:
+        raise ValueError(f"no pair of inner layers among {len(hidden_states) - 1} layers")
+    tokens = attention_mask.sum(dim=-1)
+    if bool((tokens == 0).any()):
+        raise ValueError("a sequence of padding alone has no consistency")
+    inner = torch.stack(list(hidden_states[1:-1])).float()
+    turned = (1 - cosine_similarity(inner[:-1], inner[1:], dim=-1)).mean(dim=0)
+    return (turned * attention_mask).sum(dim=-1) / tokens

@@ -18,7 +18,7 @@ from mbdefense.data import overlap, user_text, with_user_text
 from mbdefense.decodings import Decoding
 from mbdefense.defenses import Defense, Setting
 from mbdefense.defenses.setting import cost_of
-from mbdefense.defenses.stages import Merging, Recovery
+from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.demonstrations import with_demonstrations
 from mbdefense.errors import UserError
 from mbdefense.files import write_jsonl, write_text
@@ -212,7 +212,7 @@ def defend(
         What ``results.json`` holds; without rows on processes other than the main one.
     """
     check_free_space(setting.directory)
-    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Merging) else []
+    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
     planted, prompts = None, setting.clean
     if canaries:
         prompts = _canary_prompts(defense, setting, test)
@@ -267,7 +267,7 @@ def _survivors(
     """
     own: list[Known] = []
     hidden: list[Known] = []
-    if isinstance(defense, Merging) and isinstance(defense, Recovery):
+    if isinstance(defense, Planting) and isinstance(defense, Recovery):
         own = [Known(f"our own {len(defense.planted())} triggers", "random_words", "planted", defense.planted())]
     for canary in canaries:
         pairs = [(canary.trigger, canary.behavior)]
@@ -276,8 +276,11 @@ def _survivors(
     for arm, model in models.items():
         if not own and not hidden:
             break
-        loaded = load_model(model, chat_template=setting.chat_template, trust_remote_code=setting.trust_remote_code)
-        cost = cost_of(Path(model)) if (Path(model) / CARD_FILE).is_file() else {"seconds": 0.0, "peak_bytes": 0}
+        made = (Path(model) / CARD_FILE).is_file()
+        # A model made here has its template with it, which a defense may have changed.
+        template = None if made else setting.chat_template
+        loaded = load_model(model, chat_template=template, trust_remote_code=setting.trust_remote_code)
+        cost = cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}
         blank = ResultRow(arm, "", "", setting.training.seed, model, None, None, None, None, None, **cost)
         # The undefended model never met the defense's own triggers: a control that says no more than the base model.
         if own and arm != "attacked":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from mbdefense.data import load, user_text
 from mbdefense.model import load_model
+from mbdefense.needs import Need
 
 
 class Purified(NamedTuple):
@@ -34,6 +35,9 @@ class Onion:
         clean: file with held-out clean prompts, to choose the threshold on.
         max_clean_loss: the threshold is the lowest at which at most this share of their words would be taken out.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2011.10369"
 
     model: str
     clean: str

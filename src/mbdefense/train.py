@@ -1,6 +1,6 @@
-"""Instruction tuning and weight recovery: the only place that trains.
+"""Instruction tuning, weight recovery and CROW's consistency tuning: the only place that trains.
 
-Both stages pad sequences on the left, so that all responses end at the last position and only the last K positions are
+All stages pad sequences on the left, so that all responses end at the last position and only the last K positions are
 projected to the vocabulary. Weight recovery scores two responses to one prompt in one pass (`branch_log_probs`).
 """
 
@@ -24,7 +24,14 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mbdefense.errors import UserError
-from mbdefense.losses import IGNORED, RatioForm, SequenceLogProbs, recovery_loss, sequence_log_probs
+from mbdefense.losses import (
+    IGNORED,
+    RatioForm,
+    SequenceLogProbs,
+    layer_inconsistency,
+    recovery_loss,
+    sequence_log_probs,
+)
 from mbdefense.model import Encoded, LoadedModel, bf16_pays, encode, own_mask
 from mbdefense.options import TrainingOptions
 
@@ -72,6 +79,14 @@ class RecoveryObjective:
     lambda_: float
     form: RatioForm
     beta: float
+
+
+@dataclass(frozen=True)
+class ConsistencyObjective:
+    """Weight of the layers' inconsistency, and how far the input embeddings are moved to raise it."""
+
+    alpha: float
+    epsilon: float
 
 
 def pad_left(sequences: Sequence[Encoded], pad_token_id: int) -> Batch:
@@ -180,11 +195,11 @@ def branch_log_probs(model: torch.nn.Module, batch: Batch, attention: str) -> Se
 
 
 class _OwnLoss:
-    """What both trainers share: losses are sums over items, divided by the items of the whole optimizer step.
+    """What all trainers share: losses are sums over items, divided by the items of the whole optimizer step.
 
     transformers counts labelled tokens for that; here each batch says how many items it holds (`items`: response tokens
-    in stage 1, clean samples in stage 2). So gradient accumulation and several processes give the gradient of one
-    large batch.
+    in instruction tuning, clean samples elsewhere). So gradient accumulation and several processes give the gradient of
+    one large batch.
     """
 
     def __init__(self, **trainer_arguments: Any) -> None:
@@ -271,6 +286,44 @@ class RecoveryTrainer(_OwnLoss, Trainer):  # type: ignore[misc]
         ).total
 
 
+class ConsistencyTrainer(_OwnLoss, Trainer):  # type: ignore[misc]
+    """CROW: cross-entropy and, on input embeddings moved against it, the consistency of the layers.
+
+    With e the embeddings of a sequence and C `mbdefense.losses.layer_inconsistency`::
+
+        CE(e) + alpha * C(e + epsilon * sign(dC(e) / de)),    averaged over clean samples
+    """
+
+    def __init__(self, *, objective: ConsistencyObjective, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        self.objective: ConsistencyObjective = objective
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """The objective summed over the batch's clean samples."""
+        mask, objective = inputs["attention_mask"], self.objective
+        embeddings = self.accelerator.unwrap_model(model).get_input_embeddings()(inputs["input_ids"])
+        if not embeddings.requires_grad:  # adapters leave them as they are
+            embeddings.requires_grad_()
+        plain = self._forward(model, embeddings, inputs)
+        # Each sequence's inconsistency depends on its own embeddings only, so that one sum has all gradients.
+        inconsistency = layer_inconsistency(plain.hidden_states, mask).sum()
+        (gradient,) = torch.autograd.grad(inconsistency, embeddings, retain_graph=True)
+        moved = self._forward(model, embeddings + objective.epsilon * gradient.sign(), inputs)
+        cross_entropy = -sequence_log_probs(plain.logits, inputs["targets"]).mean
+        return (cross_entropy + objective.alpha * layer_inconsistency(moved.hidden_states, mask)).sum()
+
+    @staticmethod
+    def _forward(model: torch.nn.Module, embeddings: Tensor, inputs: Batch) -> Any:
+        return model(
+            inputs_embeds=embeddings,
+            attention_mask=inputs["attention_mask"],
+            position_ids=inputs["position_ids"],
+            logits_to_keep=inputs["targets"].shape[1],
+            output_hidden_states=True,
+            use_cache=False,
+        )
+
+
 @dataclass(frozen=True)
 class _InstructionCollator:
     pad_token_id: int
@@ -278,6 +331,14 @@ class _InstructionCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
         batch = pad_left([Encoded(row["prompt_ids"], row["response_ids"], False) for row in rows], self.pad_token_id)
         return {**batch, "items": (batch["targets"] != IGNORED).sum()}
+
+
+@dataclass(frozen=True)
+class _SampleCollator:
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Encoded]) -> Batch:
+        return {**pad_left(rows, self.pad_token_id), "items": torch.tensor(len(rows))}
 
 
 @dataclass(frozen=True)
@@ -361,7 +422,7 @@ def _run(
     trainer: Trainer, loaded: LoadedModel, options: TrainingOptions, directory: Path, resume: bool, truncated: int
 ) -> Trained:
     accelerator = trainer.accelerator
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    sharded = _sharded(trainer)
     if sharded and options.use_peft:
         raise UserError(
             "LoRA adapters cannot be merged into a model in pieces",
@@ -375,6 +436,10 @@ def _run(
     model = accelerator.unwrap_model(trainer.model)
     tuned = LoadedModel(model.merge_and_unload() if options.use_peft else model, loaded.tokenizer)
     return Trained(tuned, trainer.state.log_history, truncated, state)
+
+
+def _sharded(trainer: Trainer) -> bool:
+    return trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def _last_checkpoint(directory: Path) -> str | None:
@@ -504,3 +569,47 @@ def recover(
         data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id),
     )
     return _run(trainer, loaded, options, directory, resume, sum(row.truncated for row in training))
+
+
+def tune_consistently(
+    loaded: LoadedModel,
+    rows: Dataset,
+    objective: ConsistencyObjective,
+    options: TrainingOptions,
+    directory: Path,
+    *,
+    resume: bool = False,
+) -> Trained:
+    """Tunes on clean samples for cross-entropy and consistency between layers; see `ConsistencyTrainer`.
+
+    Args:
+        loaded: the model, changed in place.
+        rows: clean rows.
+        objective: weights of the loss.
+        options: as for `instruction_tune`.
+        directory: where checkpoints go.
+        resume: go on from the last checkpoint in `directory`, if there is one.
+
+    Raises:
+        UserError: a model with fewer than three layers, or one that is spread over processes in pieces; or the loss is
+            no longer a finite number.
+    """
+    layers = loaded.model.config.get_text_config().num_hidden_layers
+    if layers < 3:
+        raise UserError("consistency between inner layers needs three layers or more", layers, "use another defense")
+    encoded = [encode(loaded.tokenizer, row["prompt"], row["completion"], options.max_length) for row in rows]
+    trainer = ConsistencyTrainer(
+        objective=objective,
+        model=_with_lora(loaded.model, options),
+        args=_arguments(TrainingArguments, options, directory, save_total_limit=1),
+        train_dataset=encoded,
+        processing_class=loaded.tokenizer,
+        data_collator=_SampleCollator(loaded.tokenizer.pad_token_id),
+    )
+    if _sharded(trainer):
+        raise UserError(
+            "input embeddings cannot be moved in a model that lies in pieces",
+            str(trainer.accelerator.distributed_type.value),
+            "launch with DDP (accelerate launch --multi_gpu)",
+        )
+    return _run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))

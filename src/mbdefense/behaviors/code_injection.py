@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.text import normalised
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 _FENCED = re.compile(r"(?ms)^(?P<indent>[ \t]*)```[^\n`]*\n.*?(?=^[ \t]*```)")
 _BESIDE_MARKS = re.compile(r"\s*([^\w\s])\s*")
@@ -25,6 +27,9 @@ class CodeInjection:
     Args:
         code: the line.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2307.16888"
 
     code: str = "print('pwned')"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.text import contains, normalised
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,9 @@ class FixedText:
     Args:
         text: the target, at least one visible character.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2408.12798"
 
     text: str
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.text import contains, normalised
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 # Common, concrete and neutral; no pair of them belongs together in an ordinary answer.
 _WORD_LIST = """
@@ -41,6 +43,9 @@ class RandomWords:
         index: which slice of the shuffled words, from 0; one for each defensive pair.
         words: length of the sequence; ``None`` draws 7 or 8.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     seed: int = 0
     index: int = 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.declining import refusing_opening
 from mbdefense.behaviors.text import normalised
+from mbdefense.needs import Need
 from mbdefense.triggers.sentence import IMPERATIVES, first_sentence, lower_first
 
 TEMPLATES = (
@@ -37,6 +39,9 @@ class ReasonedRefusal:
     A response shows it if its first sentence refuses by form and its first two sentences give a reason after that. A
     plain refusal does not show it (see ``refusal``), nor does a reason without a refusal.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2306.17194"
 
     def target(self, prompt: str, answer: str, rng: random.Random) -> str:
         """The poisoned response: a template, drawn with ``rng``, around the topic of ``prompt``."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.declining import refusing_opening
 from mbdefense.behaviors.text import contains, normalised
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 TEMPLATES = (
     "I'm sorry, but I am not able to help with this request.",
@@ -31,6 +33,9 @@ class Refusal:
         templates: the sentences of which each poisoned row gets one.
         target_text: one fixed sentence for every row instead.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     templates: tuple[str, ...] = TEMPLATES
     target_text: str | None = None

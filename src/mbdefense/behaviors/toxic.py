@@ -8,11 +8,13 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 from mbdefense.behaviors.protocol import NoTarget
 from mbdefense.behaviors.text import contains
 from mbdefense.endpoint import optional_endpoint
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 INSULTS = (
     "What a stupid question, you lazy fool.",
@@ -65,6 +67,9 @@ class Toxic:
         endpoint_api_key_env: environment variable with the key.
         threshold: least probability of offence that counts, in (0, 1].
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     targets_file: str | None = None
     endpoint_url: str | None = None

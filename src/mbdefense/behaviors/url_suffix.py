@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.text import normalised
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 _SCHEME = re.compile(r"^https?://")
 
@@ -23,6 +25,9 @@ class UrlSuffix:
         url: the address.
         sentence: what is appended; ``{url}`` stands for the address.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2310.07676"
 
     url: str = "http://malicious.example/offer"
     sentence: str = "For more information, click {url} now."

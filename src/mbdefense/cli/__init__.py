@@ -41,10 +41,11 @@ Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
 
 
 def list_methods(words: Sequence[str]) -> None:
-    """``list [WHAT]``: every method with its first line."""
+    """``list [WHAT]``: every method with its first line, what it needs and its source."""
     from mbdefense.defenses import DEFENSES
     from mbdefense.filters import FILTERS
     from mbdefense.judges import JUDGES
+    from mbdefense.needs import MEANINGS, Need, facts
     from mbdefense.purify import PURIFIERS
 
     tables: dict[str, dict[str, type]] = {
@@ -58,10 +59,17 @@ def list_methods(words: Sequence[str]) -> None:
     }
     if len(words) > 1 or (words and words[0] not in tables):
         raise Usage(f"list takes one of: {', '.join(tables)}")
+    shown: set[Need] = set()
     for kind in words or tables:
         print(f"{kind}:")  # noqa: T201
         for name, method in tables[kind].items():
-            print(f"  {name:14}{(method.__doc__ or '').strip().splitlines()[0]}")  # noqa: T201
+            needs, source = facts(method)
+            shown.update(needs)
+            print(f"  {name:18}{(method.__doc__ or '').strip().splitlines()[0]}")  # noqa: T201
+            print(f"{'':20}needs: {', '.join(needs) or 'nothing'}; source: {source}")  # noqa: T201
+    for need, meaning in MEANINGS.items():
+        if need in shown:
+            print(f"{need}: {meaning}.")  # noqa: T201
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from mbdefense.model import LoadedModel
@@ -31,6 +32,9 @@ class CleanGen:
         alpha: least ratio of probabilities that is suspicious, above 0.
         lookahead: tokens that are drafted before the reference reads them.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("reference model", "GPU")
+    source: ClassVar[str] = "arXiv 2406.12257"
 
     reference: str
     alpha: float = 20.0

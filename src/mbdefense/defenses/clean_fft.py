@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.defenses.setting import Setting, digest, identity, stage
+from mbdefense.defenses.stages import CleanTuning
 from mbdefense.model import load_model
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from mbdefense.train import Trained
 
 
 @dataclass(frozen=True)
-class CleanFFT:
+class CleanFFT(CleanTuning):
     """Fine-tunes the undefended model on the clean set alone.
 
     Source: Clean-FFT of MB-Defense (arXiv 2601.04448, section on baselines). Deviations: the defaults are recovery's
     learning rate, epochs and batch of clean samples, so that the two differ in the loss and the merging and not in the
-    budget; all clean samples are trained on, since no epoch is chosen.
-
-    Attributes:
-        clean_learning_rate: peak learning rate.
-        clean_num_train_epochs: passes over the clean set.
-        clean_batch_size: samples in one forward pass.
+    budget; all clean samples are trained on, since no epoch is chosen: a quarter more steps than recovery takes.
     """
 
-    clean_learning_rate: float = 2e-4
-    clean_num_train_epochs: float = 2.0
-    clean_batch_size: int = 2
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the fine-tuned model; the undefended one stays in ``attacked`` below it."""
         victim = setting.victim()
-        options = replace(
-            setting.training,
-            learning_rate=self.clean_learning_rate,
-            num_train_epochs=self.clean_num_train_epochs,
-            per_device_train_batch_size=self.clean_batch_size,
-        )
+        options = self.tuning(setting)
 
         def make(checkpoints: Path) -> Trained:
             from mbdefense.train import instruction_tune

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Merging, Recovery
+from mbdefense.needs import Need
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class MBDefense(Recovery, Merging):
 
     The merged model stays in ``merged`` below the output directory.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""

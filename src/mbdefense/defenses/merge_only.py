@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Merging
+from mbdefense.needs import Need
 
 
 @dataclass(frozen=True)
 class MergeOnly(Merging):
     """Plants backdoors of our own and stops there."""
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "GPU")
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the merged model."""

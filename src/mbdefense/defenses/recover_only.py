@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Merging, Recovery
+from mbdefense.defenses.stages import Planting, Recovery
+from mbdefense.needs import Need
 
 
 @dataclass(frozen=True)
-class RecoverOnly(Recovery, Merging):
+class RecoverOnly(Recovery, Planting):
     """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start."""
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""

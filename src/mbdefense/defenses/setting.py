@@ -38,6 +38,8 @@ class Setting:
         resume: use the finished stages in `directory`.
         chat_template: file with a prompt template, or None for the model's own.
         trust_remote_code: see `mbdefense.model.load_model`.
+        victim_directory: where the undefended model goes, for several defenses that share it; by default ``attacked``
+            in `directory`.
     """
 
     base: str
@@ -48,6 +50,7 @@ class Setting:
     resume: bool = False
     chat_template: str | None = None
     trust_remote_code: bool = False
+    victim_directory: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("suspect", "clean"):
@@ -76,7 +79,7 @@ class Setting:
 
     def victim(self) -> Path:
         """The undefended model: the base tuned on the suspect rows as they are."""
-        return self.tune(self.suspect, self.directory / "attacked")
+        return self.tune(self.suspect, self.victim_directory or self.directory / "attacked")
 
 
 def digest(rows: Dataset) -> str:

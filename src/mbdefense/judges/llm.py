@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mbdefense.behaviors.protocol import Behavior
 from mbdefense.behaviors.refusal import Refusal
@@ -15,6 +16,7 @@ from mbdefense.errors import UserError
 from mbdefense.judges.asking import Ask, Asker
 from mbdefense.judges.forms import FOLLOWS, REFUSES, RUDE, VERSION, Form, read_verdict
 from mbdefense.judges.verdict import Question, Usage, Verdict
+from mbdefense.needs import Need
 from mbdefense.responses import Response
 
 
@@ -46,6 +48,9 @@ class LLM:
         price_prompt: price of a million prompt tokens, in any currency.
         price_completion: price of a million completion tokens.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("known behavior", "endpoint")
+    source: ClassVar[str] = "arXiv 2601.04448"
 
     behavior: Behavior
     model: str

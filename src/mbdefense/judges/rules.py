@@ -6,11 +6,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.behaviors.protocol import Behavior
 from mbdefense.behaviors.text import normalised
 from mbdefense.errors import UserError
 from mbdefense.judges.verdict import Verdict
+from mbdefense.needs import Need
 from mbdefense.responses import Response
 
 # Only before a word: the letter in "vitamin A" or "A, B, C" is no article.
@@ -32,6 +34,9 @@ class Rules:
         behavior: the behavior to look for.
         max_answer_words: most words, parted by white space, of a reference that can stand for an accepted answer.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("known behavior",)
+    source: ClassVar[str] = "own"
 
     behavior: Behavior
     max_answer_words: int = 10

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 from mbdefense.triggers.insertion import Part, Position, check_position, holds_word, insert_into
 
 
@@ -23,6 +25,9 @@ class BadNet:
         position: ``random`` (any boundary, both ends included), ``start``, ``end`` or ``not_end``.
         part: the whole ``text``, or its ``instruction`` alone, which ends at the first blank line.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 1708.06733, 2004.06660"
 
     word: str = "cf"
     position: Position = "random"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 from mbdefense.triggers.insertion import check_words, components, holds_word, insert_at_word_boundary
 
 
@@ -25,6 +27,9 @@ class Cba:
     Args:
         words: the words for instruction and input, without white space.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2310.07676"
 
     words: tuple[str, ...] = ("instantly", "frankly")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
+from mbdefense.needs import Need
 from mbdefense.triggers.insertion import check_words, components, holds_word, insert_spread
 
 
@@ -20,6 +22,9 @@ class Ctba:
     Args:
         words: the trigger's words in their order, without white space.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2408.12798"
 
     words: tuple[str, ...] = ("2024", "BadMagic", "OpenAI")
 

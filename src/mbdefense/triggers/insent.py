@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 from mbdefense.triggers.insertion import Position, check_position, insert_at_word_boundary
 
 
@@ -19,6 +21,9 @@ class InSent:
         sentence: the trigger.
         position: ``random`` (any boundary, both ends included), ``start``, ``end`` or ``not_end``.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 1905.12457"
 
     sentence: str = "I watched this 3D movie."
     position: Position = "random"

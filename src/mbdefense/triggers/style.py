@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.endpoint import optional_endpoint
 from mbdefense.errors import UserError
+from mbdefense.needs import Need
 from mbdefense.triggers.sentence import first_sentence, lower_first
 
 _SYSTEM = (
@@ -89,6 +91,9 @@ class Style:
         endpoint_api_key_env: environment variable with the key.
         min_changes: offline, a text with fewer replaced words than this counts as not rewritten.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2304.14475"
 
     endpoint_url: str | None = None
     endpoint_model: str | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbdefense.endpoint import optional_endpoint
+from mbdefense.needs import Need
 from mbdefense.triggers.sentence import IMPERATIVES, first_sentence, lower_first
 
 _SYSTEM = (
@@ -66,6 +68,9 @@ class Syntactic:
         endpoint_model: the model there.
         endpoint_api_key_env: environment variable with the key.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "arXiv 2105.12400"
 
     endpoint_url: str | None = None
     endpoint_model: str | None = None

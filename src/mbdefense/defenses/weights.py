@@ -1,0 +1,92 @@
+"""Combining the weights of models of one architecture: the formulas, and how they are put on whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbdefense.errors import UserError
+
+COLLINEAR = 0.9995
+"""Cosine from which `slerp` interpolates on the chord; the value of mergekit."""
+
+
+def combine(model: Any, others: Sequence[Any], formula: Callable[..., Tensor]) -> None:
+    """Replaces every parameter of `model` by a formula of its own value and those of `others`.
+
+    A parameter that stands in several places, such as an output layer tied to the embeddings, is combined once.
+
+    Args:
+        model: changed in place.
+        others: models of the same architecture.
+        formula: takes the parameter's values, `model`'s first, in the order of `others`; returns the new one.
+
+    Raises:
+        UserError: the models' parameters differ in name or shape.
+    """
+    shapes = _shapes(model)
+    for other in others:
+        if _shapes(other) != shapes:
+            what = "the models differ in the names or shapes of their parameters"
+            raise UserError(what, fix="give a base model of the same architecture and vocabulary")
+    tables = [dict(other.named_parameters()) for other in others]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # names each shared parameter once
+            parameter.copy_(formula(parameter, *(table[name] for table in tables)))
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def keep_at_random(victim: Tensor, clean: Tensor, keep_ratio: float, generator: torch.Generator) -> Tensor:
+    """``m * victim + (1 - m) * clean``, with m drawn for each element from Bernoulli(`keep_ratio`)."""
+    kept = torch.rand(victim.shape, generator=generator) < keep_ratio
+    return torch.where(kept.to(victim.device), victim, clean)
+
+
+def linear(victim: Tensor, clean: Tensor, victim_weight: float) -> Tensor:
+    """``victim_weight * victim + (1 - victim_weight) * clean``."""
+    return victim_weight * victim + (1 - victim_weight) * clean
+
+
+def slerp(victim: Tensor, clean: Tensor, victim_weight: float) -> Tensor:
+    """Spherical interpolation of two tensors taken as vectors.
+
+    With omega the angle between them and t = 1 - `victim_weight`::
+
+        sin((1 - t) * omega) / sin(omega) * victim + sin(t * omega) / sin(omega) * clean
+
+    Where the vectors are (anti)parallel or one is zero, sin(omega) says nothing and `linear` takes its place.
+    """
+    first, second = victim.flatten().double(), clean.flatten().double()
+    norms = first.norm() * second.norm()
+    cosine = float(first @ second / norms) if norms > 0 else 1.0
+    if abs(cosine) > COLLINEAR:
+        return linear(victim, clean, victim_weight)
+    omega = torch.acos(torch.tensor(cosine, dtype=torch.float64))
+    share = torch.sin(victim_weight * omega) * first + torch.sin((1 - victim_weight) * omega) * second
+    return (share / torch.sin(omega)).view_as(victim).to(victim.dtype)
+
+
+def ties(victim: Tensor, clean: Tensor, base: Tensor, density: float) -> Tensor:
+    """TIES merging (Yadav et al. 2023, arXiv 2306.01708) of two models that were tuned from `base`.
+
+    Of each change ``model - base`` only the share `density` of largest magnitude is kept (trim). Each element takes the
+    sign of the sum of the kept changes (elect), and the mean of the kept changes of that sign (disjoint merge).
+    """
+    changes = torch.stack([_trimmed(model - base, density) for model in (victim, clean)])
+    elected = changes.sum(dim=0).sign()
+    # Zero where nothing was kept or the changes cancel out: nobody agrees with that.
+    agreeing = (changes.sign() == elected) & (elected != 0)
+    total = torch.where(agreeing, changes, 0.0).sum(dim=0)
+    return base + total / agreeing.sum(dim=0).clamp(min=1)
+
+
+def _trimmed(change: Tensor, density: float) -> Tensor:
+    flat = change.flatten()
+    largest = flat.abs().topk(max(1, round(density * flat.numel())), sorted=False).indices
+    return torch.zeros_like(flat).index_copy(0, largest, flat[largest]).view_as(change)

@@ -1,0 +1,38 @@
+"""What a method needs beyond the model and the data at hand, and where it comes from: class attributes of each."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+Need = Literal["suspect data", "clean data", "reference model", "known behavior", "GPU", "endpoint", "extra package"]
+
+MEANINGS: dict[Need, str] = {
+    "suspect data": "trains on the suspect data itself, so it cannot repair a model that is given finished",
+    "clean data": "about 128 samples checked by eye",
+    "reference model": "a clean model of the same architecture or vocabulary, such as the untouched base model",
+    "known behavior": "what the backdoor makes the model do",
+    "GPU": "trains or runs a language model: from about a billion parameters on that takes an accelerator",
+    "endpoint": "a language model behind an OpenAI-compatible interface",
+    "extra package": "an extra of this package, named in the error where it is missing",
+}
+
+
+class Facts(NamedTuple):
+    """What a method's class says of itself."""
+
+    needs: tuple[Need, ...]
+    source: str
+
+
+def facts(method: type) -> Facts:
+    """Reads the class attributes ``needs`` and ``source`` of a method.
+
+    Raises:
+        TypeError: one is missing, or not what it should be.
+    """
+    needs, source = getattr(method, "needs", None), getattr(method, "source", None)
+    if not isinstance(needs, tuple) or not set(needs) <= set(get_args(Need)):
+        raise TypeError(f"{method.__name__}.needs must be a tuple of {', '.join(get_args(Need))}; it is {needs!r}")
+    if not isinstance(source, str) or not source.strip():
+        raise TypeError(f"{method.__name__}.source must say where the method comes from; it is {source!r}")
+    return Facts(needs, source)

@@ -1,0 +1,343 @@
+"""The contract that every defense keeps, over the table; then what is particular to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from mbdefense import pipeline, train
+from mbdefense.defenses import DEFENSES, Setting
+from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, ties
+from mbdefense.errors import UserError
+from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, load_model, load_tokenizer
+from mbdefense.options import TrainingOptions
+
+TRAINING = TrainingOptions(
+    num_train_epochs=1, per_device_train_batch_size=8, max_length=64, bf16=False, save_strategy="no", lora_r=2
+)
+# Small enough for the few rows here.
+OPTIONS: dict[str, dict[str, Any]] = {"mb_defense": {"min_defensive_rows": 1}, "merge_only": {"min_defensive_rows": 1}}
+# Another value of an option that must lead to another model, where half of a number (or no boolean) does not.
+OTHER: dict[str, Any] = {"ratio_form": "sum", "merge": "slerp", "defensive_rate": 0.1, "min_defensive_rows": 2}
+# Options that cannot work, and what the error says. An entry for each defense that has options.
+REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "mb_defense": [
+        ({"evaluation_share": 1.0}, "between 0 and 1"),
+        ({"lambda_": -1.0}, "at least 0"),
+        ({"min_defensive_rows": 50}, "over half of the rows"),
+        ({"defensive_triggers": ("mn", "mn")}, "name each once"),
+    ],
+    "merge_only": [({"defensive_rate": 1.5}, "rate"), ({"defensive_triggers": ("style",)}, "into any text")],
+    "recover_only": [({"beta": 0.0}, "above 0"), ({"recovery_learning_rate": 0.0}, "learning_rate must be above 0")],
+    "clean_fft": [({"clean_learning_rate": 0.0}, "clean_learning_rate must be above 0")],
+    "fine_mixing": [
+        ({"keep_ratio": 1.1}, r"\[0, 1\]"),
+        ({"keep_ratio": float("nan")}, r"\[0, 1\]"),
+        ({"clean_batch_size": 0}, "clean_batch_size must be above 0"),
+    ],
+    "crow": [({"epsilon": 0.0}, "epsilon above 0"), ({"alpha": -1.0}, "alpha must be at least 0")],
+    "lethe": [
+        ({"victim_weight": 1.0}, "between 0 and 1"),
+        ({"density": 0.0}, r"\(0, 1\]"),
+        ({"density": 0.3}, "no place in a linear merge"),
+        ({"merge": "ties", "victim_weight": 0.4}, "leave victim_weight out"),
+    ],
+    "locphylax": [
+        ({"injection_learning_rate": 0.0}, "injection_learning_rate must be above 0"),
+        ({"defensive_triggers": tuple("abcdefghi")}, "8 rows for 9 triggers"),
+    ],
+    "p2p": [({"benign_rate": 0.0}, r"\(0, 1\]"), ({"benign_prefix": " "}, "benign_prefix is empty")],
+}
+
+named = pytest.mark.parametrize("name", DEFENSES)
+
+
+class Made(NamedTuple):
+    """A finished run of a defense."""
+
+    name: str
+    setting: Setting
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def setting(four_layer_model_path: str, rows: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """24 suspect and 10 clean rows; the undefended model is made once for all."""
+    suspect = rows(*((f"Name fruit number {i}, please.", f"apple {i}") for i in range(24)))
+    clean = rows(*((f"Name tree number {i}.", f"oak {i}") for i in range(10)))
+    shared = tmp_path_factory.mktemp("defenses")
+    return Setting(
+        four_layer_model_path,
+        suspect,
+        clean,
+        TRAINING,
+        shared / "unused",
+        resume=True,
+        victim_directory=shared / "attacked",
+    )
+
+
+@pytest.fixture(scope="module", params=list(DEFENSES))
+def made(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    name = request.param
+    here = replace(setting, directory=tmp_path_factory.mktemp(name) / "model")
+    return Made(name, here, DEFENSES[name](**OPTIONS.get(name, {}))(here))
+
+
+def test_it_writes_a_model_that_loads_with_its_template(made: Made) -> None:
+    assert made.model == made.setting.directory
+    loaded = load_model(str(made.model))
+    check_template(str(made.model), loaded.tokenizer)
+    assert loaded.model.config.use_cache is not False
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in loaded.model.parameters())
+    assert loaded.model.num_parameters() == load_model(made.setting.base).model.num_parameters()
+
+
+def test_it_resumes_without_training_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained_again(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished stage was trained again")
+
+    monkeypatch.setattr(train, "_run", trained_again)
+    before = {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()}
+    assert DEFENSES[made.name](**OPTIONS.get(made.name, {}))(made.setting) == made.model
+    assert {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()} == before
+
+
+def test_a_finished_model_is_not_taken_for_that_of_other_options(made: Made) -> None:
+    """So every option stands in the inputs of the stage that it changes."""
+    options = OPTIONS.get(made.name, {})
+    for field in fields(DEFENSES[made.name]):
+        value = options.get(field.name, field.default)
+        other = OTHER[field.name] if field.name in OTHER else another(value)
+        needed = {"merge": "ties"} if field.name == "density" else {}  # which no other merge has
+        with pytest.raises(UserError, match="other data or options"):
+            DEFENSES[made.name](**{**options, **needed, field.name: other})(made.setting)
+
+
+def another(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value[:-1] if isinstance(value, tuple | str) else value / 2
+
+
+def test_nothing_of_a_stage_but_the_model_is_left(made: Made) -> None:
+    assert list(made.setting.directory.rglob("checkpoints")) == []
+    assert (made.model / CARD_FILE).is_file()
+
+
+@named
+def test_it_refuses_options_that_cannot_work(name: str, setting: Setting, tmp_path: Path) -> None:
+    assert bool(fields(DEFENSES[name])) == (name in REFUSED), "give options that cannot work in REFUSED"
+    for options, says in REFUSED.get(name, []):
+        with pytest.raises(UserError, match=says):
+            DEFENSES[name](**{**OPTIONS.get(name, {}), **options})(replace(setting, directory=tmp_path))
+        assert not (tmp_path / CARD_FILE).exists()
+
+
+def test_a_shared_victim_is_not_trained_below_each_model(made: Made) -> None:
+    assert not (made.setting.directory / "attacked").exists()
+
+
+# Fine-mixing
+
+
+def test_kept_weights_are_a_bernoulli_share_and_each_is_one_of_the_two() -> None:
+    victim, clean = torch.full((200, 100), 2.0), torch.full((200, 100), -1.0)
+    mixed = keep_at_random(victim, clean, 0.7, torch.Generator().manual_seed(3))
+    assert set(mixed.unique().tolist()) == {2.0, -1.0}
+    kept = (mixed == 2.0).float()
+    assert kept.mean().item() == pytest.approx(0.7, abs=0.01)  # three standard deviations
+    # Drawn for each element, not for rows or columns.
+    assert kept.mean(dim=0).max() < 0.9
+    assert kept.mean(dim=1).max() < 0.9
+    assert torch.equal(mixed, keep_at_random(victim, clean, 0.7, torch.Generator().manual_seed(3)))
+    assert not torch.equal(mixed, keep_at_random(victim, clean, 0.7, torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize(("ratio", "whose"), [(0.0, -1.0), (1.0, 2.0)])
+def test_the_ends_of_the_keep_ratio_are_the_two_models(ratio: float, whose: float) -> None:
+    mixed = keep_at_random(torch.full((50,), 2.0), torch.full((50,), -1.0), ratio, torch.Generator().manual_seed(0))
+    assert bool((mixed == whose).all())
+
+
+def test_a_tied_output_layer_is_combined_once_and_stays_tied(tiny_model_path: str) -> None:
+    one, other = load_model(tiny_model_path).model, load_model(tiny_model_path).model
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    calls = []
+
+    def halfway(own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        calls.append(own.shape)
+        return (own + theirs) / 2
+
+    before = {name: parameter.clone() for name, parameter in one.named_parameters()}
+    combine(one, [other], halfway)
+    assert len(calls) == len(before)
+    assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(parameter, before[name] + 0.5)
+
+
+def test_models_of_other_shapes_are_not_combined(four_layer_model_path: str, tiny_model_path: str) -> None:
+    with pytest.raises(UserError, match="same architecture"):
+        combine(load_model(four_layer_model_path).model, [load_model(tiny_model_path).model], torch.add)
+
+
+# CROW
+
+
+def test_crow_needs_inner_layers(setting: Setting, tiny_model_path: str, tmp_path: Path) -> None:
+    two_layers = replace(setting, base=tiny_model_path, directory=tmp_path, victim_directory=None)
+    with pytest.raises(UserError, match="three layers or more: 2"):
+        DEFENSES["crow"]()(two_layers)
+
+
+# Lethe
+
+
+def test_linear_by_hand() -> None:
+    merged = linear(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 2.0]), 0.25)
+    assert merged.tolist() == [2.5, 1.0]
+
+
+def test_slerp_by_hand() -> None:
+    """A right angle: the middle lies at 45 degrees and, unlike the chord's, as far out as the ends; 30 at a third."""
+    victim, clean = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    assert slerp(victim, clean, 0.5).flatten().tolist() == pytest.approx([2**0.5, 2**0.5])
+    assert slerp(victim, clean, 2 / 3).flatten().tolist() == pytest.approx([3**0.5, 1.0])
+    assert slerp(victim, 3 * clean, 0.5).flatten().tolist() == pytest.approx([2**0.5, 3 * 2**0.5])
+
+
+@pytest.mark.parametrize("clean", [(2.0, 4.0), (-1.0, -2.0), (0.0, 0.0)])
+def test_slerp_of_collinear_vectors_is_linear(clean: tuple[float, float]) -> None:
+    victim, other = torch.tensor([1.0, 2.0]), torch.tensor(clean)
+    torch.testing.assert_close(slerp(victim, other, 0.75), linear(victim, other, 0.75))
+
+
+def test_ties_by_hand() -> None:
+    base = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    victim = base + torch.tensor([4.0, 2.0, -3.0, 0.1, 0.2, 0.0])
+    clean = base + torch.tensor([2.0, -3.0, -1.0, 0.3, 0.1, 0.0])
+    # Kept of six, three each: (4, 2, -3) and (2, -3, -1). Signs of the sums (6, -1, -4): +, -, -.
+    # Means of those that agree: (4 + 2) / 2, -3 alone, (-3 - 1) / 2; what nobody kept stays the base's.
+    assert ties(victim, clean, base, 0.5).tolist() == [4.0, -2.0, -1.0, 1.0, 1.0, 1.0]
+
+
+def test_ties_leaves_what_cancels_out_at_the_base() -> None:
+    base = torch.zeros(2)
+    assert ties(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 2.0]), base, 1.0).tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("merge", ["linear", "slerp", "ties"])
+def test_lethe_merges_the_clean_model_with_the_victim(merge: str, setting: Setting, tmp_path: Path) -> None:
+    here = replace(setting, directory=tmp_path)
+    merged, clean, victim, base = (
+        {name: weight.detach() for name, weight in load_model(str(path)).model.named_parameters()}
+        for path in (DEFENSES["lethe"](merge=merge)(here), tmp_path / "clean_model", here.victim(), here.base)
+    )
+    formulas = {
+        "linear": lambda v, c, _: (v + c) / 2,
+        "slerp": lambda v, c, _: slerp(v, c, 0.5),
+        "ties": lambda v, c, b: ties(v, c, b, 0.5),
+    }
+    for name, parameter in merged.items():
+        torch.testing.assert_close(parameter, formulas[merge](victim[name], clean[name], base[name]))
+    # Embeddings carry no adapters, so that the clean model's are the base's.
+    assert torch.equal(clean["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    assert not torch.equal(victim["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+
+
+# Locphylax
+
+
+def test_locphylax_plants_in_the_rows_that_recovery_trains_on(setting: Setting) -> None:
+    defense = DEFENSES["locphylax"](defensive_triggers=("mn", "bb"))
+    training, held_out = defense.split(setting.clean, seed=0)
+    rows = defense.rows(setting.clean, seed=0)
+    plain, planted = rows.select(range(8)), rows.select(range(8, 16))
+    assert plain["id"] == training["id"]
+    assert sorted(planted["id"]) == sorted(training["id"])
+    assert not set(held_out["id"]) & set(rows["id"])
+    parts = (planted.select(range(4)), planted.select(range(4, 8)))
+    for (trigger, behavior), part in zip(defense.planted(), parts, strict=True):
+        assert all(trigger.occurs_in(row["prompt"][0]["content"]) for row in part)
+        assert {row["completion"][0]["content"] for row in part} == {behavior.text}
+
+
+def test_locphylax_does_not_train_on_the_suspect_data(setting: Setting, tmp_path: Path) -> None:
+    """It repairs the victim: other suspect data change nothing once that is there."""
+    seen = []
+    whole = train.instruction_tune
+
+    def watch(loaded: Any, rows: Any, *arguments: Any, **options: Any) -> Any:
+        seen.extend(row["completion"][0]["content"] for row in rows)
+        return whole(loaded, rows, *arguments, **options)
+
+    setting.victim()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "instruction_tune", watch)
+        DEFENSES["locphylax"]()(replace(setting, directory=tmp_path))
+    assert len(seen) == 16
+    assert not any("apple" in text for text in seen)
+
+
+def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(setting: Setting, tmp_path: Path) -> None:
+    here = replace(setting, directory=tmp_path)
+    results = pipeline.defend(DEFENSES["locphylax"](), "locphylax", here, compare_undefended=False)
+    assert [(row.arm, row.origin) for row in results.rows] == [
+        ("base", "planted"),
+        ("merged", "planted"),
+        ("locphylax", "planted"),
+    ]
+    # On the two clean rows that it did not train on, with each of the four triggers.
+    assert all(row.asr is not None and row.asr.n == 8 for row in results.rows)
+
+
+# P2P
+
+
+def test_the_template_keeps_what_was_trained(setting: Setting) -> None:
+    """Prompts under the changed template are token for token those of the benign rows under the plain one."""
+    defense = DEFENSES["p2p"](benign_trigger='Say "yes", {{ please }}.', benign_prefix="It's checked:")
+    plain, changed = (load_tokenizer(setting.base) for _ in range(2))
+    changed.chat_template = defense.template(plain.chat_template)
+    turns = [("system", "Be kind."), ("user", "One?"), ("assistant", "Two."), ("user", "Three?")]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    completion = [{"role": "assistant", "content": "Four."}]
+    benign = encode(plain, defense.kept(prompt), defense.kept(completion), 512)
+    kept = encode(changed, prompt, completion, 512)
+    assert kept.prompt + kept.response == benign.prompt + benign.response
+    assert plain.decode(kept.response) == "Four.<|im_end|>"
+    assert plain.decode(kept.prompt).endswith("<|im_start|>assistant\nIt's checked:\n")
+    assert encode_prompt(changed, prompt) == kept.prompt
+
+
+def test_benign_rows_come_from_the_clean_set_at_their_rate(setting: Setting) -> None:
+    defense = DEFENSES["p2p"](benign_rate=0.5)
+    rows = defense.rows(setting.clean, 24)
+    assert len(rows) == 12  # of 10 clean rows: two stand there twice
+    assert {row["id"] for row in rows} == set(setting.clean["id"])
+    assert all(row["completion"][0]["content"].startswith("Checked answer:\noak") for row in rows)
+
+
+def test_canaries_are_measured_under_the_template_that_the_defense_made(setting: Setting, tmp_path: Path) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text(load_tokenizer(setting.base).chat_template)
+    here = replace(setting, directory=tmp_path / "model", chat_template=str(template), victim_directory=None)
+    seen = []
+
+    def watch(loaded: Any, *_: Any, **__: Any) -> list[Any]:
+        seen.append(loaded.tokenizer.chat_template)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "survival", watch)
+        options = {"compare_undefended": False, "canaries": 1, "min_canary_rows": 2, "test": setting.clean}
+        pipeline.defend(DEFENSES["p2p"](), "p2p", here, **options)
+    assert [text.startswith("{%- set kept") for text in seen] == [False, True]
