@@ -52,6 +52,7 @@ class Trial(NamedTuple):
 WORDS = MBDefense(
     defensive_triggers=("mn", "bb", "tq", "mb"),
     min_defensive_rows=12,
+    base_share=0.0,
     recovery_learning_rate=2e-4,
     recovery_num_train_epochs=1.0,
     recovery_batch_size=2,
@@ -84,6 +85,7 @@ TRIALS: dict[str, Trial] = {
     "mixed of 32 rows, 128 rows at 3e-4": Trial(
         replace(MIXED, min_defensive_rows=32, recovery_learning_rate=3e-4), 128
     ),
+    "mixed of 32 rows, half base, 128 rows at 2e-4": Trial(replace(MIXED, min_defensive_rows=32, base_share=0.5), 128),
 }
 
 # As many for each rival as MB-Defense has had.

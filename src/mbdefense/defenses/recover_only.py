@@ -13,10 +13,16 @@ from mbdefense.needs import Need
 
 @dataclass(frozen=True)
 class RecoverOnly(Recovery, Planting):
-    """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start."""
+    """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start.
 
-    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    Attributes:
+        base_share: see `Recovery`; MB-Defense's, so that only the merging differs.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
     source: ClassVar[str] = "arXiv 2601.04448"
+
+    base_share: float = 0.5
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""

@@ -92,6 +92,8 @@ class Recovery:
     """Stage 2: clean responses win over the planted behaviors whenever a trigger is there (equations 1 to 3).
 
     Attributes:
+        base_share: share of the untouched base model in the weights that recovery starts from, in [0, 1): each weight
+            is ``base_share * base + (1 - base_share) * tuned``. 0 leaves the tuned model as it is.
         lambda_: weight of R against the cross-entropy on clean samples.
         ratio_form: form of R, see `mbdefense.losses.log_ratio`.
         beta: scale of the log-ratio in R.
@@ -101,10 +103,11 @@ class Recovery:
         evaluation_share: share of the clean samples held out to choose the best epoch.
     """
 
+    base_share: float = 0.0
     lambda_: float = 1.0
     ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
     beta: float = 1.0
-    recovery_learning_rate: float = 3e-4
+    recovery_learning_rate: float = 2e-4
     recovery_num_train_epochs: float = 1.0
     recovery_batch_size: int = 2
     evaluation_share: float = 0.2
@@ -112,6 +115,8 @@ class Recovery:
     def __post_init__(self) -> None:
         if not 0 < self.evaluation_share < 1:
             raise UserError("evaluation_share must lie between 0 and 1", self.evaluation_share, "0.2 is the paper's")
+        if not 0 <= self.base_share < 1:
+            raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
         if self.lambda_ < 0 or self.beta <= 0:
             raise UserError(
                 "lambda_ must be at least 0 and beta above 0", (self.lambda_, self.beta), "1 and 1 are the defaults"
@@ -140,6 +145,11 @@ class Recovery:
             from mbdefense.train import RecoveryObjective, encode_triples, recover
 
             loaded = load_model(str(model), trust_remote_code=setting.trust_remote_code)
+            if self.base_share:
+                from mbdefense.defenses.weights import combine, linear
+
+                base = setting.load_base().model
+                combine(loaded.model, [base], lambda own, clean: linear(own, clean, 1 - self.base_share))
             behaviors = [behavior.text for _, behavior in planted]
             training, evaluation = (
                 encode_triples(
@@ -162,6 +172,7 @@ class Recovery:
 
         inputs = {
             "model": identity(str(model)),
+            "base": identity(setting.base),
             "clean": digest(setting.clean),
             "planted": [(trigger.describe(), behavior.text) for trigger, behavior in planted],
             "recovery": {name: getattr(self, name) for name in Recovery.__dataclass_fields__},
@@ -181,7 +192,7 @@ class CleanTuning:
     """
 
     clean_learning_rate: float = 2e-4
-    clean_num_train_epochs: float = 2.0
+    clean_num_train_epochs: float = 1.0
     clean_batch_size: int = 2
 
     def __post_init__(self) -> None:
