@@ -74,11 +74,11 @@ def test_it_measures_what_is_missing_and_writes_the_table(
 def test_an_arm_that_fails_does_not_stop_the_others(
     script: ModuleType, four_layer_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """MB-Defense's 48 planted rows do not fit into 30."""
-    chosen = ["--attacks", "syntactic+toxic", "--arms", "mb_defense", "crow:alpha=0"]
+    failing = "merge_only:defensive_rate=0.3"  # four times that is more than half of the rows
+    chosen = ["--attacks", "syntactic+toxic", "--arms", failing, "crow:alpha=0"]
     assert script.main(words(four_layer_model_path, tmp_path, *chosen)) == 1
     assert [row.arm for row in read(tmp_path / "results.json").rows] == ["base", "clean", "attacked", "crow:alpha=0"]
-    assert "failed: seed 0, syntactic+toxic: mb_defense" in capsys.readouterr().err
+    assert f"failed: seed 0, syntactic+toxic: {failing}" in capsys.readouterr().err
 
 
 def test_arms_that_beat_mb_defense_are_named(script: ModuleType) -> None:

@@ -23,13 +23,21 @@ TRAINING = TrainingOptions(
 # Small enough for the few rows here.
 OPTIONS: dict[str, dict[str, Any]] = {"mb_defense": {"min_defensive_rows": 1}, "merge_only": {"min_defensive_rows": 1}}
 # Another value of an option that must lead to another model, where half of a number (or no boolean) does not.
-OTHER: dict[str, Any] = {"ratio_form": "sum", "merge": "slerp", "defensive_rate": 0.1, "min_defensive_rows": 2}
+OTHER: dict[str, Any] = {
+    "ratio_form": "sum",
+    "merge": "slerp",
+    "defensive_rate": 0.1,
+    "min_defensive_rows": 2,
+    "base_share": 0.25,
+    "scorer": "another",
+}
 # Options that cannot work, and what the error says. An entry for each defense that has options.
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "mb_defense": [
         ({"evaluation_share": 1.0}, "between 0 and 1"),
         ({"lambda_": -1.0}, "at least 0"),
-        ({"min_defensive_rows": 50}, "over half of the rows"),
+        ({"defensive_rate": 0.3}, "over half of the rows"),
+        ({"base_share": 1.0}, r"base_share must lie in \[0, 1\)"),
         ({"defensive_triggers": ("mn", "mn")}, "name each once"),
     ],
     "merge_only": [({"defensive_rate": 1.5}, "rate"), ({"defensive_triggers": ("style",)}, "into any text")],
@@ -51,6 +59,9 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"injection_learning_rate": 0.0}, "injection_learning_rate must be above 0"),
         ({"defensive_triggers": tuple("abcdefghi")}, "8 rows for 9 triggers"),
     ],
+    "graceful": [({"alpha": 1.0}, "between 0 and 1")],
+    "onion": [({"max_clean_loss": 1.0}, r"\[0, 1\)")],
+    "spectral": [({"poisoning_bound": 0.6}, r"\(0, 0.5\]")],
     "p2p": [({"benign_rate": 0.0}, r"\(0, 1\]"), ({"benign_prefix": " "}, "benign_prefix is empty")],
 }
 
@@ -141,6 +152,20 @@ def test_it_refuses_options_that_cannot_work(name: str, setting: Setting, tmp_pa
 
 def test_a_shared_victim_is_not_trained_below_each_model(made: Made) -> None:
     assert not (made.setting.directory / "attacked").exists()
+
+
+# MB-Defense
+
+
+def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting, tmp_path: Path) -> None:
+    here = replace(setting, directory=tmp_path / "model")
+    made = DEFENSES["mb_defense"](base_share=0.25, recovery_learning_rate=1e-30)(here)
+    merged, base, mixed = (
+        dict(load_model(str(path)).model.named_parameters()) for path in (made / "merged", setting.base, made)
+    )
+    assert any(not torch.equal(merged[name], base[name]) for name in base)
+    for name, value in mixed.items():
+        torch.testing.assert_close(value, 0.75 * merged[name] + 0.25 * base[name], rtol=1e-5, atol=1e-6)
 
 
 # Fine-mixing

@@ -65,7 +65,7 @@ def evaluate(words: Sequence[str]) -> None:
     if config.arm is None and (purifier or decoding or demonstrations):
         parts = [
             Path(options.model).name,
-            purifier and purifier.describe().partition(":")[0],
+            config.purify and config.purify.partition(":")[0],
             decoding and decoding.describe().partition(":")[0],
             demonstrations and "demonstrations",
         ]
