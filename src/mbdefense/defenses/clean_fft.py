@@ -27,8 +27,8 @@ class CleanFFT:
         clean_batch_size: samples in one forward pass.
     """
 
-    clean_learning_rate: float = 2e-4
-    clean_num_train_epochs: float = 2.0
+    clean_learning_rate: float = 3e-4
+    clean_num_train_epochs: float = 1.0
     clean_batch_size: int = 2
 
     def __call__(self, setting: Setting) -> Path:

@@ -94,8 +94,8 @@ class Recovery:
     lambda_: float = 1.0
     ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
     beta: float = 1.0
-    recovery_learning_rate: float = 2e-4
-    recovery_num_train_epochs: float = 2.0
+    recovery_learning_rate: float = 3e-4
+    recovery_num_train_epochs: float = 1.0
     recovery_batch_size: int = 2
     evaluation_share: float = 0.2
 
