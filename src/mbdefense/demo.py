@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 TRAINING = TrainingOptions(
     learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
 )
-DEFENSE = MBDefense()
+# The default's 32 rows for each planted backdoor would be half of so small a set; these are a fifth.
+DEFENSE = MBDefense(min_defensive_rows=12)
 POISONING_RATE = 0.2
 
 
