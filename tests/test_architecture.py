@@ -29,6 +29,7 @@ ROOMS = [
     "canaries",
     "model",
     "losses",
+    "batches",
     "train",
     "onion",
     "filters",

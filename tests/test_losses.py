@@ -3,6 +3,7 @@ from math import exp, log
 import pytest
 import torch
 
+from mbdefense.batches import pad_left, response_log_probs
 from mbdefense.losses import (
     IGNORED,
     SequenceLogProbs,
@@ -12,7 +13,6 @@ from mbdefense.losses import (
     sequence_log_probs,
 )
 from mbdefense.model import Encoded, load_model
-from mbdefense.train import pad_left, response_log_probs
 
 FORMS = ("mean", "exp_mean", "sum")
 

@@ -11,22 +11,20 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from mbdefense.batches import Branches, branch_log_probs, pad_branches
 from mbdefense.errors import UserError
 from mbdefense.losses import SequenceLogProbs, layer_inconsistency, recovery_loss
 from mbdefense.model import LoadedModel, encode, load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import triggered_copy
 from mbdefense.train import (
-    Branches,
     ConsistencyObjective,
     InstructionTrainer,
     RecoveryObjective,
     RecoveryTrainer,
     TripleRow,
-    branch_log_probs,
     encode_triples,
     instruction_tune,
-    pad_branches,
     recover,
     tune_consistently,
 )

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mbdefense.batches import pad_left, response_log_probs
 from mbdefense.data import user_text, with_user_text
 from mbdefense.errors import UserError
 from mbdefense.files import write_text
 from mbdefense.losses import sequence_log_probs
 from mbdefense.model import Encoded, LoadedModel, device, encode, encode_prompt, on_device
-from mbdefense.train import pad_left, response_log_probs
 
 LOG_FILE = "search.jsonl"
 _WORD = re.compile(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import track
 
+from mbdefense.batches import pad_left, response_log_probs
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
-from mbdefense.train import pad_left, response_log_probs
 
 if TYPE_CHECKING:
     from datasets import Dataset

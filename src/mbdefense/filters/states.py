@@ -11,11 +11,11 @@ from rich.progress import track
 from scipy.linalg import eigh
 from torch import Tensor
 
+from mbdefense.batches import pad_left
 from mbdefense.errors import UserError
 from mbdefense.filters.evidence import Evidence
 from mbdefense.losses import IGNORED
 from mbdefense.model import LoadedModel, body_and_head, device, encode
-from mbdefense.train import pad_left
 
 if TYPE_CHECKING:
     from datasets import Dataset
