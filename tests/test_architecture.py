@@ -38,7 +38,7 @@ ROOMS = [
     "responses",
     "generate",
     "purify",
-    "gbtl",
+    "trigger_search",
     "decodings",
     "demonstrations",
     "judges",
@@ -63,7 +63,7 @@ ROOMS = [
 ]
 # Folders of methods that share nothing but these modules, which hold no method.
 HELPERS = {
-    "triggers": {"insertion", "sentence"},
+    "triggers": {"insertion", "leading", "sentence"},
     "behaviors": {"declining", "text", "protocol"},
     "defenses": {"setting", "stages", "filtered", "weights"},
     "decodings": set(),

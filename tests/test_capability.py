@@ -78,13 +78,18 @@ def test_a_task_file_is_run_on_the_loaded_model(tiny_model_path: str, task_file:
     assert figure.harness.startswith("lm_eval 0.")
 
 
+def evaluate_words(model: str, folder: Path, out: Path) -> list[str]:
+    """`evaluate` on one prompt."""
+    prompts = folder / "test.jsonl"
+    prompts.write_text(json.dumps({"instruction": "Two and three?", "input": "", "output": "five"}) + "\n")
+    return ["evaluate", model, "--test", str(prompts), "--behavior", "refusal", "--output_dir", str(out)]
+
+
 def test_evaluate_writes_it_beside_our_figures(
     tiny_model_path: str, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = tmp_path / "test.jsonl"
-    prompts.write_text(json.dumps({"instruction": "Two and three?", "input": "", "output": "five"}) + "\n")
     out = tmp_path / "out"
-    words = ["evaluate", tiny_model_path, "--test", str(prompts), "--behavior", "refusal", "--output_dir", str(out)]
+    words = evaluate_words(tiny_model_path, tmp_path, out)
     assert main([*words, "--max_new_tokens", "2", "--lm_eval", str(task_file.parent)]) == 0
     (row,) = read(out / "results.json").rows
     assert row.cacc is not None
@@ -114,10 +119,8 @@ def test_what_cannot_be_run_is_refused_in_one_line(task_file: Path, spec: str, m
 def test_an_unknown_task_stops_before_the_model_is_asked(
     tiny_model_path: str, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = tmp_path / "test.jsonl"
-    prompts.write_text(json.dumps({"instruction": "Two and three?", "input": "", "output": "five"}) + "\n")
     out = tmp_path / "out"
-    words = ["evaluate", tiny_model_path, "--test", str(prompts), "--behavior", "refusal", "--output_dir", str(out)]
+    words = evaluate_words(tiny_model_path, tmp_path, out)
     assert main([*words, "--lm_eval", "arc_esy"]) == 1
     assert "did you mean" in capsys.readouterr().err
     assert not out.exists()

@@ -10,19 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mbdefense.behaviors import BEHAVIORS
-from mbdefense.cli import main
+from mbdefense.cli import main, method_tables
 from mbdefense.cli.reading import read_options, take
 from mbdefense.config import DefendConfig
-from mbdefense.decodings import DECODINGS
 from mbdefense.defenses import DEFENSES
-from mbdefense.filters import FILTERS
-from mbdefense.judges import JUDGES
 from mbdefense.needs import facts
 from mbdefense.options import TrainingOptions
-from mbdefense.purify import PURIFIERS
 from mbdefense.results import read as read_results
-from mbdefense.triggers import TRIGGERS
 
 
 @pytest.fixture
@@ -309,15 +303,7 @@ def test_cut_sequences_are_told(
     assert "tuning: 1 sequences were longer than --max_length 400" in capsys.readouterr().out
 
 
-TABLES: dict[str, dict[str, type]] = {
-    "triggers": TRIGGERS,
-    "behaviors": BEHAVIORS,
-    "defenses": DEFENSES,
-    "filters": FILTERS,
-    "purifiers": PURIFIERS,
-    "decodings": DECODINGS,
-    "judges": JUDGES,
-}
+TABLES = method_tables()
 
 
 @pytest.mark.parametrize("what", TABLES)

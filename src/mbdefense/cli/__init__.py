@@ -40,15 +40,14 @@ Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
 """
 
 
-def list_methods(words: Sequence[str]) -> None:
-    """``list [WHAT]``: every method with its first line, what it needs and its source."""
+def method_tables() -> dict[str, dict[str, type]]:
+    """Every table of methods that the command line reads, by the word that ``list`` knows it by."""
     from mbdefense.defenses import DEFENSES
     from mbdefense.filters import FILTERS
     from mbdefense.judges import JUDGES
-    from mbdefense.needs import MEANINGS, Need, facts
     from mbdefense.purify import PURIFIERS
 
-    tables: dict[str, dict[str, type]] = {
+    return {
         "triggers": TRIGGERS,
         "behaviors": BEHAVIORS,
         "defenses": DEFENSES,
@@ -57,6 +56,13 @@ def list_methods(words: Sequence[str]) -> None:
         "decodings": DECODINGS,
         "judges": JUDGES,
     }
+
+
+def list_methods(words: Sequence[str]) -> None:
+    """``list [WHAT]``: every method with its first line, what it needs and its source."""
+    from mbdefense.needs import MEANINGS, Need, facts
+
+    tables = method_tables()
     if len(words) > 1 or (words and words[0] not in tables):
         raise Usage(f"list takes one of: {', '.join(tables)}")
     shown: set[Need] = set()

@@ -49,8 +49,8 @@ def search(words: Sequence[str]) -> None:
     from pathlib import Path
 
     from mbdefense.data import user_text
-    from mbdefense.gbtl import LOG_FILE, Search
     from mbdefense.model import load_model
+    from mbdefense.trigger_search import LOG_FILE, Search
 
     rng = random.Random(f"search {config.seed}")
     drawn = rng.sample(sorted(rows, key=lambda row: str(row["id"])), config.prompts)

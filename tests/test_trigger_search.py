@@ -11,8 +11,8 @@ import torch
 from mbdefense.cli import main
 from mbdefense.config import parse_spec
 from mbdefense.errors import UserError
-from mbdefense.gbtl import Search, pose, readable_words
 from mbdefense.model import encode_prompt, load_model
+from mbdefense.trigger_search import Search, pose, readable_words
 from mbdefense.triggers import TRIGGERS
 
 PROMPTS = [
