@@ -55,8 +55,8 @@ class Merging(Planting):
 
     Attributes:
         defensive_rate: share of the rows that each planted backdoor poisons.
-        min_defensive_rows: at least so many rows for each, half of all rows at most: the attacker's backdoor falls
-            with ours only if ours are about as well learned (docs/defaults.md).
+        min_defensive_rows: at least so many rows for each, half of all rows at most; with a handful the surrogates of
+            docs/defaults.md survived more often.
     """
 
     defensive_rate: float = 0.01
