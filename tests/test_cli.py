@@ -35,14 +35,17 @@ def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
 
 
 def test_help_needs_neither_torch_nor_datasets() -> None:
+    commands = [["poison"], ["evaluate"], ["filter"], *(["defend", "--defense", name] for name in DEFENSES)]
     check = (
-        "import sys\nfrom mbdefense.cli import main\n"
-        "try:\n    main(['evaluate', '--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "assert not {'torch', 'datasets', 'transformers', 'sklearn'} & set(sys.modules)"
+        f"import sys\nfrom mbdefense.cli import main\nfor command in {commands}:\n"
+        "    try:\n        main([*command, '--help'])\n    except SystemExit as stop:\n        assert not stop.code\n"
+        "    heavy = {'torch', 'datasets', 'transformers', 'sklearn'} & set(sys.modules)\n"
+        "    assert not heavy, (command, heavy)"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--behavior" in done.stdout
+    assert "--base_share" in done.stdout
 
 
 def test_poison_writes_the_poisoned_set_with_its_provenance(rows_file: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -39,6 +39,7 @@ def read_options(words: Sequence[str], command: str, positionals: Sequence[str],
         parser.add_argument(name.rstrip("+"), type=str, nargs="+" if name.endswith("+") else None)
     parser.add_argument("--config", type=str, default=None, help="YAML file with options; flags win over it")
     for kind in classes:
+        _resolve_types(kind)
         parser.add_class_arguments(kind, None)
     known = {field.name for kind in classes for field in fields(kind)}
     for word in words:
@@ -56,6 +57,16 @@ def read_options(words: Sequence[str], command: str, positionals: Sequence[str],
             one = f"--{key}" in lists and isinstance(value, str | float)
             ahead.append(f"--{key}={_as_flag([value] if one else value)}")
     return parser.parse_args(_lists(words, lists) + ahead)
+
+
+def _resolve_types(kind: type) -> None:
+    """Puts types in place of their names into a dataclass's constructor.
+
+    jsonargparse looks the names up in the module of the class alone. Where a base class of another module brings a name
+    that is not there, it runs the imports that are for type checkers only, and with them torch.
+    """
+    types = get_type_hints(kind)
+    vars(kind)["__init__"].__annotations__.update({field.name: types[field.name] for field in fields(kind)})
 
 
 def _as_flag(value: object) -> str:
