@@ -15,6 +15,7 @@ from mbdefense.metrics import scores
 from mbdefense.responses import Response, write_responses
 from mbdefense.results import ResultRow, Results, read, write
 from mbdefense.statistics import rate
+from mbdefense.tables import markdown
 
 N = 40
 
@@ -267,3 +268,21 @@ def test_the_command_exits_for_ci_and_prints_hostile_text_as_text(tmp_path, caps
         assert main(["check", str(path), "--max_asr", "0.05"]) == 1
     assert main(["check", str(path)]) == 1
     assert main(["check", str(path), "--max_asr", "lots"]) == 2
+
+
+def test_models_and_rates_of_a_grid_are_never_compared_with_one_another(tmp_path):
+    kept = {"base_model": "small", "poisoning_rate": 0.1}
+    settings = [kept, {**kept, "poisoning_rate": 0.2}, {**kept, "base_model": "large"}]
+    arms = [
+        read_arm(evaluated(tmp_path / f"{at}{arm}", arm, hits + at, **setting))
+        for at, setting in enumerate(settings)
+        for arm, hits in (("attacked", 30), ("mb_defense", 0))
+    ]
+    rows, over_seeds = compare(arms)
+    assert [row.asr_change and row.asr_change.only_before for row in rows] == [None, 30, None, 30, None, 30]
+    assert over_seeds == ()
+    write(tmp_path / "results.json", Results({}, rows))
+    assert read(tmp_path / "results.json").rows == rows
+    header = markdown(Results({}, rows)).splitlines()[2]
+    assert "Base model" in header
+    assert "Poisoning rate" in header

@@ -74,9 +74,9 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     Raises:
         UserError: two arms of one name, attack, behavior, seed and judge, or prompts that differ.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for index, arm in enumerate(arms):
-        groups.setdefault((*_attack(arm.row), str(arm.row.seed)), []).append(index)
+        groups.setdefault((*arm.row.setting(), arm.row.seed), []).append(index)
     tests: dict[tuple[int, Figure], Paired] = {}
     for indices in groups.values():
         _check_names([arms[index].row for index in indices])
@@ -91,10 +91,6 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
         found = {_CHANGE[figure]: test for (at, figure), test in adjusted.items() if at == index}
         rows.append(replace(arm.row, **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
     return tuple(rows), tuple(_seed_rows(arms))
-
-
-def _attack(row: ResultRow) -> tuple[str, str, str, str]:
-    return row.origin, row.attack, row.behavior, row.judge
 
 
 def _check_names(rows: Sequence[ResultRow]) -> None:
@@ -118,9 +114,9 @@ def _changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
 
 
 def _seed_rows(arms: Sequence[Arm]) -> Iterable[SeedRow]:
-    by_name: dict[tuple[str, ...], dict[int, Arm]] = {}
+    by_name: dict[tuple[object, ...], dict[int, Arm]] = {}
     for arm in arms:
-        by_name.setdefault((arm.row.arm, *_attack(arm.row)), {})[arm.row.seed] = arm
+        by_name.setdefault((arm.row.arm, *arm.row.setting()), {})[arm.row.seed] = arm
     for runs in by_name.values():
         if len(runs) < 2:
             continue
@@ -128,4 +124,7 @@ def _seed_rows(arms: Sequence[Arm]) -> Iterable[SeedRow]:
         for figure in get_args(Figure):
             judged = {seed: outcomes(arm.verdicts, figure) for seed, arm in runs.items()}
             if any(judged.values()):
-                yield SeedRow(row.arm, row.attack, row.behavior, figure, over_seeds(judged), row.judge)
+                yield SeedRow(
+                    row.arm, row.attack, row.behavior, figure, over_seeds(judged),
+                    row.judge, row.base_model, row.poisoning_rate,
+                )  # fmt: skip

@@ -93,6 +93,8 @@ class ResultRow:
         judge: who judged the responses, as its ``describe`` says it.
         capability: benchmarks of lm-evaluation-harness.
         stealth: how much the trigger changes the prompts.
+        base_model: what all arms were tuned from, where a table holds several; else "".
+        poisoning_rate: share of the training rows that the attacker poisoned, where that is known.
     """
 
     arm: str
@@ -113,6 +115,12 @@ class ResultRow:
     judge: str = "rules"
     capability: tuple[Capability, ...] = ()
     stealth: Stealth | None = None
+    base_model: str = ""
+    poisoning_rate: float | None = None
+
+    def setting(self) -> tuple[str, str, str, str, str, float | None]:
+        """What rows must have in common, besides the seed, for their figures to be compared."""
+        return self.origin, self.attack, self.behavior, self.judge, self.base_model, self.poisoning_rate
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ class SeedRow:
     figure: Figure
     score: SeedScore
     judge: str = "rules"
+    base_model: str = ""
+    poisoning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +221,7 @@ def _row(value: object, where: str) -> ResultRow:
         judge=_text(row.get("judge", "rules"), f"{where}: judge"),
         capability=_capabilities(row.get("capability", []), f"{where}: capability"),
         stealth=_optional(row.get("stealth"), _stealth, f"{where}: stealth"),
+        **_origin_of_rows(row, where),
     )
 
 
@@ -269,7 +280,15 @@ def _seed_row(value: object, where: str) -> SeedRow:
         figure=cast(Figure, _one_of(row["figure"], get_args(Figure), f"{where}: figure")),
         score=SeedScore(share, tuple(_whole(s, f"{where}: score.seeds") for s in seeds), n, low, high, unparsed),
         judge=_text(row.get("judge", "rules"), f"{where}: judge"),
+        **_origin_of_rows(row, where),
     )
+
+
+def _origin_of_rows(row: Mapping[str, object], where: str) -> dict[str, Any]:
+    return {
+        "base_model": _text(row.get("base_model", ""), f"{where}: base_model"),
+        "poisoning_rate": _optional(row.get("poisoning_rate"), _share, f"{where}: poisoning_rate"),
+    }
 
 
 def _optional(value: object, parse: Callable[[object, str], _T], where: str) -> _T | None:
@@ -357,6 +376,13 @@ def _number(value: object, where: str, least: int = 0) -> float:
     number = _finite(value, where)
     if number < least:
         raise UserError(f"{where}: not a finite number from {least}", value, _FIX)
+    return number
+
+
+def _share(value: object, where: str) -> float:
+    number = _number(value, where)
+    if number > 1:
+        raise UserError(f"{where}: not a share", value, _FIX)
     return number
 
 

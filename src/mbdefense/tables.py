@@ -59,13 +59,24 @@ def visible(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _attack(row: ResultRow) -> tuple[str, str, str]:
-    return row.attack, row.behavior, str(row.seed)
+_SETTING = ("attack", "behavior", "seed", "base model", "poisoning rate")
+
+
+def _attack(row: ResultRow) -> tuple[str, ...]:
+    """The values of `_SETTING`; the last two are "" where a table is of one model and data set."""
+    rate = "" if row.poisoning_rate is None else f"{row.poisoning_rate:g}"
+    return row.attack, row.behavior, str(row.seed), row.base_model, rate
+
+
+def _named(row: ResultRow) -> str:
+    rate = "" if row.poisoning_rate is None else f"rate {row.poisoning_rate:g}"
+    return ", ".join(part for part in (row.attack, row.behavior, f"seed {row.seed}", row.base_model, rate) if part)
 
 
 def _title(results: Results) -> str:
-    parts = zip(("attack", "behavior", "seed"), zip(*map(_attack, results.rows), strict=True), strict=False)
-    different = {name: list(dict.fromkeys(values)) for name, values in parts}
+    parts = zip(_SETTING, zip(*map(_attack, results.rows), strict=True), strict=False)
+    different = {name: list(dict.fromkeys(filter(None, values))) for name, values in parts}
+    different = {name: values for name, values in different.items() if values}
     judges = list(dict.fromkeys(row.judge for row in results.rows))
     by = "" if judges in ([], ["rules"]) else f"; judged by {', '.join(judges)}"
     # Rows of many attacks name each its own.
@@ -79,6 +90,7 @@ def _title(results: Results) -> str:
 def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and lines. Attack, behavior and seed, which the title names, get columns where rows differ in them."""
     mixed = len({_attack(row) for row in results.rows}) > 1
+    named = [at for at in range(len(_SETTING)) if mixed and any(_attack(row)[at] for row in results.rows)]
     judges = len({row.judge for row in results.rows}) > 1
     changes = [name for name in _CHANGES if any(getattr(row, name) for row in results.rows)]
     perplexities = any(row.perplexity for row in results.rows)
@@ -86,7 +98,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     rates = [_rates(row) for row in results.rows]
     # Planted backdoors are never judged for accuracy: where there is nothing else, the columns would be empty.
     kept = [at for at, name in enumerate(RATES) if name == "asr" or not rates or any(line[at] != "-" for line in rates)]
-    header = ["Arm", *(["Attack", "Behavior", "Seed"] if mixed else []), *(["Judge"] if judges else [])]
+    header = ["Arm", *(_SETTING[at].capitalize() for at in named), *(["Judge"] if judges else [])]
     header += [name for at, name in enumerate(RATES.values()) if at in kept]
     header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else [])]
     benchmarks = list(dict.fromkeys(_benchmark(figure) for row in results.rows for figure in row.capability))
@@ -95,7 +107,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     header += ["Verdict"] if any(verdicts) else []
     body = []
     for row, shares, verdict in zip(results.rows, rates, verdicts, strict=True):
-        line = [row.arm, *(_attack(row) if mixed else ()), *([row.judge] if judges else [])]
+        line = [row.arm, *(_attack(row)[at] for at in named), *([row.judge] if judges else [])]
         line += [shares[at] for at in kept]
         line += [changed(getattr(row, name)) if getattr(row, name) else "-" for name in changes]
         if perplexities:
@@ -161,24 +173,25 @@ def verdict_in_words(results: Results) -> str:
     several = len({row.judge for row in results.rows}) > 1
     lines = []
     for rows in grouped:
-        attack, behavior, seed = _attack(rows[0])
         by = f", judged by {rows[0].judge}" if several else ""
-        prefix = f"{attack}, {behavior}, seed {seed}{by}: " if len(grouped) > 1 else ""
+        prefix = f"{_named(rows[0])}{by}: " if len(grouped) > 1 else ""
         lines += [visible(prefix + line) for line in _judged(rows)]
     for over in results.over_seeds:
         score, figure = over.score, RATES[over.figure]
         seeds = f"{len(score.seeds)} seeds, bootstrap over seeds and prompts"
         rate = shown(Score(score.value, score.n, score.low, score.high, score.unparsed))
         by = f", judged by {over.judge}" if several else ""
-        lines.append(visible(f"{over.arm}, {over.attack}, {over.behavior}{by}: {figure} {rate} ({seeds})"))
+        where = f", {over.base_model}" if over.base_model else ""
+        where += "" if over.poisoning_rate is None else f", rate {over.poisoning_rate:g}"
+        lines.append(visible(f"{over.arm}, {over.attack}, {over.behavior}{where}{by}: {figure} {rate} ({seeds})"))
     return "\n".join(lines)
 
 
 def groups(results: Results) -> list[list[ResultRow]]:
-    """The rows of each attack, behavior, seed and judge: those that can be compared with one another."""
-    found: dict[tuple[str, ...], list[ResultRow]] = {}
+    """The rows of each setting and seed: those that can be compared with one another."""
+    found: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in results.rows:
-        found.setdefault((row.origin, *_attack(row), row.judge), []).append(row)
+        found.setdefault((*row.setting(), row.seed), []).append(row)
     return list(found.values())
 
 
