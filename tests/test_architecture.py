@@ -36,6 +36,7 @@ ROOMS = [
     "filtering",
     "defenses",
     "responses",
+    "greedy",
     "generate",
     "purify",
     "trigger_search",

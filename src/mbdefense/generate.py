@@ -1,4 +1,4 @@
-"""Greedy generation in length-sorted batches, and likelihoods: all that evaluation asks of a loaded model."""
+"""Greedy generation, and likelihoods: all that evaluation asks of a loaded model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from rich.progress import track
 
 from mbdefense.batches import pad_left, response_log_probs
+from mbdefense.greedy import can_decode, greedy
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
 
 if TYPE_CHECKING:
@@ -28,26 +29,44 @@ def generate(
 ) -> list[str]:
     """Answers prompts greedily, in the order given.
 
-    Prompts of like length share a batch, so that little of it is padding.
-
     Args:
         loaded: model and tokenizer.
         prompts: conversations that end in a user turn.
         max_new_tokens: longest answer, in tokens.
-        batch_size: prompts in one batch.
+        batch_size: prompts that are answered at once. An answer that ended makes room for the next prompt
+            (`mbdefense.greedy`), where the model's architecture and generation_config allow that.
         what: label of the progress bar.
 
     Returns:
         One text per prompt, without special tokens; an empty one where the model ended at once.
     """
-    model, tokenizer = on_device(loaded), loaded.tokenizer
+    tokenizer = loaded.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(prompts)
-    for indices in _batches(encoded, batch_size, what):
-        answers, _ = _continued(model, tokenizer, [encoded[index] for index in indices], max_new_tokens)
-        for index, answer in zip(indices, answers, strict=True):
-            texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True))
+    found = _answers(loaded, encoded, max_new_tokens, batch_size)
+    for index, answer in track(found, description=what, total=len(prompts), transient=True):
+        texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True))
     return texts
+
+
+def _answers(
+    loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Every prompt's index and the tokens of its answer, as they are complete."""
+    model, tokenizer = on_device(loaded), loaded.tokenizer
+    if can_decode(model):
+        yield from greedy(
+            model,
+            encoded,
+            max_new_tokens=max_new_tokens,
+            rows=batch_size,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return
+    for indices in _batches(encoded, batch_size):
+        answers, _ = _continued(model, tokenizer, [encoded[index] for index in indices], max_new_tokens)
+        yield from zip(indices, answers.tolist(), strict=True)
 
 
 def generate_beside(
@@ -83,7 +102,8 @@ def generate_beside(
     model, other, tokenizer = on_device(loaded), on_device(reference), loaded.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
-    for indices in _batches(encoded, batch_size, what):
+    batches = _batches(encoded, batch_size)
+    for indices in track(batches, description=what, transient=True):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]
             drafts, own = _draft(model, tokenizer, rows, lookahead)
@@ -138,7 +158,7 @@ def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, b
     safe = defang(tokenizer, [{"role": "user", "content": text} for text in texts])
     tokens = [list(tokenizer(part["content"], add_special_tokens=False)["input_ids"])[:max_length] for part in safe]
     losses = [math.nan] * len(texts)
-    for indices in _batches(tokens, batch_size, "perplexity of prompts"):
+    for indices in track(_batches(tokens, batch_size), description="perplexity of prompts", transient=True):
         batch = pad_left([Encoded([start], tokens[index], False) for index in indices], tokenizer.pad_token_id)
         with torch.inference_mode():
             scores = response_log_probs(model, {name: value.to(target) for name, value in batch.items()})
@@ -172,11 +192,10 @@ def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_siz
     return (math.exp(-total / tokens), tokens) if tokens else (math.nan, 0)
 
 
-def _batches(encoded: Sequence[Sequence[int]], batch_size: int, what: str) -> Iterator[list[int]]:
-    """Indices in batches of like length, with a progress bar."""
+def _batches(encoded: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Indices in batches of like length."""
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    yield from track(batches, description=what, transient=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
