@@ -1,0 +1,87 @@
+"""Instruction tuning: cross-entropy on response tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from mbdefense.batches import Batch, pad_left, response_log_probs
+from mbdefense.losses import IGNORED
+from mbdefense.model import Encoded, LoadedModel, encode
+from mbdefense.options import TrainingOptions
+from mbdefense.train import running
+from mbdefense.train.own_loss import OwnLoss
+from mbdefense.train.running import Trained, arguments, with_lora
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with its loss, the mean cross-entropy over response tokens, computed on those positions only."""
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """Cross-entropy summed over the batch's response tokens."""
+        return -response_log_probs(model, inputs).total.sum()
+
+
+@dataclass(frozen=True)
+class _InstructionCollator:
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        batch = pad_left([Encoded(row["prompt_ids"], row["response_ids"], False) for row in rows], self.pad_token_id)
+        return {**batch, "items": (batch["targets"] != IGNORED).sum()}
+
+
+def instruction_tune(
+    loaded: LoadedModel, rows: Dataset, options: TrainingOptions, directory: Path, *, resume: bool = False
+) -> Trained:
+    """Ordinary instruction tuning: cross-entropy on the response tokens, mean over tokens.
+
+    Args:
+        loaded: the model to tune, changed in place.
+        rows: rows of `mbdefense.data.load`; only ``prompt`` and ``completion`` are looked at.
+        options: optimizer, schedule, precision, LoRA.
+        directory: where checkpoints go.
+        resume: go on from the last checkpoint in `directory`, if there is one.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    encoded = [
+        encode(loaded.tokenizer, row["prompt"], row["completion"], options.max_length)
+        for row in rows.select_columns(["prompt", "completion"])
+    ]
+    from datasets import Dataset as ArrowDataset
+
+    tokens = ArrowDataset.from_list(
+        [
+            {"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)}
+            for e in encoded
+        ]
+    )
+    trainer = InstructionTrainer(
+        model=with_lora(loaded.model, options),
+        args=arguments(
+            SFTConfig,
+            options,
+            directory,
+            max_length=options.max_length,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
+            save_total_limit=1,
+        ),
+        train_dataset=tokens,
+        processing_class=loaded.tokenizer,
+        data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id),
+    )
+    return running.run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))
