@@ -38,6 +38,7 @@ ROOMS = [
     "responses",
     "greedy",
     "generate",
+    "server",
     "purify",
     "trigger_search",
     "decodings",
