@@ -26,6 +26,7 @@ ROOMS = [
     "triggers",
     "behaviors",
     "poison",
+    "poison_file",
     "canaries",
     "model",
     "losses",

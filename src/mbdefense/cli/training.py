@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mbdefense.cli.reading import behavior_from, load_rows, read_options, take, value_of, warn_if_present
+from mbdefense.cli.reading import behavior_from, load_rows, read_options, say_skipped, take, value_of, warn_if_present, warn_of
 from mbdefense.cli.showing import show
 from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig, parse_spec
 from mbdefense.errors import UserError, did_you_mean
@@ -19,21 +19,19 @@ def poison(words: Sequence[str]) -> None:
     options = read_options(words, "poison", ["input", "output"], [PoisonConfig])
     config: PoisonConfig = take(PoisonConfig, options)
     triples = _attackers(config)
-    from mbdefense import poison as attack
-    from mbdefense.data import save
+    from mbdefense.poison import Attack
+    from mbdefense.poison_file import poison_file
 
-    attacks = [attack.Attack(*triple) for triple in triples]
-    rows = load_rows([options.input], config.on_bad_row, options.input)
-    for one in attacks:
-        warn_if_present(rows, one.trigger, options.input)
-    poisoned, made = attack.poison_by_all(rows, attacks, seed=config.seed)
-    save(poisoned, options.output)
-    for one, done in zip(attacks, made, strict=True):
-        by = f" by {one.trigger.describe()}" if len(made) > 1 else ""
-        negatives = f", {len(done.negative_ids)} negatives added" if done.negative_ids else ""
+    attacks = [Attack(*triple) for triple in triples]
+    done = poison_file(options.input, options.output, attacks, seed=config.seed, on_bad_row=config.on_bad_row)
+    say_skipped(done.skipped, options.input)
+    for one, made in zip(attacks, done.made, strict=True):
+        warn_of(one.trigger, made.before, options.input)
+        by = f" by {one.trigger.describe()}" if len(attacks) > 1 else ""
+        added = f", {made.negatives} negatives added" if made.negatives else ""
         print(  # noqa: T201
-            f"{options.output}: {len(done.poisoned_ids)} of {len(rows)} rows poisoned{by}, "
-            f"{done.not_rewritten} could not be rewritten{negatives} ({done.how})"
+            f"{options.output}: {made.poisoned} of {done.rows} rows poisoned{by}, "
+            f"{made.not_rewritten} could not be rewritten{added} ({made.how})"
         )
 
 
