@@ -25,8 +25,9 @@ class Times:
         return statistics.median(self.done.items / second for second in self.seconds)
 
     def ratios(self, other: Times) -> list[float]:
-        """How many times as long the other arm took, repeat by repeat: what slows both of a pair cancels."""
-        return [theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True)]
+        """How many times as long the other arm took for an item, repeat by repeat: what slows both of a pair cancels."""
+        items = self.done.items / other.done.items
+        return [items * theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True)]
 
 
 def interleave(arms: Sequence[Arm], repeats: int, between: Callable[[], None] = lambda: None) -> list[Times]:

@@ -96,6 +96,8 @@ class DefendConfig:
         canary_rate: share of the rows that each canary takes.
         min_canary_rows: at least so many rows for each canary.
         resume: go on where an earlier run in output_dir stopped.
+        accelerate_config: start itself in several processes: one model on each GPU, one spread over all GPUs (fsdp2, or
+            zero3 with the package deepspeed), or two processes on the CPU. A batch is then that of each process.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template to train with, in place of the model's own.
         trust_remote_code: allow a Hub repository to run code of its own.
@@ -112,6 +114,7 @@ class DefendConfig:
     canary_rate: float = 0.02
     min_canary_rows: int = 16
     resume: bool = False
+    accelerate_config: Literal["multi_gpu", "fsdp2", "zero3", "cpu2"] | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None
     trust_remote_code: bool = False

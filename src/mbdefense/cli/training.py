@@ -10,7 +10,7 @@ from mbdefense.cli.showing import show
 from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig, parse_spec
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.options import TrainingOptions
-from mbdefense.processes import is_main_process
+from mbdefense.processes import is_main_process, launch, process_count
 from mbdefense.triggers import TRIGGERS
 
 
@@ -84,7 +84,7 @@ def _attackers(config: PoisonConfig) -> list[tuple[Any, Any, float]]:
     return list(zip(triggers, behaviors, rates, strict=True))
 
 
-def defend(words: Sequence[str]) -> None:
+def defend(words: Sequence[str]) -> int | None:
     """``defend``: a model directory from untrusted data."""
     from mbdefense.defenses import DEFENSES
 
@@ -103,6 +103,8 @@ def defend(words: Sequence[str]) -> None:
     config: DefendConfig = take(DefendConfig, options)
     training: TrainingOptions = take(TrainingOptions, options)
     defense = take(DEFENSES[name], options)
+    if config.accelerate_config is not None and process_count() == 1:
+        return launch(config.accelerate_config, ["defend", *words])
     from mbdefense.data import check_disjoint
 
     for option in ("canary_rate", "min_canary_rows"):
@@ -138,7 +140,7 @@ def defend(words: Sequence[str]) -> None:
         canary_rate=config.canary_rate, min_canary_rows=config.min_canary_rows, test=test,
     )  # fmt: skip
     if not is_main_process():
-        return
+        return None
     show(results)
     for stage, directory in (("tuning", setting.directory / "merged"), ("the last stage", setting.directory)):
         cut = int(read_json(directory / CARD_FILE).get("truncated", 0)) if (directory / CARD_FILE).is_file() else 0
@@ -146,6 +148,7 @@ def defend(words: Sequence[str]) -> None:
             longest = f"--max_length {training.max_length}"
             print(f"{stage}: {cut} sequences were longer than {longest} and lost the start of their prompt")  # noqa: T201
     print(f"model: {config.output_dir}")  # noqa: T201
+    return None
 
 
 def demo(words: Sequence[str]) -> None:
