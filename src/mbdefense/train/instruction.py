@@ -1,4 +1,8 @@
-"""Instruction tuning: cross-entropy on response tokens."""
+"""Instruction tuning: cross-entropy on response tokens.
+
+Samples lie in one row without padding where the model's attention can keep them apart (`mbdefense.packing`); batches
+are drawn at random then. Elsewhere samples of like length are padded together.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ from torch import Tensor
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from mbdefense.batches import Batch, pad_left, response_log_probs
+from mbdefense.batches import Batch, Branches, pad_left, response_log_probs
 from mbdefense.losses import IGNORED
 from mbdefense.model import Encoded, LoadedModel, encode
 from mbdefense.options import TrainingOptions
+from mbdefense.packing import pack, packed_attention
 from mbdefense.train import running
 from mbdefense.train.own_loss import OwnLoss
 from mbdefense.train.running import Trained, arguments, with_lora
@@ -29,14 +34,19 @@ class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Cross-entropy summed over the batch's response tokens."""
-        return -response_log_probs(model, inputs).total.sum()
+        scores = self.packed_scores(model, inputs) if "pieces" in inputs else response_log_probs(model, inputs)
+        return -scores.total.sum()
 
 
 @dataclass(frozen=True)
 class _InstructionCollator:
     pad_token_id: int
+    packed: bool
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        if self.packed:
+            batch = pack([Branches(row["prompt_ids"], (row["response_ids"],)) for row in rows])
+            return {**batch, "items": torch.tensor(len(batch["targets"]))}
         batch = pad_left([Encoded(row["prompt_ids"], row["response_ids"], False) for row in rows], self.pad_token_id)
         return {**batch, "items": (batch["targets"] != IGNORED).sum()}
 
@@ -68,20 +78,22 @@ def instruction_tune(
             for e in encoded
         ]
     )
-    trainer = InstructionTrainer(
-        model=with_lora(loaded.model, options),
-        args=arguments(
-            SFTConfig,
-            options,
-            directory,
-            max_length=options.max_length,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            train_sampling_strategy="group_by_length",
-            length_column_name="length",
-            save_total_limit=1,
-        ),
-        train_dataset=tokens,
-        processing_class=loaded.tokenizer,
-        data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id),
-    )
-    return running.run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))
+    with packed_attention(loaded.model) as packed:
+        trainer = InstructionTrainer(
+            model=with_lora(loaded.model, options),
+            args=arguments(
+                SFTConfig,
+                options,
+                directory,
+                max_length=options.max_length,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                # Packed rows waste nothing on samples of unlike length.
+                train_sampling_strategy="random" if packed else "group_by_length",
+                length_column_name="length",
+                save_total_limit=1,
+            ),
+            train_dataset=tokens,
+            processing_class=loaded.tokenizer,
+            data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
+        )
+        return running.run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mbdefense.batches import Batch
 from mbdefense.errors import UserError
+from mbdefense.losses import SequenceLogProbs
+from mbdefense.packing import packed_log_probs
 
 
 class OwnLoss:
@@ -51,6 +53,10 @@ class OwnLoss:
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """The loss summed over the batch's items."""
         raise NotImplementedError("each trainer sums its own loss")
+
+    def packed_scores(self, model: torch.nn.Module, inputs: Batch) -> SequenceLogProbs:
+        """Scores the responses of a batch made by `mbdefense.packing.pack`, in its order."""
+        return packed_log_probs(model, self.accelerator.unwrap_model(model), inputs)  # type: ignore[attr-defined]
 
     def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """A forward and a backward pass; a loss that is no number stops the run."""

@@ -16,6 +16,7 @@ from mbdefense.batches import Batch, Branches, branch_log_probs, pad_branches
 from mbdefense.losses import RatioForm, SequenceLogProbs, recovery_loss
 from mbdefense.model import LoadedModel, encode
 from mbdefense.options import TrainingOptions
+from mbdefense.packing import pack, packed_attention
 from mbdefense.train import running
 from mbdefense.train.own_loss import OwnLoss
 from mbdefense.train.running import Trained, arguments, with_lora
@@ -54,14 +55,13 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Equation 3 summed over the batch's clean samples."""
-        attention = str(self.accelerator.unwrap_model(model).config._attn_implementation)
-        scores = branch_log_probs(model, inputs, attention)
-        samples = int(inputs["items"])
-        plain, clean, defensive = (
-            SequenceLogProbs(scores.total[rows, response], scores.tokens[rows, response])
-            for rows, response in ((slice(0, samples), 0), (slice(samples, None), 0), (slice(samples, None), 1))
-        )
         objective = self.objective
+        if "pieces" in inputs:
+            scores = self.packed_scores(model, inputs)
+            plain, clean, defensive = by_role(scores, objective.triggers)
+        else:
+            attention = str(self.accelerator.unwrap_model(model).config._attn_implementation)
+            plain, clean, defensive = _by_row(branch_log_probs(model, inputs, attention), int(inputs["items"]))
         return recovery_loss(
             plain,
             clean,
@@ -73,14 +73,42 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
         ).total
 
 
+def by_role(scores: SequenceLogProbs, triggers: int) -> tuple[SequenceLogProbs, SequenceLogProbs, SequenceLogProbs]:
+    """Takes packed scores apart: y given x, and given x_d, trigger by trigger, y and y_d.
+
+    Args:
+        scores: fields of shape (N * (1 + 2 T),), sample by sample, as `_RecoveryCollator` packs them.
+        triggers: T.
+    """
+    total, tokens = (field.view(-1, 1 + 2 * triggers) for field in scores)
+    return (
+        SequenceLogProbs(total[:, 0], tokens[:, 0]),
+        SequenceLogProbs(total[:, 1::2].flatten(), tokens[:, 1::2].flatten()),
+        SequenceLogProbs(total[:, 2::2].flatten(), tokens[:, 2::2].flatten()),
+    )
+
+
+def _by_row(scores: SequenceLogProbs, samples: int) -> tuple[SequenceLogProbs, SequenceLogProbs, SequenceLogProbs]:
+    """The same for a padded batch, where each prompt has a row and the plain ones stand first."""
+    plain, clean, defensive = (
+        SequenceLogProbs(scores.total[rows, response], scores.tokens[rows, response])
+        for rows, response in ((slice(0, samples), 0), (slice(samples, None), 0), (slice(samples, None), 1))
+    )
+    return plain, clean, defensive
+
+
 @dataclass(frozen=True)
 class _RecoveryCollator:
     pad_token_id: int
+    packed: bool
 
     def __call__(self, rows: Sequence[TripleRow]) -> Batch:
+        items = torch.tensor(len(rows))
+        if self.packed:
+            return {**pack([tree for row in rows for tree in (row.plain, *row.triggered)]), "items": items}
         sequences = [row.plain for row in rows]
         sequences += [branches for row in rows for branches in row.triggered]
-        return {**pad_branches(sequences, self.pad_token_id), "items": torch.tensor(len(rows))}
+        return {**pad_branches(sequences, self.pad_token_id), "items": items}
 
 
 def encode_triples(
@@ -140,21 +168,22 @@ def recover(
         UserError: the loss is no longer a finite number.
     """
     choose = options.save_strategy == "epoch" and math.ceil(options.num_train_epochs) > 1
-    trainer = RecoveryTrainer(
-        objective=objective,
-        model=with_lora(loaded.model, options),
-        args=arguments(
-            TrainingArguments,
-            options,
-            directory,
-            eval_strategy="epoch",
-            load_best_model_at_end=choose,
-            metric_for_best_model="eval_loss" if choose else None,
-            save_total_limit=2 if choose else 1,
-        ),
-        train_dataset=list(training),
-        eval_dataset=list(evaluation),
-        processing_class=loaded.tokenizer,
-        data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id),
-    )
-    return running.run(trainer, loaded, options, directory, resume, sum(row.truncated for row in training))
+    with packed_attention(loaded.model) as packed:
+        trainer = RecoveryTrainer(
+            objective=objective,
+            model=with_lora(loaded.model, options),
+            args=arguments(
+                TrainingArguments,
+                options,
+                directory,
+                eval_strategy="epoch",
+                load_best_model_at_end=choose,
+                metric_for_best_model="eval_loss" if choose else None,
+                save_total_limit=2 if choose else 1,
+            ),
+            train_dataset=list(training),
+            eval_dataset=list(evaluation),
+            processing_class=loaded.tokenizer,
+            data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id, packed),
+        )
+        return running.run(trainer, loaded, options, directory, resume, sum(row.truncated for row in training))
