@@ -25,7 +25,7 @@ class Times:
         return statistics.median(self.done.items / second for second in self.seconds)
 
     def ratios(self, other: Times) -> list[float]:
-        """How many times as long the other arm took for an item, repeat by repeat: what slows both of a pair cancels."""
+        """How many times as long an item took the other arm, repeat by repeat: what slows both of a pair cancels."""
         items = self.done.items / other.done.items
         return [items * theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True)]
 

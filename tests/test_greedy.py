@@ -73,7 +73,12 @@ def test_a_long_prompt_does_not_widen_the_others(llama, monkeypatch):
     asked = [*prompts(), [5] * 300]
     widths = []
     whole = module._Block.__init__
-    monkeypatch.setattr(module._Block, "__init__", lambda self, c, r, w: (widths.append((r, w)), whole(self, c, r, w))[1])
+
+    def noted(self, config, rows, columns):
+        widths.append((rows, columns))
+        whole(self, config, rows, columns)
+
+    monkeypatch.setattr(module._Block, "__init__", noted)
     assert together(llama, asked, -1, 8, 20) == [alone(llama, prompt, None, 8) for prompt in asked]
     assert widths[0] == (1, 308)
     assert max(width for _, width in widths[1:]) <= 38

@@ -141,5 +141,5 @@ def test_rows_are_handed_on_while_the_file_is_read(source):
     source.write_text(source.read_text() + '{"instruction": "x", "output": 5}\n')
     rows = stream([str(source)], on_bad_row="error", skipped=[])
     assert next(rows)["id"]
-    with pytest.raises(UserError, match="rows.jsonl:61"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:61"):
         list(rows)

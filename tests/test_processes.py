@@ -32,12 +32,14 @@ from tests.test_train import PAIRS, STEP, triples, weights, OBJECTIVE
 from mbdefense.data import to_dataset
 from mbdefense.model import load_model
 from mbdefense.processes import is_main_process
-from mbdefense.train import recover
+from mbdefense.train import recover, recovery
 
+usual = recovery.arguments  # keeps the last checkpoint only
+recovery.arguments = lambda *given, **named: usual(*given, **{**named, "save_total_limit": None})
 model, out, batch, resume = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
 rows = to_dataset(
-    {"id": str(i), "prompt": [{"role": "user", "content": f"{x} {i}"}], "provenance": {"source": "", "trigger": "", "behavior": ""},
-     "completion": [{"role": "assistant", "content": y}], "answers": []} for i, (x, y) in enumerate(PAIRS * 2)
+    {"id": str(i), "prompt": [{"role": "user", "content": f"{x} {i}"}], "answers": [],
+     "completion": [{"role": "assistant", "content": y}], "provenance": {"source": "", "trigger": "", "behavior": ""}} for i, (x, y) in enumerate(PAIRS * 2)
 )
 options = replace(
     STEP, per_device_train_batch_size=batch, num_train_epochs=3, save_strategy="steps", save_steps=2, logging_steps=1,
@@ -119,7 +121,6 @@ def test_one_process_resumes_what_two_began_and_the_other_way_round(tiny_model_p
     for begun, start, batch in (("two", alone, "4"), ("one", launch, "2")):
         directory = tmp_path / f"{begun} resumed"
         checkpoint = tmp_path / begun / "checkpoint-4"
-        assert checkpoint.is_dir(), list((tmp_path / begun).iterdir())
         shutil.copytree(checkpoint, directory / "checkpoint-4")
         done = start(str(script), tiny_model_path, str(directory), batch, "resume")
         assert done.returncode == 0, done.stderr

@@ -156,7 +156,12 @@ def test_a_passing_fault_changes_nothing(
     ],
 )
 def test_a_lasting_fault_is_one_line_and_no_result(
-    server: FakeServer, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: int | str, says: str
+    server: FakeServer,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: int | str,
+    says: str,
 ) -> None:
     server.script = lambda number, body: fault
     assert main([*words, "--server_url", server.url]) == 1

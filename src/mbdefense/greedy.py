@@ -8,7 +8,6 @@ an ordinary attention mask. Nothing is copied from step to step but the row that
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -189,7 +188,9 @@ class _Run:
 
     def _read_prefix(self) -> tuple[int, Any]:
         """What all prompts begin with, such as a system turn or demonstrations, is read once."""
-        length = len(os.path.commonprefix([self.prompts[index] for index in range(len(self.prompts))]))
+        # What the first and the last in lexicographic order share, all share.
+        pair = zip(min(self.prompts), max(self.prompts), strict=False)
+        length = next((place for place, (one, other) in enumerate(pair) if one != other), len(self.prompts[-1]))
         length = min(length, min(map(len, self.prompts)) - 1)  # a prompt needs a token of its own to be continued
         if len(self.prompts) == 1 or length < _SHARED_PREFIX or any(self.block.is_sliding):
             return 0, None

@@ -231,7 +231,8 @@ def _poison_some(
     while len(done) < wanted and tried < len(order):
         chunk = order[tried : tried + min(_CHUNK, wanted - len(done))]
         tried += len(chunk)
-        for i, row in zip(chunk, map_rows(attempt, [table[i] for i in chunk], how_made(trigger, behavior)), strict=True):
+        made = map_rows(attempt, [table[i] for i in chunk], how_made(trigger, behavior))
+        for i, row in zip(chunk, made, strict=True):
             if row is not None:
                 table[i] = row
                 done.add(i)

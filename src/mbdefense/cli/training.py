@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mbdefense.cli.reading import behavior_from, load_rows, read_options, say_skipped, take, value_of, warn_if_present, warn_of
+from mbdefense.cli.reading import (
+    behavior_from,
+    load_rows,
+    read_options,
+    say_skipped,
+    take,
+    value_of,
+    warn_if_present,
+    warn_of,
+)
 from mbdefense.cli.showing import show
 from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig, parse_spec
 from mbdefense.errors import UserError, did_you_mean
