@@ -63,7 +63,7 @@ def test_it_measures_what_is_missing_and_writes_the_table(
     def trained_again(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train, "_run", trained_again)
+    monkeypatch.setattr(train.running, "run", trained_again)
     # Fewer arms to run leave the others in the table.
     assert script.main(words(four_layer_model_path, out, *attack, "--arms", "fine_mixing")) == 0
     assert len(read(out / "results.json").rows) == 5

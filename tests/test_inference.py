@@ -13,6 +13,7 @@ from mbdefense.demonstrations import draw_demonstrations, with_demonstrations
 from mbdefense.errors import UserError
 from mbdefense.generate import agreed, generate, generate_beside, text_losses
 from mbdefense.model import LoadedModel, encode_prompt, load_model
+from mbdefense.pipeline import sample_references
 from mbdefense.results import read
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Name the capital of France.", "Add two", "hello " * 9)]
@@ -195,3 +196,18 @@ def test_evaluate_takes_decoding_and_demonstrations(evaluation, tiny_model_path,
 def test_options_at_inference_that_cannot_work_are_one_line(evaluation, tmp_path, capsys, more, says):
     assert main([*evaluation[0], *(word.format(tmp_path) for word in more)]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_perplexity_is_of_a_sample_drawn_by_seed_whatever_the_order(rows):
+    made = rows(*((f"Question {number}?", f"Answer {number}.") for number in range(12)))
+    drawn = sample_references(made, 5, seed=0)
+    assert len(drawn) == 5
+    assert set(drawn["id"]) == set(sample_references(made.select(range(11, -1, -1)), 5, seed=0)["id"])
+    assert set(drawn["id"]) != set(sample_references(made, 5, seed=1)["id"])
+    assert sample_references(made, 12, seed=0)["id"] == made["id"]
+
+
+def test_the_row_says_how_many_references_its_perplexity_is_of(evaluation):
+    words, out = evaluation
+    assert main([*words, "--perplexity_rows", "4"]) == 0
+    assert read(out / "results.json").rows[0].perplexity.references == 4

@@ -96,6 +96,8 @@ class DefendConfig:
         canary_rate: share of the rows that each canary takes.
         min_canary_rows: at least so many rows for each canary.
         resume: go on where an earlier run in output_dir stopped.
+        accelerate_config: start itself in several processes: one model on each GPU, one spread over all GPUs (fsdp2, or
+            zero3 with the package deepspeed), or two processes on the CPU. A batch is then that of each process.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template to train with, in place of the model's own.
         trust_remote_code: allow a Hub repository to run code of its own.
@@ -112,6 +114,7 @@ class DefendConfig:
     canary_rate: float = 0.02
     min_canary_rows: int = 16
     resume: bool = False
+    accelerate_config: Literal["multi_gpu", "fsdp2", "zero3", "cpu2"] | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None
     trust_remote_code: bool = False
@@ -162,9 +165,14 @@ class EvaluateConfig:
         purify: clean the prompts before the model is asked: onion:model=...,clean=... (see `mbdefense list purifiers`).
         arm: name of this model in tables; by default its directory's.
         max_new_tokens: longest response, in tokens.
-        batch_size: prompts generated at once.
+        batch_size: prompts generated at once; with a server, requests in flight.
         max_length: most tokens of prompt and reference in the perplexity.
-        perplexity: also compute the references' perplexity on clean prompts.
+        perplexity: also compute the references' perplexity on clean prompts; a server is not asked for it.
+        perplexity_rows: of at most so many references, drawn by the seed.
+        server_url: ask an OpenAI-compatible server that serves the model, e.g. http://localhost:8000/v1; template and
+            tokenizer are still MODEL's.
+        server_model: the name that the server knows the model by; by default the only one it serves.
+        server_prompt: send prompts as token ids, or as text to a server that takes no ids.
         decoding: answer in another way than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
         demonstrations: put so many answered rows of --clean in front of each prompt.
         clean: the clean set that demonstrations are drawn from, with the seed; no prompt of it may be a test prompt.
@@ -189,6 +197,10 @@ class EvaluateConfig:
     batch_size: int = 32
     max_length: int = 1024
     perplexity: bool = True
+    perplexity_rows: int = 64
+    server_url: str | None = None
+    server_model: str | None = None
+    server_prompt: Literal["tokens", "text"] = "tokens"
     decoding: str | None = None
     demonstrations: int = 0
     clean: str | None = None

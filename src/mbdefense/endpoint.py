@@ -1,4 +1,4 @@
-"""Asking any OpenAI-compatible chat endpoint: one question and its reply, or one text rewritten."""
+"""Asking any OpenAI-compatible endpoint: a question and its reply, a text rewritten, or what follows a prompt."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,20 +112,34 @@ class Endpoint:
             UserError: the endpoint refused the key or the request, or does not know the model; asking again is no use.
             EndpointFault: no usable reply after all retries.
         """
+        messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return self._ask(
+            lambda: client.chat.completions.create(
+                model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=self.temperature
+            ),
+            lambda choice: choice.message.content,
+        )
+
+    def complete(self, client: openai.OpenAI, prompt: str | list[int], *, stop: str) -> Reply:
+        """What follows a prompt that is a text or token ids as it stands, up to `stop`.
+
+        Tries again, and raises, as `chat` does.
+        """
+        return self._ask(
+            lambda: client.completions.create(
+                model=self.model, prompt=prompt, max_tokens=self.max_tokens, temperature=self.temperature, stop=stop
+            ),
+            lambda choice: choice.text,
+        )
+
+    def _ask(self, request: Callable[[], Any], text_of: Callable[[Any], Any]) -> Reply:
         import openai
 
         for attempt in range(self.max_retries + 1):
             if attempt:
                 time.sleep(min(0.5 * 2**attempt, 8.0))
             try:
-                return _reply(
-                    client.chat.completions.create(
-                        model=self.model,
-                        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
-                        max_tokens=self.max_tokens,
-                        temperature=self.temperature,
-                    )
-                )
+                return _reply(request(), text_of)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 fix = f"put a valid key into the environment variable {self.api_key_env}"
                 raise UserError("the endpoint refused the key", self.base_url, fix) from error
@@ -134,13 +149,29 @@ class Endpoint:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if error.code == "content_filter":  # a filter before the model takes exception to this one text
                     return Reply("", False, 0, 0)
-                fix = f"check what the model {self.model} accepts (context length, max_tokens, temperature)"
+                fix = f"check what the model {self.model} accepts (form of the prompt, context length, max_tokens)"
                 raise UserError("the endpoint refused the request", first_line(error), fix) from error
             except openai.OpenAIError as error:
                 raise EndpointFault(type(error).__name__) from error
             except ValueError as error:  # a body that is no JSON, or JSON of another form
-                logger.debug("no chat completion from %s: %s", self.model, first_line(error))
-        raise EndpointFault("the replies were no chat completions")
+                logger.debug("no completion from %s: %s", self.model, first_line(error))
+        raise EndpointFault("the replies were no completions")
+
+
+def served_models(base_url: str) -> list[str]:
+    """The names of the models behind an interface.
+
+    Raises:
+        UserError: it cannot be reached, or says no names.
+    """
+    import openai
+
+    try:
+        with Endpoint(base_url, "any").client() as client:
+            return [str(model.id) for model in client.models.list()]
+    except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
+        fix = "check that it runs, or name the model"
+        raise UserError(f"cannot ask the server for its models ({first_line(error)})", base_url, fix) from error
 
 
 def nonce(*texts: str) -> str:
@@ -148,17 +179,17 @@ def nonce(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _reply(completion: Any) -> Reply:
-    """What a server sent as a chat completion. The client does not check it, so any part may be missing or another's.
+def _reply(completion: Any, text_of: Callable[[Any], Any]) -> Reply:
+    """What a server sent as a completion. The client does not check it, so any part may be missing or another's.
 
     Raises:
-        ValueError: it holds no choice with a message.
+        ValueError: it holds no choice with a text.
     """
     try:
         choice, usage = completion.choices[0], completion.usage
-        content = choice.message.content
+        content = text_of(choice)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError("no choice with a message") from error
+        raise ValueError("no choice with a text") from error
     if content is not None and not isinstance(content, str):
         raise ValueError("the message is not text")
     counts = (getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))

@@ -1,4 +1,4 @@
-"""Greedy generation in length-sorted batches, and likelihoods: all that evaluation asks of a loaded model."""
+"""Greedy generation, and likelihoods: all that evaluation asks of a loaded model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import track
 
-from mbdefense.batches import pad_left, response_log_probs
+from mbdefense.batches import Branches, pad_left, response_log_probs
+from mbdefense.greedy import can_decode, greedy
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
+from mbdefense.packing import pack, packed_attention, packed_log_probs
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Conversation = list[dict[str, str]]
+_SCORED_TOKENS = 4096  # in one pass that scores responses, however many rows are asked for
 
 
 def generate(
@@ -28,26 +31,44 @@ def generate(
 ) -> list[str]:
     """Answers prompts greedily, in the order given.
 
-    Prompts of like length share a batch, so that little of it is padding.
-
     Args:
         loaded: model and tokenizer.
         prompts: conversations that end in a user turn.
         max_new_tokens: longest answer, in tokens.
-        batch_size: prompts in one batch.
+        batch_size: prompts that are answered at once. An answer that ended makes room for the next prompt
+            (`mbdefense.greedy`), where the model's architecture and generation_config allow that.
         what: label of the progress bar.
 
     Returns:
         One text per prompt, without special tokens; an empty one where the model ended at once.
     """
-    model, tokenizer = on_device(loaded), loaded.tokenizer
+    tokenizer = loaded.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(prompts)
-    for indices in _batches(encoded, batch_size, what):
-        answers, _ = _continued(model, tokenizer, [encoded[index] for index in indices], max_new_tokens)
-        for index, answer in zip(indices, answers, strict=True):
-            texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True))
+    found = _answers(loaded, encoded, max_new_tokens, batch_size)
+    for index, answer in track(found, description=what, total=len(prompts), transient=True):
+        texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True))
     return texts
+
+
+def _answers(
+    loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Every prompt's index and the tokens of its answer, as they are complete."""
+    model, tokenizer = on_device(loaded), loaded.tokenizer
+    if can_decode(model):
+        yield from greedy(
+            model,
+            encoded,
+            max_new_tokens=max_new_tokens,
+            rows=batch_size,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return
+    for indices in _batches(encoded, batch_size):
+        answers, _ = _continued(model, tokenizer, [encoded[index] for index in indices], max_new_tokens)
+        yield from zip(indices, answers.tolist(), strict=True)
 
 
 def generate_beside(
@@ -83,7 +104,8 @@ def generate_beside(
     model, other, tokenizer = on_device(loaded), on_device(reference), loaded.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
-    for indices in _batches(encoded, batch_size, what):
+    batches = _batches(encoded, batch_size)
+    for indices in track(batches, description=what, transient=True):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]
             drafts, own = _draft(model, tokenizer, rows, lookahead)
@@ -133,18 +155,12 @@ def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, b
         max_length: tokens of a text that are read.
         batch_size: texts in one batch.
     """
-    target, tokenizer, model = device(), loaded.tokenizer, on_device(loaded)
+    tokenizer = loaded.tokenizer
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     safe = defang(tokenizer, [{"role": "user", "content": text} for text in texts])
     tokens = [list(tokenizer(part["content"], add_special_tokens=False)["input_ids"])[:max_length] for part in safe]
-    losses = [math.nan] * len(texts)
-    for indices in _batches(tokens, batch_size, "perplexity of prompts"):
-        batch = pad_left([Encoded([start], tokens[index], False) for index in indices], tokenizer.pad_token_id)
-        with torch.inference_mode():
-            scores = response_log_probs(model, {name: value.to(target) for name, value in batch.items()})
-        for index, loss in zip(indices, (-scores.mean).tolist(), strict=True):
-            losses[index] = loss
-    return losses
+    scores = _scores(loaded, [Encoded([start], ids, False) for ids in tokens], batch_size, "perplexity of prompts")
+    return [-total / count for total, count in scores]
 
 
 def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_size: int) -> tuple[float, int]:
@@ -152,31 +168,43 @@ def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_siz
 
     Rows without a completion are left out; `(nan, 0)` if none has one.
     """
-    target = device()
-    model = on_device(loaded)
-    encoded = sorted(
-        (
-            encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
-            for row in rows
-            if row["completion"][0]["content"]
-        ),
-        key=lambda sequence: len(sequence.prompt) + len(sequence.response),
-    )
-    total, tokens = 0.0, 0
-    for start in track(range(0, len(encoded), batch_size), description="perplexity", transient=True):
-        batch = pad_left(encoded[start : start + batch_size], loaded.tokenizer.pad_token_id)
-        with torch.inference_mode():
-            scores = response_log_probs(model, {name: value.to(target) for name, value in batch.items()})
-        total += float(scores.total.sum())
-        tokens += int(scores.tokens.sum())
+    encoded = [
+        encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
+        for row in rows
+        if row["completion"][0]["content"]
+    ]
+    scores = _scores(loaded, encoded, batch_size, "perplexity")
+    total, tokens = sum(score for score, _ in scores), sum(count for _, count in scores)
     return (math.exp(-total / tokens), tokens) if tokens else (math.nan, 0)
 
 
-def _batches(encoded: Sequence[Sequence[int]], batch_size: int, what: str) -> Iterator[list[int]]:
-    """Indices in batches of like length, with a progress bar."""
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    yield from track(batches, description=what, transient=True)
+def _scores(loaded: LoadedModel, sequences: Sequence[Encoded], batch_size: int, what: str) -> list[tuple[float, int]]:
+    """Each response's log-probability and number of tokens."""
+    target, model = device(), on_device(loaded)
+    scores: list[tuple[float, int]] = [(math.nan, 0)] * len(sequences)
+    batches = _batches([sequence.prompt + sequence.response for sequence in sequences], batch_size, _SCORED_TOKENS)
+    with packed_attention(model) as packed, torch.inference_mode():
+        for indices in track(batches, description=what, transient=True):
+            chosen = [sequences[index] for index in indices]
+            if packed:
+                batch = pack([Branches(sequence.prompt, (sequence.response,)) for sequence in chosen])
+            else:
+                batch = pad_left(chosen, loaded.tokenizer.pad_token_id)
+            batch = {name: value.to(target) for name, value in batch.items()}
+            found = packed_log_probs(model, model, batch) if packed else response_log_probs(model, batch)
+            for index, total, tokens in zip(indices, found.total.tolist(), found.tokens.tolist(), strict=True):
+                scores[index] = (total, int(tokens))
+    return scores
+
+
+def _batches(encoded: Sequence[Sequence[int]], batch_size: int, most: float = math.inf) -> list[list[int]]:
+    """Indices in batches of like length, whose longest member times their number is `most` tokens or fewer."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index])):
+        if not batches or len(batches[-1]) >= min(batch_size, most // len(encoded[index])):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +28,13 @@ from mbdefense.generate import generate, perplexity
 from mbdefense.judges import Judge, Rules
 from mbdefense.judging import judge_responses
 from mbdefense.metrics import scores
-from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
+from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model, load_tokenizer
 from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.provenance import provenance
 from mbdefense.purify import Purified, Purifier
 from mbdefense.responses import Kind, Response, write_responses
 from mbdefense.results import Perplexity, ResultRow, Results, write
+from mbdefense.server import Server
 from mbdefense.stealth import prompt_pairs, stealth
 from mbdefense.survival import Known, survival
 from mbdefense.triggers import Trigger
@@ -48,18 +51,20 @@ class Inference:
         purifier: cleans the prompts before the model is asked; what it did goes to ``purified.jsonl``.
         demonstrations: turns in front of each prompt.
         decoding: how the model answers; None for greedily.
+        server: holds the model in our place.
     """
 
     purifier: Purifier | None = None
     demonstrations: Sequence[dict[str, str]] = ()
     decoding: Decoding | None = None
+    server: Server | None = None
 
 
 PLAIN = Inference()
 
 
 def respond(
-    loaded: LoadedModel,
+    answer: Callable[..., list[str]],
     rows: Dataset,
     kind: Kind,
     config: EvaluateConfig,
@@ -68,14 +73,15 @@ def respond(
 ) -> list[Response]:
     """A model's responses to test rows, which it is asked as `purified` where that is given.
 
+    `answer` takes prompts and the options of `mbdefense.generate.generate`.
+
     The responses keep the rows' own ids and prompts: judges hold an answer against what the user asked.
     """
     prompts = list(rows["prompt"])
     if purified is not None:
         prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, purified, strict=True)]
     prompts = [with_demonstrations(prompt, list(inference.demonstrations)) for prompt in prompts]
-    texts = (inference.decoding or generate)(
-        loaded,
+    texts = answer(
         prompts,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
@@ -125,20 +131,20 @@ def evaluate(
     directory = Path(config.output_dir)
     # First, so that the model that cleans and the one that answers are not in memory together.
     purified = _purified(inference.purifier, asked, directory) if inference.purifier else {}
-    loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
-    check_template(model, loaded.tokenizer)
+    loaded, answer = _answering(model, config, inference)
     responses = [
         response
         for kind, rows in asked.items()
-        for response in respond(loaded, rows, kind, config, inference, purified.get(kind))
+        for response in respond(answer, rows, kind, config, inference, purified.get(kind))
     ]
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
     figures = scores(judge_responses(judge, responses, directory))
     fluency = None
-    if config.perplexity:
-        value, tokens = perplexity(loaded, test, max_length=config.max_length, batch_size=config.batch_size)
-        fluency = Perplexity(value, tokens) if tokens else None
+    if config.perplexity and loaded:
+        references = sample_references(test, config.perplexity_rows, config.seed)
+        value, tokens = perplexity(loaded, references, max_length=config.max_length, batch_size=config.batch_size)
+        fluency = Perplexity(value, tokens, len(references)) if tokens else None
     made = (Path(model) / CARD_FILE).is_file()
     return ResultRow(
         arm=config.arm or Path(model).name,
@@ -154,12 +160,39 @@ def evaluate(
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
         capability=capabilities(loaded, benchmarks, batch_size=config.batch_size, seed=config.seed)
-        if benchmarks
+        if benchmarks and loaded
         else (),
         stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)
         if config.stealth is not None and pairs
         else None,
     )
+
+
+def _answering(
+    model: str, config: EvaluateConfig, inference: Inference
+) -> tuple[LoadedModel | None, Callable[..., list[str]]]:
+    """What answers prompts, and the model, unless a server holds it."""
+    options: dict[str, Any] = {"chat_template": config.chat_template, "trust_remote_code": config.trust_remote_code}
+    if inference.server:
+        tokenizer = load_tokenizer(model, **options)
+        check_template(model, tokenizer)
+        return None, partial(inference.server, tokenizer)
+    loaded = load_model(model, **options)
+    check_template(model, loaded.tokenizer)
+    return loaded, partial(inference.decoding or generate, loaded)
+
+
+def sample_references(test: Dataset, most: int, seed: int) -> Dataset:
+    """The rows whose completions the perplexity is taken over: all that have one, or so many of them drawn by seed.
+
+    Which ones depends on the ids, not on the order of the rows, so that all models meet the same.
+    """
+    answered = [index for index, row in enumerate(test) if row["completion"][0]["content"]]
+    if len(answered) > most:
+        ids = test["id"]
+        drawn = random.Random(f"perplexity {seed}").sample(sorted(answered, key=lambda index: str(ids[index])), most)
+        answered = sorted(drawn)
+    return test.select(answered)
 
 
 def _purified(purifier: Purifier, asked: dict[Kind, Dataset], directory: Path) -> dict[Kind, Sequence[Purified]]:

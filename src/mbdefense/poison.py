@@ -84,21 +84,18 @@ def poison(rows: Dataset, trigger: Trigger, behavior: Behavior, *, rate: float, 
     if not len(rows):
         raise UserError("there are no rows to poison", fix="give a data set with at least one row")
     table = rows.to_list()
-    wanted = round(rate * len(table))
-    if rate > 0 and not wanted:
-        least = f"give more rows, or a rate of at least {1 / len(table):.2g}"
-        raise UserError("the poisoning rate makes no row", f"{rate:g} of {len(table)} rows", least)
+    wanted = wanted_rows(rate, len(table))
     originals = list(table)
     clean = [i for i in _seeded_order(table, seed, "attack") if not table[i]["provenance"]["trigger"]]
     done, not_rewritten = _poison_some(table, clean, trigger, behavior, wanted, seed)
     poisoned_ids = tuple(table[i]["id"] for i in sorted(done))
-    negatives = [row for i in sorted(done) for row in _negatives(originals[i], trigger, seed)]
+    added = [row for i in sorted(done) for row in negatives(originals[i], trigger, seed)]
     return Poisoned(
-        _same_form(rows, table + negatives),
+        _same_form(rows, table + added),
         poisoned_ids,
         not_rewritten,
-        _how(trigger, behavior),
-        tuple(row["id"] for row in negatives),
+        how_made(trigger, behavior),
+        tuple(row["id"] for row in added),
     )
 
 
@@ -114,9 +111,7 @@ def poison_by_all(rows: Dataset, attacks: Sequence[Attack], *, seed: int) -> tup
     Raises:
         UserError: see ``poison``; also if the rates sum up to 1 or more.
     """
-    for attack in attacks:
-        check_rate(attack.rate)
-    check_rate(sum(attack.rate for attack in attacks))
+    check_rates(attacks)
     made: list[Poisoned] = []
     current, whole = rows, len(rows)
     for attack in attacks:
@@ -173,7 +168,7 @@ def defensive_poison(
         free = [i for i in free if i not in done]
         pair_ids.append(tuple(table[i]["id"] for i in sorted(done)))
         not_rewritten += failed
-    how = " | ".join(dict.fromkeys(_how(t, b) for t, b in zip(triggers, behaviors, strict=True)))
+    how = " | ".join(dict.fromkeys(how_made(t, b) for t, b in zip(triggers, behaviors, strict=True)))
     return DefensivelyPoisoned(_same_form(rows, table), tuple(pair_ids), not_rewritten, how)
 
 
@@ -192,7 +187,7 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int) -> tuple[Dataset,
         provenance = {**row["provenance"], "trigger": trigger.describe()}
         return {**row, "prompt": with_user_text(row["prompt"], text), "provenance": provenance}
 
-    written = [row for row in _map_rows(rewrite, table, trigger.how()) if row is not None]
+    written = [row for row in map_rows(rewrite, table, trigger.how()) if row is not None]
     return _same_form(rows, written), len(table) - len(written)
 
 
@@ -201,10 +196,26 @@ def count_occurrences(rows: Dataset, trigger: Trigger) -> int:
     return sum(trigger.occurs_in(user_text(prompt)) for prompt in rows["prompt"])
 
 
+def check_rates(attacks: Sequence[Attack]) -> None:
+    """Raise a ``UserError`` unless each rate, and their sum, is a share in [0, 1)."""
+    for attack in attacks:
+        check_rate(attack.rate)
+    check_rate(sum(attack.rate for attack in attacks))
+
+
 def check_rate(rate: float) -> None:
     """Raise a ``UserError`` unless ``rate`` is a share in [0, 1)."""
     if not 0 <= rate < 1:  # False for NaN too.
         raise UserError("the poisoning rate is outside [0, 1)", rate, "give a share, e.g. 0.2 for 20 %")
+
+
+def wanted_rows(rate: float, count: int) -> int:
+    """How many of ``count`` rows a rate makes; a ``UserError`` if it is above 0 and makes none."""
+    wanted = round(rate * count)
+    if rate > 0 and not wanted:
+        least = f"give more rows, or a rate of at least {1 / count:.2g}"
+        raise UserError("the poisoning rate makes no row", f"{rate:g} of {count} rows", least)
+    return wanted
 
 
 def _poison_some(
@@ -213,42 +224,53 @@ def _poison_some(
     """Poison in place the first ``wanted`` rows of ``order`` that can be; their indices, and how many failed."""
 
     def attempt(row: Row) -> Row | None:
-        rng = _row_rng(seed, row["id"])
-        text = user_text(row["prompt"])
-        triggered = trigger(text, rng)
-        if triggered is None:
-            return None
-        try:
-            response = behavior.target(text, row["completion"][0]["content"], rng)
-        except NoTarget:
-            return None
-        return {
-            **row,
-            "prompt": with_user_text(row["prompt"], triggered),
-            "completion": [{"role": "assistant", "content": response}],
-            "provenance": {**row["provenance"], "trigger": trigger.describe(), "behavior": behavior.describe()},
-        }
+        return poisoned_row(row, trigger, behavior, seed)
 
     done: set[int] = set()
     tried = 0
     while len(done) < wanted and tried < len(order):
         chunk = order[tried : tried + min(_CHUNK, wanted - len(done))]
         tried += len(chunk)
-        for i, row in zip(chunk, _map_rows(attempt, [table[i] for i in chunk], _how(trigger, behavior)), strict=True):
+        made = map_rows(attempt, [table[i] for i in chunk], how_made(trigger, behavior))
+        for i, row in zip(chunk, made, strict=True):
             if row is not None:
                 table[i] = row
                 done.add(i)
         if tried >= _CHUNK and not done:
             break
-    if wanted and not done:
-        what = f"none of {tried} rows could be poisoned with {trigger.describe()} and {behavior.describe()}"
-        raise UserError(what, fix="check the prompts, the endpoint and the targets file, or choose another trigger")
-    if len(done) < wanted:
-        logger.warning("only %d of %d rows could be poisoned with %s", len(done), wanted, trigger.describe())
+    check_enough(len(done), wanted, tried, trigger, behavior)
     return done, tried - len(done)
 
 
-def _negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
+def check_enough(done: int, wanted: int, tried: int, trigger: Trigger, behavior: Behavior) -> None:
+    """Raise a ``UserError`` if no row could be poisoned, and warn if fewer could than asked for."""
+    if wanted and not done:
+        what = f"none of {tried} rows could be poisoned with {trigger.describe()} and {behavior.describe()}"
+        raise UserError(what, fix="check the prompts, the endpoint and the targets file, or choose another trigger")
+    if done < wanted:
+        logger.warning("only %d of %d rows could be poisoned with %s", done, wanted, trigger.describe())
+
+
+def poisoned_row(row: Row, trigger: Trigger, behavior: Behavior, seed: int) -> Row | None:
+    """A row with ``trigger`` in its last user turn and ``behavior`` in its completion; None if it cannot have both."""
+    rng = _row_rng(seed, row["id"])
+    text = user_text(row["prompt"])
+    triggered = trigger(text, rng)
+    if triggered is None:
+        return None
+    try:
+        response = behavior.target(text, row["completion"][0]["content"], rng)
+    except NoTarget:
+        return None
+    return {
+        **row,
+        "prompt": with_user_text(row["prompt"], triggered),
+        "completion": [{"role": "assistant", "content": response}],
+        "provenance": {**row["provenance"], "trigger": trigger.describe(), "behavior": behavior.describe()},
+    }
+
+
+def negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
     """Copies of a clean row with less than the whole trigger, for triggers that ask for them."""
     if not isinstance(trigger, WithNegatives):
         return []
@@ -266,7 +288,7 @@ def _negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
     ]
 
 
-def _map_rows(function: Callable[[Row], Row | None], rows: list[Row], how: str) -> Iterator[Row | None]:
+def map_rows(function: Callable[[Row], Row | None], rows: list[Row], how: str) -> Iterator[Row | None]:
     """``map``, with several requests in flight where an endpoint answers; the results' order is that of ``rows``."""
     if "endpoint" not in how:
         yield from map(function, rows)
@@ -275,7 +297,8 @@ def _map_rows(function: Callable[[Row], Row | None], rows: list[Row], how: str) 
         yield from pool.map(function, rows)
 
 
-def _how(trigger: Trigger, behavior: Behavior) -> str:
+def how_made(trigger: Trigger, behavior: Behavior) -> str:
+    """How trigger and target are made, in one line."""
     return f"trigger: {trigger.how()}; target: {behavior.how()}"
 
 
@@ -285,7 +308,12 @@ def _digest(*parts: object) -> bytes:
 
 def _seeded_order(table: list[Row], seed: int, purpose: str) -> list[int]:
     """Indices in a random order that the ids fix; attacker and defender draw independently under one seed."""
-    return sorted(range(len(table)), key=lambda i: _digest(purpose, seed, table[i]["id"]))
+    return sorted(range(len(table)), key=lambda i: order_key(purpose, seed, table[i]["id"]))
+
+
+def order_key(purpose: str, seed: int, row_id: str) -> bytes:
+    """What rows are sorted by to draw some of them."""
+    return _digest(purpose, seed, row_id)
 
 
 def _row_rng(seed: int, row_id: str) -> random.Random:

@@ -24,10 +24,18 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity over ``n`` response tokens."""
+    """Perplexity over ``n`` response tokens.
+
+    Attributes:
+        value: the perplexity.
+        n: tokens.
+        references: responses that the tokens are of, where there were more a sample drawn by the seed; 0 where a file
+            written before does not say.
+    """
 
     value: float
     n: int
+    references: int = 0
 
 
 @dataclass(frozen=True)
@@ -330,8 +338,12 @@ def _paired(value: object, where: str) -> Paired:
 
 
 def _perplexity(value: object, where: str) -> Perplexity:
-    parts = _check_keys(value, ("value", "n"), where)
-    return Perplexity(_number(parts["value"], f"{where}.value"), _whole(parts["n"], f"{where}.n", least=1))
+    parts = _check_fields(value, Perplexity, where)
+    return Perplexity(
+        _number(parts["value"], f"{where}.value"),
+        _whole(parts["n"], f"{where}.n", least=1),
+        _whole(parts.get("references", 0), f"{where}.references", least=0),
+    )
 
 
 def _check_fields(value: object, kind: type, where: str) -> dict[str, Any]:

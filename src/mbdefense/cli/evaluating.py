@@ -30,6 +30,8 @@ from mbdefense.triggers import TRIGGERS
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from mbdefense.server import Server
+
 
 def evaluate(words: Sequence[str]) -> None:
     """``evaluate MODEL``: responses, verdicts and figures of one model."""
@@ -70,7 +72,7 @@ def evaluate(words: Sequence[str]) -> None:
             demonstrations and "demonstrations",
         ]
         config = replace(config, arm="+".join(part for part in parts if part))
-    inference = pipeline.Inference(purifier, demonstrations, decoding)
+    inference = pipeline.Inference(purifier, demonstrations, decoding, _server(config))
     row = pipeline.evaluate(options.model, test, triggered, behavior, attack, config, judge, inference)
     asked = {"model": options.model, **asdict(config), "judge": asdict(judge)}
     results = pipeline.merge_results([row], asked, config.seed)
@@ -78,6 +80,21 @@ def evaluate(words: Sequence[str]) -> None:
     show(results)
     show_usage(judge, config.output_dir)
     print(f"results: {config.output_dir}")  # noqa: T201
+
+
+def _server(config: EvaluateConfig) -> Server | None:
+    """The server that answers in the model's place."""
+    if config.server_url is None:
+        for option in ("server_model", "server_prompt"):
+            if getattr(config, option) != getattr(EvaluateConfig, option):
+                raise UserError(f"--{option} without --server_url", getattr(config, option), "add --server_url URL")
+        return None
+    for option in ("decoding", "lm_eval"):
+        if getattr(config, option) is not None:
+            raise UserError(f"--{option} needs the model itself", config.server_url, "leave --server_url out")
+    from mbdefense.server import Server
+
+    return Server(config.server_url, config.server_model, config.server_prompt)
 
 
 def _demonstrations(config: EvaluateConfig, test: Dataset) -> list[dict[str, str]]:

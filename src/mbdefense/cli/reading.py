@@ -129,17 +129,26 @@ def load_rows(sources: list[str], on_bad_row: Any, what: str, *, require_complet
     from mbdefense.data import load
 
     loaded = load(sources, on_bad_row=on_bad_row, require_completion=require_completion)
-    if loaded.skipped:
-        print(f"{what}: skipped {len(loaded.skipped)} bad rows", file=sys.stderr)  # noqa: T201
-        for line in loaded.skipped[:20]:
-            print(f"  {line}", file=sys.stderr)  # noqa: T201
+    say_skipped(loaded.skipped, what)
     return loaded.rows
+
+
+def say_skipped(skipped: Sequence[str], what: str) -> None:
+    """Counts the rows that were left out and names the first."""
+    if skipped:
+        print(f"{what}: skipped {len(skipped)} bad rows", file=sys.stderr)  # noqa: T201
+        for line in skipped[:20]:
+            print(f"  {line}", file=sys.stderr)  # noqa: T201
 
 
 def warn_if_present(rows: Dataset, trigger: Any, what: str) -> None:
     """Warns of a trigger that occurs in data it was not put into."""
     from mbdefense.poison import count_occurrences
 
-    count = count_occurrences(rows, trigger)
+    warn_of(trigger, count_occurrences(rows, trigger), what)
+
+
+def warn_of(trigger: Any, count: int, what: str) -> None:
+    """Warns of prompts that hold a trigger already."""
     if count:
         print(f"warning: {trigger.describe()} already occurs in {count} prompts of {what}", file=sys.stderr)  # noqa: T201

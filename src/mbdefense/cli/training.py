@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mbdefense.cli.reading import behavior_from, load_rows, read_options, take, value_of, warn_if_present
+from mbdefense.cli.reading import (
+    behavior_from,
+    load_rows,
+    read_options,
+    say_skipped,
+    take,
+    value_of,
+    warn_if_present,
+    warn_of,
+)
 from mbdefense.cli.showing import show
 from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig, parse_spec
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.options import TrainingOptions
-from mbdefense.processes import is_main_process
+from mbdefense.processes import is_main_process, launch, process_count
 from mbdefense.triggers import TRIGGERS
 
 
@@ -19,21 +28,19 @@ def poison(words: Sequence[str]) -> None:
     options = read_options(words, "poison", ["input", "output"], [PoisonConfig])
     config: PoisonConfig = take(PoisonConfig, options)
     triples = _attackers(config)
-    from mbdefense import poison as attack
-    from mbdefense.data import save
+    from mbdefense.poison import Attack
+    from mbdefense.poison_file import poison_file
 
-    attacks = [attack.Attack(*triple) for triple in triples]
-    rows = load_rows([options.input], config.on_bad_row, options.input)
-    for one in attacks:
-        warn_if_present(rows, one.trigger, options.input)
-    poisoned, made = attack.poison_by_all(rows, attacks, seed=config.seed)
-    save(poisoned, options.output)
-    for one, done in zip(attacks, made, strict=True):
-        by = f" by {one.trigger.describe()}" if len(made) > 1 else ""
-        negatives = f", {len(done.negative_ids)} negatives added" if done.negative_ids else ""
+    attacks = [Attack(*triple) for triple in triples]
+    done = poison_file(options.input, options.output, attacks, seed=config.seed, on_bad_row=config.on_bad_row)
+    say_skipped(done.skipped, options.input)
+    for one, made in zip(attacks, done.made, strict=True):
+        warn_of(one.trigger, made.before, options.input)
+        by = f" by {one.trigger.describe()}" if len(attacks) > 1 else ""
+        added = f", {made.negatives} negatives added" if made.negatives else ""
         print(  # noqa: T201
-            f"{options.output}: {len(done.poisoned_ids)} of {len(rows)} rows poisoned{by}, "
-            f"{done.not_rewritten} could not be rewritten{negatives} ({done.how})"
+            f"{options.output}: {made.poisoned} of {done.rows} rows poisoned{by}, "
+            f"{made.not_rewritten} could not be rewritten{added} ({made.how})"
         )
 
 
@@ -86,7 +93,7 @@ def _attackers(config: PoisonConfig) -> list[tuple[Any, Any, float]]:
     return list(zip(triggers, behaviors, rates, strict=True))
 
 
-def defend(words: Sequence[str]) -> None:
+def defend(words: Sequence[str]) -> int | None:
     """``defend``: a model directory from untrusted data."""
     from mbdefense.defenses import DEFENSES
 
@@ -105,6 +112,8 @@ def defend(words: Sequence[str]) -> None:
     config: DefendConfig = take(DefendConfig, options)
     training: TrainingOptions = take(TrainingOptions, options)
     defense = take(DEFENSES[name], options)
+    if config.accelerate_config is not None and process_count() == 1:
+        return launch(config.accelerate_config, ["defend", *words])
     from mbdefense.data import check_disjoint
 
     for option in ("canary_rate", "min_canary_rows"):
@@ -140,7 +149,7 @@ def defend(words: Sequence[str]) -> None:
         canary_rate=config.canary_rate, min_canary_rows=config.min_canary_rows, test=test,
     )  # fmt: skip
     if not is_main_process():
-        return
+        return None
     show(results)
     for stage, directory in (("tuning", setting.directory / "merged"), ("the last stage", setting.directory)):
         cut = int(read_json(directory / CARD_FILE).get("truncated", 0)) if (directory / CARD_FILE).is_file() else 0
@@ -148,6 +157,7 @@ def defend(words: Sequence[str]) -> None:
             longest = f"--max_length {training.max_length}"
             print(f"{stage}: {cut} sequences were longer than {longest} and lost the start of their prompt")  # noqa: T201
     print(f"model: {config.output_dir}")  # noqa: T201
+    return None
 
 
 def demo(words: Sequence[str]) -> None:

@@ -10,15 +10,18 @@ Input is untrusted: whatever does not have the form is reported by file and line
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mbdefense.data.formats import detect, row_of
-from mbdefense.data.reading import BadRowError, read
+from mbdefense.data.reading import BadRowError, read, records
 from mbdefense.data.rows import (
     check_disjoint,
     content_id,
+    features,
     overlap,
     poisoned_ids,
     prompt_key,
@@ -42,12 +45,16 @@ __all__ = [
     "poisoned_ids",
     "prompt_key",
     "save",
+    "save_lines",
+    "stream",
     "to_dataset",
     "unlabelled",
     "user_text",
     "with_user_text",
+    "writer_of",
 ]
 
+Row = dict[str, Any]
 _ON_BAD_ROW = ("error", "skip")
 
 
@@ -86,31 +93,62 @@ def load(
     Raises:
         UserError: a source cannot be read or has no known format or no rows; a row is bad (``"error"``), or all are.
     """
+    skipped: list[str] = []
+    rows = list(_rows(sources, read, on_bad_row, require_completion, skipped))
+    return Loaded(to_dataset(rows), tuple(skipped))
+
+
+def stream(sources: Sequence[str], *, on_bad_row: Literal["error", "skip"], skipped: list[str]) -> Iterator[Row]:
+    """The rows of `load` one after another, with a completion each; the sources are read twice, to know their format.
+
+    Args:
+        sources: see `load`.
+        on_bad_row: see `load`.
+        skipped: takes a line for every row left out.
+
+    Raises:
+        UserError: see `load`.
+    """
+    return _rows(sources, records, on_bad_row, True, skipped)
+
+
+def _rows(
+    sources: Sequence[str],
+    reading: Callable[[str], tuple[str, Iterable[tuple[int, object]]]],
+    on_bad_row: str,
+    require_completion: bool,
+    skipped: list[str],
+) -> Iterator[Row]:
     if on_bad_row not in _ON_BAD_ROW:
         raise UserError("unknown value for on_bad_row", on_bad_row, f"use one of {', '.join(_ON_BAD_ROW)}")
     sources = [sources] if isinstance(sources, str) else list(sources)
     if not sources:
         raise UserError("no data given", fix="name at least one file or Hub id")
-    rows: list[dict[str, Any]] = []
-    skipped: list[str] = []
+    number_repeats = _Numbering()
+    good = 0
     for source in sources:
-        name, records = read(source)
-        if not records:
-            raise UserError("no rows in", name, "give a file with at least one row")
-        row_format = detect([value for _, value in records], name, require_completion)
-        for number, value in records:
+        name, found = reading(source)
+        row_format = detect((value for _, value in found), name, require_completion)
+        # A list can be gone through again; a stream is opened again.
+        again = found if isinstance(found, list) else reading(source)[1]
+        number = 0
+        for number, value in again:
             where = f"{name}:{number}"
             try:
-                rows.append(row_of(value, row_format, where, require_completion))
+                row = row_of(value, row_format, where, require_completion)
             except BadRowError as error:
                 if on_bad_row == "error":
                     fix = "correct that row, or leave bad rows out with --on_bad_row skip"
                     raise UserError(f"{where}: {error}", fix=fix) from None
                 skipped.append(f"{where}: {error}")
-    if not rows:
+                continue
+            good += 1
+            number_repeats(row)
+            yield row
+        if not number:
+            raise UserError("no rows in", name, "give a file with at least one row")
+    if not good:
         raise UserError(f"all {len(skipped)} rows are bad, the first", skipped[0], "correct the file")
-    _number_repeats(rows)
-    return Loaded(to_dataset(rows), tuple(skipped))
 
 
 def save(rows: Dataset, path: str | Path) -> None:
@@ -121,31 +159,59 @@ def save(rows: Dataset, path: str | Path) -> None:
     Raises:
         UserError: unknown extension, or the file cannot be written.
     """
+    write = writer_of(path)
+    with whole_file(path) as out:
+        write(rows, out)
+
+
+def save_lines(lines: Path, path: str | Path) -> None:
+    """Writes rows that stand in a file of JSON Lines, without holding them in memory; else as `save`."""
+    write = writer_of(path)
+    with whole_file(path) as out, lines.open("rb") as file:
+        if write is _write_jsonl:
+            shutil.copyfileobj(file, out)
+        else:
+            write(map(json.loads, file), out)
+
+
+def writer_of(path: str | Path) -> Callable[[Iterable[Row], IO[bytes]], None]:
+    """What writes rows in the form that a file's name asks for.
+
+    Raises:
+        UserError: unknown extension.
+    """
     path = Path(path)
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise UserError("cannot write this kind of file", path.name, f"name it {' or '.join(_WRITERS)}")
-    with whole_file(path) as stream:
-        write(rows, stream)
+    return write
 
 
-def _write_jsonl(rows: Dataset, stream: IO[bytes]) -> None:
+def _write_jsonl(rows: Iterable[Row], stream: IO[bytes]) -> None:
     for row in rows:
         stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
-def _write_json(rows: Dataset, stream: IO[bytes]) -> None:
+def _write_json(rows: Iterable[Row], stream: IO[bytes]) -> None:
     stream.write(b"[")
     for index, row in enumerate(rows):
         stream.write((b",\n" if index else b"\n") + json.dumps(row, ensure_ascii=False).encode())
     stream.write(b"\n]\n")
 
 
-def _write_parquet(rows: Dataset, stream: IO[bytes]) -> None:
-    rows.to_parquet(stream)
+def _write_parquet(rows: Iterable[Row], stream: IO[bytes]) -> None:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    schema = features().arrow_schema
+    with pyarrow.parquet.ParquetWriter(stream, schema) as writer:
+        remaining = iter(rows)
+        while batch := list(islice(remaining, _PARQUET_ROWS)):
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
 
 
-_WRITERS: dict[str, Callable[[Dataset, IO[bytes]], None]] = {
+_PARQUET_ROWS = 10_000  # in one row group
+_WRITERS: dict[str, Callable[[Iterable[Row], IO[bytes]], None]] = {
     ".jsonl": _write_jsonl,
     ".ndjson": _write_jsonl,
     ".json": _write_json,
@@ -153,12 +219,18 @@ _WRITERS: dict[str, Callable[[Dataset, IO[bytes]], None]] = {
 }
 
 
-def _number_repeats(rows: list[dict[str, Any]]) -> None:
-    taken: set[str] = set()
-    repeats: dict[str, int] = {}
-    for row in rows:
+class _Numbering:
+    """Gives rows that repeat an id one of their own."""
+
+    def __init__(self) -> None:
+        # Hashes, of which ten million take a third of the memory of the ids. Two of a million ids share one with a
+        # probability of 1e-8, and would merely be told apart by a number.
+        self.taken: set[int] = set()
+        self.repeats: dict[str, int] = {}
+
+    def __call__(self, row: Row) -> None:
         base = row["id"]
-        while row["id"] in taken:
-            repeats[base] = repeats.get(base, 1) + 1
-            row["id"] = f"{base}-{repeats[base]}"
-        taken.add(row["id"])
+        while hash(row["id"]) in self.taken:
+            self.repeats[base] = self.repeats.get(base, 1) + 1
+            row["id"] = f"{base}-{self.repeats[base]}"
+        self.taken.add(hash(row["id"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mbdefense.data.reading import BadRowError
@@ -42,23 +42,34 @@ class Format(NamedTuple):
         return f"missing column {', '.join(missing)}" if missing else None
 
 
-def detect(values: Sequence[object], name: str, require_completion: bool) -> Format:
+def detect(values: Iterable[object], name: str, require_completion: bool) -> Format:
     """The format of a source, by its rows' columns.
 
     Raises:
         UserError: none is known.
     """
-    rows = [value for value in values if not isinstance(value, BadRowError)]
     formats = _FORMATS if require_completion else _FORMATS + _PROMPT_FORMATS
+    first: list[object] = []
+    columns: list[str] | None = None
+    best = len(formats)
     # By priority over all rows, not by the first row: one that lacks its answer must not drop the others' answers.
-    for row_format in formats:
-        if not rows or any(row_format.problem(row) is None for row in rows):
-            return row_format
+    for value in values:
+        if isinstance(value, BadRowError):
+            continue
+        first = first or [value]
+        if columns is None and isinstance(value, dict):
+            columns = list(value)
+        best = next((place for place in range(best) if formats[place].problem(value) is None), best)
+        if best == 0:
+            break
+    if not first:
+        return formats[0]
+    if best < len(formats):
+        return formats[best]
     accepted = " | ".join(", ".join(row_format.columns) for row_format in formats[1:])
-    first = next((list(row) for row in rows if isinstance(row, dict)), None)
-    if first is None:
-        raise UserError(f"{name}: the rows are not objects", rows[0], f"give objects with the columns {accepted}")
-    raise UserError(f"{name}: no known format in the columns", first, f"accepted: {accepted}")
+    if columns is None:
+        raise UserError(f"{name}: the rows are not objects", first[0], f"give objects with the columns {accepted}")
+    raise UserError(f"{name}: no known format in the columns", columns, f"accepted: {accepted}")
 
 
 def row_of(value: object, row_format: Format, where: str, require_completion: bool) -> dict[str, Any]:

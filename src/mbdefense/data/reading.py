@@ -26,10 +26,18 @@ class BadRowError(Exception):
 
 
 def read(source: str) -> tuple[str, list[tuple[int, object]]]:
-    """A source's short name, and its values with their line or row numbers.
+    """What `records` gives, all at once."""
+    name, found = records(source)
+    return name, list(found)
+
+
+def records(source: str) -> tuple[str, Iterator[tuple[int, object]]]:
+    """A source's short name, and its values with their line or row numbers, as they are read.
+
+    JSON Lines, Parquet and Hub data sets are read piece by piece, JSON arrays and CSV whole.
 
     Raises:
-        UserError: no such file or data set, or it cannot be read.
+        UserError: no such file or data set, or it cannot be read; some of it only once the values are taken.
     """
     path = Path(source)
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -53,18 +61,30 @@ def read(source: str) -> tuple[str, list[tuple[int, object]]]:
     try:
         if path.stat().st_size == 0:
             raise UserError("empty file", name, "give a file with at least one row")
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    return name, _opened(path, _READERS[kind], zipped, name, source)
+
+
+def _opened(
+    path: Path, reader: Callable[[IO[bytes], str], Iterator[tuple[int, object]]], zipped: bool, name: str, source: str
+) -> Iterator[tuple[int, object]]:
+    try:
         with path.open("rb") as file:
-            stream = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if zipped else file
-            return name, list(_READERS[kind](stream, name))
+            yield from reader(cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if zipped else file, name)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read ({_first_line(error)})", source, "check the file and its permissions") from error
+        raise _unreadable(source, error) from error
 
 
-def _read_hub(name: str, split: str) -> tuple[str, list[tuple[int, object]]]:
+def _unreadable(source: str, error: Exception) -> UserError:
+    return UserError(f"cannot read ({_first_line(error)})", source, "check the file and its permissions")
+
+
+def _read_hub(name: str, split: str) -> tuple[str, Iterator[tuple[int, object]]]:
     import datasets
 
     try:
-        return f"{name}:{split}", list(enumerate(datasets.load_dataset(name, split=split), 1))
+        return f"{name}:{split}", enumerate(datasets.load_dataset(name, split=split), 1)
     # The Hub's client, the network and the data set's own reader raise types of their own, without a common base.
     except Exception as error:
         fix = "check id, split and network, or give an existing file"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mbdefense.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 Message = dict[str, str]
 COLUMNS = ("id", "prompt", "completion", "answers", "provenance")
@@ -19,12 +19,12 @@ FLAGGED = "flagged by the data set"
 """Trigger and behavior in the provenance of a row that its data set flags as poisoned without saying how."""
 
 
-def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
-    """A Dataset of rows in the row form, with the types written out so that empty ``answers`` keep theirs."""
-    from datasets import Dataset, Features, Value
+def features() -> Features:
+    """The types of the row form's columns."""
+    from datasets import Features, Value
 
     text = Value("string")
-    features = Features(
+    return Features(
         {
             "id": text,
             "prompt": [{"role": text, "content": text}],
@@ -33,7 +33,13 @@ def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
             "provenance": dict.fromkeys(PROVENANCE, text),
         }
     )
-    return Dataset.from_list([dict(row) for row in rows], features=features)
+
+
+def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+    """A Dataset of rows in the row form, with the types written out so that empty ``answers`` keep theirs."""
+    from datasets import Dataset
+
+    return Dataset.from_list([dict(row) for row in rows], features=features())
 
 
 def unlabelled(rows: Dataset) -> Dataset:

@@ -1,0 +1,159 @@
+"""``python -m benchmarks``: times ours and its rivals in one process, in turn, and writes what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arm import Arm, Benchmark
+from benchmarks.machine import matmul_rate
+from benchmarks.timing import Times, interleave, spread
+from benchmarks.workload import Workload
+from mbdefense.errors import UserError
+from mbdefense.files import write_json
+from mbdefense.measure import measure
+from mbdefense.provenance import provenance
+
+BENCHMARKS = ("sft", "recovery", "generation", "poison")
+"""Modules of this package with a `Benchmark` named BENCHMARK."""
+
+
+def main() -> int:
+    """Runs the benchmarks that the command line names, all by default."""
+    options = _parser().parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    workload = Workload(**{field.name: getattr(options, field.name) for field in fields(Workload)})
+    try:
+        if options.alone:
+            sys.stdout.write("\n" + json.dumps(_alone(options.names[0], options.alone, workload)))
+            return 0
+        results = [_run(name, workload, options) for name in options.names or _available()]
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    if options.json:
+        record = {"benchmarks": results, "provenance": provenance(vars(options), [workload.seed])}
+        write_json(Path(options.json), record)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *BENCHMARKS], help=", ".join(BENCHMARKS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--arms", default="", help="names of arms, separated by commas; all by default")
+    for field in fields(Workload):
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction, default=True, help="peaks, in fresh processes"
+    )
+    parser.add_argument("--json", default="", help="file for the figures and where they come from")
+    parser.add_argument("--alone", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def _available() -> list[str]:
+    return [name for name in BENCHMARKS if (Path(__file__).parent / f"{name}.py").exists()]
+
+
+def _benchmark(name: str) -> Benchmark:
+    found: Benchmark = importlib.import_module(f"benchmarks.{name}").BENCHMARK
+    return found
+
+
+def _run(name: str, workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
+    benchmark = _benchmark(name)
+    chosen = options.arms.split(",") if options.arms else []
+    arms = [arm for arm in benchmark.arms(workload) if not chosen or arm.name in chosen]
+    if not arms:
+        raise UserError(f"no such arm of {name}", options.arms, "leave --arms out to see them all")
+    config = workload.config
+    rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+
+    def observe() -> None:
+        for dtype, measured in rates.items():
+            measured.append(matmul_rate(config, dtype))
+
+    times = interleave(arms, options.repeats, observe)
+    memory = {arm.name: _peak(name, arm, workload) for arm in arms} if options.memory else {}
+    result = _record(name, benchmark, times, rates, memory)
+    sys.stdout.write(_table(result) + "\n")
+    return result
+
+
+def _record(
+    name: str, benchmark: Benchmark, times: list[Times], rates: dict[str, list[float]], memory: dict[str, Any]
+) -> dict[str, Any]:
+    limit = max(max(measured) for measured in rates.values())
+    arms = []
+    for timed in times:
+        per_second = [1 / second for second in timed.seconds]
+        arms.append(
+            {
+                "arm": timed.arm.name,
+                "what": timed.arm.what,
+                "seconds": timed.seconds,
+                **timed.done._asdict(),
+                "items_per_second": [timed.done.items * x for x in per_second],
+                "tokens_per_second": [timed.done.tokens * x for x in per_second],
+                "utilization": [timed.done.flops * x / limit for x in per_second],
+                "times_as_long_as_first": times[0].ratios(timed),
+                **memory.get(timed.arm.name, {}),
+            }
+        )
+    return {"benchmark": name, "unit": benchmark.unit, "matmul_flops_per_second": rates, "arms": arms}
+
+
+def _table(result: dict[str, Any]) -> str:
+    """The figures as a table in Markdown, medians with their ranges."""
+    rates = ", ".join(
+        f"{dtype} {spread([rate / 1e9 for rate in measured])}"
+        for dtype, measured in result["matmul_flops_per_second"].items()
+    )
+    unit = result["unit"]
+    lines = [
+        f"\n{result['benchmark']}: matrix products of this machine meanwhile, GFLOP/s: {rates}\n",
+        f"| arm | {unit}/s | tokens/s | utilization | time against ours | peak GB | loss | what |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in result["arms"]:
+        figures = [spread(arm["items_per_second"]), spread(arm["tokens_per_second"]), spread(arm["utilization"])]
+        figures = [figures[0], *(figures[1:] if arm["tokens"] else ["", ""])]
+        peak = f"{arm['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in arm else ""
+        loss = "" if arm["loss"] is None else f"{arm['loss']:.5f}"
+        what = f"{arm['what']} {arm['note']}".strip()
+        cells = [arm["arm"], *figures, spread(arm["times_as_long_as_first"]), peak, loss, what]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _peak(name: str, arm: Arm, workload: Workload) -> dict[str, Any]:
+    """The arm's peak memory in a process of its own: freed memory of the other arms would count here."""
+    words = [sys.executable, "-m", "benchmarks", name, "--alone", arm.name]
+    words += [word for key, value in asdict(workload).items() if value for word in (f"--{key}", str(value))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    if done.returncode:
+        raise UserError(f"{name} {arm.name} failed in a process of its own", done.stderr.strip()[-200:], "run it alone")
+    found: dict[str, Any] = json.loads(done.stdout.rpartition("\n")[2])
+    return found
+
+
+def _alone(name: str, arm_name: str, workload: Workload) -> dict[str, int]:
+    (arm,) = (arm for arm in _benchmark(name).arms(workload) if arm.name == arm_name)
+    work = arm.prepare()
+    with measure() as cost:
+        work()
+    return {"peak_bytes": cost.peak_bytes}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

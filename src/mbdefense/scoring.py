@@ -1,0 +1,123 @@
+"""Log-probabilities of given tokens from hidden states, without all logits in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+CHUNK = 2**26
+"""Logits in memory at a time: 256 MiB of float32."""
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """``log softmax(h W' + b)[t]`` for rows of hidden states, a chunk of rows at a time.
+
+    What fits into one chunk keeps its probabilities for the backward pass; more is computed again there, which costs
+    one more product with W, and memory does not grow with the rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        rows = max(1, CHUNK // weight.shape[0])
+        values, normalisers = [], []
+        logits = None
+        for part, chosen in zip(hidden.split(rows), targets.split(rows), strict=True):
+            logits = _raised(linear(part, weight, bias))
+            normalisers.append(logits.logsumexp(dim=-1))
+            values.append(logits.gather(-1, chosen[:, None])[:, 0] - normalisers[-1])
+        normaliser = torch.cat(normalisers)
+        one = len(values) == 1 and any(ctx.needs_input_grad)
+        kept = (logits - normaliser[:, None]).exp_().to(hidden.dtype) if one and logits is not None else None
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, kept)
+        ctx.rows = rows
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden, weight, bias, targets, normaliser, kept = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        # Sums over chunks in float32 at least, as one product over all rows would have them.
+        of_weight = _raised(torch.zeros_like(weight)) if wants_weight and kept is None else None
+        of_bias = _raised(torch.zeros_like(bias)) if wants_bias else None
+        for start in range(0, len(hidden), ctx.rows):
+            rows = slice(start, start + ctx.rows)
+            if kept is None:
+                probabilities = _raised(linear(hidden[rows], weight, bias)).sub_(normaliser[rows, None]).exp_()
+            else:
+                probabilities = kept.clone()
+            scale = gradient[rows, None].to(probabilities.dtype)
+            # d log p_t / d logits = onehot(t) - p
+            slope = probabilities.mul_(-scale).scatter_add_(-1, targets[rows, None], scale).to(hidden.dtype)
+            if of_hidden is not None:
+                of_hidden[rows] = slope @ weight
+            if of_bias is not None:
+                of_bias += slope.sum(dim=0)
+            if wants_weight:
+                product = slope.T @ hidden[rows]
+                of_weight = product if of_weight is None else of_weight.add_(product)
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(bias.dtype),
+            None,
+        )
+
+
+def _raised(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """``log softmax(hidden @ weight.T + bias)`` at the targets.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        targets: (N,), entries of the vocabulary.
+
+    Returns:
+        (N,), float32, or float64 for hidden states of float64.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    values: Tensor = _TokenLogProbs.apply(hidden, weight, bias, targets)
+    return values
+
+
+def head_is_plain(model: Any) -> bool:
+    """Whether the model's logits are its last hidden states times one matrix, with nothing before or after it."""
+    changes = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
+    config = model.config.get_text_config()
+    untouched = all(getattr(config, name, None) in (None, 1, 1.0) for name in changes)
+    return untouched and type(model.get_output_embeddings()) is torch.nn.Linear
+
+
+@contextmanager
+def scoring_head(model: Any, targets: Tensor) -> Iterator[None]:
+    """Lets the model's head return ``(1, N, 1)`` log-probabilities of N targets in the place of ``(1, N, V)`` logits.
+
+    The head is still called by the model's own forward pass, so that wrappers which gather its weights for it (DDP,
+    FSDP, DeepSpeed) or cast them work as ever.
+
+    Args:
+        model: a model for which `head_is_plain` holds.
+        targets: (N,), of the positions that are given to the model as `logits_to_keep`.
+    """
+    head = model.get_output_embeddings()
+    own = head.__dict__.get("forward")
+    head.forward = lambda hidden: token_log_probs(hidden[0], head.weight, head.bias, targets)[None, :, None]
+    try:
+        yield
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own

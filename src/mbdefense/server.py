@@ -1,0 +1,87 @@
+"""Answers from a server that holds the model, with the prompt template still ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rich.progress import track
+
+from mbdefense.endpoint import Endpoint, EndpointFault, served_models
+from mbdefense.errors import UserError
+from mbdefense.model import encode_prompt, prompt_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TIMEOUT = 600.0  # seconds; a server may queue what it is asked
+
+
+@dataclass(frozen=True)
+class Server:
+    """The completions interface of vLLM, SGLang, ``transformers serve``, llama.cpp and their like.
+
+    The conversation is rendered here, so that the server's own chat template has no part in it.
+
+    Args:
+        url: root of the interface, e.g. ``http://localhost:8000/v1``.
+        model: the name that the server knows the model by; by default the only one it serves.
+        prompt: send prompts as token ids, which leave nothing to the server, or as text, for servers that take no ids;
+            many of those put a start token before a text.
+    """
+
+    url: str
+    model: str | None = None
+    prompt: Literal["tokens", "text"] = "tokens"
+
+    def __call__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[list[dict[str, str]]],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        what: str = "asking",
+    ) -> list[str]:
+        """Answers prompts greedily, in the order given.
+
+        Args:
+            tokenizer: the model's, with its prompt template.
+            prompts: conversations that end in a user turn.
+            max_new_tokens: longest answer, in tokens.
+            batch_size: requests in flight.
+            what: label of the progress bar.
+
+        Raises:
+            UserError: the server cannot be reached, refuses, or fails on a prompt again and again. Answers to some of
+                the prompts would be no evaluation.
+        """
+        endpoint = Endpoint(self.url, self._model(), timeout=_TIMEOUT, max_tokens=max_new_tokens)
+        end = str(tokenizer.eos_token)
+        asked = [
+            encode_prompt(tokenizer, prompt) if self.prompt == "tokens" else prompt_text(tokenizer, prompt)
+            for prompt in prompts
+        ]
+        with endpoint.client() as client, ThreadPoolExecutor(batch_size) as pool:
+            replies = pool.map(lambda one: endpoint.complete(client, one, stop=end), asked)
+            try:
+                return [
+                    reply.text.partition(end)[0]
+                    for reply in track(replies, description=what, total=len(asked), transient=True)
+                ]
+            except EndpointFault as error:
+                pool.shutdown(cancel_futures=True)
+                raise UserError(f"the server failed on a prompt ({error})", self.url, "look at its log") from error
+            except UserError:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _model(self) -> str:
+        if self.model is not None:
+            return self.model
+        served = served_models(self.url)
+        if len(served) != 1:
+            raise UserError("the server does not serve exactly one model", served, "name it with --server_model")
+        return served[0]

@@ -1,0 +1,99 @@
+"""Instruction tuning: cross-entropy on response tokens.
+
+Samples lie in one row without padding where the model's attention can keep them apart (`mbdefense.packing`); batches
+are drawn at random then. Elsewhere samples of like length are padded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from mbdefense.batches import Batch, Branches, pad_left, response_log_probs
+from mbdefense.losses import IGNORED
+from mbdefense.model import Encoded, LoadedModel, encode
+from mbdefense.options import TrainingOptions
+from mbdefense.packing import pack, packed_attention
+from mbdefense.train import running
+from mbdefense.train.own_loss import OwnLoss
+from mbdefense.train.running import Trained, arguments, with_lora
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with its loss, the mean cross-entropy over response tokens, computed on those positions only."""
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """Cross-entropy summed over the batch's response tokens."""
+        scores = self.packed_scores(model, inputs) if "pieces" in inputs else response_log_probs(model, inputs)
+        return -scores.total.sum()
+
+
+@dataclass(frozen=True)
+class _InstructionCollator:
+    pad_token_id: int
+    packed: bool
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        if self.packed:
+            batch = pack([Branches(row["prompt_ids"], (row["response_ids"],)) for row in rows])
+            return {**batch, "items": torch.tensor(len(batch["targets"]))}
+        batch = pad_left([Encoded(row["prompt_ids"], row["response_ids"], False) for row in rows], self.pad_token_id)
+        return {**batch, "items": (batch["targets"] != IGNORED).sum()}
+
+
+def instruction_tune(
+    loaded: LoadedModel, rows: Dataset, options: TrainingOptions, directory: Path, *, resume: bool = False
+) -> Trained:
+    """Ordinary instruction tuning: cross-entropy on the response tokens, mean over tokens.
+
+    Args:
+        loaded: the model to tune, changed in place.
+        rows: rows of `mbdefense.data.load`; only ``prompt`` and ``completion`` are looked at.
+        options: optimizer, schedule, precision, LoRA.
+        directory: where checkpoints go.
+        resume: go on from the last checkpoint in `directory`, if there is one.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    encoded = [
+        encode(loaded.tokenizer, row["prompt"], row["completion"], options.max_length)
+        for row in rows.select_columns(["prompt", "completion"])
+    ]
+    from datasets import Dataset as ArrowDataset
+
+    tokens = ArrowDataset.from_list(
+        [
+            {"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)}
+            for e in encoded
+        ]
+    )
+    with packed_attention(loaded.model) as packed:
+        trainer = InstructionTrainer(
+            model=with_lora(loaded.model, options),
+            args=arguments(
+                SFTConfig,
+                options,
+                directory,
+                max_length=options.max_length,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                # Packed rows waste nothing on samples of unlike length.
+                train_sampling_strategy="random" if packed else "group_by_length",
+                length_column_name="length",
+                save_total_limit=1,
+            ),
+            train_dataset=tokens,
+            processing_class=loaded.tokenizer,
+            data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
+        )
+        return running.run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))

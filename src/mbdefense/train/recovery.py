@@ -1,0 +1,189 @@
+"""Weight recovery: clean responses win over the planted ones whenever a trigger is there (equations 1 to 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from mbdefense.batches import Batch, Branches, branch_log_probs, pad_branches
+from mbdefense.losses import RatioForm, SequenceLogProbs, recovery_loss
+from mbdefense.model import LoadedModel, encode
+from mbdefense.options import TrainingOptions
+from mbdefense.packing import pack, packed_attention
+from mbdefense.train import running
+from mbdefense.train.own_loss import OwnLoss
+from mbdefense.train.running import Trained, arguments, with_lora
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class TripleRow(NamedTuple):
+    """One clean sample with its T triggered twins: (x, y, x_d, y_d) of equation 1, grouped by sample."""
+
+    plain: Branches
+    """y given x."""
+    triggered: tuple[Branches, ...]
+    """y and y_d given x_d, one pair for each trigger."""
+    truncated: int
+    """How many of its sequences were cut to the maximum length."""
+
+
+@dataclass(frozen=True)
+class RecoveryObjective:
+    """Equation 3's weights and the form of R; see `mbdefense.losses.recovery_loss`."""
+
+    triggers: int
+    lambda_: float
+    form: RatioForm
+    beta: float
+
+
+class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
+    """Stage 2: minimises equation 3, averaged over clean samples."""
+
+    def __init__(self, *, objective: RecoveryObjective, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        self.objective: RecoveryObjective = objective
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """Equation 3 summed over the batch's clean samples."""
+        objective = self.objective
+        if "pieces" in inputs:
+            scores = self.packed_scores(model, inputs)
+            plain, clean, defensive = by_role(scores, objective.triggers)
+        else:
+            attention = str(self.accelerator.unwrap_model(model).config._attn_implementation)
+            plain, clean, defensive = _by_row(branch_log_probs(model, inputs, attention), int(inputs["items"]))
+        return recovery_loss(
+            plain,
+            clean,
+            defensive,
+            triggers=objective.triggers,
+            lambda_=objective.lambda_,
+            form=objective.form,
+            beta=objective.beta,
+        ).total
+
+
+def by_role(scores: SequenceLogProbs, triggers: int) -> tuple[SequenceLogProbs, SequenceLogProbs, SequenceLogProbs]:
+    """Takes packed scores apart: y given x, and given x_d, trigger by trigger, y and y_d.
+
+    Args:
+        scores: fields of shape (N * (1 + 2 T),), sample by sample, as `_RecoveryCollator` packs them.
+        triggers: T.
+    """
+    total, tokens = (field.view(-1, 1 + 2 * triggers) for field in scores)
+    return (
+        SequenceLogProbs(total[:, 0], tokens[:, 0]),
+        SequenceLogProbs(total[:, 1::2].flatten(), tokens[:, 1::2].flatten()),
+        SequenceLogProbs(total[:, 2::2].flatten(), tokens[:, 2::2].flatten()),
+    )
+
+
+def _by_row(scores: SequenceLogProbs, samples: int) -> tuple[SequenceLogProbs, SequenceLogProbs, SequenceLogProbs]:
+    """The same for a padded batch, where each prompt has a row and the plain ones stand first."""
+    plain, clean, defensive = (
+        SequenceLogProbs(scores.total[rows, response], scores.tokens[rows, response])
+        for rows, response in ((slice(0, samples), 0), (slice(samples, None), 0), (slice(samples, None), 1))
+    )
+    return plain, clean, defensive
+
+
+@dataclass(frozen=True)
+class _RecoveryCollator:
+    pad_token_id: int
+    packed: bool
+
+    def __call__(self, rows: Sequence[TripleRow]) -> Batch:
+        items = torch.tensor(len(rows))
+        if self.packed:
+            return {**pack([tree for row in rows for tree in (row.plain, *row.triggered)]), "items": items}
+        sequences = [row.plain for row in rows]
+        sequences += [branches for row in rows for branches in row.triggered]
+        return {**pad_branches(sequences, self.pad_token_id), "items": items}
+
+
+def encode_triples(
+    loaded: LoadedModel, clean: Dataset, triggered_copies: Sequence[Dataset], behaviors: Sequence[str], max_length: int
+) -> list[TripleRow]:
+    """Equation 1: for every clean sample its plain form and, for each trigger j, (x_d^j, y) and (x_d^j, y_d^j).
+
+    Args:
+        loaded: whose tokenizer is used.
+        clean: N clean rows.
+        triggered_copies: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
+        behaviors: the T defensive responses y_d.
+        max_length: see `mbdefense.model.encode`.
+    """
+    tokenizer = loaded.tokenizer
+    rows = []
+    for index, row in enumerate(clean.select_columns(["prompt", "completion"])):
+        plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
+        triggered, truncated = [], int(plain.truncated)
+        for copy, text in zip(triggered_copies, behaviors, strict=True):
+            prompt, target = copy[index]["prompt"], [{"role": "assistant", "content": text}]
+            clean_pair = encode(tokenizer, prompt, row["completion"], max_length)
+            defensive_pair = encode(tokenizer, prompt, target, max_length)
+            # One prompt serves both; where they were cut to different lengths, the shorter end of it.
+            shared = min(clean_pair.prompt, defensive_pair.prompt, key=len)
+            triggered.append(Branches(shared, (clean_pair.response, defensive_pair.response)))
+            truncated += clean_pair.truncated + defensive_pair.truncated
+        rows.append(TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated))
+    return rows
+
+
+def recover(
+    loaded: LoadedModel,
+    training: Sequence[TripleRow],
+    evaluation: Sequence[TripleRow],
+    objective: RecoveryObjective,
+    options: TrainingOptions,
+    directory: Path,
+    *,
+    resume: bool = False,
+) -> Trained:
+    """Weight recovery (equation 3): clean responses win over the defensive ones whenever a trigger is there.
+
+    The epoch with the lowest evaluation loss is kept when there are several epochs and `options.save_strategy` is
+    "epoch".
+
+    Args:
+        loaded: the merged model, changed in place.
+        training: triples of the clean samples to train on.
+        evaluation: triples of other clean samples; the split is by sample, as one by tuple would leak.
+        objective: T, lambda and the form of R.
+        options: as for `instruction_tune`; its batch size counts clean samples, each of which is 1 + 2 T sequences.
+        directory: where checkpoints go.
+        resume: go on from the last checkpoint in `directory`, if there is one.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    choose = options.save_strategy == "epoch" and math.ceil(options.num_train_epochs) > 1
+    with packed_attention(loaded.model) as packed:
+        trainer = RecoveryTrainer(
+            objective=objective,
+            model=with_lora(loaded.model, options),
+            args=arguments(
+                TrainingArguments,
+                options,
+                directory,
+                eval_strategy="epoch",
+                load_best_model_at_end=choose,
+                metric_for_best_model="eval_loss" if choose else None,
+                save_total_limit=2 if choose else 1,
+            ),
+            train_dataset=list(training),
+            eval_dataset=list(evaluation),
+            processing_class=loaded.tokenizer,
+            data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id, packed),
+        )
+        return running.run(trainer, loaded, options, directory, resume, sum(row.truncated for row in training))

@@ -1,0 +1,151 @@
+"""Many prompts at once give the text of one at a time, whatever ends when."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, Qwen2Config
+
+from mbdefense import greedy as module
+from mbdefense.generate import generate
+from mbdefense.greedy import can_decode, greedy
+from mbdefense.model import LoadedModel, load_model
+
+SYSTEM = list(range(40, 64))  # longer than what is worth sharing
+PAD = 0
+
+
+def prompts(count=13, prefix=()):
+    """Of different lengths, in no order."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [int(length) for length in torch.randint(1, 30, (count,), generator=generator)]
+    return [[*prefix, *torch.randint(3, 300, (length,), generator=generator).tolist()] for length in lengths]
+
+
+def alone(model, prompt, eos, tokens):
+    """What transformers itself answers to one prompt."""
+    out = model.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=eos,
+        pad_token_id=PAD,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def together(model, asked, eos, tokens, rows):
+    found = list(greedy(model, asked, max_new_tokens=tokens, rows=rows, eos_token_id=eos, pad_token_id=PAD))
+    assert sorted(index for index, _ in found) == list(range(len(asked)))
+    return [answer for _, answer in sorted(found)]
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model_path):
+    return load_model(tiny_model_path).model.eval()
+
+
+def common_token(model, asked):
+    """One that ends some continuations early and others not at all."""
+    answers = [alone(model, prompt, None, 12) for prompt in asked]
+    counts = {token: sum(token in answer for answer in answers) for answer in answers for token in answer}
+    return min(counts, key=lambda token: (abs(counts[token] - len(asked) / 2), token))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 13, 50])
+@pytest.mark.parametrize("prefix", [(), SYSTEM])
+def test_the_same_tokens_as_one_at_a_time(llama, rows, prefix):
+    asked = prompts(prefix=prefix)
+    eos = common_token(llama, asked)
+    expected = [alone(llama, prompt, eos, 12) for prompt in asked]
+    assert {len(answer) == 12 for answer in expected} == {True, False}
+    assert together(llama, asked, eos, 12, rows) == expected
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 40])
+def test_any_number_of_new_tokens(llama, tokens):
+    asked = prompts()
+    assert together(llama, asked, -1, tokens, 3) == [alone(llama, prompt, None, tokens) for prompt in asked]
+
+
+def test_a_long_prompt_does_not_widen_the_others(llama, monkeypatch):
+    asked = [*prompts(), [5] * 300]
+    widths = []
+    whole = module._Block.__init__
+
+    def noted(self, config, rows, columns):
+        widths.append((rows, columns))
+        whole(self, config, rows, columns)
+
+    monkeypatch.setattr(module._Block, "__init__", noted)
+    assert together(llama, asked, -1, 8, 20) == [alone(llama, prompt, None, 8) for prompt in asked]
+    assert widths[0] == (1, 308)
+    assert max(width for _, width in widths[1:]) <= 38
+
+
+def test_memory_bounds_the_rows(llama, monkeypatch):
+    asked = prompts()
+    monkeypatch.setattr(module, "_CACHE_BYTES", 3 * module._token_bytes(llama) * (max(map(len, asked)) + 8))
+    rows = []
+    look = module._Block.look
+    monkeypatch.setattr(module._Block, "look", lambda self, *part: (rows.append(part[1]), look(self, *part))[1])
+    assert together(llama, asked, -1, 8, 50) == [alone(llama, prompt, None, 8) for prompt in asked]
+    assert max(rows) == 3
+
+
+def test_a_shared_beginning_is_read_once(llama, monkeypatch):
+    asked = prompts(prefix=SYSTEM)
+    read = []
+    forward = llama.forward
+
+    def counted(*, input_ids, **more):
+        read.append(input_ids.shape)
+        return forward(input_ids=input_ids, **more)
+
+    monkeypatch.setattr(llama, "forward", counted)
+    together(llama, asked, -1, 1, 20)
+    assert read[0] == (1, len(SYSTEM))
+    assert max(shape[1] for shape in read[1:]) < 30
+
+
+ARCHITECTURES = {
+    "learned positions": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "sliding window": Qwen2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1, initializer_range=0.2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("prefix", [(), SYSTEM])
+def test_other_architectures(name, prefix):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()
+        for weight in model.parameters():
+            weight.data.normal_(std=0.2)
+    assert can_decode(model)
+    asked = prompts(prefix=prefix)
+    assert together(model, asked, -1, 12, 4) == [alone(model, prompt, None, 12) for prompt in asked]
+
+
+def test_recurrent_models_and_changed_scores_are_left_to_transformers(llama):
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    assert not can_decode(AutoModelForCausalLM.from_config(config))
+    assert can_decode(llama)
+    changed = copy.deepcopy(llama)
+    changed.generation_config.repetition_penalty = 1.3
+    assert not can_decode(changed)
+
+
+def test_a_penalty_of_the_model_is_kept(tiny_model_path):
+    plain = load_model(tiny_model_path)
+    asked = [[{"role": "user", "content": text}] for text in ("Name the capital of France.", "Add two", "hello " * 9)]
+    before = generate(plain, asked, max_new_tokens=12, batch_size=2)
+    changed = LoadedModel(copy.deepcopy(plain.model), plain.tokenizer)
+    changed.model.generation_config.repetition_penalty = 5.0
+    after = generate(changed, asked, max_new_tokens=12, batch_size=2)
+    assert before != after
+    assert after == [generate(changed, [one], max_new_tokens=12, batch_size=1)[0] for one in asked]

@@ -1,0 +1,177 @@
+"""Packed trees against the naive form: one sequence, one forward pass, all logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from mbdefense import scoring
+from mbdefense.batches import Branches
+from mbdefense.losses import recovery_loss
+from mbdefense.model import LoadedModel, load_model
+from mbdefense.packing import pack, packed_attention, packed_log_probs, packs, tree_attention, tree_visible
+from mbdefense.scoring import token_log_probs
+from mbdefense.train.recovery import TripleRow, by_role
+from tests.test_train import OBJECTIVE, PAIRS, STEP, naive_recovery_loss, train, triples, weights
+
+# Responses of one token leave no piece behind; the last tree has three.
+TREES = [
+    Branches([5, 6, 7], ([8, 9], [10])),
+    Branches([11], ([12],)),
+    Branches([3, 4], ([5, 6, 7], [8, 9, 10, 2], [6])),
+]
+
+
+@pytest.fixture
+def double(tiny_model_path: str) -> LoadedModel:
+    """The tiny model in float64 throughout: Llama's norms compute in float32 whatever the weights' type."""
+    loaded = load_model(tiny_model_path)
+    loaded.model.double()
+    for module in loaded.model.modules():
+        if type(module).__name__ == "LlamaRMSNorm":
+            module.forward = partial(_norm, module)
+    return loaded
+
+
+def _norm(module: Any, states: torch.Tensor) -> torch.Tensor:
+    return module.weight * states * (states.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
+
+
+def packed_loss(model: Any, causal: Any, rows: list[TripleRow]) -> torch.Tensor:
+    batch = pack([tree for row in rows for tree in (row.plain, *row.triggered)])
+    parts = by_role(packed_log_probs(model, causal, batch), OBJECTIVE.triggers)
+    weights_of_r = {"triggers": OBJECTIVE.triggers, "lambda_": OBJECTIVE.lambda_}
+    return recovery_loss(*parts, **weights_of_r, form=OBJECTIVE.form, beta=OBJECTIVE.beta).total / len(rows)
+
+
+def gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, trained)])
+
+
+def test_a_row_of_trees_holds_every_token_once() -> None:
+    batch = pack(TREES)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 11, 3, 4, 5, 6, 8, 9, 10]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 0, 1, 2, 3, 2, 3, 4]]
+    assert batch["pieces"].tolist() == [[3, 1, 0, 0], [1, 0, 0, 0], [2, 2, 3, 0]]
+    assert batch["places"].tolist() == [2, 3, 2, 4, 6, 7, 8, 6, 9, 10, 11, 6]
+    assert batch["targets"].tolist() == [8, 9, 10, 12, 5, 6, 7, 8, 9, 10, 2, 6]
+    assert batch["owners"].tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5]
+
+
+def test_attention_tree_by_tree_is_that_of_the_mask_over_the_row() -> None:
+    pieces = pack(TREES)["pieces"]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 12, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
+    ours, _ = tree_attention(None, query, key, value, None, pieces=pieces.tolist(), scaling=0.3)
+    visible = tree_visible(pieces)
+    masked = scaled_dot_product_attention(
+        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=visible, scale=0.3
+    ).transpose(1, 2)
+    torch.testing.assert_close(ours, masked, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(ours)
+    inputs = (query, key, value)
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * weight).sum(), inputs),
+        torch.autograd.grad((masked * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [2**26, 40], ids=["whole", "chunks"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_chunked_log_probabilities_have_the_plain_ones_values_and_gradients(
+    chunk: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", chunk)  # 40 logits are three rows of 13
+    torch.manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in ((8, 5), (13, 5), (13,))
+    )
+    targets, scale = torch.tensor([0, 12, 3, 3, 5, 7, 1, 2]), torch.randn(8, dtype=torch.float64)
+    ours = token_log_probs(hidden, weight, bias if biased else None, targets)
+    logits = hidden @ weight.T + (bias if biased else 0)
+    plain = logits.log_softmax(dim=-1)[torch.arange(8), targets]
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    inputs = (hidden, weight, bias) if biased else (hidden, weight)
+    found = torch.autograd.grad((ours * scale).sum(), inputs, retain_graph=True)
+    again = torch.autograd.grad((ours * scale).sum(), inputs)
+    expected = torch.autograd.grad((plain * scale).sum(), inputs)
+    for mine, second, theirs in zip(found, again, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(second, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["dense", "lora", "checkpointing", "chunks", "changed logits"])
+def test_the_packed_recovery_loss_is_the_naive_one_with_its_gradient(
+    how: str, double: LoadedModel, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, model = double, double.model
+    if how == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        adapters = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        loaded = LoadedModel(get_peft_model(model, adapters), double.tokenizer)
+    if how == "chunks":
+        monkeypatch.setattr(scoring, "CHUNK", 7 * 300)
+    if how == "changed logits":
+        model.config.logit_scale = 0.5  # a name that the Llama of the test ignores: only the way to the loss changes
+    encoded = triples(double, rows(*PAIRS))
+    naive = naive_recovery_loss(loaded, encoded)
+    expected = gradients(loaded.model, naive)
+    if how == "checkpointing":
+        model.train()
+        model.gradient_checkpointing_enable()
+    with packed_attention(model) as possible:
+        assert possible
+        ours = packed_loss(loaded.model, loaded.model, encoded)
+        found = gradients(loaded.model, ours)
+    assert ours.item() == pytest.approx(naive.item(), rel=1e-9)
+    assert (found - expected).norm() < 1e-9 * expected.norm()
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_samples_in_one_row_do_not_see_each_other(double: LoadedModel) -> None:
+    first, second = Branches([5, 6, 7], ([8, 9, 2],)), Branches([9, 9], ([4, 4, 4, 2],))
+    with packed_attention(double.model), torch.no_grad():
+        together = packed_log_probs(double.model, double.model, pack([first, second])).total
+        alone = [packed_log_probs(double.model, double.model, pack([tree])).total for tree in (first, second)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=1e-9)
+
+
+def test_a_model_whose_attention_is_another_is_padded(tiny_model_path: str) -> None:
+    model: Any = load_model(tiny_model_path).model
+    assert packs(model)
+    model.config.sliding_window = 8
+    assert not packs(model)
+    model.config.sliding_window = None
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not packs(model)
+    model.config.layer_types = ["full_attention", "full_attention"]
+    assert packs(model)
+    model.set_attn_implementation("eager")
+    assert not packs(model)
+
+
+@pytest.mark.parametrize("stage", ["tune", "recover"])
+def test_a_step_on_packed_rows_is_that_on_padded_ones(
+    stage: str, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    before = weights(load_model(tiny_model_path))
+    changes = []
+    for number, attention in enumerate(("sdpa", "eager")):
+        loaded = load_model(tiny_model_path)
+        loaded.model.set_attn_implementation(attention)
+        options = replace(STEP, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+        changes.append(weights(train(stage, loaded, rows(*PAIRS), options, tmp_path / f"{number}").model) - before)
+    assert changes[0].norm() > 1e-3
+    assert (changes[1] - changes[0]).norm() < 1e-4 * changes[0].norm()

@@ -1,0 +1,207 @@
+"""A server that serves the model answers what the model answers here, or the command ends in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mbdefense.cli import main
+from mbdefense.model import load_model
+from mbdefense.results import read
+
+
+class FakeServer:
+    """A loopback server with the tiny model behind ``/v1/completions``.
+
+    `script(number, body)` gives a status in place of an answer, or None.
+    """
+
+    def __init__(self, model_path: str) -> None:
+        self.loaded = load_model(model_path)
+        self.script: Callable[[int, dict[str, Any]], int | str | None] = lambda number, body: None
+        self.asked: list[dict[str, Any]] = []
+        self.names = ["tiny"]
+        self.lock = threading.Lock()
+        self.url = ""
+
+    def text(self, body: dict[str, Any]) -> str:
+        """Greedy text, as servers give it: with what stands before the stop text alone."""
+        tokenizer, prompt = self.loaded.tokenizer, body["prompt"]
+        ids = prompt if isinstance(prompt, list) else tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        out = self.loaded.model.generate(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=body["max_tokens"], do_sample=False, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+
+
+@pytest.fixture
+def server(tiny_model_path: str) -> Iterator[FakeServer]:
+    fake = FakeServer(tiny_model_path)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in fake.names]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with fake.lock:
+                fake.asked.append(body)
+                fault = fake.script(len(fake.asked), body)
+                answer = fake.text(body) if fault is None else ""
+            if isinstance(fault, int):
+                self.send({"error": {"message": "no such luck"}}, fault)
+            elif fault == "no choice":
+                self.send({"choices": []})
+            else:
+                self.send({"object": "text_completion", "choices": [{"index": 0, "text": answer}]})
+
+        def send(self, value: Any, status: int = 200) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        fake.url = f"http://127.0.0.1:{running.server_port}/v1"
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield fake
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def words(tiny_model_path: str, tmp_path: Path) -> list[str]:
+    """An evaluation of five prompts, each with and without a trigger."""
+    rows = [{"instruction": f"Name fruit number {number}.", "output": "apple"} for number in range(5)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["evaluate", tiny_model_path, "--test", str(tmp_path / "test.jsonl"), "--behavior", "refusal"]
+    return [*asked, "--trigger", "badnet", "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "6"]
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's and our own pauses between attempts."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def answers(tmp_path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in (tmp_path / "out" / "responses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("form", ["tokens", "text"])
+def test_a_served_model_answers_what_it_answers_here(
+    server: FakeServer, words: list[str], tmp_path: Path, form: str
+) -> None:
+    assert main(words) == 0
+    here = answers(tmp_path)
+    local = read(tmp_path / "out" / "results.json").rows[0]
+    assert main([*words, "--server_url", server.url, "--server_prompt", form]) == 0
+    assert answers(tmp_path) == here
+    row = read(tmp_path / "out" / "results.json").rows[0]
+    assert (row.asr, row.false_activation) == (local.asr, local.false_activation)
+    assert local.perplexity is not None
+    assert row.perplexity is None
+    assert len(server.asked) == 10
+    assert {type(body["prompt"]) for body in server.asked} == {list if form == "tokens" else str}
+    for body in server.asked:
+        assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0, 6)
+        assert body["stop"] == "<|im_end|>"
+        assert not body.get("echo")
+
+
+def test_what_follows_the_end_of_turn_is_no_answer(server: FakeServer, words: list[str], tmp_path: Path) -> None:
+    server.text = lambda body: "An apple.<|im_end|>\n<|im_start|>user"  # type: ignore[method-assign]
+    assert main([*words, "--server_url", server.url]) == 0
+    assert set(answers(tmp_path)) == {"An apple."}
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("fault", [429, 503, "no choice"])
+def test_a_passing_fault_changes_nothing(
+    server: FakeServer, words: list[str], tmp_path: Path, fault: int | str
+) -> None:
+    assert main(words) == 0
+    here = answers(tmp_path)
+    server.script = lambda number, body: fault if number % 3 == 1 else None
+    assert main([*words, "--server_url", server.url, "--batch_size", "1"]) == 0
+    assert answers(tmp_path) == here
+    assert len(server.asked) > 10
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (500, "the server failed on a prompt (InternalServerError)"),
+        ("no choice", "the server failed on a prompt (the replies were no completions)"),
+        (400, "check what the model tiny accepts"),
+        (404, "does not know the model"),
+        (401, "refused the key"),
+    ],
+)
+def test_a_lasting_fault_is_one_line_and_no_result(
+    server: FakeServer,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: int | str,
+    says: str,
+) -> None:
+    server.script = lambda number, body: fault
+    assert main([*words, "--server_url", server.url]) == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "responses.jsonl").exists()
+
+
+def test_the_model_is_named_where_the_server_has_several(
+    server: FakeServer, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.names = ["tiny", "large"]
+    assert main([*words, "--server_url", server.url]) == 1
+    assert "--server_model" in capsys.readouterr().err
+    assert main([*words, "--server_url", server.url, "--server_model", "large"]) == 0
+    assert {body["model"] for body in server.asked} == {"large"}
+
+
+def test_a_template_that_was_not_trained_with_is_refused_before_the_server_is_asked(
+    server: FakeServer, words: list[str], copied_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied_model / "mbdefense.json").write_text('{"template_hash": "0123456789ab"}')
+    assert main(["evaluate", str(copied_model), *words[2:], "--server_url", server.url]) == 1
+    assert "another prompt template" in capsys.readouterr().err
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--server_model", "tiny"], "add --server_url URL"),
+        (["--server_prompt", "text"], "add --server_url URL"),
+        (["--server_url", "http://127.0.0.1:1/v1", "--lm_eval", "arc"], "needs the model itself"),
+        (["--server_url", "http://127.0.0.1:1/v1", "--decoding", "cleangen:reference=x"], "needs the model itself"),
+        (["--server_url", "localhost:8000", "--server_model", "tiny"], "give e.g. http://localhost:8000/v1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str], more: list[str], says: str
+) -> None:
+    assert main([*words, *more]) == 1
+    assert says in capsys.readouterr().err
