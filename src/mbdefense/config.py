@@ -426,7 +426,7 @@ def parse_spec(
             )
         if key in options:
             raise UserError(f"{kind} {name} is given {key} twice", value, "keep one of them")
-        options[key] = _convert(value, hints[key], f"{name}:{key}")
+        options[key] = convert(value, hints[key], f"{name}:{key}")
     for key in options:
         if key not in fields:
             raise UserError(f"{kind} {name} does not take", key, f"its options: {', '.join(sorted(fields)) or 'none'}")
@@ -436,7 +436,12 @@ def parse_spec(
     return method(**options)
 
 
-def _convert(text: str, hint: Any, where: str) -> object:
+def convert(text: str, hint: Any, where: str) -> object:
+    """An option's value from its text.
+
+    Raises:
+        UserError: it is none of the type.
+    """
     allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for kind in allowed:
         if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
