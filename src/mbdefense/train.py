@@ -24,7 +24,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mbdefense.batches import Batch, Branches, branch_log_probs, pad_branches, pad_left, response_log_probs
-from mbdefense.errors import UserError
+from mbdefense.errors import UserError, did_you_mean, first_line
 from mbdefense.losses import (
     IGNORED,
     RatioForm,
@@ -238,6 +238,28 @@ class _RecoveryCollator:
         return {**pad_branches(sequences, self.pad_token_id), "items": torch.tensor(len(rows))}
 
 
+def trackers(report_to: str) -> list[str] | str:
+    """The experiment trackers of a comma-separated list, as transformers takes them.
+
+    Raises:
+        UserError: one that transformers does not know, or whose package is not installed.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    if report_to in ("none", "all"):
+        return report_to
+    names = [name.strip() for name in report_to.split(",")]
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ["none", "all", *INTEGRATION_TO_CALLBACK]
+            raise UserError("unknown experiment tracker", name, did_you_mean(name, known))
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (ImportError, RuntimeError) as error:  # whichever the tracker's callback raises without its package
+            raise UserError("the experiment tracker cannot be used", name, first_line(error)) from error
+    return names
+
+
 def _arguments(
     kind: type[TrainingArguments], options: TrainingOptions, directory: Path, **special: Any
 ) -> TrainingArguments:
@@ -261,7 +283,9 @@ def _arguments(
         save_strategy=options.save_strategy,
         save_steps=options.save_steps,
         logging_steps=options.logging_steps,
-        report_to=options.report_to,
+        report_to=trackers(options.report_to),
+        # Checkpoints lie in the stage's folder, which is what a tracker shall call the run.
+        run_name=directory.parent.name,
         seed=options.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),

@@ -170,6 +170,7 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
         if is_main_process():
             trained.model.model.config.use_cache = True
             write_json(directory / "training_log.json", {"history": trained.history})
+            _keep_tracked(checkpoints / "runs", directory / "runs")
             shutil.rmtree(checkpoints, ignore_errors=True)
             facts = {"inputs_hash": made_of, "truncated": trained.truncated, **asdict(cost)}
             save_model(trained.model, directory, facts, trained.state)
@@ -180,6 +181,13 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
         raise UserError("the disk is full", str(directory), fix) from error
     wait_for_everyone()
     return directory
+
+
+def _keep_tracked(written: Path, kept: Path) -> None:
+    """Moves what TensorBoard's tracker wrote among the checkpoints, where it writes unless told otherwise."""
+    for run in written.glob("*"):
+        kept.mkdir(exist_ok=True)
+        run.replace(kept / run.name)
 
 
 def _check_checkpoints(checkpoints: Path, made_of: str, resume: bool) -> None:

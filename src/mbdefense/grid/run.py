@@ -16,7 +16,7 @@ from mbdefense.errors import UserError
 from mbdefense.files import read_json, write_json
 from mbdefense.grid import estimate
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task
-from mbdefense.grid.setting import cost, retire
+from mbdefense.grid.setting import retire
 from mbdefense.grid.workspace import Workspace
 from mbdefense.provenance import provenance
 from mbdefense.results import Results, write
@@ -119,15 +119,15 @@ def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, 
         return
     needed = {name for task in unfinished.values() for name in (*task.reads, task.stage)}
     for planned in plan.cells:
-        for name in (*planned.stages, *_stages(workspace, planned)):
+        for name in (*planned.stages, *_facts(workspace, planned)["stages"]):
             if name not in needed:
                 retire(workspace.stages / name)
 
 
-def _stages(workspace: Workspace, planned: PlannedCell) -> tuple[str, ...]:
-    """The stages of a finished cell, which a plan before a filter's verdicts did not know."""
+def _facts(workspace: Workspace, planned: PlannedCell) -> dict[str, Any]:
+    """Stages and costs of a cell; of a finished one also those that a plan before a filter's verdicts did not know."""
     file = workspace.out / "cells" / planned.id / CELL_FILE
-    return tuple(read_json(file)["stages"]) if file.is_file() else planned.stages
+    return read_json(file) if file.is_file() else {"stages": list(planned.stages), "seconds": 0.0, "peak_bytes": 0}
 
 
 def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tuple[Results | None, dict[str, str]]:
@@ -157,8 +157,6 @@ def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tup
 
 def _state(workspace: Workspace, planned: PlannedCell, done: bool, reason: str) -> dict[str, Any]:
     cell = planned.cell
-    stages = _stages(workspace, planned)
-    costs = [cost(workspace.stages / name) for name in stages] if done else []
     return {
         "id": planned.id,
         "model": cell.model,
@@ -169,7 +167,5 @@ def _state(workspace: Workspace, planned: PlannedCell, done: bool, reason: str) 
         "seed": cell.seed,
         "status": "done" if done else "failed" if reason else "pending",
         "reason": "" if done else reason,
-        "stages": list(stages),
-        "seconds": sum(seconds for seconds, _ in costs),
-        "peak_bytes": max((peak for _, peak in costs), default=0),
+        **_facts(workspace, planned),
     }

@@ -45,13 +45,15 @@ class GridSetting(Setting):
         stages: folder of all stages.
         planning: train nothing, and only take down what would be trained.
         until: name of the stage to stop after, by raising `Reached`.
-        met: the stages that were asked for, in order; each depends on earlier ones at most.
+        met: names of the trainings that were asked for, in order; each depends on earlier ones at most.
+        steps: names of the steps without training.
     """
 
     stages: Path = Path("stages")
     planning: bool = False
     until: str = ""
     met: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
 
     def tune(self, rows: Dataset, directory: Path) -> Path:
         """See `Setting.tune`; equal rows and options give one model, whatever `directory` is."""
@@ -67,7 +69,7 @@ class GridSetting(Setting):
         if isinstance(training, Mapping):
             inputs = {**inputs, "training": {name: training[name] for name in training if name not in _BESIDE}}
         inputs = {**inputs, "code": code_hash(*TRAINING)}
-        place = self._place(directory, inputs)
+        place = self._place(directory, inputs, self.met)
         if self.planning:
             return place
         if not finished(place):
@@ -86,20 +88,20 @@ class GridSetting(Setting):
         Raises:
             Unplanned: while planning, if the step has not been done.
         """
-        place = self._place(self.directory, {"step": inputs, "code": code_hash(*TRAINING)})
+        # A filter's own hash has no code in it; the folder's name has.
+        place = self._place(self.directory, {"step": inputs, "code": code_hash(*TRAINING)}, self.steps)
         if self.planning and not (place / mark).is_file():
             raise Unplanned(place.name)
-        # A filter's own hash has no code in it; the folder's name has.
         return place
 
-    def _place(self, directory: Path, inputs: Mapping[str, object]) -> Path:
+    def _place(self, directory: Path, inputs: Mapping[str, object], met: list[str]) -> Path:
         made_of = inputs_hash(inputs)
         place = self.stages / f"{directory.name}-{made_of[:16]}"
         if not (place / STAGE_FILE).is_file():
             place.mkdir(parents=True, exist_ok=True)
             write_json(place / STAGE_FILE, {"inputs_hash": made_of})
-        if place.name not in self.met:
-            self.met.append(place.name)
+        if place.name not in met:
+            met.append(place.name)
         return place
 
 

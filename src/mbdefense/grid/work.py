@@ -59,7 +59,7 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
     write_responses(directory / "responses.jsonl", responses)
     judge = make_judge(workspace.grid.evaluation, cell.shown(), directory)
     figures = scores(judge_responses(judge, responses, directory))
-    costs = [cost(workspace.stages / name) for name in setting.met]
+    costs = [cost(workspace.stages / name) for name in (*setting.met, *setting.steps)]
     row = ResultRow(
         arm=cell.arm,
         attack=cell.trigger().describe(),
@@ -74,7 +74,8 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
         base_model=cell.model,
         poisoning_rate=cell.rate,
     )
-    write_json(directory / CELL_FILE, {"stages": setting.met})
+    facts = {"stages": setting.met, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
+    write_json(directory / CELL_FILE, facts)
     write(directory / RESULT_FILE, merge_results([row], {"cell": workspace.id(cell)}, cell.seed))
     (directory / FAILURE_FILE).unlink(missing_ok=True)
 

@@ -168,6 +168,10 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     """
     if grid.evaluation.judge.partition(":")[0] not in JUDGES:
         raise UserError("unknown judge", grid.evaluation.judge, f"one of {', '.join(JUDGES)}")
+    if grid.training.report_to != "none":
+        from mbdefense.train import trackers
+
+        trackers(grid.training.report_to)  # before hours of work, not after
     train, clean, test = (_drawn(grid.data, split) for split in ROWS)
     check_disjoint(train, test, clean_name="the training data")
     check_disjoint(clean, test)
