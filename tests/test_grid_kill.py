@@ -17,9 +17,10 @@ import pytest
 
 TIMES = ("created", "seconds", "peak_bytes")
 GRID = {
-    "attacks": ["badnet", "insent"],
+    "attacks": ["badnet"],
     "behaviors": ["refusal"],
-    "defenses": ["mb_defense:min_defensive_rows=1", "clean_fft"],
+    "controls": ["clean", "attacked"],
+    "defenses": ["mb_defense:min_defensive_rows=1"],
     "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
     # Checkpoints, so that one that was half-written is met too.
     "training": {"num_train_epochs": 2, "max_length": 64, "bf16": False, "save_strategy": "epoch"},
