@@ -163,10 +163,8 @@ def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.
     assert not (out / "results.json").exists()
 
 
-def test_filters_and_what_stands_before_the_undefended_model_are_arms(
-    bench: Bench, counted: list[str], four_layer_model_path: str
-) -> None:
-    arms = ["spectral", "decoding:cleangen", f"purify:onion:model={four_layer_model_path}", "demonstrations:2"]
+def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Bench, counted: list[str]) -> None:
+    arms = ["spectral", "decoding:cleangen", "purify:onion:max_clean_loss=0.1", "demonstrations:2"]
     code, out = bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)
     assert code == 0
     assert [line.partition(" ")[0] for line in counted] == ["InstructionTrainer"] * 3  # clean, victim, spectral
@@ -237,7 +235,7 @@ def test_an_interrupted_grid_goes_on(bench: Bench, counted: list[str], monkeypat
         ({"defenses": ["crow:alpah=1"]}, "did you mean 'alpha'"),
         ({"defenses": ["decoding:clean"]}, "did you mean 'cleangen'"),
         ({"defenses": ["demonstrations:many"]}, "demonstrations:4"),
-        ({"defenses": ["purify:onion"]}, "needs model"),
+        ({"defenses": ["purify:onoin"]}, "did you mean 'onion'"),
         ({"controls": ["bse"]}, "did you mean 'base'"),
         ({"rates": [1.5]}, "(0, 1)"),
         ({"rates": ["lots"]}, "rates cannot be"),

@@ -1,8 +1,8 @@
 """The arms of a grid: controls, defenses, and what stands between prompts and the undefended model.
 
 An arm is written as its name in the tables: a control, a defense with its options (``crow:alpha=0``), or, measured on
-the undefended model, ``decoding:cleangen``, ``purify:onion:model=MODEL`` and ``demonstrations:4``. The reference model
-of a decoding is the base model and the clean set of a purifier the grid's, unless the arm names others.
+the undefended model, ``decoding:cleangen``, ``purify:onion`` and ``demonstrations:4``. Unless the arm names others, the
+base model is the reference of a decoding and scores for a purifier, whose clean prompts are those of the clean set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CONTROLS = ("base", "clean", "attacked")
 INFERENCE = ("decoding", "purify", "demonstrations")
-_ANY = {"reference": "base model", "clean": "clean set"}
+_ANY = {"reference": "base model", "model": "base model", "clean": "clean set"}
 
 
 def check_arm(arm: str) -> None:
@@ -84,7 +84,7 @@ def inference_of(arm: str, base: str, clean: Dataset, clean_file: Path, seed: in
         return PLAIN
     if kind == "demonstrations":
         return Inference(demonstrations=draw_demonstrations(clean, _count(arm), seed))
-    method = _method(arm, {"reference": base, "clean": str(clean_file)})
+    method = _method(arm, {"reference": base, "model": base, "clean": str(clean_file)})
     return Inference(decoding=method) if kind == "decoding" else Inference(purifier=method)
 
 
