@@ -62,6 +62,7 @@ ROOMS = [
     "analysis",
     "pipeline",
     "demo",
+    "grid",
     "cli",
     "inspect_tasks",
     "__main__",

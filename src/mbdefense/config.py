@@ -406,6 +406,45 @@ class TriggersConfig:
     output_dir: str
 
 
+@dataclass(frozen=True)
+class BenchConfig:
+    """Run a grid: every model under every attack with every defense, sharing what is alike (docs/bench.md).
+
+    Attributes:
+        output_dir: where models, responses and results go; the same command goes on where it stopped.
+        plan: print what there is to do, and stop.
+        models: base models in place of the grid's.
+        seeds: seeds in place of the grid's.
+        train: rows to train on, in place of the grid's.
+        clean: clean set, in place of the grid's.
+        test: test prompts, in place of the grid's.
+        train_rows: how many to draw.
+        clean_rows: how many to draw.
+        test_rows: how many to draw.
+        keep_models: keep the weights of models that no unfinished cell needs.
+        isolate: do each stage in a process of its own; not with --ray.
+        ray: address of a Ray cluster that sees output_dir under the same path, or local for one on this machine.
+        num_cpus: cores that Ray keeps for each stage.
+        num_gpus: GPUs that Ray keeps for each stage.
+    """
+
+    output_dir: str
+    plan: bool = False
+    models: list[str] | None = None
+    seeds: list[int] | None = None
+    train: str | None = None
+    clean: str | None = None
+    test: str | None = None
+    train_rows: int | None = None
+    clean_rows: int | None = None
+    test_rows: int | None = None
+    keep_models: bool | None = None
+    isolate: bool = True
+    ray: str | None = None
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+
 _OPTION = re.compile(r",(?=[a-z_]+=)")
 
 
@@ -438,7 +477,7 @@ def parse_spec(
             )
         if key in options:
             raise UserError(f"{kind} {name} is given {key} twice", value, "keep one of them")
-        options[key] = _convert(value, hints[key], f"{name}:{key}")
+        options[key] = convert(value, hints[key], f"{name}:{key}")
     for key in options:
         if key not in fields:
             raise UserError(f"{kind} {name} does not take", key, f"its options: {', '.join(sorted(fields)) or 'none'}")
@@ -448,7 +487,12 @@ def parse_spec(
     return method(**options)
 
 
-def _convert(text: str, hint: Any, where: str) -> object:
+def convert(text: str, hint: Any, where: str) -> object:
+    """An option's value from its text.
+
+    Raises:
+        UserError: it is none of the type.
+    """
     allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for kind in allowed:
         if typing.get_origin(kind) is Literal and text in typing.get_args(kind):

@@ -28,7 +28,8 @@ class TrainingOptions:
         save_strategy: when to save a checkpoint for --resume.
         save_steps: steps between checkpoints with save_strategy "steps".
         logging_steps: steps between entries of the training log.
-        report_to: experiment tracker, as in transformers.
+        report_to: experiment trackers by transformers' names, e.g. trackio, wandb, mlflow or tensorboard, with commas
+            between; all for those that are installed, none for none.
         seed: seed of everything random.
         use_peft: train LoRA adapters, merged into the weights at the end of each stage.
         lora_r: rank.

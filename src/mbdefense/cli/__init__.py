@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from mbdefense import __version__
 from mbdefense.behaviors import BEHAVIORS
+from mbdefense.cli.benching import bench
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.reading import Usage
@@ -32,6 +33,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
                     put measured figures into a defended model's card
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
+  bench GRID        run models by attacks by defenses by seeds, sharing what is alike
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       triggers, behaviors, defenses, filters, purifiers, decodings, judges
 
@@ -89,6 +91,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "card": card,
     "check": check,
     "analyze": analyze,
+    "bench": bench,
     "demo": demo,
     "list": list_methods,
 }

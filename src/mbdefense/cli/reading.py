@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LISTS = ("list[", "tuple[")
+_SWITCHES = ("--resume", "--compare_undefended", "--trust_remote_code", "--strict", "--flagged", "--plan")
+"""May stand without a value."""
 
 
 class Usage(Exception):  # noqa: N818 - carries the exit code 2
@@ -99,9 +101,7 @@ def _lists(words: Sequence[str], lists: Container[str]) -> list[str]:
         elif word in lists and following and not following[0].startswith("["):
             result.append(f"{word}={json.dumps(following)}")
             index += 1 + len(following)
-        elif word in ("--resume", "--compare_undefended", "--trust_remote_code", "--strict", "--flagged") and (
-            not following or following[0] not in ("true", "false")
-        ):
+        elif word in _SWITCHES and (not following or following[0] not in ("true", "false")):
             result.append(f"{word}=true")
             index += 1
         else:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mbdefense.defenses.setting import Setting, digest, identity, stage
+from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.defenses.stages import CleanTuning
 from mbdefense.model import load_model
 from mbdefense.needs import Need
@@ -39,4 +39,4 @@ class CleanFFT(CleanTuning):
             return instruction_tune(loaded, setting.clean, options, checkpoints, resume=setting.resume)
 
         inputs = {"model": identity(str(victim)), "clean": digest(setting.clean), "training": asdict(options)}
-        return stage(setting.directory, inputs, make, resume=setting.resume)
+        return setting.stage(setting.directory, inputs, make)

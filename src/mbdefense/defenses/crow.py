@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mbdefense.defenses.setting import Setting, digest, identity, stage
+from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.defenses.stages import CleanTuning
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
@@ -73,4 +73,4 @@ class CROW(CleanTuning):
             "consistency": [self.alpha, self.epsilon],
             "training": asdict(options),
         }
-        return stage(setting.directory, inputs, make, resume=setting.resume)
+        return setting.stage(setting.directory, inputs, make)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mbdefense import __version__, filtering
-from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense import filtering
+from mbdefense.defenses.setting import Setting, digest, identity, inputs_hash
 from mbdefense.errors import UserError
 from mbdefense.files import read_json
 from mbdefense.filters import Evidence, Filtered
@@ -47,20 +45,21 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
     )
     about = {"filter": name, "options": asdict(options), "seed": evidence.seed, "max_length": evidence.max_length}
     inputs = [about, identity(setting.base), digest(setting.suspect), digest(setting.clean)]
-    inputs_hash = hashlib.sha256(json.dumps([__version__, inputs], default=str).encode()).hexdigest()
-    summary = setting.directory / filtering.SUMMARY_FILE
-    done = setting.resume and summary.is_file() and read_json(summary).get("inputs_hash") == inputs_hash
-    if not done and (setting.directory / CARD_FILE).is_file():  # `stage` would say so, but after the verdicts are gone
+    made_of = inputs_hash(inputs)
+    directory = setting.folder(inputs, filtering.SUMMARY_FILE)
+    summary = directory / filtering.SUMMARY_FILE
+    done = setting.resume and summary.is_file() and read_json(summary).get("inputs_hash") == made_of
+    if not done and (directory / CARD_FILE).is_file():  # `stage` would say so, but after the verdicts are gone
         what = "a model made from other data or options" if setting.resume else "a finished model"
         fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"
-        raise UserError(f"{what} lies in", str(setting.directory), fix)
+        raise UserError(f"{what} lies in", str(directory), fix)
     wait_for_everyone()  # nobody may write the summary while another one still looks for it
     if is_main_process() and not done:
         with measure() as cost:
             verdicts = judge(evidence)
         filtering.kept(setting.suspect, verdicts)  # refuses before anything is written that `--resume` would use
-        filtering.write(setting.directory, verdicts, {**about, "inputs_hash": inputs_hash, **asdict(cost)})
+        filtering.write(directory, verdicts, {**about, "inputs_hash": made_of, **asdict(cost)})
     wait_for_everyone()
-    dropped = set(filtering.dropped_ids(setting.directory))
+    dropped = set(filtering.dropped_ids(directory))
     rest = [index for index, row_id in enumerate(setting.suspect["id"]) if row_id not in dropped]
     return setting.tune(setting.suspect.select(rest), setting.directory)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mbdefense.defenses.setting import Setting, identity, stage
+from mbdefense.defenses.setting import Setting, identity
 from mbdefense.defenses.stages import CleanTuning
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
@@ -75,7 +75,7 @@ class Lethe(CleanTuning):
             "others": [identity(str(clean)), identity(setting.base)],
             "merge": [self.merge, self.victim_weight, self.density],
         }
-        return stage(setting.directory, inputs, make, resume=setting.resume)
+        return setting.stage(setting.directory, inputs, make)
 
     def _formula(self) -> Callable[..., Any]:
         from mbdefense.defenses.weights import linear, slerp, ties

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.data import to_dataset
-from mbdefense.defenses.setting import Setting, digest, identity, stage
+from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
@@ -72,7 +72,7 @@ class Locphylax(Recovery, Planting):
             return instruction_tune(loaded, rows, options, checkpoints, resume=setting.resume)
 
         inputs = {"model": identity(str(victim)), "rows": digest(rows), "training": asdict(options)}
-        return stage(setting.directory / "merged", inputs, make, resume=setting.resume)
+        return setting.stage(setting.directory / "merged", inputs, make)
 
     def rows(self, clean: Dataset, seed: int) -> Dataset:
         """The clean rows that recovery trains on, as they are, and each once more with a planted backdoor."""

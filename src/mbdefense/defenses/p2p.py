@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.data import to_dataset
-from mbdefense.defenses.setting import Setting, digest, identity, stage
+from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.errors import UserError
 from mbdefense.needs import Need
 
@@ -74,7 +74,7 @@ class P2P:
             "rows": digest(rows),
             "training": asdict(setting.training),
         }
-        return stage(setting.directory, inputs, make, resume=setting.resume)
+        return setting.stage(setting.directory, inputs, make)
 
     def rows(self, clean: Dataset, suspect: int) -> list[dict[str, object]]:
         """Clean rows with the benign trigger and its prefix, `benign_rate` times the number of suspect rows."""

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from mbdefense.train import Trained
+
+STAGE_FILE = "stage.json"
+"""Beside a model that is to be made: what it will be made of."""
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,23 @@ class Setting:
         """The base model, with the prompt template that all stages share."""
         return load_model(self.base, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code)
 
+    def stage(self, directory: Path, inputs: Mapping[str, object], make: Callable[[Path], Trained]) -> Path:
+        """Where a stage's model lies, which is trained if it is not there; see `stage`.
+
+        Every training of a defense goes through here, so that a grid can keep one model for all that are made alike.
+        """
+        return stage(directory, inputs, make, resume=self.resume)
+
+    def folder(self, inputs: object, mark: str) -> Path:
+        """Where a step that trains nothing, such as a filter's verdicts, keeps its files.
+
+        Args:
+            inputs: everything that they depend on.
+            mark: the file that is written last.
+        """
+        del inputs, mark  # for those that keep the steps of many runs apart
+        return self.directory
+
     def tune(self, rows: Dataset, directory: Path) -> Path:
         """Instruction-tunes the base model on `rows`; a finished model in `directory` is used again on resume."""
 
@@ -75,7 +97,7 @@ class Setting:
             "rows": digest(rows),
             "training": asdict(self.training),
         }
-        return stage(directory, inputs, make, resume=self.resume)
+        return self.stage(directory, inputs, make)
 
     def victim(self) -> Path:
         """The undefended model: the base tuned on the suspect rows as they are."""
@@ -91,13 +113,31 @@ def digest(rows: Dataset) -> str:
 
 
 def identity(path: str) -> object:
-    """What tells a model from another one: the inputs of the stage that made it, else its files' sizes and times."""
+    """What tells a model from another one: the inputs of the stage that made it, else the content of its files.
+
+    A stage that a grid has only planned has its inputs in `STAGE_FILE` already. A Hub id stands for itself.
+    """
     directory = Path(path)
-    if (directory / CARD_FILE).is_file():
-        return read_json(directory / CARD_FILE).get("inputs_hash")
+    for name in (CARD_FILE, STAGE_FILE):
+        if (directory / name).is_file():
+            return read_json(directory / name).get("inputs_hash")
     if directory.is_dir():
-        return sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in directory.glob("*.safetensors"))
+        files = (file for file in sorted(directory.iterdir()) if file.suffix in _MODEL_FILES)
+        return [(file.name, _content(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files]
     return path
+
+
+@lru_cache(maxsize=1024)
+def _content(file: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file; size and time are there for the cache, which holds for one state of the file."""
+    del size, changed
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def inputs_hash(inputs: object) -> str:
+    """SHA-256 of all that a stage depends on, and of the version of the package."""
+    return hashlib.sha256(json.dumps([__version__, inputs], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], Trained], *, resume: bool) -> Path:
@@ -109,12 +149,12 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
     Raises:
         UserError: `directory` holds a finished model and `resume` is off, or one made from other inputs.
     """
-    inputs_hash = hashlib.sha256(json.dumps([__version__, inputs], sort_keys=True, default=str).encode()).hexdigest()
+    made_of = inputs_hash(inputs)
     card = directory / CARD_FILE
     if card.is_file():
         if not resume:
             raise UserError("a finished model lies in", str(directory), "pass --resume true, or another --output_dir")
-        if read_json(card).get("inputs_hash") != inputs_hash:
+        if read_json(card).get("inputs_hash") != made_of:
             raise UserError(
                 "a model made from other data or options lies in", str(directory), "use another --output_dir"
             )
@@ -122,7 +162,7 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
     checkpoints = directory / "checkpoints"
     wait_for_everyone()  # nobody may write the card while another one still looks for it
     if is_main_process():
-        _check_checkpoints(checkpoints, inputs_hash, resume)
+        _check_checkpoints(checkpoints, made_of, resume)
     wait_for_everyone()
     try:
         with measure() as cost:
@@ -130,8 +170,9 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
         if is_main_process():
             trained.model.model.config.use_cache = True
             write_json(directory / "training_log.json", {"history": trained.history})
+            _keep_tracked(checkpoints / "runs", directory / "runs")
             shutil.rmtree(checkpoints, ignore_errors=True)
-            facts = {"inputs_hash": inputs_hash, "truncated": trained.truncated, **asdict(cost)}
+            facts = {"inputs_hash": made_of, "truncated": trained.truncated, **asdict(cost)}
             save_model(trained.model, directory, facts, trained.state)
     except Exception as error:  # each library reports a full disk in its own way
         if not disk_is_full(error, directory):
@@ -142,13 +183,20 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
     return directory
 
 
-def _check_checkpoints(checkpoints: Path, inputs_hash: str, resume: bool) -> None:
+def _keep_tracked(written: Path, kept: Path) -> None:
+    """Moves what TensorBoard's tracker wrote among the checkpoints, where it writes unless told otherwise."""
+    for run in written.glob("*"):
+        kept.mkdir(exist_ok=True)
+        run.replace(kept / run.name)
+
+
+def _check_checkpoints(checkpoints: Path, made_of: str, resume: bool) -> None:
     """Checkpoints of an interrupted run are used on resume only, and only if they belong to the same stage."""
-    marker = checkpoints / "stage.json"
-    if marker.is_file() and (not resume or read_json(marker).get("inputs_hash") != inputs_hash):
+    marker = checkpoints / STAGE_FILE
+    if marker.is_file() and (not resume or read_json(marker).get("inputs_hash") != made_of):
         shutil.rmtree(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"inputs_hash": inputs_hash})
+    write_json(marker, {"inputs_hash": made_of})
 
 
 def cost_of(model: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mbdefense.behaviors import RandomWords
 from mbdefense.config import parse_spec
-from mbdefense.defenses.setting import Setting, digest, identity, stage
+from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
 from mbdefense.options import TrainingOptions
@@ -178,7 +178,7 @@ class Recovery:
             "recovery": {name: getattr(self, name) for name in Recovery.__dataclass_fields__},
             "training": asdict(setting.training),
         }
-        return stage(directory, inputs, make, resume=setting.resume)
+        return setting.stage(directory, inputs, make)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from mbdefense.train.consistency import ConsistencyObjective, ConsistencyTrainer, tune_consistently
 from mbdefense.train.instruction import InstructionTrainer, instruction_tune
 from mbdefense.train.recovery import RecoveryObjective, RecoveryTrainer, TripleRow, encode_triples, recover
-from mbdefense.train.running import Trained
+from mbdefense.train.running import Trained, trackers
 
 __all__ = [
     "ConsistencyObjective",
@@ -16,5 +16,6 @@ __all__ = [
     "encode_triples",
     "instruction_tune",
     "recover",
+    "trackers",
     "tune_consistently",
 ]

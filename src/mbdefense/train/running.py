@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from mbdefense.errors import UserError
+from mbdefense.errors import UserError, did_you_mean, first_line
 from mbdefense.model import LoadedModel, bf16_pays
 from mbdefense.options import TrainingOptions
 
@@ -29,6 +29,28 @@ class Trained(NamedTuple):
     """Sequences longer than the maximum, whose prompt (or, rarely, response) was cut."""
     state: dict[str, Tensor] | None = None
     """On the main process the whole weights, where FSDP or DeepSpeed left each process a part of the model."""
+
+
+def trackers(report_to: str) -> list[str] | str:
+    """The experiment trackers of a comma-separated list, as transformers takes them.
+
+    Raises:
+        UserError: one that transformers does not know, or whose package is not installed.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    if report_to in ("none", "all"):
+        return report_to
+    names = [name.strip() for name in report_to.split(",")]
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ["none", "all", *INTEGRATION_TO_CALLBACK]
+            raise UserError("unknown experiment tracker", name, did_you_mean(name, known))
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (ImportError, RuntimeError) as error:  # whichever the tracker's callback raises without its package
+            raise UserError("the experiment tracker cannot be used", name, first_line(error)) from error
+    return names
 
 
 def arguments(
@@ -55,7 +77,9 @@ def arguments(
         save_strategy=options.save_strategy,
         save_steps=options.save_steps,
         logging_steps=options.logging_steps,
-        report_to=options.report_to,
+        report_to=trackers(options.report_to),
+        # Checkpoints lie in the stage's folder, which is what a tracker shall call the run.
+        run_name=directory.parent.name,
         seed=options.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),

@@ -1,0 +1,116 @@
+"""Responses of a model to one set of prompts, asked once for all cells that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.config import EvaluateConfig
+from mbdefense.data import user_text
+from mbdefense.defenses.setting import identity
+from mbdefense.files import read_json, write_json
+from mbdefense.generate import perplexity
+from mbdefense.grid.arms import INFERENCE, arm_options, inference_of
+from mbdefense.grid.code import ANSWERING, code_hash, hashed
+from mbdefense.grid.workspace import Cell, Workspace
+from mbdefense.measure import measure
+from mbdefense.model import CARD_FILE, check_template, load_model
+from mbdefense.pipeline import respond
+from mbdefense.responses import Kind, Response, read_responses, write_responses
+from mbdefense.results import Perplexity
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.model import LoadedModel
+
+DONE_FILE = "answers.json"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answers to one file of prompts.
+
+    Attributes:
+        name: of the folder in ``answers``: a hash of all that the responses depend on.
+        kind: whether the prompts carry the trigger.
+        prompts: name of the file in ``data``.
+    """
+
+    name: str
+    kind: Kind
+    prompts: str
+
+    def directory(self, workspace: Workspace) -> Path:
+        """Where they lie."""
+        return workspace.out / "answers" / self.name
+
+    def done(self, workspace: Workspace) -> bool:
+        """Whether they are there."""
+        return (self.directory(workspace) / DONE_FILE).is_file()
+
+    def read(self, workspace: Workspace) -> tuple[list[Response], Perplexity | None]:
+        """The responses, and the references' perplexity where it was asked for."""
+        found = read_json(self.directory(workspace) / DONE_FILE).get("perplexity")
+        return read_responses(self.directory(workspace) / "responses.jsonl"), Perplexity(**found) if found else None
+
+
+def answers_of(workspace: Workspace, cell: Cell, model: Path) -> tuple[Answers, Answers]:
+    """What a cell needs of its model, which need not be there yet: to clean and to triggered prompts."""
+    evaluation = workspace.grid.evaluation
+    between = arm_options(cell.arm) if cell.arm.partition(":")[0] in INFERENCE else None
+    asked = {name: getattr(evaluation, name) for name in ("max_new_tokens", "batch_size", "max_length", "perplexity")}
+    made_of = [
+        identity(str(model)), workspace.template(), asked, code_hash(*ANSWERING),
+        between and [between, identity(cell.base()), workspace.clean, cell.seed],
+    ]  # fmt: skip
+    clean, triggered = workspace.test, workspace.triggered(cell)
+    return (
+        Answers(hashed([*made_of, "clean", clean]), "clean", clean),
+        Answers(hashed([*made_of, "triggered", triggered]), "triggered", triggered),
+    )
+
+
+def ask(workspace: Workspace, cell: Cell, model: Path, wanted: Sequence[Answers]) -> None:
+    """Lets a cell's model answer what is not answered yet."""
+    todo = [answers for answers in wanted if not answers.done(workspace)]
+    if not todo:
+        return
+    grid = workspace.grid
+    made = (model / CARD_FILE).is_file()
+    # A model made here has its template with it, which a defense may have changed.
+    template = None if made else grid.chat_template
+    loaded = load_model(str(model), chat_template=template, trust_remote_code=grid.trust_remote_code)
+    check_template(str(model), loaded.tokenizer)
+    for answers in todo:
+        _answer(workspace, cell, loaded, answers)
+
+
+def _answer(workspace: Workspace, cell: Cell, loaded: LoadedModel, answers: Answers) -> None:
+    options = workspace.grid.evaluation
+    config = EvaluateConfig(
+        test=answers.prompts, behavior="", output_dir="", arm=cell.arm,
+        max_new_tokens=options.max_new_tokens, batch_size=options.batch_size,
+    )  # fmt: skip
+    rows, clean = workspace.rows(answers.prompts), workspace.rows(workspace.clean)
+    clean_file = workspace.out / "data" / workspace.clean
+    inference = inference_of(cell.arm, cell.base(), clean, clean_file, cell.seed)
+    directory = answers.directory(workspace)
+    directory.mkdir(parents=True, exist_ok=True)
+    with measure() as cost:
+        purified = None
+        if inference.purifier:
+            purified = inference.purifier([user_text(prompt) for prompt in rows["prompt"]])
+        responses = respond(loaded, rows, answers.kind, config, inference, purified)
+    write_responses(directory / "responses.jsonl", responses)
+    fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity else None
+    facts = {"perplexity": asdict(fluency) if fluency else None, "prompts": len(rows), **asdict(cost)}
+    write_json(directory / DONE_FILE, facts)
+
+
+def _fluency(workspace: Workspace, loaded: LoadedModel, rows: Dataset) -> Perplexity | None:
+    options = workspace.grid.evaluation
+    value, tokens = perplexity(loaded, rows, max_length=options.max_length, batch_size=options.batch_size)
+    return Perplexity(value, tokens) if tokens else None

@@ -1,0 +1,114 @@
+"""The arms of a grid: controls, defenses, and what stands between prompts and the undefended model.
+
+An arm is written as its name in the tables: a control, a defense with its options (``crow:alpha=0``), or, measured on
+the undefended model, ``decoding:cleangen``, ``purify:onion`` and ``demonstrations:4``. Unless the arm names others, the
+base model is the reference of a decoding and scores for a purifier, whose clean prompts are those of the clean set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.config import parse_spec
+from mbdefense.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.defenses import Setting
+    from mbdefense.pipeline import Inference
+
+CONTROLS = ("base", "clean", "attacked")
+INFERENCE = ("decoding", "purify", "demonstrations")
+_ANY = {"reference": "base model", "model": "base model", "clean": "clean set"}
+
+
+def check_arm(arm: str) -> None:
+    """Refuses an arm that is neither a defense nor a way to ask the undefended model.
+
+    Raises:
+        UserError: see above, or options that cannot work.
+    """
+    from mbdefense.defenses import DEFENSES
+
+    kind = arm.partition(":")[0]
+    if kind not in INFERENCE and kind not in DEFENSES:
+        raise UserError("unknown defense", kind, did_you_mean(kind, [*DEFENSES, *INFERENCE]))
+    arm_options(arm)
+
+
+def arm_options(arm: str, given: Mapping[str, str] = _ANY) -> dict[str, Any]:
+    """An arm with all its options, defaults too: what its figures depend on."""
+    method = None if arm in CONTROLS else _method(arm, given)
+    return {"arm": arm, "options": asdict(method) if method is not None else {}}
+
+
+def model_of(arm: str, setting: Setting, train: Dataset) -> Path:
+    """Makes the model of an arm; all its trainings go through `setting`.
+
+    Args:
+        arm: see above.
+        setting: of the attack.
+        train: the rows before poisoning.
+    """
+    from mbdefense.defenses import DEFENSES, NoDefense
+
+    if arm == "base":
+        return Path(setting.base)
+    if arm == "clean":
+        return NoDefense()(replace(setting, suspect=train))
+    if arm == "attacked" or arm.partition(":")[0] in INFERENCE:
+        return setting.victim()
+    defended: Path = parse_spec(arm, DEFENSES, "defense")(setting)
+    return defended
+
+
+def inference_of(arm: str, base: str, clean: Dataset, clean_file: Path, seed: int) -> Inference:
+    """What stands between the prompts and an arm's model.
+
+    Args:
+        arm: see above.
+        base: the base model.
+        clean: the clean set.
+        clean_file: the same as a file.
+        seed: of the draw of demonstrations.
+    """
+    from mbdefense.demonstrations import draw_demonstrations
+    from mbdefense.pipeline import PLAIN, Inference
+
+    kind = arm.partition(":")[0]
+    if kind not in INFERENCE:
+        return PLAIN
+    if kind == "demonstrations":
+        return Inference(demonstrations=draw_demonstrations(clean, _count(arm), seed))
+    method = _method(arm, {"reference": base, "model": base, "clean": str(clean_file)})
+    return Inference(decoding=method) if kind == "decoding" else Inference(purifier=method)
+
+
+def _method(arm: str, given: Mapping[str, str]) -> Any:
+    """The dataclass of an arm; None for demonstrations, which have no options besides their number."""
+    kind, _, rest = arm.partition(":")
+    if kind == "demonstrations":
+        return _count(arm) and None
+    if kind not in INFERENCE:
+        from mbdefense.defenses import DEFENSES
+
+        return parse_spec(arm, DEFENSES, "defense")
+    from mbdefense.decodings import DECODINGS
+    from mbdefense.purify import PURIFIERS
+
+    table = DECODINGS if kind == "decoding" else PURIFIERS
+    name, _, options = rest.partition(":")
+    taken = {field.name for field in fields(table[name])} if name in table else set()
+    left = {key: value for key, value in given.items() if key in taken and f"{key}=" not in options}
+    return parse_spec(rest, table, "decoding" if kind == "decoding" else "purifier", left)
+
+
+def _count(arm: str) -> int:
+    text = arm.partition(":")[2]
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError("demonstrations need a number", arm, "write demonstrations:4")
+    return int(text)

@@ -1,0 +1,42 @@
+"""Which code a result depends on, as a hash: a change of comments or docstrings changes nothing."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+TRAINING = ("train", "losses", "batches", "model", "defenses", "filters", "onion", "poison")
+POISONING = ("poison", "triggers", "behaviors", "data", "builtin")
+ANSWERING = ("generate", "batches", "model", "decodings", "demonstrations", "purify", "onion")
+JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging")
+
+
+@cache
+def code_hash(*rooms: str) -> str:
+    """SHA-256 of the syntax trees of some rooms of this package, without docstrings."""
+    package = Path(__file__).resolve().parent.parent
+    trees = []
+    for room in rooms:
+        files = sorted((package / room).rglob("*.py")) or [package / f"{room}.py"]
+        trees += [(file.relative_to(package).as_posix(), _tree(file)) for file in files]
+    return hashed(trees)
+
+
+def hashed(value: object) -> str:
+    """SHA-256 of a value as JSON, 16 digits of it: enough to tell what one folder will ever hold apart."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _tree(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [part for part in node.body if not _is_text(part)]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,0 +1,195 @@
+"""A grid as a YAML file: what is to be run, strictly read."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mbdefense.behaviors import BEHAVIORS
+from mbdefense.config import BenchConfig, JudgeOptions, convert, parse_spec, read_yaml
+from mbdefense.errors import UserError, did_you_mean
+from mbdefense.grid.arms import CONTROLS, check_arm
+from mbdefense.options import TrainingOptions
+from mbdefense.triggers import TRIGGERS
+
+BUILTIN = "builtin"
+"""The embedded data, or the embedded model."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which rows to train on, to defend with and to ask.
+
+    Attributes:
+        train: rows to train on, clean as they are; file, Hub id or ``builtin``.
+        clean: the clean set.
+        test: test prompts.
+        train_rows: how many to draw, with `seed`; by default all of a file.
+        clean_rows: the same.
+        test_rows: the same.
+        seed: of the draw. It is not the cells' seed: all seeds of a grid have the same rows, so that their figures can
+            be taken together prompt by prompt.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+    """
+
+    train: str = BUILTIN
+    clean: str = BUILTIN
+    test: str = BUILTIN
+    train_rows: int | None = None
+    clean_rows: int | None = None
+    test_rows: int | None = None
+    seed: int = 0
+    on_bad_row: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(JudgeOptions):
+    """How models are asked and judged.
+
+    Attributes:
+        max_new_tokens: longest response, in tokens.
+        batch_size: prompts generated at once.
+        max_length: most tokens of prompt and reference in the perplexity.
+        perplexity: also compute the references' perplexity on clean prompts.
+    """
+
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    max_length: int = 1024
+    perplexity: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1", getattr(self, name), "give a positive number")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every model under every attack, behavior, rate and seed, in every arm.
+
+    Attributes:
+        models: base models: directories, Hub ids, or ``builtin``.
+        attacks: triggers, as ``mbdefense poison --trigger`` takes them.
+        behaviors: as ``mbdefense poison --behavior`` takes them.
+        defenses: arms: defenses, ``decoding:...``, ``purify:...`` and ``demonstrations:N`` (see `mbdefense.grid.arms`).
+        rates: shares of the training rows that are poisoned.
+        seeds: of poisoning, training and defense.
+        controls: arms to compare with.
+        data: rows.
+        training: options of instruction tuning; each cell sets the seed.
+        evaluation: how models are asked and judged.
+        chat_template: file with the prompt template of all models, in place of their own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+        keep_models: keep the weights of models that no unfinished cell needs.
+    """
+
+    models: tuple[str, ...]
+    attacks: tuple[str, ...]
+    behaviors: tuple[str, ...]
+    defenses: tuple[str, ...]
+    rates: tuple[float, ...] = (0.2,)
+    seeds: tuple[int, ...] = (0,)
+    controls: tuple[str, ...] = CONTROLS
+    data: DataOptions = field(default_factory=DataOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    keep_models: bool = False
+
+    def __post_init__(self) -> None:
+        described = {
+            "models": list(self.models),
+            "attacks": [parse_spec(spec, TRIGGERS, "trigger").describe() for spec in self.attacks],
+            "behaviors": [parse_spec(spec, BEHAVIORS, "behavior").describe() for spec in self.behaviors],
+            "controls": list(self.controls),
+            "defenses": list(self.defenses),
+            "rates": list(self.rates),
+            "seeds": list(self.seeds),
+        }
+        for name, values in described.items():
+            for value in values:
+                if values.count(value) > 1:
+                    raise UserError(f"{name} holds two that a table cannot tell apart", value, "keep one of them")
+        for control in self.controls:
+            if control not in CONTROLS:
+                raise UserError("unknown control", control, did_you_mean(control, CONTROLS))
+        for rate in self.rates:
+            if not 0 < rate < 1:
+                raise UserError("a poisoning rate must lie in (0, 1)", rate, "give a share, e.g. 0.2 for 20 %")
+        for arm in self.defenses:
+            check_arm(arm)
+
+
+def read_grid(path: str) -> Grid:
+    """Reads a grid. Files and folders in it are taken from the folder of the YAML file, if they are there.
+
+    Raises:
+        UserError: not such a file, an unknown or missing option, or a value that it cannot have.
+    """
+    known = {item.name for item in fields(Grid)}
+    grid: Grid = _built(Grid, read_yaml(path, known), Path(path).name)
+    folder = Path(path).resolve().parent
+    data = {name: _from(folder, getattr(grid.data, name)) for name in ("train", "clean", "test")}
+    return replace(
+        grid,
+        models=tuple(_from(folder, model) for model in grid.models),
+        data=replace(grid.data, **data),  # type: ignore[arg-type]  # mypy takes all fields for one type
+        chat_template=_from(folder, grid.chat_template) if grid.chat_template else None,
+    )
+
+
+def changed(grid: Grid, options: BenchConfig) -> Grid:
+    """The grid with what the command line says otherwise."""
+    names = ("train", "clean", "test", "train_rows", "clean_rows", "test_rows")
+    data = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    whole: dict[str, Any] = {"data": replace(grid.data, **data)}
+    if options.models:
+        whole["models"] = tuple(options.models)
+    if options.seeds:
+        whole["seeds"] = tuple(options.seeds)
+    if options.keep_models is not None:
+        whole["keep_models"] = options.keep_models
+    return replace(grid, **whole)
+
+
+def _from(folder: Path, name: str) -> str:
+    """A file or folder beside the YAML file by its path; any other name as it is."""
+    return str(folder / name) if name != BUILTIN and (folder / name).exists() else name
+
+
+def _built(kind: type, value: object, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} holds no options", value, "write lines of the form `option: value`")
+    hints = typing.get_type_hints(kind)
+    # Each cell sets the seed of its training.
+    known = {item.name: item for item in fields(kind) if not (kind is TrainingOptions and item.name == "seed")}
+    for key in value:
+        if key not in known:
+            fix = "list the grid's seeds under `seeds`" if key == "seed" else did_you_mean(str(key), known)
+            raise UserError(f"{where}: unknown option", key, fix)
+    for name, item in known.items():
+        if name not in value and item.default is MISSING and item.default_factory is MISSING:
+            raise UserError(f"{where} lacks {name}", fix=f"write a line `{name}: [...]`")
+    return kind(**{key: _value(item, hints[key], f"{where}: {key}") for key, item in value.items()})
+
+
+def _value(value: object, hint: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return _built(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        items = list(value) if isinstance(value, list) else [value]
+        if not items and not where.endswith("controls"):
+            raise UserError(f"{where} is empty", fix="give at least one")
+        return tuple(_value(item, typing.get_args(hint)[0], where) for item in items)
+    if value is None and types.NoneType in typing.get_args(hint):
+        return None
+    if value is None or (isinstance(value, Sequence | Mapping) and not isinstance(value, str)):
+        raise UserError(f"{where} cannot be", value, "give one value")
+    # Through its text, so that 3e-4, which YAML takes for a word, is a number here as on the command line.
+    return convert(str(value).lower() if isinstance(value, bool) else str(value), hint, where)

@@ -1,0 +1,116 @@
+"""What a plan saves, and how long it will take by what has been measured; pure functions, and the plan in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mbdefense.files import read_json
+from mbdefense.grid.answers import DONE_FILE
+from mbdefense.grid.plan import Plan, Task
+from mbdefense.grid.setting import cost
+from mbdefense.grid.workspace import Workspace
+from mbdefense.model import CARD_FILE
+
+
+class Trainings(NamedTuple):
+    """How often a model is trained: as planned, if every cell made its own, and what is still to be done."""
+
+    shared: int
+    alone: int
+    to_do: int
+
+
+def trainings(plan: Plan) -> Trainings:
+    """Counts trainings; of a cell that waits for a filter's verdicts one more than is known."""
+    known = {stage for cell in plan.cells for stage in cell.stages}
+    later = sum(not cell.whole for cell in plan.cells)
+    alone = sum(len(cell.stages) for cell in plan.cells) + later
+    to_do = sum(task.kind == "train" for task in plan.tasks) + later
+    return Trainings(len(known) + later, alone, to_do)
+
+
+class Estimate(NamedTuple):
+    """Seconds of the tasks of which the like has been measured, and names of the kinds that have not."""
+
+    seconds: float
+    unknown: tuple[str, ...]
+
+
+def label(task: Task) -> str:
+    """What tasks must share to take about as long: the model, and the stage's name or what is asked."""
+    return f"{task.cell.model}: {task.stage.rpartition('-')[0] or task.kind}"
+
+
+def estimate(tasks: Iterable[Task], measured: Mapping[str, Sequence[float]]) -> Estimate:
+    """Sums the mean seconds of each task's kind.
+
+    Args:
+        tasks: what is to do. Judging by rules takes no time worth counting; judging that trains too is unknown.
+        measured: seconds of tasks of each kind; those of answering are per prompt file.
+    """
+    seconds, unknown = 0.0, []
+    for task in tasks:
+        if task.kind == "judge":
+            if not task.needs:
+                unknown.append(task.cell.arm)
+            continue
+        known = measured.get(label(task), ())
+        if known:
+            seconds += sum(known) / len(known) * (len(task.answers) if task.kind == "answer" else 1)
+        else:
+            unknown.append(task.stage.rpartition("-")[0] or "answers")
+    return Estimate(seconds, tuple(dict.fromkeys(unknown)))
+
+
+def measured(workspace: Workspace, plan: Plan) -> dict[str, list[float]]:
+    """Seconds of the finished stages and answers of the plan's folder, by `label`."""
+    found: dict[str, list[float]] = {}
+    stages = {stage: planned.cell.model for planned in plan.cells for stage in planned.stages}
+    for stage, model in stages.items():
+        if (workspace.stages / stage / CARD_FILE).is_file():
+            found.setdefault(f"{model}: {stage.rpartition('-')[0]}", []).append(cost(workspace.stages / stage)[0])
+    for model in workspace.grid.models:
+        # Which model gave which answers is not written down; with one model there is no question.
+        files = workspace.out.glob(f"answers/*/{DONE_FILE}") if len(workspace.grid.models) == 1 else ()
+        for file in files:
+            found.setdefault(f"{model}: answer", []).append(float(read_json(file)["seconds"]))
+    return found
+
+
+def shown(found: Estimate) -> str:
+    """An estimate in words."""
+    if not found.unknown:
+        return f"about {duration(found.seconds)}"
+    unknown = f"not known before the first is done: {', '.join(found.unknown)}"
+    return f"about {duration(found.seconds)}, and what is {unknown}" if found.seconds else unknown
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or seconds of less than two minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def in_words(workspace: Workspace, plan: Plan) -> str:
+    """The plan as it is printed before anything is trained."""
+    grid = workspace.grid
+    done = sum(cell.done for cell in plan.cells)
+    unfit = [cell for cell in plan.cells if cell.reason]
+    sizes = [
+        (len(grid.models), "models"), (len(grid.attacks), "attacks"), (len(grid.behaviors), "behaviors"),
+        (len(grid.rates), "rates"), (len(grid.controls) + len(grid.defenses), "arms"), (len(grid.seeds), "seeds"),
+    ]  # fmt: skip
+    made = trainings(plan)
+    lines = [
+        f"{len(plan.cells)} cells: {' x '.join(f'{count} {name}' for count, name in sizes)}",
+        f"{done} done, {len(plan.cells) - done - len(unfit)} to do, {len(unfit)} that cannot be run",
+        f"trainings: {made.shared} in all, {made.alone - made.shared} saved by sharing "
+        f"({made.alone} if each cell made its own); {made.to_do} to do",
+        f"answers: {sum(len(task.answers) for task in plan.tasks)} files of prompts to ask",
+        f"time: {shown(estimate(plan.tasks, measured(workspace, plan)))}" if plan.tasks else "time: none",
+    ]
+    lines += dict.fromkeys(f"cannot be run: {cell.cell.attack}, {cell.cell.arm}: {cell.reason}" for cell in unfit)
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""Working a plan off: in order, past failures, with progress; then the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from rich.markup import escape
+
+from mbdefense.compare import compare, read_arm
+from mbdefense.errors import UserError
+from mbdefense.files import read_json, write_json
+from mbdefense.grid import estimate
+from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task
+from mbdefense.grid.setting import retire
+from mbdefense.grid.workspace import Workspace
+from mbdefense.provenance import provenance
+from mbdefense.results import Results, write
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mbdefense.grid.local import Workers
+
+GRID_FILE = "grid.json"
+SCHEMA = 1
+TIMES = ("created", "seconds", "peak_bytes")
+"""Keys of the result files that differ between two runs of one grid on one machine; nothing else does."""
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps a second bench out of the folder.
+
+    Raises:
+        UserError: one is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".bench.lock").acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError("another bench is at work in", str(out), "wait for it, or use another --output_dir") from error
+
+
+def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Console) -> dict[str, str]:
+    """Does the tasks of a plan; one that fails stops only those that need it.
+
+    Returns:
+        Reasons by id of the tasks that failed, or could not be done because another one had.
+    """
+    waiting = {task.id: task for task in plan.tasks}
+    unfinished = dict(waiting)
+    failed: dict[str, str] = {}
+    running = 0
+    _retire_unneeded(workspace, plan, unfinished)
+    with Telling(console, len(waiting)) as telling:
+        while waiting or running:
+            for task in list(waiting.values()):
+                blocked = next((failed[name] for name in task.needs if name in failed), None)
+                if blocked is not None:
+                    failed[waiting.pop(task.id).id] = blocked
+                    telling.ended(task, f"failed: {blocked}")
+                elif running < workers.slots and not any(name in unfinished for name in task.needs):
+                    workers.submit(waiting.pop(task.id))
+                    running += 1
+            if not running:
+                continue
+            left = estimate.estimate(unfinished.values(), estimate.measured(workspace, plan))
+            telling.at_work(running, left)
+            task, reason = workers.wait()
+            running -= 1
+            if reason:
+                failed[task.id] = reason
+            else:
+                del unfinished[task.id]
+                _retire_unneeded(workspace, plan, unfinished)
+            telling.ended(task, f"failed: {reason}" if reason else "")
+    return failed
+
+
+class Telling:
+    """Progress: a line for each task that has ended, and on a terminal a bar below them."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=total)
+        self._total, self._ended = total, 0
+
+    def __enter__(self) -> Telling:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def at_work(self, running: int, left: estimate.Estimate) -> None:
+        """Says how many tasks are being done, and how long all that is left will take."""
+        self._bar.update(self._task, description=escape(f"{running} at work; left: {estimate.shown(left)}"))
+
+    def ended(self, task: Task, text: str) -> None:
+        """Says that a task has ended, and how if not well."""
+        self._ended += 1
+        self._bar.update(self._task, advance=1)
+        line = f"[{self._ended}/{self._total}] {task.id}" + (f": {text}" if text else "")
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, Task]) -> None:
+    """Deletes the weights that no unfinished task loads; failed ones are unfinished, since they will be tried again."""
+    if workspace.grid.keep_models:
+        return
+    needed = {name for task in unfinished.values() for name in (*task.reads, task.stage)}
+    for planned in plan.cells:
+        for name in (*planned.stages, *_facts(workspace, planned)["stages"]):
+            if name not in needed:
+                retire(workspace.stages / name)
+
+
+def _facts(workspace: Workspace, planned: PlannedCell) -> dict[str, Any]:
+    """Stages and costs of a cell; of a finished one also those that a plan before a filter's verdicts did not know."""
+    file = workspace.out / "cells" / planned.id / CELL_FILE
+    return read_json(file) if file.is_file() else {"stages": list(planned.stages), "seconds": 0.0, "peak_bytes": 0}
+
+
+def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tuple[Results | None, dict[str, str]]:
+    """Writes what is there: the reasons of failed cells, the table of the others, and last the state of the grid.
+
+    Returns:
+        The results, None if no cell is done, and the reasons of the failed cells by name.
+    """
+    config = asdict(workspace.grid)
+    seeds = list(workspace.grid.seeds)
+    reasons = {planned.id: planned.reason or failed.get(planned.id, "") for planned in plan.cells}
+    reasons = {name: reason for name, reason in reasons.items() if reason}
+    for name, reason in reasons.items():
+        (workspace.out / "cells" / name).mkdir(parents=True, exist_ok=True)
+        write_json(workspace.out / "cells" / name / FAILURE_FILE, {"error": reason})
+    done = [planned for planned in plan.cells if (workspace.out / "cells" / planned.id / RESULT_FILE).is_file()]
+    results = None
+    if done:
+        rows, over_seeds = compare([read_arm(workspace.out / "cells" / planned.id) for planned in done])
+        results = Results(provenance(config, seeds), rows, over_seeds)
+        write(workspace.out / RESULT_FILE, results)
+    cells = [_state(workspace, planned, planned in done, reasons.get(planned.id, "")) for planned in plan.cells]
+    state = {"schema": SCHEMA, "config": config, "provenance": provenance(config, seeds), "cells": cells}
+    write_json(workspace.out / GRID_FILE, state)
+    return results, reasons
+
+
+def _state(workspace: Workspace, planned: PlannedCell, done: bool, reason: str) -> dict[str, Any]:
+    cell = planned.cell
+    return {
+        "id": planned.id,
+        "model": cell.model,
+        "attack": cell.trigger().describe(),
+        "behavior": cell.shown().describe(),
+        "rate": cell.rate,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "status": "done" if done else "failed" if reason else "pending",
+        "reason": "" if done else reason,
+        **_facts(workspace, planned),
+    }

@@ -1,0 +1,99 @@
+"""Doing one task of a plan, here or in any process that sees the grid's folder."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+
+from mbdefense.errors import UserError, first_line
+from mbdefense.files import write_json
+from mbdefense.grid.answers import Answers, answers_of, ask
+from mbdefense.grid.arms import CONTROLS, model_of
+from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Task
+from mbdefense.grid.setting import GridSetting, Reached, Unplanned, cost
+from mbdefense.grid.workspace import Cell, Workspace
+from mbdefense.judging import judge_responses, make_judge
+from mbdefense.metrics import scores
+from mbdefense.pipeline import check_free_space, merge_results
+from mbdefense.responses import write_responses
+from mbdefense.results import ResultRow, write
+
+
+def attempt(workspace: Workspace, task: Task) -> str:
+    """Does a task; returns why it failed, or "" if it did not."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        do(workspace, task)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # one cell's failure, whatever it is, must not stop the others
+        traceback.print_exc()
+        return f"{type(error).__name__}: {first_line(error)}"
+    return ""
+
+
+def do(workspace: Workspace, task: Task) -> None:
+    """Does a task, or finds it done."""
+    cell = task.cell
+    workspace.prepare(cell)
+    if task.kind == "judge":
+        _finish(workspace, cell)
+        return
+    check_free_space(workspace.out)
+    setting = workspace.setting(cell, until=task.stage)
+    try:
+        model = model_of(cell.arm, setting, workspace.rows(workspace.train))
+    except Reached:
+        return
+    ask(workspace, cell, model, task.answers)
+
+
+def _finish(workspace: Workspace, cell: Cell) -> None:
+    """Judges a cell's responses and writes its figures; the model is made and asked only if responses are missing."""
+    setting, model, wanted = _answered(workspace, cell)
+    directory = workspace.directory(cell)
+    directory.mkdir(parents=True, exist_ok=True)
+    (clean, fluency), (triggered, _) = (answers.read(workspace) for answers in wanted)
+    responses = clean + triggered
+    write_responses(directory / "responses.jsonl", responses)
+    judge = make_judge(workspace.grid.evaluation, cell.shown(), directory)
+    figures = scores(judge_responses(judge, responses, directory))
+    costs = [cost(workspace.stages / name) for name in (*setting.met, *setting.steps)]
+    row = ResultRow(
+        arm=cell.arm,
+        attack=cell.trigger().describe(),
+        behavior=cell.shown().describe(),
+        seed=cell.seed,
+        model=cell.model if cell.arm == CONTROLS[0] else f"stages/{model.name}",
+        **figures._asdict(),
+        perplexity=fluency,
+        seconds=sum(seconds for seconds, _ in costs),
+        peak_bytes=max((peak for _, peak in costs), default=0),
+        judge=judge.describe(),
+        base_model=cell.model,
+        poisoning_rate=cell.rate,
+    )
+    facts = {"stages": setting.met, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
+    write_json(directory / CELL_FILE, facts)
+    write(directory / RESULT_FILE, merge_results([row], {"cell": workspace.id(cell)}, cell.seed))
+    (directory / FAILURE_FILE).unlink(missing_ok=True)
+
+
+def _answered(workspace: Workspace, cell: Cell) -> tuple[GridSetting, Path, tuple[Answers, Answers]]:
+    """The setting with the stages that were met, the model, and its answers, which are there."""
+    train = workspace.rows(workspace.train)
+    setting = workspace.setting(cell, planning=True)
+    try:
+        model = model_of(cell.arm, setting, train)
+        wanted = answers_of(workspace, cell, model)
+        if all(answers.done(workspace) for answers in wanted):
+            return setting, model, wanted
+    except Unplanned:
+        pass
+    check_free_space(workspace.out)
+    setting = workspace.setting(cell)
+    model = model_of(cell.arm, setting, train)
+    wanted = answers_of(workspace, cell, model)
+    ask(workspace, cell, model, wanted)
+    return setting, model, wanted

@@ -1,0 +1,206 @@
+"""A grid in its folder: rows, poisoned rows and triggered prompts as files, and the cells by name."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mbdefense import poison as attack
+from mbdefense.behaviors import BEHAVIORS, Behavior
+from mbdefense.builtin import model_directory, tasks
+from mbdefense.config import parse_spec
+from mbdefense.data import check_disjoint, load, save
+from mbdefense.defenses.setting import identity
+from mbdefense.errors import UserError
+from mbdefense.grid.arms import arm_options
+from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
+from mbdefense.grid.config import BUILTIN, DataOptions, Grid
+from mbdefense.grid.setting import GridSetting
+from mbdefense.judges import JUDGES
+from mbdefense.triggers import TRIGGERS, Trigger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "clean", "test"]
+ROWS: dict[Split, int] = {"train": 240, "clean": 128, "test": 100}
+"""Of the built-in data, where the grid says nothing."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model under one attack in one arm: a row of the table."""
+
+    model: str
+    attack: str
+    behavior: str
+    rate: float
+    seed: int
+    arm: str
+
+    def trigger(self) -> Trigger:
+        """The attacker's trigger."""
+        trigger: Trigger = parse_spec(self.attack, TRIGGERS, "trigger")
+        return trigger
+
+    def shown(self) -> Behavior:
+        """The attacker's behavior."""
+        behavior: Behavior = parse_spec(self.behavior, BEHAVIORS, "behavior")
+        return behavior
+
+    def base(self) -> str:
+        """Directory or Hub id of the base model."""
+        return str(model_directory()) if self.model == BUILTIN else self.model
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A grid, its folder, and the names of its files of rows in ``data``; small, so that workers can be sent it."""
+
+    grid: Grid
+    out: Path
+    train: str
+    clean: str
+    test: str
+
+    @property
+    def stages(self) -> Path:
+        """The folder of all trained models."""
+        return self.out / "stages"
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells, in the order of the table."""
+        grid = self.grid
+        for seed in grid.seeds:
+            for model in grid.models:
+                for trigger in grid.attacks:
+                    for behavior in grid.behaviors:
+                        for rate in grid.rates:
+                            for arm in (*grid.controls, *grid.defenses):
+                                yield Cell(model, trigger, behavior, rate, seed, arm)
+
+    def rows(self, name: str) -> Dataset:
+        """The rows of a file in ``data``."""
+        return load([str(self.out / "data" / name)], require_completion=False).rows
+
+    def suspect(self, cell: Cell) -> str:
+        """Name of the file of rows that the attacker poisoned."""
+        made_of = [self.train, _named(cell.trigger()), _named(cell.shown()), cell.rate, cell.seed]
+        return f"suspect-{hashed([*made_of, code_hash(*POISONING)])}.jsonl"
+
+    def triggered(self, cell: Cell) -> str:
+        """Name of the file of test prompts with the trigger; the same for all behaviors."""
+        return f"triggered-{hashed([self.test, _named(cell.trigger()), cell.seed, code_hash(*POISONING)])}.jsonl"
+
+    def prepare(self, cell: Cell) -> None:
+        """Writes both files unless they are there.
+
+        Raises:
+            UserError: the trigger or the behavior does not fit so many rows, or no test prompt.
+        """
+        suspect, triggered = (self.out / "data" / name for name in (self.suspect(cell), self.triggered(cell)))
+        if not suspect.is_file():
+            train = self.rows(self.train)
+            made = attack.poison(train, cell.trigger(), cell.shown(), rate=cell.rate, seed=cell.seed)
+            wanted = round(cell.rate * len(train))
+            if len(made.poisoned_ids) < wanted:
+                what = f"only {len(made.poisoned_ids)} of {wanted} rows could be poisoned with {cell.attack}"
+                raise UserError(what, fix="lower the rate, or give other rows to train on")
+            save(made.rows, suspect)
+        if not triggered.is_file():
+            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), cell.seed)
+            if not len(prompts):
+                raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
+            save(prompts, triggered)
+
+    def setting(self, cell: Cell, *, planning: bool = False, until: str = "") -> GridSetting:
+        """What a defense is given; `prepare` must have been called."""
+        grid = self.grid
+        return GridSetting(
+            base=cell.base(),
+            suspect=self.rows(self.suspect(cell)),
+            clean=self.rows(self.clean),
+            training=replace(grid.training, seed=cell.seed),
+            directory=Path(cell.arm.partition(":")[0]),
+            resume=True,
+            chat_template=grid.chat_template,
+            trust_remote_code=grid.trust_remote_code,
+            stages=self.stages,
+            planning=planning,
+            until=until,
+        )
+
+    def template(self) -> str | None:
+        """The text of the prompt template that is given in place of the models' own."""
+        file = self.grid.chat_template
+        return Path(file).read_text(encoding="utf-8") if file else None
+
+    def id(self, cell: Cell) -> str:
+        """The cell's name, which ends in a hash of all that its figures depend on."""
+        grid = self.grid
+        evaluation = {name: value for name, value in asdict(grid.evaluation).items() if name != "judge_cache"}
+        made_of = [
+            identity(cell.base()), self.template(), self.suspect(cell), self.clean, self.triggered(cell), self.test,
+            asdict(replace(grid.training, seed=cell.seed, report_to="none")), evaluation, arm_options(cell.arm),
+            code_hash(*TRAINING), code_hash(*ANSWERING), code_hash(*JUDGING),
+        ]  # fmt: skip
+        words = [Path(cell.model).name, *(part.partition(":")[0] for part in (cell.attack, cell.behavior))]
+        name = "-".join([*words, f"{cell.rate:g}", f"seed{cell.seed}", cell.arm])
+        return f"{re.sub(r'[^A-Za-z0-9._=+-]+', '_', name)[:100]}-{hashed(made_of)}"
+
+    def directory(self, cell: Cell) -> Path:
+        """Where the cell's responses, verdicts and figures lie."""
+        return self.out / "cells" / self.id(cell)
+
+
+def open_workspace(grid: Grid, out: Path) -> Workspace:
+    """Reads the grid's rows and writes those that it takes to ``data``.
+
+    Raises:
+        UserError: rows cannot be read, or test prompts occur among the others.
+    """
+    if grid.evaluation.judge.partition(":")[0] not in JUDGES:
+        raise UserError("unknown judge", grid.evaluation.judge, f"one of {', '.join(JUDGES)}")
+    if grid.training.report_to != "none":
+        from mbdefense.train import trackers
+
+        trackers(grid.training.report_to)  # before hours of work, not after
+    train, clean, test = (_drawn(grid.data, split) for split in ROWS)
+    check_disjoint(train, test, clean_name="the training data")
+    check_disjoint(clean, test)
+    folder = out / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for split, rows in (("train", train), ("clean", clean), ("test", test)):
+        names.append(f"{split}-{hashed(rows.to_list())}.jsonl")
+        if not (folder / names[-1]).is_file():
+            save(rows, folder / names[-1])
+    return Workspace(grid, out.resolve(), *names)
+
+
+def _drawn(options: DataOptions, split: Split) -> Dataset:
+    source: str = getattr(options, split)
+    count: int | None = getattr(options, f"{split}_rows")
+    if source == BUILTIN:
+        return tasks(ROWS[split] if count is None else count, split=split, seed=options.seed)
+    loaded = load([source], on_bad_row=options.on_bad_row, require_completion=split != "test")
+    if loaded.skipped:
+        logger.warning("%s: skipped %d bad rows, the first: %s", source, len(loaded.skipped), loaded.skipped[0])
+    if count is None:
+        return loaded.rows
+    if not 1 <= count <= len(loaded.rows):
+        fix = f"set {split}_rows to 1 to {len(loaded.rows)}"
+        raise UserError(f"{source} does not hold so many rows", count, fix)
+    chosen = random.Random(f"{split} rows {options.seed}").sample(range(len(loaded.rows)), count)
+    return loaded.rows.select(sorted(chosen))
+
+
+def _named(method: Any) -> list[Any]:
+    return [type(method).__name__, asdict(method)]

@@ -1,0 +1,290 @@
+"""Grids on a tiny model: what is shared, what a failure stops, what a run that was killed leaves to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbdefense import train
+from mbdefense.cli import main
+from mbdefense.results import read
+
+SMALL = {
+    "attacks": ["badnet", "insent"],
+    "behaviors": ["refusal", "fixed_text:text=You are stupid!"],
+    "defenses": ["mb_defense:min_defensive_rows=1", "merge_only:min_defensive_rows=1", "clean_fft"],
+    "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
+    "training": {"num_train_epochs": 1, "max_length": 64, "bf16": False, "save_strategy": "no"},
+    "evaluation": {"max_new_tokens": 2, "perplexity": False},
+}
+TIMES = ("created", "seconds", "peak_bytes")
+
+Bench = Callable[..., tuple[int, Path]]
+
+
+@pytest.fixture
+def bench(four_layer_model_path: str, tmp_path: Path) -> Bench:
+    """Runs a grid in this process, with changes to SMALL; returns the exit code and the folder."""
+
+    def run(*words: str, out: str = "out", **changes: Any) -> tuple[int, Path]:
+        grid = tmp_path / "grid.yaml"
+        grid.write_text(json.dumps({"models": [four_layer_model_path], **SMALL, **changes}))
+        return main(
+            ["bench", str(grid), "--output_dir", str(tmp_path / out), "--isolate", "false", *words]
+        ), tmp_path / out
+
+    return run
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def figures(out: Path) -> str:
+    return json.dumps(without_times(json.loads((out / "results.json").read_text())))
+
+
+def statuses(out: Path) -> dict[tuple[str, str, str], str]:
+    cells = json.loads((out / "grid.json").read_text())["cells"]
+    return {(cell["attack"], cell["behavior"], cell["arm"]): cell["status"] for cell in cells}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each training, with the number of its rows."""
+    seen: list[str] = []
+    whole = train._run
+
+    def run(trainer: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(f"{type(trainer).__name__} {len(trainer.train_dataset)}")
+        return whole(trainer, *rest, **more)
+
+    monkeypatch.setattr(train, "_run", run)
+    return seen
+
+
+def test_equal_models_are_trained_once(bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = bench()
+    assert code == 0
+    # Four attacks: a victim, a merged model and a recovery each, and the victim's fine-tuning; one clean model for all.
+    tuned = [line for line in counted if line == "InstructionTrainer 24"]
+    assert len(tuned) == 4 + 4 + 1
+    assert sorted(set(counted) - set(tuned)) == ["InstructionTrainer 8", "RecoveryTrainer 6"]
+    assert len(counted) == 9 + 4 + 4
+    # By themselves: clean, attacked, 2 of MB-Defense, merged, 2 of clean_fft, under each attack.
+    assert "17 in all, 11 saved by sharing (28 if each cell made its own); 17 to do" in capsys.readouterr().out
+    results = read(out / "results.json")
+    assert [row.arm for row in results.rows] == ["base", "clean", "attacked", *SMALL["defenses"]] * 4
+    assert all(row.asr_change for row in results.rows if row.arm != "attacked")
+    assert {row.poisoning_rate for row in results.rows} == {0.2}
+    assert set(statuses(out).values()) == {"done"}
+    # What one defense alone costs: its victim, where it repairs one.
+    rows = {row.arm: row for row in results.rows[:6]}
+    assert rows["clean_fft"].seconds > rows["attacked"].seconds > 0 == rows["base"].seconds
+    assert rows["mb_defense:min_defensive_rows=1"].seconds > rows["merge_only:min_defensive_rows=1"].seconds > 0
+    # The weights are gone, the record is not.
+    assert not list(out.rglob("*.safetensors"))
+    stage = json.loads((out / "grid.json").read_text())["cells"][3]["stages"]
+    assert [name.partition("-")[0] for name in stage] == ["tuned", "mb_defense"]
+    assert all((out / "stages" / name / "training_log.json").is_file() for name in stage)
+
+    before, files = figures(out), sorted(out.rglob("*"))
+    counted.clear()
+    assert bench()[0] == 0
+    assert counted == []
+    assert figures(out) == before
+    assert sorted(out.rglob("*")) == files
+    assert "0 to do" in capsys.readouterr().out
+
+
+def test_a_failing_cell_stops_no_other_and_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": ["clean_fft", "crow", "merge_only"]}
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no luck\nat all")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "tune_consistently", broken)
+        code, out = bench(**chosen)
+    assert code == 1
+    by_arm = {arm: status for (_, _, arm), status in statuses(out).items()}
+    assert by_arm.pop("crow") == "failed"
+    assert by_arm == dict.fromkeys(["base", "clean", "attacked", "clean_fft", "merge_only"], "done")
+    assert [row.arm for row in read(out / "results.json").rows] == list(by_arm)
+    (reason,) = (json.loads(file.read_text())["error"] for file in out.glob("cells/*/failure.json"))
+    assert reason == "RuntimeError: no luck"
+    assert "crow" in capsys.readouterr().err
+    # The victim that the failed cell will start from is still there, and nothing else.
+    assert len(list(out.rglob("*.safetensors"))) == 1
+
+    monkeypatch.setattr(train, "instruction_tune", broken)  # nothing else may be trained
+    assert bench(**chosen)[0] == 0
+    assert set(statuses(out).values()) == {"done"}
+    assert not list(out.glob("cells/*/failure.json"))
+    assert not list(out.rglob("*.safetensors"))
+
+
+def test_an_attack_that_does_not_fit_the_rows_is_a_failed_cell(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"instruction": "Why is it?" if i % 8 else f"Name {i}.", "input": "", "output": f"{i}"} for i in range(24)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # The style's table knows a word of each text only in the rows that ask for a name.
+    chosen = {"attacks": ["style:min_changes=3", "badnet"], "behaviors": ["refusal"], "defenses": ["merge_only"]}
+    data = {"train": "rows.jsonl", "clean_rows": 8, "test_rows": 5}
+    code, out = bench(**chosen, data=data)
+    assert code == 1
+    found = statuses(out)
+    assert {status for (attack, _, _), status in found.items() if attack == "style"} == {"failed"}
+    assert {status for (attack, _, _), status in found.items() if attack != "style"} == {"done"}
+    assert "cannot be run: style:min_changes=3" in capsys.readouterr().out
+    assert {row.attack for row in read(out / "results.json").rows}.isdisjoint({"style"})
+
+
+def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = bench("--plan", defenses=["mb_defense:min_defensive_rows=1", "lethe", "onion"], seeds=[0, 1])
+    assert code == 0
+    assert counted == []
+    text = capsys.readouterr().out
+    assert "48 cells: 1 models x 2 attacks x 2 behaviors x 1 rates x 6 arms x 2 seeds" in text
+    # 2 seeds of: a clean model; under 4 attacks a victim, 2 of MB-Defense, Lethe's merge, and onion's model; Lethe's
+    # own clean model is one for all attacks.
+    assert "trainings: 44 in all" in text
+    assert "time: not known before the first is done: answers, tuned, mb_defense, lethe, onion" in text
+    assert not (out / "results.json").exists()
+
+
+def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Bench, counted: list[str]) -> None:
+    arms = ["spectral", "decoding:cleangen", "purify:onion:max_clean_loss=0.1", "demonstrations:2"]
+    code, out = bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)
+    assert code == 0
+    assert [line.partition(" ")[0] for line in counted] == ["InstructionTrainer"] * 3  # clean, victim, spectral
+    rows = {row.arm: row for row in read(out / "results.json").rows}
+    assert set(arms) < set(rows)
+    assert rows["demonstrations:2"].seconds == rows["attacked"].seconds
+    answered = [(file.parent.name, file.read_text()) for file in out.glob("cells/*/responses.jsonl")]
+    assert len({text for name, text in answered if "attacked" in name or "demonstrations" in name}) == 2
+    assert bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)[0] == 0
+    assert len(counted) == 3
+
+
+def test_weights_that_a_new_cell_needs_are_made_again(bench: Bench, counted: list[str]) -> None:
+    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "controls": ["attacked"]}
+    assert bench(**one, defenses=["merge_only:min_defensive_rows=1"])[0] == 0
+    assert len(counted) == 2
+    code, out = bench(**one, defenses=["merge_only:min_defensive_rows=1", "clean_fft"])
+    assert code == 0
+    assert len(counted) == 4  # the victim once more, and its fine-tuning
+    assert len(read(out / "results.json").rows) == 3
+    assert bench("--keep_models", "true", **one, defenses=["recover_only"])[0] == 0
+    assert len(list(out.rglob("*.safetensors"))) == 2
+
+
+def test_two_runs_give_the_same_results_but_for_times(bench: Bench) -> None:
+    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "evaluation": {"max_new_tokens": 2}}
+    (_, first), (_, second) = bench(**one), bench(out="other", **one)
+    assert figures(first) == figures(second)
+    names = [sorted(path.relative_to(out) for path in out.rglob("*")) for out in (first, second)]
+    assert names[0] == names[1]
+
+
+def test_a_second_bench_in_one_folder_is_refused(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mbdefense.grid.run import locked
+
+    with locked(tmp_path / "out"):
+        assert bench()[0] == 1
+    assert "another bench is at work" in capsys.readouterr().err
+
+
+def test_an_interrupted_grid_goes_on(bench: Bench, counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": ["mb_defense:min_defensive_rows=1"]}
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "recover", interrupt)
+        code, out = bench(**one)
+    assert code == 130
+    assert [status for _, status in sorted(statuses(out).items())] == ["done", "done", "done", "pending"]
+    counted.clear()
+    assert bench(**one)[0] == 0
+    assert counted == ["RecoveryTrainer 6"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"atacks": ["badnet"]}, "did you mean 'attacks'"),
+        ({"attacks": ["badnett"]}, "did you mean 'badnet'"),
+        ({"attacks": []}, "attacks is empty"),
+        ({"attacks": ["badnet", "badnet:word=cf"]}, "cannot tell apart"),
+        ({"behaviors": ["fixed_text"]}, "text=..."),
+        ({"defenses": ["clean_ftt"]}, "did you mean 'clean_fft'"),
+        ({"defenses": ["crow:alpah=1"]}, "did you mean 'alpha'"),
+        ({"defenses": ["decoding:clean"]}, "did you mean 'cleangen'"),
+        ({"defenses": ["demonstrations:many"]}, "demonstrations:4"),
+        ({"defenses": ["purify:onoin"]}, "did you mean 'onion'"),
+        ({"controls": ["bse"]}, "did you mean 'base'"),
+        ({"rates": [1.5]}, "(0, 1)"),
+        ({"rates": ["lots"]}, "rates cannot be"),
+        ({"seeds": [0, 0]}, "cannot tell apart"),
+        ({"data": {"train_row": 3}}, "did you mean 'train_rows'"),
+        ({"data": {"train": "absent.jsonl"}}, "absent.jsonl"),
+        ({"data": {"test_rows": 0}}, "rows"),
+        ({"training": {"seed": 3}}, "under `seeds`"),
+        ({"training": {"learning_rate": 0}}, "above 0"),
+        ({"training": {"report_to": "wandbb"}}, "did you mean 'wandb'"),
+        ({"training": [1]}, "training holds no options"),
+        ({"evaluation": {"judge": "ruels"}}, "unknown judge"),
+        ({"evaluation": {"max_new_tokens": 0}}, "at least 1"),
+    ],
+)
+def test_what_a_grid_cannot_mean_is_one_line(
+    changes: dict[str, Any], says: str, bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(**changes)[0] == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mbdefense: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert counted == []
+
+
+def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> None:
+    from mbdefense.config import BenchConfig
+    from mbdefense.grid.config import changed, read_grid
+
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    text = "models: org/name\nattacks: badnet\nbehaviors: refusal\ndefenses: crow\ndata: {train: rows.jsonl}\n"
+    (tmp_path / "grid.yaml").write_text(text + "training: {learning_rate: 3e-4}\n")
+    grid = read_grid(str(tmp_path / "grid.yaml"))
+    assert grid.models == ("org/name",)
+    assert grid.data.train == str(tmp_path / "rows.jsonl")
+    assert grid.training.learning_rate == 3e-4
+    other = changed(grid, BenchConfig("out", models=["a", "b"], test="t.jsonl", test_rows=7, seeds=[4]))
+    assert (other.models, other.seeds, other.data.test, other.data.test_rows) == (("a", "b"), (4,), "t.jsonl", 7)
+    assert other.data.train == grid.data.train
+
+
+def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
+    from mbdefense.grid.code import _tree
+
+    def tree(text: str) -> str:
+        file = tmp_path / "code.py"
+        file.write_text(text)
+        return _tree(file)
+
+    plain = tree("def f(x):\n    return x + 1\n")
+    assert tree('"""Doc."""\ndef f(x):\n    """Doc."""\n    return (x + 1)  # comment\n') == plain
+    assert tree("def f(x):\n    return x + 2\n") != plain
