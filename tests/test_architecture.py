@@ -55,6 +55,7 @@ ROOMS = [
     "check",
     "survival",
     "analysis",
+    "report",
     "pipeline",
     "demo",
     "cli",
