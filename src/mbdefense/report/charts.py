@@ -81,7 +81,8 @@ def scatter(blocks: Sequence[Block]) -> Charts | None:
             points = list(_points(block, at))
             if not points:
                 continue
-            where = ", ".join(part for part in (column.attack, column.behavior, block.title) if part)
+            model = block.title if len(blocks) > 1 else ""
+            where = ", ".join(part for part in (column.attack, column.behavior, model) if part)
             title, name = visible(where), f"scatter-{len(pictures)}"
             told = "; ".join(f"{line.arm} {asr.value} and {cacc.value}" for line, asr, cacc in points)
             words = visible(f"ASR and CACC of each arm: {told}.")

@@ -207,9 +207,10 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
                 found.responses(path, shown, root)
     if not (found.rows or found.unfinished or found.matrices or found.heads or found.triggers or found.logs):
         raise UserError("nothing to report in", [str(one) for one in directories], _FIX)
+    order = list(found.rows)
     answers = [
         Answers(found.rows[key][0], read_responses(at / "responses.jsonl"), read_verdicts(at / "verdicts.jsonl"))
-        for key, at in found.answers
+        for key, at in sorted(found.answers, key=lambda one: order.index(one[0]))
     ]
     made = Sources(
         tuple(row for row, _ in found.rows.values()),

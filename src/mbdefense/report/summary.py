@@ -75,7 +75,7 @@ def summarize(sources: Sources) -> Summary:
     standings = tuple(
         _standing(arm, [row for row in rows if row.arm == arm], verdicts) for arm in arm_order(row.arm for row in rows)
     )
-    points = [_landed(landed), *_of_defenses(standings)]
+    points = [_landed(landed), *_of_defenses(standings, landed.count(True))]
     if sources.unfinished:
         failed = sum(cell.status == "failed" for cell in sources.unfinished)
         pending = len(sources.unfinished) - failed
@@ -124,10 +124,12 @@ def _landed(landed: Sequence[bool | None]) -> str:
     return f"{_count(len(landed), 'attack setting')} (attack, behavior, model, rate and seed): {'; '.join(parts)}."
 
 
-def _of_defenses(standings: Sequence[Standing]) -> list[str]:
+def _of_defenses(standings: Sequence[Standing], landed: int) -> list[str]:
     lines = []
     for one in _best_first(standings):
-        line = f"{one.arm} lowered the ASR in {one.lower} of {_count(one.tried, 'setting')} where the attack landed"
+        line = f"{one.arm} lowered the ASR in {one.lower} of {_count(landed, 'setting')} where the attack landed"
+        if one.tried < landed:
+            line += f" ({landed - one.tried} not measured)"
         if one.asr:
             line += f", to {between(one.asr)}"
         if one.paired:
@@ -145,9 +147,9 @@ def between(ends: tuple[float, float]) -> str:
 
 
 def _best_first(standings: Sequence[Standing]) -> list[Standing]:
-    """Defenses by what was shown; equals by what they cost."""
+    """Defenses by what was shown; equals by the ASR that is left at worst, and then by what they cost."""
     tried = [one for one in standings if one.role == "defense" and one.tried]
-    return sorted(tried, key=lambda one: (-one.lower / one.tried, one.worse, one.seconds[0], one.arm))
+    return sorted(tried, key=lambda one: (-one.lower, one.worse, one.asr[1] if one.asr else 1, one.seconds[0], one.arm))
 
 
 def _headline(landed: Sequence[bool | None], standings: Sequence[Standing]) -> str:
@@ -159,20 +161,20 @@ def _headline(landed: Sequence[bool | None], standings: Sequence[Standing]) -> s
     tried = _best_first(standings)
     if not tried:
         return f"The attack landed in {landed.count(True)} of {_count(len(landed), 'setting')}; no defense was measured."
-    full = [one for one in tried if one.lower == one.tried]
+    full = [one for one in tried if one.lower == landed.count(True)]
     if not full:
         most = tried[0]
         if not most.lower:
             return "No defense is shown to lower the attack success rate."
-        return f"No defense lowered the ASR everywhere; {most.arm} did in {most.lower} of {_count(most.tried, 'setting')}."
+        return f"No defense lowered the ASR everywhere; {most.arm} did in {most.lower} of {_count(landed.count(True), 'setting')}."
     names = [one.arm for one in full]
     several = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-    where = "wherever the attack landed" if full[0].tried > 1 else "where the attack landed"
+    where = "wherever the attack landed" if landed.count(True) > 1 else "where the attack landed"
     verb = "lowers" if len(names) == 1 else "lower"
     unharmed = [one.arm for one in full if one.paired and not one.worse]
     end = "."
     if unharmed and len(unharmed) == len(full):
         end = ", with no loss of CACC shown."
     elif unharmed:
-        end = f"; of these {', '.join(unharmed)} with no loss of CACC shown."
+        end = f"; {' and '.join(unharmed)} with no loss of CACC shown."
     return f"{several} {verb} the attack success rate {where}{end}"

@@ -192,7 +192,7 @@ def _block(
         if origin == "attack" and (one.base_model, one.poisoning_rate, one.judge) == (base_model, rate, judge)
     }
     lines: list[Line] = []
-    for arm in arm_order(name for name, *_ in cells):
+    for arm in arm_order([row.arm for row in rows] + [cell.arm for cell in unfinished]):
         if mean := _mean_line(arm, pairs, means, cells):
             lines.append(mean)
         for seed in sorted({at[1] for at in cells if at[0] == arm}):
@@ -217,8 +217,8 @@ def _shown(score: Score | None, change: Paired | None) -> Shown | None:
 
 
 def difference(change: Paired) -> str:
-    """A paired difference, its interval and its p-value; the rate beside it says n."""
-    return changed(change).replace(f" n={change.n}", "").replace("p<", "p < ").replace("p=", "p = ")
+    """A paired difference, its interval and its p-value; n stands beside it."""
+    return changed(change).replace(f" n={change.n}", "").replace("p<", "p < ").replace("p=", "p = ").replace("-", "−")
 
 
 def _mean_line(
