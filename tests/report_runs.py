@@ -122,7 +122,13 @@ def write_analyses(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     common = {"schema": 1, "provenance": PROVENANCE, "alt": "The picture in words.", "seed": 0}
     bound = {"value": 0.7, "low": 0.6, "high": 0.8}
-    layer = {"module": "m", "share": [bound, bound], "share_of_all": [], "mean_attention": [], "poisoned": [True, False]}
+    layer = {
+        "module": "m",
+        "share": [bound, bound],
+        "share_of_all": [],
+        "mean_attention": [],
+        "poisoned": [True, False],
+    }
     heads = {"n": 10, "heads": 4, "poisoned": {"value": 2, "low": 1, "high": 3}, "layers": [layer, layer]}
     files = {
         "matrix": {
@@ -145,6 +151,10 @@ def write_analyses(folder: Path) -> Path:
     model = folder / "model"
     model.mkdir()
     (model / "mbdefense.json").write_text("{}", encoding="utf-8")
-    history = [{"step": 10, "loss": 2.5, "epoch": 0.5}, {"step": 20, "loss": float("nan")}, {"step": 20, "eval_loss": 1.5}]
+    history = [
+        {"step": 10, "loss": 2.5, "epoch": 0.5},
+        {"step": 20, "loss": float("nan")},
+        {"step": 20, "eval_loss": 1.5},
+    ]
     (model / "training_log.json").write_text(json.dumps({"history": history}), encoding="utf-8")
     return folder

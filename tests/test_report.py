@@ -107,7 +107,11 @@ def test_verdicts_of_other_responses_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("grid.json", {"schema": 1, "config": {}, "provenance": {}, "cells": [{"id": 3}]}, r"grid.json: cells.0.id: Input should be a "),
+        (
+            "grid.json",
+            {"schema": 1, "config": {}, "provenance": {}, "cells": [{"id": 3}]},
+            r"grid.json: cells.0.id: Input should be a ",
+        ),
         ("matrix.json", {"schema": 2}, r"matrix.json: schema: "),
         ("heads.json", {"schema": 1, "alpha": "0.5"}, r"heads.json: "),
         ("triggers.json", [], r"triggers.json: "),
@@ -154,7 +158,9 @@ def test_the_table_has_attacks_across_and_arms_down(tmp_path):
 
 
 def test_models_rates_and_judges_get_tables_of_their_own(tmp_path):
-    for number, more in enumerate(({"base_model": "a"}, {"base_model": "b"}, {"base_model": "b", "poisoning_rate": 0.1})):
+    for number, more in enumerate(
+        ({"base_model": "a"}, {"base_model": "b"}, {"base_model": "b", "poisoning_rate": 0.1})
+    ):
         for name in ARMS:
             write_evaluation(tmp_path / "run" / f"{number}-{name}", arm(name, **more))
     titles = [block.title for block in blocks(read_sources([tmp_path / "run"]))]
@@ -173,11 +179,11 @@ def test_seeds_have_their_lines_and_a_mean(tmp_path):
 def test_the_headline_claims_what_the_tests_show(tmp_path):
     found = summarize(read_sources([write_grid(tmp_path / "grid")]))
     assert found.headline == (
-        "mb_defense lowers the attack success rate where the attack landed, with no loss of CACC shown."
+        "mb_defense (to .05) lowers the attack success rate where the attack landed, with no loss of CACC shown."
     )
     assert "it landed in 1; it did not land in 1 (not discriminating" in found.points[0]
     assert any(point.startswith("crow lowered the ASR in 0 of 1 setting") for point in found.points)
-    assert any("CACC fell beyond chance in 2 of 2" in point for point in found.points)
+    assert any("CACC .15, beyond chance lower in 2 of 2" in point for point in found.points)
 
 
 def test_a_failed_cell_takes_everywhere_from_a_defense(tmp_path):
@@ -302,7 +308,9 @@ def test_the_browser_holds_each_text_once(tmp_path):
 def test_equal_files_give_equal_pages(tmp_path):
     pages = []
     for side in ("a", "b"):
-        pages.append(render(read_sources([write_grid(tmp_path / side / "grid"), write_analyses(tmp_path / side / "more")])))
+        pages.append(
+            render(read_sources([write_grid(tmp_path / side / "grid"), write_analyses(tmp_path / side / "more")]))
+        )
     assert pages[0] == pages[1]
 
 
@@ -365,7 +373,7 @@ def test_the_command_writes_every_form(tmp_path, capsys):
     for form in ("html", "md", "csv", "json"):
         assert main(["report", run, "--output", str(tmp_path / f"out.{form}"), "--format", form]) == 0
         assert (tmp_path / f"out.{form}").stat().st_size > 500
-    assert "mb_defense lowers the attack success rate" in capsys.readouterr().out
+    assert "mb_defense (to .05) lowers the attack success rate" in capsys.readouterr().out
     assert main(["report", run, "--output", str(tmp_path / "x.html"), "--compare", run]) == 1
     assert "compare takes two folders" in capsys.readouterr().err
     assert main(["report", run, "--output", str(tmp_path / "c.html"), "--compare", run, run]) == 0

@@ -169,7 +169,9 @@ def test_no_serious_accessibility_violation(browser, pages, scheme, name):
         details.evaluate("node => node.open = true")
     found = axe.Axe().run(page).response["violations"]
     context.close()
-    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")] == []
+    assert [
+        (one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")
+    ] == []
 
 
 def test_the_theme_can_be_chosen(visit):
@@ -203,7 +205,7 @@ def test_without_script_the_figures_are_there(browser, pages):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto((pages / "grid.html").as_uri())
-    assert page.locator("h1").inner_text().startswith("mb_defense lowers the attack success rate")
+    assert page.locator("h1").inner_text().startswith("mb_defense (to .05) lowers the attack success rate")
     assert page.locator("#table-1 tbody tr").count() == len(ARMS) + 1
     assert "needs JavaScript" in page.locator("noscript").inner_text()
     context.close()

@@ -56,12 +56,12 @@ def differences(first: str | Path, second: str | Path) -> Differences:
     if not both:
         fix = "give two runs of the same arms, attacks, models, rates and seeds"
         raise UserError("the two runs have no result in common", [str(first), str(second)], fix)
-    cells = [
-        _difference(rows[0][key], rows[1][key], *(side.get(key) for side in answers)) for key in both
-    ]
+    cells = [_difference(rows[0][key], rows[1][key], *(side.get(key) for side in answers)) for key in both]
     names = [Path(folder).resolve().name for folder in (first, second)]
     if names[0] == names[1]:
-        names = [f"{Path(folder).resolve().parent.name}/{name}" for folder, name in zip((first, second), names, strict=True)]
+        names = [
+            f"{Path(folder).resolve().parent.name}/{name}" for folder, name in zip((first, second), names, strict=True)
+        ]
     return Differences(
         names[0],
         names[1],

@@ -59,7 +59,13 @@ class _Look(NamedTuple):
 def looks(arms: Iterable[str]) -> dict[str, _Look]:
     """How each arm is drawn: controls and the undefended model in ink, each defense in a color of its own."""
     found, number = {}, 0
-    fixed = {"base": ("d", "◇"), "clean": ("o", "○"), "clean_set": ("s", "□"), "attacked": ("X", "✖"), "merged": ("P", "✚")}
+    fixed = {
+        "base": ("d", "◇"),
+        "clean": ("o", "○"),
+        "clean_set": ("s", "□"),
+        "attacked": ("X", "✖"),
+        "merged": ("P", "✚"),
+    }
     for arm in arm_order(arms):
         if role_of(arm) == "defense":
             at = number % len(SERIES)
@@ -178,10 +184,16 @@ def trigger_curves(found: Sequence[tuple[str, Triggers]]) -> Charts | None:
         for name, curve in zip(names, curves, strict=True)
         for one in curve.points
     ]
-    differing = [f"{name}: the models also differ in {', '.join(curve.differing)}." for name, curve in zip(names, curves, strict=True) if curve.differing]
+    differing = [
+        f"{name}: the models also differ in {', '.join(curve.differing)}."
+        for name, curve in zip(names, curves, strict=True)
+        if curve.differing
+    ]
     return Charts(
         "Number of defensive triggers",
-        visible(" ".join(["Each mark is one model with its 95 % interval; lines join the means of seeds.", *differing])),
+        visible(
+            " ".join(["Each mark is one model with its 95 % interval; lines join the means of seeds.", *differing])
+        ),
         tuple(pictures),
         tuple((SIGNS[n % len(SIGNS)], f"s{n % len(SERIES)}", name) for n, name in enumerate(names)),
         ("Curve", "Triggers", "Seed", "ASR", "CACC"),
@@ -206,7 +218,9 @@ def head_maps(found: Sequence[tuple[str, Heads]]) -> Charts | None:
             name = f"heads-{at}-{what.split('-')[0]}"
             size = 1.6 + 0.22 * min(_width(count), 40), 1.4 + 0.11 * min(len(count.layers), 80)
             words = visible(heads.alt)
-            pictures.append(Chart(title, as_svg(name, title, words, (max(size[0], 3.5), size[1]), _head_painter(count))))
+            pictures.append(
+                Chart(title, as_svg(name, title, words, (max(size[0], 3.5), size[1]), _head_painter(count)))
+            )
             body += _strongest(visible(side.method), count)
     if not pictures:
         return None
@@ -234,7 +248,9 @@ def _head_painter(count: HeadCount) -> Any:
         for y, layer in enumerate(count.layers):
             values[y, : len(layer.share)] = [bound.value for bound in layer.share]
         mesh = axes.pcolormesh(values, cmap=COLORS, vmin=0, vmax=1)
-        dots = [(x + 0.5, y + 0.5) for y, layer in enumerate(count.layers) for x, is_ in enumerate(layer.poisoned) if is_]
+        dots = [
+            (x + 0.5, y + 0.5) for y, layer in enumerate(count.layers) for x, is_ in enumerate(layer.poisoned) if is_
+        ]
         if dots:
             axes.scatter(*zip(*dots, strict=True), s=12, c="#d55e01", edgecolors="#ffffff", linewidths=0.6)
         axes.invert_yaxis()
@@ -256,7 +272,13 @@ def _strongest(method: str, count: HeadCount, most: int = 15) -> list[tuple[str,
     ]
     found.sort(key=lambda one: (-one[0].value, one[1], one[2]))
     return [
-        (method, str(y), str(x), f"{share(bound.value)} [{share(bound.low)}, {share(bound.high)}]", "yes" if is_ else "no")
+        (
+            method,
+            str(y),
+            str(x),
+            f"{share(bound.value)} [{share(bound.low)}, {share(bound.high)}]",
+            "yes" if is_ else "no",
+        )
         for bound, y, x, is_ in found[:most]
     ]
 

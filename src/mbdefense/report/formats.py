@@ -40,7 +40,13 @@ def _block(block: Block) -> Iterator[str]:
     yield f"## {escaped(block.title or 'Results')}"
     yield ""
     names = [f"{column.attack}, {column.behavior} ({column.verdict})" for column in block.columns]
-    header = ["Arm", "Seed", *(f"{name} in {one}" for one in names for name in ("ASR", "CACC")), "Seconds", "Peak bytes"]
+    header = [
+        "Arm",
+        "Seed",
+        *(f"{name} in {one}" for one in names for name in ("ASR", "CACC")),
+        "Seconds",
+        "Peak bytes",
+    ]
     body = [
         [
             line.arm,

@@ -26,7 +26,6 @@ from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import between, summarize
 from mbdefense.report.view import blocks, difference, share
-from mbdefense.tables import visible
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        # Every text that a file brought is one line without control and direction characters.
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        # Markup, which is a string too, is the package's own.
+        finalize=lambda value: _line(value) if type(value) is str else value,
     )
     made.filters |= {
         "share": share,
@@ -143,9 +142,14 @@ def _environment() -> Environment:
     return made
 
 
+def _line(text: str) -> str:
+    """Text on one line, without control and direction characters."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _lines(text: str) -> str:
-    """Text of several lines, each without control and direction characters."""
-    return "\n".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in text.split("\n"))
+    """The same for text of several lines."""
+    return "\n".join(map(_line, text.split("\n")))
 
 
 def duration(seconds: float) -> str:

@@ -132,10 +132,10 @@ def _of_defenses(standings: Sequence[Standing], landed: int) -> list[str]:
             line += f" ({landed - one.tried} not measured)"
         if one.asr:
             line += f", to {between(one.asr)}"
+        if one.cacc:
+            line += f"; CACC {between(one.cacc)}"
         if one.paired:
-            line += (
-                f"; CACC fell beyond chance in {one.worse} of {one.paired}" if one.worse else "; no loss of CACC shown"
-            )
+            line += f", beyond chance lower in {one.worse} of {one.paired}" if one.worse else ", no loss shown"
         lines.append(f"{line}.")
     return lines
 
@@ -143,7 +143,7 @@ def _of_defenses(standings: Sequence[Standing], landed: int) -> list[str]:
 def between(ends: tuple[float, float]) -> str:
     """A range of shares; one of them where both ends read alike."""
     low, high = map(share, ends)
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}–{high}"
 
 
 def _best_first(standings: Sequence[Standing]) -> list[Standing]:
@@ -160,14 +160,16 @@ def _headline(landed: Sequence[bool | None], standings: Sequence[Standing]) -> s
         return "Not discriminating: no attack landed, so no defense can show anything."
     tried = _best_first(standings)
     if not tried:
-        return f"The attack landed in {landed.count(True)} of {_count(len(landed), 'setting')}; no defense was measured."
+        return (
+            f"The attack landed in {landed.count(True)} of {_count(len(landed), 'setting')}; no defense was measured."
+        )
     full = [one for one in tried if one.lower == landed.count(True)]
     if not full:
         most = tried[0]
         if not most.lower:
             return "No defense is shown to lower the attack success rate."
         return f"No defense lowered the ASR everywhere; {most.arm} did in {most.lower} of {_count(landed.count(True), 'setting')}."
-    names = [one.arm for one in full]
+    names = [f"{one.arm} (to {between(one.asr)})" if one.asr else one.arm for one in full]
     several = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     where = "wherever the attack landed" if landed.count(True) > 1 else "where the attack landed"
     verb = "lowers" if len(names) == 1 else "lower"

@@ -179,7 +179,9 @@ def _block(
     pairs = list(dict.fromkeys((one.attack, one.behavior) for one in (*rows, *unfinished)))
     columns = []
     for attack, behavior in pairs:
-        seeds = {row.seed: (*row.setting(), row.seed) for row in rows if (row.attack, row.behavior) == (attack, behavior)}
+        seeds = {
+            row.seed: (*row.setting(), row.seed) for row in rows if (row.attack, row.behavior) == (attack, behavior)
+        }
         columns.append(Column(attack, behavior, tuple((seed, landings[at]) for seed, at in sorted(seeds.items()))))
     cells = {
         (cell.arm, cell.seed, cell.attack, cell.behavior): Cell(cell.status, cell.reason or "no reason was written")
