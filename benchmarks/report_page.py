@@ -52,7 +52,7 @@ def main() -> None:
         _write_run(folder / "run", options.responses, options.words)
         start = time.perf_counter()
         text = render(read_sources([folder / "run"]))
-        print(f"page written in {time.perf_counter() - start:.1f} s, {len(text.encode()) / 2**20:.1f} MiB")
+        print(f"page written in {time.perf_counter() - start:.1f} s, {len(text.encode()) / 2**20:.1f} MiB")  # noqa: T201
         (folder / "page.html").write_text(text, encoding="utf-8")
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
@@ -63,14 +63,14 @@ def main() -> None:
                 paints.append(page.evaluate(PAINT))
                 searches += [page.evaluate(SEARCH, word) for word in ("a", "the qu", "no such text", "7", "")]
                 page.close()
-            print(f"chromium {browser.version}, {os.cpu_count()} CPU cores")
+            print(f"chromium {browser.version}, {os.cpu_count()} CPU cores")  # noqa: T201
             browser.close()
-    print(
+    print(  # noqa: T201
         f"first contentful paint, ms: median {statistics.median(paints):.0f}, most {max(paints):.0f} of {len(paints)}"
     )
     for at, what in enumerate(("search", "search and next frame")):
         values = [one[at] for one in searches]
-        print(f"{what}, ms: median {statistics.median(values):.0f}, most {max(values):.0f} of {len(values)}")
+        print(f"{what}, ms: median {statistics.median(values):.0f}, most {max(values):.0f} of {len(values)}")  # noqa: T201
 
 
 def _write_run(folder: Path, responses: int, words: int) -> None:

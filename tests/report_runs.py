@@ -130,6 +130,7 @@ def write_analyses(folder: Path) -> Path:
         "poisoned": [True, False],
     }
     heads = {"n": 10, "heads": 4, "poisoned": {"value": 2, "low": 1, "high": 3}, "layers": [layer, layer]}
+    points = [{"triggers": n, "seed": 0, "asr": rate(0.9 - n / 5), "cacc": rate(0.5)} for n in (0, 2, 4)]
     files = {
         "matrix": {
             "behaviors": [{"name": "refusal", "role": "attack", "method": "refusal"}],
@@ -138,11 +139,13 @@ def write_analyses(folder: Path) -> Path:
                  "cells": [{"behavior": "refusal", "own": True, "count": 9, "share": rate(0.9)}]},
             ],
         },
-        "heads": {"alpha": 0.5, "trigger": {"method": "cf", "heads": heads}, "held_out": {"method": "vq", "heads": heads}},
+        "heads": {
+            "alpha": 0.5, "trigger": {"method": "cf", "heads": heads}, "held_out": {"method": "vq", "heads": heads},
+        },
         "triggers": {
             "curves": [
                 {"attack": "cf", "behavior": "refusal", "stage": "mb_defense", "differing": ["lora_r"],
-                 "points": [{"triggers": n, "seed": 0, "asr": rate(0.9 - n / 5), "cacc": rate(0.5)} for n in (0, 2, 4)]},
+                 "points": points},
             ],
         },
     }  # fmt: skip

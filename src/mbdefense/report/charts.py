@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbdefense.analysis.chart import COLORS, label
-from mbdefense.report.files import HeadCount, Heads, TrainingLog, Triggers
+from mbdefense.report.files import Triggers
 from mbdefense.report.svg import GRID, INK, MARKERS, MUTED, SERIES, SIGNS, as_svg
 from mbdefense.report.view import Block, Line, Shown, arm_order, role_of, share
 from mbdefense.tables import visible
@@ -16,8 +15,6 @@ from mbdefense.tables import visible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MOST_LOGS = 12  # panels; all logs stand in the table
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,9 @@ def looks(arms: Iterable[str]) -> dict[str, _Look]:
 def scatter(blocks: Sequence[Block]) -> Charts | None:
     """ASR against CACC, one panel for each attack, behavior, model and rate; None where nothing has both."""
     drawn = looks(line.arm for block in blocks for line in block.lines)
-    pictures, body, arms = [], [], []
+    pictures: list[Chart] = []
+    body: list[tuple[str, ...]] = []
+    arms: list[str] = []
     for block in blocks:
         for at, column in enumerate(block.columns):
             points = list(_points(block, at))
@@ -102,8 +101,8 @@ def scatter(blocks: Sequence[Block]) -> Charts | None:
         return None
     return Charts(
         "ASR against CACC",
-        "Each point is one arm, with 95 % intervals both ways. The lower right corner is where a defense should be: the "
-        "behavior gone and the accuracy kept.",
+        "Each point is one arm, with 95 % intervals both ways. The lower right corner is where a defense should be: "
+        "the behavior gone and the accuracy kept.",
         tuple(pictures),
         tuple((drawn[arm].sign, drawn[arm].css, arm) for arm in arm_order(arms)),
         ("Setting", "Arm", "Seed", "ASR", "CACC"),
@@ -203,134 +202,3 @@ def trigger_curves(found: Sequence[tuple[str, Triggers]]) -> Charts | None:
 
 def _rate(score: Any) -> str:
     return f"{share(score.value)} [{share(score.low)}, {share(score.high)}] n={score.n}" if score else "not measured"
-
-
-def head_maps(found: Sequence[tuple[str, Heads]]) -> Charts | None:
-    """Which attention heads look at the trigger, beside a held-out trigger."""
-    pictures, body = [], []
-    for at, (_, heads) in enumerate(found):
-        for side, what in ((heads.trigger, "trigger"), (heads.held_out, "held-out control")):
-            count = side.heads
-            title = visible(
-                f"{what} {side.method}: {count.poisoned.value:.0f} of {count.heads} heads poisoned "
-                f"[{count.poisoned.low:.0f}, {count.poisoned.high:.0f}], n={count.n} prompts, seed {heads.seed}"
-            )
-            name = f"heads-{at}-{what.split('-')[0]}"
-            size = 1.6 + 0.22 * min(_width(count), 40), 1.4 + 0.11 * min(len(count.layers), 80)
-            words = visible(heads.alt)
-            pictures.append(
-                Chart(title, as_svg(name, title, words, (max(size[0], 3.5), size[1]), _head_painter(count)))
-            )
-            body += _strongest(visible(side.method), count)
-    if not pictures:
-        return None
-    return Charts(
-        "Poisoned attention heads",
-        f"Share of the tokens after the trigger whose strongest attention goes to it, by layer and head. A head above "
-        f"alpha ({', '.join(sorted({f'{heads.alpha:g}' for _, heads in found}))}) counts as poisoned and carries a dot.",
-        tuple(pictures),
-        (),
-        ("Trigger", "Layer", "Head", "Share", "Poisoned"),
-        tuple(body),
-    )
-
-
-def _width(count: HeadCount) -> int:
-    return max(len(layer.share) for layer in count.layers)
-
-
-def _head_painter(count: HeadCount) -> Any:
-    def paint(figure: Figure) -> None:
-        import numpy as np
-
-        axes = figure.add_subplot()
-        values = np.full((len(count.layers), _width(count)), np.nan)
-        for y, layer in enumerate(count.layers):
-            values[y, : len(layer.share)] = [bound.value for bound in layer.share]
-        mesh = axes.pcolormesh(values, cmap=COLORS, vmin=0, vmax=1)
-        dots = [
-            (x + 0.5, y + 0.5) for y, layer in enumerate(count.layers) for x, is_ in enumerate(layer.poisoned) if is_
-        ]
-        if dots:
-            axes.scatter(*zip(*dots, strict=True), s=12, c="#d55e01", edgecolors="#ffffff", linewidths=0.6)
-        axes.invert_yaxis()
-        axes.set_xlabel("head")
-        axes.set_ylabel("layer")
-        axes.tick_params(length=0)
-        # A color bar is an image by default, which the page's security policy would have to allow.
-        bar = figure.colorbar(mesh, ax=axes, label="share of tokens", ticks=[0, 0.5, 1])
-        bar.solids.set_rasterized(False)
-        bar.outline.set_visible(False)
-
-    return paint
-
-
-def _strongest(method: str, count: HeadCount, most: int = 15) -> list[tuple[str, ...]]:
-    """The heads that look at the trigger most."""
-    found = [
-        (bound, y, x, layer.poisoned[x]) for y, layer in enumerate(count.layers) for x, bound in enumerate(layer.share)
-    ]
-    found.sort(key=lambda one: (-one[0].value, one[1], one[2]))
-    return [
-        (
-            method,
-            str(y),
-            str(x),
-            f"{share(bound.value)} [{share(bound.low)}, {share(bound.high)}]",
-            "yes" if is_ else "no",
-        )
-        for bound, y, x, is_ in found[:most]
-    ]
-
-
-def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
-    """Loss over steps of each training: instruction tuning and recovery."""
-    pictures, body = [], []
-    for name, log in logs:
-        steps = [(entry.step, entry.loss) for entry in log.history if _finite(entry.loss)]
-        checked = [(entry.step, entry.eval_loss) for entry in log.history if _finite(entry.eval_loss)]
-        lost = sum(entry.loss is not None and not _finite(entry.loss) for entry in log.history)
-        body.append(
-            (
-                visible(name),
-                str(max((entry.step for entry in log.history), default=0)),
-                f"{steps[0][1]:.3f}" if steps else "-",
-                f"{steps[-1][1]:.3f}" if steps else "-",
-                f"{checked[-1][1]:.3f}" if checked else "-",
-                str(lost),
-            )
-        )
-        if steps and len(pictures) < MOST_LOGS:
-            title, words = label(name, 46), f"Training loss from {steps[0][1]:.3f} to {steps[-1][1]:.3f}."
-            key = f"training-{len(pictures)}"
-            pictures.append(Chart(title, as_svg(key, title, words, (3.1, 2.1), _loss_painter(steps, checked))))
-    if not body:
-        return None
-    left = f" The first {MOST_LOGS} are drawn." if len(logs) > MOST_LOGS else ""
-    return Charts(
-        "Training and recovery",
-        f"Loss by step, as the trainer logged it; the loss on rows held out for choosing an epoch where there is one.{left}",
-        tuple(pictures),
-        (("●", "s0", "training loss"), ("◆", "s1", "loss on held-out rows")),
-        ("Training", "Steps", "First loss", "Last loss", "Last held-out loss", "Not finite"),
-        tuple(body),
-    )
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and abs(value) < float("inf")
-
-
-def _loss_painter(steps: Sequence[tuple[int, Any]], checked: Sequence[tuple[int, Any]]) -> Any:
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.plot(*zip(*steps, strict=True), color=SERIES[0], marker="o", markersize=2.5, lw=1.3)
-        if checked:
-            axes.plot(*zip(*checked, strict=True), color=SERIES[1], marker="D", markersize=4, lw=1, ls="--")
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss")
-        axes.grid(color=GRID)
-        axes.tick_params(length=0)
-
-    return paint

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mbdefense.analysis.chart import require
-from mbdefense.report import charts
+from mbdefense.report import charts, heads, training
 from mbdefense.report.browser import as_script_data, browser_data
 from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
@@ -54,8 +54,8 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
     found = {
         "tradeoff": charts.scatter([block for block in tables if block.origin == "attack"]),
         "triggers": charts.trigger_curves(sources.triggers),
-        "heads": charts.head_maps(sources.heads),
-        "training": charts.training_curves(sources.logs),
+        "heads": heads.head_maps(sources.heads),
+        "training": training.training_curves(sources.logs),
     }
     present = {
         "results": bool(tables),
@@ -171,7 +171,11 @@ def _origins(found: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Origin]:
         packages = origin.get("packages")
         listed = ", ".join(f"{key} {value}" for key, value in packages.items()) if isinstance(packages, dict) else "?"
         machine = f"{origin.get('machine')}, {origin.get('cpu_count')} CPU cores, Python {origin.get('python')}"
-        facts = (("Commit", str(origin.get("commit"))), ("Packages", listed), ("Machine", machine))
+        facts: tuple[tuple[str, str], ...] = (
+            ("Commit", str(origin.get("commit"))),
+            ("Packages", listed),
+            ("Machine", machine),
+        )
         grouped.setdefault(facts, []).append((name, origin))
     made = []
     for facts, members in grouped.items():

@@ -67,8 +67,7 @@ def summarize(sources: Sources) -> Summary:
     results = Results({}, sources.rows, sources.over_seeds)
     words = tuple(line for line in verdict_in_words(results).splitlines() if line)
     if not rows:
-        points = words[:6] if sources.rows else ()
-        return Summary("No attack was measured in these files.", points, (), words)
+        return Summary("No attack was measured in these files.", words[:6] if sources.rows else (), (), words)
     attacks = Results({}, rows)
     landed = [landing_of(group).landed for group in groups(attacks)]
     verdicts = dict(zip(map(id, rows), row_verdicts(attacks), strict=True))
@@ -168,7 +167,8 @@ def _headline(landed: Sequence[bool | None], standings: Sequence[Standing]) -> s
         most = tried[0]
         if not most.lower:
             return "No defense is shown to lower the attack success rate."
-        return f"No defense lowered the ASR everywhere; {most.arm} did in {most.lower} of {_count(landed.count(True), 'setting')}."
+        tried_in = _count(landed.count(True), "setting")
+        return f"No defense lowered the ASR everywhere; {most.arm} did in {most.lower} of {tried_in}."
     names = [f"{one.arm} (to {between(one.asr)})" if one.asr else one.arm for one in full]
     several = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     where = "wherever the attack landed" if landed.count(True) > 1 else "where the attack landed"

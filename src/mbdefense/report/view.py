@@ -150,7 +150,9 @@ def blocks(sources: Sources) -> tuple[Block, ...]:
     """The tables of a page."""
     results = Results({}, sources.rows, sources.over_seeds)
     verdicts = {id(row): verdict for row, verdict in zip(results.rows, row_verdicts(results), strict=True)}
-    landings = {(*rows[0].setting(), rows[0].seed): landing_of(rows) for rows in groups(results)}
+    landings: dict[tuple[object, ...], Landing] = {
+        (*rows[0].setting(), rows[0].seed): landing_of(rows) for rows in groups(results)
+    }
     members: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in sources.rows:
         members.setdefault((row.origin, row.base_model, row.poisoning_rate, row.judge), []).append(row)
@@ -176,7 +178,8 @@ def _block(
     landings: Mapping[tuple[object, ...], Landing],
 ) -> Block:
     origin, base_model, rate, judge = key
-    pairs = list(dict.fromkeys((one.attack, one.behavior) for one in (*rows, *unfinished)))
+    met = [(row.attack, row.behavior) for row in rows] + [(cell.attack, cell.behavior) for cell in unfinished]
+    pairs = list(dict.fromkeys(met))
     columns = []
     for attack, behavior in pairs:
         seeds = {
@@ -188,7 +191,7 @@ def _block(
         for cell in unfinished
     }
     cells |= {(row.arm, row.seed, row.attack, row.behavior): _cell(row, verdicts[id(row)]) for row in rows}
-    means = {
+    means: dict[tuple[str, str, str, str], SeedScore] = {
         (one.arm, one.attack, one.behavior, one.figure): one.score
         for one in over_seeds
         if origin == "attack" and (one.base_model, one.poisoning_rate, one.judge) == (base_model, rate, judge)
