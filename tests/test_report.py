@@ -130,6 +130,16 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
         read_sources([tmp_path / "none"])
 
 
+def test_folders_of_one_name_are_told_apart_and_none_counts_twice(tmp_path):
+    first = write_analyses(tmp_path / "a" / "run")
+    second = write_evaluations(tmp_path / "b" / "run")
+    names = {one.path.rsplit("/", 1)[0] for one in read_sources([first, second]).files}
+    assert {"a/run", "a/run/model", "b/run/crow"} <= names
+    for other in (second, second / "crow"):
+        with pytest.raises(UserError, match="given twice or lies in another"):
+            read_sources([second, other])
+
+
 def test_links_are_not_followed(tmp_path):
     write_evaluations(tmp_path / "elsewhere")
     run = tmp_path / "run"

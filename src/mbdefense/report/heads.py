@@ -54,15 +54,22 @@ def _width(count: HeadCount) -> int:
 def _head_painter(count: HeadCount) -> Any:
     def paint(figure: Figure) -> None:
         import numpy as np
+        from matplotlib import colormaps
 
         axes = figure.add_subplot()
         values = np.full((len(count.layers), _width(count)), np.nan)
         for y, layer in enumerate(count.layers):
             values[y, : len(layer.share)] = [bound.value for bound in layer.share]
-        mesh = axes.pcolormesh(values, cmap=COLORS, vmin=0, vmax=1)
+        # Few colors, because the color bar is drawn as one shape for each; edges of the same color leave no seams.
+        colors = colormaps[COLORS].resampled(25)
+        heads, layers = np.arange(values.shape[1]), np.arange(values.shape[0])
+        mesh = axes.pcolormesh(
+            heads, layers, values, cmap=colors, vmin=0, vmax=1, shading="nearest", edgecolors="face", linewidth=0.3
+        )
         dots = [(x, y) for y, layer in enumerate(count.layers) for x, is_ in enumerate(layer.poisoned) if is_]
-        places = [[x + 0.5 for x, _ in dots], [y + 0.5 for _, y in dots]]
-        axes.scatter(places[0], places[1], s=12, c="#d55e01", edgecolors="#ffffff", linewidths=0.6)
+        axes.scatter(
+            [x for x, _ in dots], [y for _, y in dots], s=12, c="#d55e01", edgecolors="#ffffff", linewidths=0.6
+        )
         axes.invert_yaxis()
         axes.set_xlabel("head")
         axes.set_ylabel("layer")
@@ -71,6 +78,7 @@ def _head_painter(count: HeadCount) -> Any:
         bar = figure.colorbar(mesh, ax=axes, label="share of tokens", ticks=[0, 0.5, 1])
         if bar.solids is not None:
             bar.solids.set_rasterized(False)
+            bar.solids.set_edgecolor("face")
         bar.outline.set_visible(False)
 
     return paint

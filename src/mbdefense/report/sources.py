@@ -179,14 +179,33 @@ def _row_of(folder: Path, root: Path) -> ResultRow | None:
     return None
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, str]]:
+def _walk(root: Path, name: str) -> Iterator[tuple[Path, str]]:
     """Every file below a folder in a fixed order, with its name for people; no links, which may lead anywhere."""
     for directory, names, files in os.walk(root):
         names[:] = sorted(name for name in names if not name.startswith((".", "checkpoint")))
-        for name in sorted(files):
-            path = Path(directory) / name
+        for file in sorted(files):
+            path = Path(directory) / file
             if not path.is_symlink():
-                yield path, f"{root.resolve().name}/{path.relative_to(root).as_posix()}"
+                yield path, f"{name}/{path.relative_to(root).as_posix()}"
+
+
+def _named(roots: Sequence[Path]) -> list[str]:
+    """Names for people, as short as they can be while they differ; a whole path would say whose machine it is.
+
+    Raises:
+        UserError: a folder is given twice, or lies in another one.
+    """
+    whole = [root.resolve() for root in roots]
+    for at, one in enumerate(whole):
+        for other in whole[:at] + whole[at + 1 :]:
+            if one.is_relative_to(other):
+                raise UserError("a folder is given twice or lies in another one", str(roots[at]), "give each once")
+    names = [path.name for path in whole]
+    for depth in range(2, max(len(path.parts) for path in whole)):
+        if len(set(names)) == len(names):
+            break
+        names = ["/".join(path.parts[-depth:]) for path in whole]
+    return names
 
 
 def read_sources(directories: Sequence[str | Path]) -> Sources:
@@ -196,10 +215,11 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         UserError: no such folder, nothing in it, a damaged file, or figures that contradict each other.
     """
     found = _Collector()
-    for root in map(Path, directories):
+    roots = [Path(directory) for directory in directories]
+    for root, name in zip(roots, _named(roots), strict=True):
         if not root.is_dir():
             raise UserError("no such folder", str(root), _FIX)
-        files = list(_walk(root))
+        files = list(_walk(root, name))
         for path, shown in files:
             found.file(path, shown)
         for path, shown in files:
