@@ -140,6 +140,21 @@ def test_folders_of_one_name_are_told_apart_and_none_counts_twice(tmp_path):
             read_sources([second, other])
 
 
+def test_of_a_grid_only_its_own_cells_and_stages_are_read(tmp_path):
+    run = write_grid(tmp_path / "grid")
+    # What a grid of other options has left behind, and what a grid keeps for itself.
+    write_evaluation(
+        run / "cells" / "mb_defense-before", arm("mb_defense", base_model="tiny", poisoning_rate=0.1, shows=9)
+    )
+    (write_evaluation(run / "answers" / "0a", arm("crow")) / "verdicts.jsonl").unlink()
+    (run / "answers" / "0a" / "results.json").unlink()
+    write_analyses(run / "stages")
+    found = read_sources([run])
+    assert found.notes == ()
+    assert found.logs == ()
+    assert len(found.rows) == len(found.answers) == 2 * len(ARMS)
+
+
 def test_links_are_not_followed(tmp_path):
     write_evaluations(tmp_path / "elsewhere")
     run = tmp_path / "run"

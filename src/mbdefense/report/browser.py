@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mbdefense.report.sources import Answers
-from mbdefense.report.view import arm_order
+from mbdefense.report.view import arm_order, model_name
 from mbdefense.tables import visible
 
 _KINDS = ("triggered", "clean")
@@ -57,7 +57,7 @@ def _names(answers: Sequence[Answers]) -> list[str]:
         {
             "attack": one.row.attack,
             "behavior": one.row.behavior,
-            "base_model": one.row.base_model,
+            "base_model": model_name(one.row.base_model),
             "rate": "" if one.row.poisoning_rate is None else f"rate {one.row.poisoning_rate:g}",
             "seed": f"seed {one.row.seed}",
             "judge": f"judged by {one.row.judge}",

@@ -36,6 +36,7 @@ class GridCell(_Form):
     seed: int
     status: Literal["done", "failed", "pending"]
     reason: str = ""
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

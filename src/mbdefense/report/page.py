@@ -25,7 +25,7 @@ from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import between, summarize
-from mbdefense.report.view import blocks, difference, share
+from mbdefense.report.view import blocks, difference, model_name, share
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ _ABSENT = {
 
 @cache
 def _part(name: str) -> str:
-    return files("mbdefense.report").joinpath("page", name).read_text(encoding="utf-8")
+    return files("mbdefense.report").joinpath("template", name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, scripts: Sequence[str]) -> str:
@@ -122,7 +122,7 @@ def _hash(text: str) -> str:
 
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("mbdefense.report", "page"),
+        loader=PackageLoader("mbdefense.report", "template"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -136,6 +136,7 @@ def _environment() -> Environment:
         "difference": difference,
         "duration": duration,
         "memory": memory,
+        "model": model_name,
         "block": lambda text: Markup(escape(_lines(text))),  # noqa: S704 - escaped
         "svg": Markup,
     }

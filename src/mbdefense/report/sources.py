@@ -189,6 +189,27 @@ def _walk(root: Path, name: str) -> Iterator[tuple[Path, str]]:
                 yield path, f"{name}/{path.relative_to(root).as_posix()}"
 
 
+def _of_grids(files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Without what a grid keeps for itself, and what cells have left there that are no longer in the grid."""
+    grids = {path.parent: parse(Grid, read_bytes(path), shown) for path, shown in files if path.name == "grid.json"}
+    kept = []
+    for path, shown in files:
+        at = next((folder for folder in path.parents if folder in grids), None)
+        parts = path.relative_to(at).parts if at else ()
+        if at and len(parts) > 1:
+            cells = grids[at].cells
+            listed = {
+                "cells": {cell.id for cell in cells},
+                "stages": {stage for cell in cells for stage in cell.stages},
+                "answers": set[str](),
+                "data": set[str](),
+            }
+            if parts[0] in listed and parts[1] not in listed[parts[0]]:
+                continue
+        kept.append((path, shown))
+    return kept
+
+
 def _named(roots: Sequence[Path]) -> list[str]:
     """Names for people, as short as they can be while they differ; a whole path would say whose machine it is.
 
@@ -219,7 +240,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
     for root, name in zip(roots, _named(roots), strict=True):
         if not root.is_dir():
             raise UserError("no such folder", str(root), _FIX)
-        files = list(_walk(root, name))
+        files = _of_grids(list(_walk(root, name)))
         for path, shown in files:
             found.file(path, shown)
         for path, shown in files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mbdefense.landing import CONTROLS, Landing, shown
@@ -122,7 +123,7 @@ class Block:
         names = {"attack": "", "planted": "Backdoors that the defense planted", "canary": "Canaries"}
         rate = "" if self.poisoning_rate is None else f"poisoning rate {self.poisoning_rate:g}"
         judge = f"judged by {self.judge}" if self.judge not in ("", "rules") else ""
-        return ", ".join(part for part in (names[self.origin], self.base_model, rate, judge) if part)
+        return ", ".join(part for part in (names[self.origin], model_name(self.base_model), rate, judge) if part)
 
     @property
     def several_seeds(self) -> bool:
@@ -133,6 +134,11 @@ class Block:
 def share(value: float) -> str:
     """A share in the form .79."""
     return f"{value:.2f}".removeprefix("0")
+
+
+def model_name(model: str) -> str:
+    """A model for people; of a directory its own name only, for where it lies says whose machine it is."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def role_of(arm: str) -> Role:
