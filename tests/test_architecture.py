@@ -60,6 +60,7 @@ ROOMS = [
     "check",
     "survival",
     "analysis",
+    "report",
     "pipeline",
     "demo",
     "grid",

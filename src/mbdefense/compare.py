@@ -83,7 +83,7 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
         before = next((index for index in indices if arms[index].row.arm == UNDEFENDED[arms[index].row.origin]), None)
         for index in indices:
             if before is not None and index != before:
-                for figure, test in _changes(arms[before], arms[index]).items():
+                for figure, test in changes(arms[before], arms[index]).items():
                     tests[index, figure] = test
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     rows = []
@@ -100,7 +100,12 @@ def _check_names(rows: Sequence[ResultRow]) -> None:
             raise UserError(f"two arms of one name under {row.attack}, seed {row.seed}", row.arm, fix)
 
 
-def _changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
+def changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
+    """How ASR and CACC differ between two arms on the same prompts; not adjusted for other tests.
+
+    Raises:
+        UserError: prompts of one id that differ, or ids that only one of them has.
+    """
     for key in before.prompts.keys() & after.prompts.keys():
         if before.prompts[key] != after.prompts[key]:
             fix = "evaluate both on the same test prompts with the same --seed"

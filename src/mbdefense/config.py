@@ -224,6 +224,21 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """One page of everything that lies in some folders: figures, charts, responses and where they come from.
+
+    Attributes:
+        output: the file to write.
+        format: a page, or the same figures for other programs.
+        compare: two folders, the first of which is compared with the second prompt by prompt.
+    """
+
+    output: str
+    format: Literal["html", "md", "csv", "json"] = "html"
+    compare: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class CardConfig:
     """Put the figures of result files into the card of a model that ``mbdefense defend`` made."""
 

@@ -94,7 +94,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     judges = len({row.judge for row in results.rows}) > 1
     changes = [name for name in _CHANGES if any(getattr(row, name) for row in results.rows)]
     perplexities = any(row.perplexity for row in results.rows)
-    verdicts = _row_verdicts(results)
+    verdicts = row_verdicts(results)
     rates = [_rates(row) for row in results.rows]
     # Planted backdoors are never judged for accuracy: where there is nothing else, the columns would be empty.
     kept = [at for at, name in enumerate(RATES) if name == "asr" or not rates or any(line[at] != "-" for line in rates)]
@@ -237,7 +237,7 @@ def _doubt(row: ResultRow, undefended: Score) -> str:
     return "" if apart else " (the intervals overlap)"
 
 
-def _row_verdicts(results: Results) -> list[str]:
+def row_verdicts(results: Results) -> list[str]:
     """What each row is worth, for the table; "" where there is no undefended model to compare with."""
     verdicts: dict[int, str] = {}
     for rows in groups(results):

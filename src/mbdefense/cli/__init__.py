@@ -12,6 +12,7 @@ from mbdefense.cli.benching import bench
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.reading import Usage
+from mbdefense.cli.reporting import report
 from mbdefense.cli.training import defend, demo, poison, search
 from mbdefense.decodings import DECODINGS
 from mbdefense.errors import UserError, did_you_mean
@@ -29,6 +30,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   judge calibrate RESPONSES
                     compare a judge with labels
   compare DIR ...   compare evaluated models prompt by prompt with the attacked one
+  report DIR ...    one page of figures, charts and responses, as a file that needs nothing else
   card MODEL RESULTS ...
                     put measured figures into a defended model's card
   check RESULTS     hold a result file's figures against limits; exits 1 if one fails
@@ -88,6 +90,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "evaluate": evaluate,
     "judge": judge,
     "compare": compare,
+    "report": report,
     "card": card,
     "check": check,
     "analyze": analyze,

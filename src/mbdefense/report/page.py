@@ -1,0 +1,192 @@
+"""The page: one HTML file that needs nothing else, and in which no text of a file can become markup or script.
+
+Three walls, each of which would do alone: the template escapes every value and takes its control characters; data for
+the script is JSON whose characters cannot end the element, and the script writes text only; and the page's security
+policy allows no network and no style or script but those whose hashes it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from mbdefense.analysis.chart import require
+from mbdefense.report import charts, heads, training
+from mbdefense.report.browser import as_script_data, browser_data
+from mbdefense.report.changes import Differences
+from mbdefense.report.files import pretty
+from mbdefense.report.sources import Sources
+from mbdefense.report.summary import between, summarize
+from mbdefense.report.view import blocks, difference, model_name, share
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where some of the files come from: what they have in common.
+
+    Attributes:
+        facts: name and value.
+        files: that say so.
+        config: of the first of them.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
+    config: str
+
+
+def render(sources: Sources, compared: Differences | None = None) -> str:
+    """The whole page; equal inputs give equal text.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    require()
+    tables = blocks(sources)
+    found = {
+        "tradeoff": charts.scatter([block for block in tables if block.origin == "attack"]),
+        "triggers": charts.trigger_curves(sources.triggers),
+        "heads": heads.head_maps(sources.heads),
+        "training": training.training_curves(sources.logs),
+    }
+    present = {
+        "results": bool(tables),
+        "tradeoff": bool(found["tradeoff"]),
+        "cost": bool(sources.rows),
+        "comparison": compared is not None,
+        "matrix": bool(sources.matrices),
+        "heads": bool(found["heads"]),
+        "triggers": bool(found["triggers"]),
+        "training": bool(found["training"]),
+        "responses": bool(sources.answers),
+    }
+    names = {
+        "results": "Results", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison", "matrix": "Heat map",
+        "heads": "Heads", "triggers": "Triggers", "training": "Training", "responses": "Responses",
+    }  # fmt: skip
+    style, script, theme = (_part(name) for name in ("page.css", "page.js", "theme.js"))
+    data = browser_data(sources.answers) if sources.answers else None
+    return _environment().get_template("page.html").render(
+        policy=_policy(style, (theme, script)),
+        style=Markup(style),  # noqa: S704 - the package's own file
+        script=Markup(script),  # noqa: S704
+        theme=Markup(theme),  # noqa: S704
+        data=Markup(as_script_data(data)),  # noqa: S704 - escaped for its place
+        counts={name: len(data[name]) for name in ("prompts", "arms")} if data else {},
+        sections=[(key, names[key]) for key, there in present.items() if there],
+        absent=[_ABSENT[key] for key, there in present.items() if not there],
+        summary=summarize(sources),
+        blocks=tables,
+        charts=found,
+        compared=compared,
+        sources=sources,
+        origins=_origins(sources.provenance),
+    )  # fmt: skip
+
+
+_ABSENT = {
+    "results": "result rows",
+    "tradeoff": "ASR and CACC of one arm",
+    "cost": "cost",
+    "comparison": "a comparison of two runs (--compare)",
+    "matrix": "trigger by behavior heat map (analyze matrix)",
+    "heads": "poisoned heads (analyze heads)",
+    "triggers": "number of triggers (analyze triggers)",
+    "training": "training logs",
+    "responses": "judged responses",
+}
+
+
+@cache
+def _part(name: str) -> str:
+    return files("mbdefense.report").joinpath("template", name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, scripts: Sequence[str]) -> str:
+    """The content security policy: nothing from anywhere, and of what stands in the page only what it was made with."""
+    hashes = " ".join(_hash(script) for script in scripts)
+    return f"default-src 'none'; style-src {_hash(style)}; script-src {hashes}; base-uri 'none'; form-action 'none'"
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("mbdefense.report", "template"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        # Markup, which is a string too, is the package's own.
+        finalize=lambda value: _line(value) if type(value) is str else value,
+    )
+    made.filters |= {
+        "share": share,
+        "between": between,
+        "difference": difference,
+        "duration": duration,
+        "memory": memory,
+        "model": model_name,
+        "block": lambda text: Markup(escape(_lines(text))),  # noqa: S704 - escaped
+        "svg": Markup,
+    }
+    return made
+
+
+def _line(text: str) -> str:
+    """Text on one line, without control and direction characters."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(map(_line, text.split("\n")))
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def memory(size: int) -> str:
+    """An amount of memory for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _origins(found: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Origin]:
+    """Files of one origin told once."""
+    grouped: dict[tuple[tuple[str, str], ...], list[tuple[str, Mapping[str, Any]]]] = {}
+    for name, origin in found:
+        packages = origin.get("packages")
+        listed = ", ".join(f"{key} {value}" for key, value in packages.items()) if isinstance(packages, dict) else "?"
+        machine = f"{origin.get('machine')}, {origin.get('cpu_count')} CPU cores, Python {origin.get('python')}"
+        facts: tuple[tuple[str, str], ...] = (
+            ("Commit", str(origin.get("commit"))),
+            ("Packages", listed),
+            ("Machine", machine),
+        )
+        grouped.setdefault(facts, []).append((name, origin))
+    made = []
+    for facts, members in grouped.items():
+        created = sorted(str(origin.get("created")) for _, origin in members)
+        seeds = sorted({str(seed) for _, origin in members for seed in _list(origin.get("seeds"))})
+        when = created[0] if created[0] == created[-1] else f"{created[0]} to {created[-1]}"
+        more = (("Created", when), ("Seeds", ", ".join(seeds) or "none"))
+        made.append(Origin((*more, *facts), tuple(name for name, _ in members), pretty(members[0][1].get("config"))))
+    return made
+
+
+def _list(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else ()

@@ -1,0 +1,286 @@
+"""What lies in the folders that a report is made of: found by the names of files, read strictly, with their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mbdefense.compare import Arm, arm_of, compare
+from mbdefense.errors import UserError
+from mbdefense.judges.verdict import Verdict, read_verdicts
+from mbdefense.metrics import scores
+from mbdefense.report.files import Grid, GridCell, Heads, Matrix, TrainingLog, Triggers, parse, read_bytes
+from mbdefense.responses import Response, read_responses
+from mbdefense.results import ResultRow, SeedRow, read
+
+_FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend or analyze"
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that the page rests on."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One arm's responses and what was thought of them."""
+
+    row: ResultRow
+    responses: Sequence[Response]
+    verdicts: Sequence[Verdict]
+
+    def arm(self) -> Arm:
+        """As `mbdefense.compare` takes it."""
+        return Arm(self.row, self.verdicts, {(one.kind, one.id): one.prompt for one in self.responses})
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything found.
+
+    Attributes:
+        rows: of all result files; each arm under each setting once.
+        over_seeds: figures over several seeds.
+        unfinished: cells of a grid that have no result.
+        answers: responses of those rows that have them.
+        matrices: by file, as the other analyses and logs.
+        heads: attention heads.
+        triggers: curves over the number of triggers.
+        logs: of trainings.
+        provenance: of each file that carries one.
+        files: all files read.
+        notes: what the reader of the page must know about what was found.
+    """
+
+    rows: tuple[ResultRow, ...] = ()
+    over_seeds: tuple[SeedRow, ...] = ()
+    unfinished: tuple[GridCell, ...] = ()
+    answers: tuple[Answers, ...] = ()
+    matrices: tuple[tuple[str, Matrix], ...] = ()
+    heads: tuple[tuple[str, Heads], ...] = ()
+    triggers: tuple[tuple[str, Triggers], ...] = ()
+    logs: tuple[tuple[str, TrainingLog], ...] = ()
+    provenance: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    files: tuple[InputFile, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def key_of(row: ResultRow) -> Key:
+    """What tells a row from all others of a page."""
+    return (row.arm, *row.setting(), row.seed)
+
+
+@dataclass
+class _Collector:
+    """Fills `Sources` while folders are walked through."""
+
+    rows: dict[Key, tuple[ResultRow, str]] = field(default_factory=dict)
+    over_seeds: dict[SeedRow, None] = field(default_factory=dict)
+    unfinished: list[GridCell] = field(default_factory=list)
+    answers: list[tuple[Key, Path]] = field(default_factory=list)
+    matrices: list[tuple[str, Matrix]] = field(default_factory=list)
+    heads: list[tuple[str, Heads]] = field(default_factory=list)
+    triggers: list[tuple[str, Triggers]] = field(default_factory=list)
+    logs: list[tuple[str, TrainingLog]] = field(default_factory=list)
+    provenance: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    files: dict[str, InputFile] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note_file(self, path: Path, shown: str) -> bytes:
+        data = read_bytes(path)
+        self.files[shown] = InputFile(shown, hashlib.sha256(data).hexdigest(), len(data))
+        return data
+
+    def results(self, path: Path, shown: str) -> None:
+        self.note_file(path, shown)
+        found = read(path)
+        self.provenance.append((shown, found.provenance))
+        self.over_seeds.update(dict.fromkeys(found.over_seeds))
+        for row in found.rows:
+            known, where = self.rows.setdefault(key_of(row), (row, shown))
+            if _figures(known) != _figures(row):
+                what = f"two results of one arm, attack and seed with other figures: {where} and {shown}"
+                fix = "give one of the folders, or name the arms apart with evaluate --arm"
+                raise UserError(what, row.arm, fix)
+            if known.asr_change is None and known.cacc_change is None:
+                self.rows[key_of(row)] = row, shown
+
+    def grid(self, path: Path, shown: str) -> None:
+        grid = parse(Grid, self.note_file(path, shown), shown)
+        self.provenance.append((shown, {**grid.provenance, "config": grid.config}))
+        self.unfinished += [cell for cell in grid.cells if cell.status != "done"]
+
+    def file(self, path: Path, shown: str) -> None:
+        """Reads a file of a known name; others are passed over."""
+        if path.name == "results.json":
+            self.results(path, shown)
+        elif path.name == "grid.json":
+            self.grid(path, shown)
+        elif path.name == "training_log.json" and (path.parent / "mbdefense.json").is_file():
+            self.logs.append((shown.rpartition("/")[0], parse(TrainingLog, self.note_file(path, shown), shown)))
+        elif path.name == "matrix.json":
+            matrix = parse(Matrix, self.note_file(path, shown), shown)
+            self.matrices.append((shown, matrix))
+            self.provenance.append((shown, matrix.provenance))
+        elif path.name == "heads.json":
+            heads = parse(Heads, self.note_file(path, shown), shown)
+            self.heads.append((shown, heads))
+            self.provenance.append((shown, heads.provenance))
+        elif path.name == "triggers.json":
+            triggers = parse(Triggers, self.note_file(path, shown), shown)
+            self.triggers.append((shown, triggers))
+            self.provenance.append((shown, triggers.provenance))
+
+    def responses(self, path: Path, shown: str, root: Path) -> None:
+        """Finds the row that a folder's responses belong to."""
+        verdicts = path.parent / "verdicts.jsonl"
+        folder = shown.rpartition("/")[0]
+        if not verdicts.is_file():
+            self.notes.append(f"the responses in {folder} are not judged, so they are not shown")
+            return
+        row = _row_of(path.parent, root)
+        if row is None:
+            self.notes.append(f"the responses in {folder} belong to no result row, so they are not shown")
+            return
+        arm_of(row, path.parent)  # refuses files that do not belong together
+        self.note_file(path, shown)
+        self.note_file(verdicts, f"{folder}/verdicts.jsonl")
+        if key_of(row) not in {key for key, _ in self.answers}:
+            self.answers.append((key_of(row), path.parent))
+
+
+def _figures(row: ResultRow) -> tuple[object, ...]:
+    return row.asr, row.cacc, row.aacc, row.false_activation
+
+
+def _row_of(folder: Path, root: Path) -> ResultRow | None:
+    """The row of a folder of responses: its own result file's only one, else that of its name in one further up."""
+    own = folder / "results.json"
+    if own.is_file():
+        rows = read(own).rows
+        return rows[0] if len(rows) == 1 else None
+    figures = tuple(scores(read_verdicts(folder / "verdicts.jsonl")))
+    for above in folder.parents:
+        if (above / "results.json").is_file():
+            rows = read(above / "results.json").rows
+            fits = [row for row in rows if row.arm == folder.name and _figures(row) == figures]
+            return fits[0] if len(fits) == 1 else None
+        if above == root:
+            break
+    return None
+
+
+def _walk(root: Path, name: str) -> Iterator[tuple[Path, str]]:
+    """Every file below a folder in a fixed order, with its name for people; no links, which may lead anywhere."""
+    for directory, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith((".", "checkpoint")))
+        for file in sorted(files):
+            path = Path(directory) / file
+            if not path.is_symlink():
+                yield path, f"{name}/{path.relative_to(root).as_posix()}"
+
+
+def _of_grids(files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Without what a grid keeps for itself, and what cells have left there that are no longer in the grid."""
+    grids = {path.parent: parse(Grid, read_bytes(path), shown) for path, shown in files if path.name == "grid.json"}
+    kept = []
+    for path, shown in files:
+        at = next((folder for folder in path.parents if folder in grids), None)
+        parts = path.relative_to(at).parts if at else ()
+        if at and len(parts) > 1:
+            cells = grids[at].cells
+            listed = {
+                "cells": {cell.id for cell in cells},
+                "stages": {stage for cell in cells for stage in cell.stages},
+                "answers": set[str](),
+                "data": set[str](),
+            }
+            if parts[0] in listed and parts[1] not in listed[parts[0]]:
+                continue
+        kept.append((path, shown))
+    return kept
+
+
+def _named(roots: Sequence[Path]) -> list[str]:
+    """Names for people, as short as they can be while they differ; a whole path would say whose machine it is.
+
+    Raises:
+        UserError: a folder is given twice, or lies in another one.
+    """
+    whole = [root.resolve() for root in roots]
+    for at, one in enumerate(whole):
+        for other in whole[:at] + whole[at + 1 :]:
+            if one.is_relative_to(other):
+                raise UserError("a folder is given twice or lies in another one", str(roots[at]), "give each once")
+    names = [path.name for path in whole]
+    for depth in range(2, max(len(path.parts) for path in whole)):
+        if len(set(names)) == len(names):
+            break
+        names = ["/".join(path.parts[-depth:]) for path in whole]
+    return names
+
+
+def read_sources(directories: Sequence[str | Path]) -> Sources:
+    """Reads everything of use below some folders.
+
+    Raises:
+        UserError: no such folder, nothing in it, a damaged file, or figures that contradict each other.
+    """
+    found = _Collector()
+    roots = [Path(directory) for directory in directories]
+    for root, name in zip(roots, _named(roots), strict=True):
+        if not root.is_dir():
+            raise UserError("no such folder", str(root), _FIX)
+        files = _of_grids(list(_walk(root, name)))
+        for path, shown in files:
+            found.file(path, shown)
+        for path, shown in files:
+            if path.name == "responses.jsonl":
+                found.responses(path, shown, root)
+    if not (found.rows or found.unfinished or found.matrices or found.heads or found.triggers or found.logs):
+        raise UserError("nothing to report in", [str(one) for one in directories], _FIX)
+    order = list(found.rows)
+    answers = [
+        Answers(found.rows[key][0], read_responses(at / "responses.jsonl"), read_verdicts(at / "verdicts.jsonl"))
+        for key, at in sorted(found.answers, key=lambda one: order.index(one[0]))
+    ]
+    made = Sources(
+        tuple(row for row, _ in found.rows.values()),
+        tuple(found.over_seeds),
+        tuple(found.unfinished),
+        tuple(answers),
+        tuple(found.matrices),
+        tuple(found.heads),
+        tuple(found.triggers),
+        tuple(found.logs),
+        tuple(found.provenance),
+        tuple(found.files.values()),
+        tuple(found.notes),
+    )
+    return _paired(made)
+
+
+def _paired(sources: Sources) -> Sources:
+    """Pairs the arms by their responses where no result file has done so, with Holm's correction over all of them."""
+    if any(row.asr_change or row.cacc_change for row in sources.rows) or len(sources.answers) < 2:
+        return sources
+    try:
+        rows, over_seeds = compare([one.arm() for one in sources.answers])
+    except UserError as error:
+        return replace(sources, notes=(*sources.notes, f"the arms could not be compared prompt by prompt: {error}"))
+    compared = {key_of(row): row for row in rows}
+    return replace(
+        sources,
+        rows=tuple(compared.get(key_of(row), row) for row in sources.rows),
+        over_seeds=sources.over_seeds or over_seeds,
+        answers=tuple(replace(one, row=compared[key_of(one.row)]) for one in sources.answers),
+    )

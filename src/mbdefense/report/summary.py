@@ -1,0 +1,182 @@
+"""The answer first: what the figures of a page say about each defense, in words and in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from mbdefense.report.sources import Sources
+from mbdefense.report.view import SIGNIFICANT, arm_order, role_of, share
+from mbdefense.results import ResultRow, Results
+from mbdefense.statistics import Score
+from mbdefense.tables import groups, landing_of, row_verdicts, verdict_in_words
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One arm over all attacks, models, rates and seeds of a page.
+
+    Attributes:
+        arm: its name.
+        role: what it is there for.
+        settings: how many result rows it has.
+        tried: those of them where the attack landed.
+        lower: those of these where its ASR is lower than the undefended model's.
+        worse: result rows where its CACC is lower than the undefended model's on the same prompts (Holm).
+        paired: result rows whose CACC was compared on the same prompts.
+        asr: least and most, where the attack landed; None without any.
+        cacc: least and most.
+        seconds: median of making the model, and the most.
+        peak_bytes: of making it, the most.
+    """
+
+    arm: str
+    role: str
+    settings: int
+    tried: int
+    lower: int
+    worse: int
+    paired: int
+    asr: tuple[float, float] | None
+    cacc: tuple[float, float] | None
+    seconds: tuple[float, float]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The verdict.
+
+    Attributes:
+        headline: one sentence.
+        points: what to know about it, a sentence each.
+        standings: every arm.
+        words: every comparison in words.
+    """
+
+    headline: str
+    points: tuple[str, ...]
+    standings: tuple[Standing, ...]
+    words: tuple[str, ...]
+
+
+def summarize(sources: Sources) -> Summary:
+    """The verdict on what was found; without any result row it says so."""
+    rows = tuple(row for row in sources.rows if row.origin == "attack")
+    results = Results({}, sources.rows, sources.over_seeds)
+    words = tuple(line for line in verdict_in_words(results).splitlines() if line)
+    if not rows:
+        return Summary("No attack was measured in these files.", words[:6] if sources.rows else (), (), words)
+    attacks = Results({}, rows)
+    landed = [landing_of(group).landed for group in groups(attacks)]
+    verdicts = dict(zip(map(id, rows), row_verdicts(attacks), strict=True))
+    standings = tuple(
+        _standing(arm, [row for row in rows if row.arm == arm], verdicts) for arm in arm_order(row.arm for row in rows)
+    )
+    points = [_landed(landed), *_of_defenses(standings, landed.count(True))]
+    if sources.unfinished:
+        failed = sum(cell.status == "failed" for cell in sources.unfinished)
+        pending = len(sources.unfinished) - failed
+        parts = [f"{failed} failed"] * (failed > 0) + [f"{pending} not run yet"] * (pending > 0)
+        points.append(f"Of the grid's cells {' and '.join(parts)}; they are shown as such and count nowhere.")
+    return Summary(_headline(landed, standings), tuple(points), standings, words)
+
+
+def _standing(arm: str, rows: Sequence[ResultRow], verdicts: dict[int, str]) -> Standing:
+    told = [(row, verdicts[id(row)]) for row in rows]
+    tried = [row for row, verdict in told if verdict in ("ASR lower", "ASR higher", "no difference shown")]
+    changes = [row.cacc_change for row in rows if row.cacc_change]
+    seconds = [row.seconds for row in rows]
+    landed = tried if role_of(arm) == "defense" else rows
+    return Standing(
+        arm,
+        role_of(arm),
+        len(rows),
+        len(tried),
+        sum(verdict == "ASR lower" for _, verdict in told),
+        sum(change.p_holm < SIGNIFICANT and change.difference < 0 for change in changes),
+        len(changes),
+        _range([row.asr for row in landed]),
+        _range([row.cacc for row in rows]),
+        (median(seconds), max(seconds)),
+        max(row.peak_bytes for row in rows),
+    )
+
+
+def _range(scores: Sequence[Score | None]) -> tuple[float, float] | None:
+    values = [score.value for score in scores if score]
+    return (min(values), max(values)) if values else None
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _landed(landed: Sequence[bool | None]) -> str:
+    counts = {value: list(landed).count(value) for value in (True, False, None)}
+    parts = [f"it landed in {counts[True]}"] if counts[True] else []
+    if counts[False]:
+        parts.append(f"it did not land in {counts[False]} (not discriminating: no defense can show anything there)")
+    if counts[None]:
+        parts.append(f"in {counts[None]} there is no control or no attacked model to tell by")
+    return f"{_count(len(landed), 'attack setting')} (attack, behavior, model, rate and seed): {'; '.join(parts)}."
+
+
+def _of_defenses(standings: Sequence[Standing], landed: int) -> list[str]:
+    lines = []
+    for one in _best_first(standings):
+        line = f"{one.arm} lowered the ASR in {one.lower} of {_count(landed, 'setting')} where the attack landed"
+        if one.tried < landed:
+            line += f" ({landed - one.tried} not measured)"
+        if one.asr:
+            line += f", to {between(one.asr)}"
+        if one.cacc:
+            line += f"; CACC {between(one.cacc)}"
+        if one.paired:
+            line += f", beyond chance lower in {one.worse} of {one.paired}" if one.worse else ", no loss shown"
+        lines.append(f"{line}.")
+    return lines
+
+
+def between(ends: tuple[float, float]) -> str:
+    """A range of shares; one of them where both ends read alike."""
+    low, high = map(share, ends)
+    return low if low == high else f"{low}–{high}"
+
+
+def _best_first(standings: Sequence[Standing]) -> list[Standing]:
+    """Defenses by what was shown; equals by the ASR that is left at worst, and then by what they cost."""
+    tried = [one for one in standings if one.role == "defense" and one.tried]
+    return sorted(tried, key=lambda one: (-one.lower, one.worse, one.asr[1] if one.asr else 1, one.seconds[0], one.arm))
+
+
+def _headline(landed: Sequence[bool | None], standings: Sequence[Standing]) -> str:
+    """One sentence that claims no more than the tests do."""
+    if not any(landed):
+        if None in landed:
+            return "Nothing can be said about a defense: there is no control, or no attacked model, to compare with."
+        return "Not discriminating: no attack landed, so no defense can show anything."
+    tried = _best_first(standings)
+    if not tried:
+        return (
+            f"The attack landed in {landed.count(True)} of {_count(len(landed), 'setting')}; no defense was measured."
+        )
+    full = [one for one in tried if one.lower == landed.count(True)]
+    if not full:
+        most = tried[0]
+        if not most.lower:
+            return "No defense is shown to lower the attack success rate."
+        tried_in = _count(landed.count(True), "setting")
+        return f"No defense lowered the ASR everywhere; {most.arm} did in {most.lower} of {tried_in}."
+    names = [f"{one.arm} (to {between(one.asr)})" if one.asr else one.arm for one in full]
+    several = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    where = "wherever the attack landed" if landed.count(True) > 1 else "where the attack landed"
+    verb = "lowers" if len(names) == 1 else "lower"
+    unharmed = [one.arm for one in full if one.paired and not one.worse]
+    end = "."
+    if unharmed and len(unharmed) == len(full):
+        end = ", with no loss of CACC shown."
+    elif unharmed:
+        end = f"; {' and '.join(unharmed)} with no loss of CACC shown."
+    return f"{several} {verb} the attack success rate {where}{end}"

@@ -1,0 +1,73 @@
+"""The charts of training and recovery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.analysis.chart import label
+from mbdefense.report.charts import Chart, Charts
+from mbdefense.report.files import TrainingLog
+from mbdefense.report.svg import GRID, SERIES, as_svg
+from mbdefense.tables import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_LOGS = 12  # pictures; all logs stand in the table
+
+
+def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
+    """Loss over steps of each training: instruction tuning and recovery."""
+    pictures: list[Chart] = []
+    body: list[tuple[str, ...]] = []
+    for name, log in logs:
+        steps = [(entry.step, entry.loss) for entry in log.history if _finite(entry.loss)]
+        checked = [(entry.step, entry.eval_loss) for entry in log.history if _finite(entry.eval_loss)]
+        lost = sum(entry.loss is not None and not _finite(entry.loss) for entry in log.history)
+        body.append(
+            (
+                visible(name),
+                str(max((entry.step for entry in log.history), default=0)),
+                f"{steps[0][1]:.3f}" if steps else "-",
+                f"{steps[-1][1]:.3f}" if steps else "-",
+                f"{checked[-1][1]:.3f}" if checked else "-",
+                str(lost),
+            )
+        )
+        if steps and len(pictures) < MOST_LOGS:
+            title, words = label(name, 46), f"Training loss from {steps[0][1]:.3f} to {steps[-1][1]:.3f}."
+            key = f"training-{len(pictures)}"
+            pictures.append(Chart(title, as_svg(key, title, words, (3.1, 2.1), _loss_painter(steps, checked))))
+    if not body:
+        return None
+    left = f" The first {MOST_LOGS} are drawn." if len(logs) > MOST_LOGS else ""
+    return Charts(
+        "Training and recovery",
+        "Loss by step, as the trainer logged it, and the loss on rows held out to choose an epoch where there are some."
+        f"{left}",
+        tuple(pictures),
+        (("●", "s0", "training loss"), ("◆", "s1", "loss on held-out rows")),
+        ("Training", "Steps", "First loss", "Last loss", "Last held-out loss", "Not finite"),
+        tuple(body),
+    )
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _loss_painter(steps: Sequence[tuple[int, Any]], checked: Sequence[tuple[int, Any]]) -> Any:
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(*zip(*steps, strict=True), color=SERIES[0], marker="o", markersize=2.5, lw=1.3)
+        if checked:
+            axes.plot(*zip(*checked, strict=True), color=SERIES[1], marker="D", markersize=4, lw=1, ls="--")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.grid(color=GRID)
+        axes.tick_params(length=0)
+
+    return paint
