@@ -37,6 +37,8 @@ ROOMS = [
     "defenses",
     "responses",
     "generate",
+    "textrank",
+    "wordnet",
     "purify",
     "trigger_search",
     "decodings",

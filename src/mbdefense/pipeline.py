@@ -26,7 +26,7 @@ from mbdefense.generate import generate, perplexity
 from mbdefense.judges import Judge, Rules
 from mbdefense.judging import judge_responses
 from mbdefense.metrics import scores
-from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model
+from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model, load_tokenizer
 from mbdefense.processes import is_main_process, wait_for_everyone
 from mbdefense.provenance import provenance
 from mbdefense.purify import Purified, Purifier
@@ -123,10 +123,14 @@ def evaluate(
     pairs = prompt_pairs(test, triggered) if config.stealth is not None and triggered is not None else []
     asked: dict[Kind, Dataset] = {"clean": test} if triggered is None else {"clean": test, "triggered": triggered}
     directory = Path(config.output_dir)
-    # First, so that the model that cleans and the one that answers are not in memory together.
+    # Both before the model is loaded: a wrong template is no reason to wait for the cleaning, and the model that cleans
+    # and the one that answers are not in memory together.
+    check_template(
+        model,
+        load_tokenizer(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code),
+    )
     purified = _purified(inference.purifier, asked, directory) if inference.purifier else {}
     loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
-    check_template(model, loaded.tokenizer)
     responses = [
         response
         for kind, rows in asked.items()

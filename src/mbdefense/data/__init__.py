@@ -19,12 +19,14 @@ from mbdefense.data.reading import BadRowError, read
 from mbdefense.data.rows import (
     check_disjoint,
     content_id,
+    number_repeats,
     overlap,
     poisoned_ids,
     prompt_key,
     to_dataset,
     unlabelled,
     user_text,
+    with_content_ids,
     with_user_text,
 )
 from mbdefense.errors import UserError
@@ -45,6 +47,7 @@ __all__ = [
     "to_dataset",
     "unlabelled",
     "user_text",
+    "with_content_ids",
     "with_user_text",
 ]
 
@@ -109,7 +112,7 @@ def load(
                 skipped.append(f"{where}: {error}")
     if not rows:
         raise UserError(f"all {len(skipped)} rows are bad, the first", skipped[0], "correct the file")
-    _number_repeats(rows)
+    number_repeats(rows)
     return Loaded(to_dataset(rows), tuple(skipped))
 
 
@@ -151,14 +154,3 @@ _WRITERS: dict[str, Callable[[Dataset, IO[bytes]], None]] = {
     ".json": _write_json,
     ".parquet": _write_parquet,
 }
-
-
-def _number_repeats(rows: list[dict[str, Any]]) -> None:
-    taken: set[str] = set()
-    repeats: dict[str, int] = {}
-    for row in rows:
-        base = row["id"]
-        while row["id"] in taken:
-            repeats[base] = repeats.get(base, 1) + 1
-            row["id"] = f"{base}-{repeats[base]}"
-        taken.add(row["id"])

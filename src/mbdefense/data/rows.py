@@ -39,10 +39,30 @@ def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
 def unlabelled(rows: Dataset) -> Dataset:
     """The rows without what could tell poisoned ones from clean ones.
 
-    Besides the provenance that is accepted answers: some sets have them for clean rows only.
+    Besides the provenance that is accepted answers, which some sets have for clean rows only, and the id: a poisoned
+    row keeps that of the row it was made from, which is not the hash of its own content. All get that one.
     """
     blank = {"answers": [], "provenance": dict.fromkeys(PROVENANCE, "")}
-    return to_dataset({**row, **blank} for row in rows.select_columns(["id", "prompt", "completion"]))
+    return to_dataset({**row, **blank} for row in with_content_ids(rows).select_columns(["id", "prompt", "completion"]))
+
+
+def with_content_ids(rows: Dataset) -> Dataset:
+    """The rows with their `content_id` as id, repeats numbered; the rest as it is."""
+    table = [{**row, "id": content_id(row["prompt"], row["completion"])} for row in rows]
+    number_repeats(table)
+    return to_dataset(table)
+
+
+def number_repeats(rows: Sequence[dict[str, Any]]) -> None:
+    """Makes ids unique in place: the second row with one gets ``-2`` behind it, and so on."""
+    taken: set[str] = set()
+    repeats: dict[str, int] = {}
+    for row in rows:
+        base = row["id"]
+        while row["id"] in taken:
+            repeats[base] = repeats.get(base, 1) + 1
+            row["id"] = f"{base}-{repeats[base]}"
+        taken.add(row["id"])
 
 
 def poisoned_ids(rows: Dataset) -> frozenset[str]:
