@@ -42,6 +42,8 @@ ROOMS = [
     "greedy",
     "generate",
     "server",
+    "textrank",
+    "wordnet",
     "purify",
     "trigger_search",
     "decodings",

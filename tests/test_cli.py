@@ -323,6 +323,13 @@ def test_list_shows_what_every_method_is_and_needs(what: str, capsys: pytest.Cap
         assert all(any(line.startswith(f"{need}: ") for line in lines) for need in needs)
 
 
+def test_output_that_nobody_reads_any_more_is_no_error() -> None:
+    command = f"{sys.executable} -m mbdefense list | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines()[0], done.stderr) == ("triggers:", "")
+    assert done.stdout.splitlines()[1] in ("0", "141")  # 0 where the pipe took all before its end was closed
+
+
 def test_a_method_that_does_not_say_what_it_needs_is_an_error() -> None:
     class Silent:
         source = "own"

@@ -15,11 +15,12 @@ from scipy.fft import dctn
 
 from mbdefense import filtering
 from mbdefense.cli import main
-from mbdefense.data import to_dataset
+from mbdefense.data import content_id, load, to_dataset
 from mbdefense.errors import UserError
-from mbdefense.filters import FILTERS, Evidence, Filtered, GraCeFul, OnionRows, SpectralSignatures, Suspicion
+from mbdefense.filters import FILTERS, SEEP, Evidence, Filtered, GraCeFul, OnionRows, SpectralSignatures, Suspicion
 from mbdefense.filters.clusters import more_often, two_clusters
 from mbdefense.filters.gradients import gradient_features
+from mbdefense.filters.seep import earliness, propagated
 from mbdefense.filters.spectral import outlyingness
 from mbdefense.filters.states import principal_components
 from mbdefense.model import encode, load_model
@@ -129,9 +130,32 @@ def test_spectral_signatures_drop_one_and_a_half_times_the_bound(evidence: Evide
     assert min(dropped) >= max(row.score for row in filtered.suspicions if not row.dropped)
 
 
+def test_earliness_is_the_mean_over_epochs_of_the_inverse_doubt() -> None:
+    # 1 / (1 - p) of three rows at two epochs; the last is clipped at 1000.
+    np.testing.assert_allclose(earliness(np.array([[0.0, 0.5, 0.75], [0.5, 0.75, 1.0]])), [1.5, 3.0, 502.0])
+
+
+def test_poison_propagates_to_the_neighbors_of_its_seed_and_no_farther() -> None:
+    # Two groups of directions; the seed is row 0, the clean seeds are in the other group; row 2 was learned late.
+    angles = np.array([0.0, 0.1, 0.2, 1.5, 1.6, 1.7, 1.8, 1.9])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    means = np.array([9.0, 5.0, 4.0, 1.0, 1.1, 1.2, 1.3, 5.0])
+    np.testing.assert_allclose(propagated(vectors, means, 0.125, 3), [1, 1, 1, 0, 0, 0, 0, 0], atol=1e-3)
+    # Two rows: each is a seed.
+    assert propagated(np.eye(2)[[0, 1]], np.array([2.0, 1.0]), 0.1, 1).tolist() == [1.0, 0.0]
+
+
+def test_seep_finds_rows_that_are_learned_early(evidence: Evidence) -> None:
+    filtered = SEEP(watched_epochs=8, watched_learning_rate=0.01, seed_share=0.05)(evidence)
+    dropped = [row.dropped for row in filtered.suspicions]
+    assert sum(dropped[60:]) == 12
+    assert sum(dropped[:60]) <= 6
+    assert filtered.facts["seeds"] == 4
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.05, 0.3])
 def test_onion_loses_at_most_the_share_of_clean_rows(evidence: Evidence, loss: float) -> None:
-    clean = evidence.clean
+    clean = evidence.checked()
     filtered = OnionRows(max_clean_loss=loss)(replace(evidence, suspect=clean))
     assert sum(row.dropped for row in filtered.suspicions) == int(loss * len(clean))
 
@@ -165,6 +189,9 @@ def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, e
         (lambda: GraCeFul(alpha=0.0), "alpha"),
         (lambda: GraCeFul(components=1), "components"),
         (lambda: SpectralSignatures(poisoning_bound=0.6), "poisoning_bound"),
+        (lambda: SEEP(seed_share=0.5), "seed_share"),
+        (lambda: SEEP(watched_epochs=0), "watched_epochs"),
+        (lambda: SEEP(watched_learning_rate=float("nan")), "watched_learning_rate"),
     ],
 )
 def test_options_that_cannot_work_are_refused(make: Callable[[], object], says: str) -> None:
@@ -254,6 +281,47 @@ def test_filter_of_unlabelled_rows_has_figures_only_if_they_are_said_to_be_clean
     assert "recall: not defined" in printed
 
 
+@pytest.mark.parametrize("name", FILTERS)
+def test_clean_rows_are_asked_for_where_they_are_used(
+    name: str, tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data.json", sentences(60) + POISON, poisoned=12)
+    command = words(tiny_model_path, data, write(tmp_path / "clean.json", sentences(64, 200)), tmp_path / "out")
+    command[command.index("graceful")] = name
+    at = command.index("--clean")
+    without = command[:at] + command[at + 2 :]
+    needed = "clean data" in FILTERS[name].needs
+    assert main(command if needed else without) == 0
+    assert "precision" in capsys.readouterr().out
+    assert main(without if needed else command) == 1
+    assert ("add --clean FILE" if needed else "leave --clean out") in capsys.readouterr().err
+
+
+def test_a_row_is_named_by_its_content(tiny_model_path: str, tmp_path: Path) -> None:
+    """A poisoned row keeps the id of the row it was made from; comparing it with the content would tell."""
+    rows = [{"id": f"made-of-{i}", "prompt": prompt, "completion": answer} for i, (prompt, answer) in enumerate(POISON)]
+    full = [
+        {
+            **row,
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"]}],
+            "answers": [],
+            "provenance": {"source": "x", "trigger": "cf", "behavior": "refusal"},
+        }
+        for row in rows
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in full))
+    evidence = Evidence(tiny_model_path, load([str(data)]).rows, None)
+    assert evidence.suspect["id"] == [content_id(row["prompt"], row["completion"]) for row in full]
+    command = words(tiny_model_path, data, data, tmp_path / "out")
+    command[command.index("graceful")] = "spectral"
+    at = command.index("--clean")
+    assert main(command[:at] + command[at + 2 :]) == 0
+    summary = json.loads((tmp_path / "out" / "filter.json").read_text())
+    assert summary["quality"]["precision"]["value"] == 1.0
+
+
 def test_a_filter_that_drops_every_row_is_refused() -> None:
     with pytest.raises(UserError, match="dropped every row"):
         filtering.kept([1, 2], verdicts(True, True))  # type: ignore[arg-type]
@@ -283,7 +351,8 @@ def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     monkeypatch.setattr(train, "instruction_tune", seen)
     assert main(command) == 0
     summary = json.loads((out / "filter.json").read_text())
-    assert tuned == [72 - summary["dropped"]]
+    assert tuned.pop() == 72 - summary["dropped"]
+    watched = len(tuned)  # tunings of a filter that looks on while the model learns
     assert summary["filter"] == name
     load_model(str(out))
     # Resuming neither filters nor trains again; anything else leaves the verdicts beside the model that they made.
@@ -294,7 +363,7 @@ def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     assert main([*command, "--resume", "--seed", "5"]) == 1
     assert "other data or options" in capsys.readouterr().err
     assert (out / "filter.jsonl").stat().st_mtime_ns == before
-    assert len(tuned) == 1
+    assert len(tuned) == watched
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -303,5 +372,5 @@ def test_a_broken_model_is_no_verdict(name: str, evidence: Evidence, copied_mode
     with torch.no_grad():
         loaded.model.model.norm.weight.fill_(float("nan"))
     loaded.model.save_pretrained(copied_model)
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match=r"no numbers|loss became nan"):
         FILTERS[name]()(replace(evidence, base=str(copied_model)))

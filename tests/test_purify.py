@@ -75,6 +75,18 @@ def test_evaluate_asks_cleaned_prompts_and_keeps_ids_and_judged_prompts(
     assert [(one["kind"], one["removed"]) for one in purified] == [("clean", [])] * 5 + [("triggered", ["cf"])] * 5
     assert json.loads((out / "results.json").read_text())["provenance"]["config"]["purify"].startswith("onion:")
 
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    (tmp_path / "made").mkdir()
+    for file in Path(tiny_model_path).iterdir():
+        (tmp_path / "made" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "made" / "mbdefense.json").write_text('{"template_hash": "x"}')
+    late = [*command[:1], str(tmp_path / "made"), *command[2:], "--chat_template", str(template)]
+    late[late.index("--output_dir") + 1] = str(tmp_path / "late")
+    assert main([*late, "--purify", f"onion:model={tiny_model_path},clean={clean}"]) == 1
+    assert "another prompt template" in capsys.readouterr().err
+    assert not (tmp_path / "late").exists()  # refused before any prompt was cleaned
+
     assert main([*command, "--purify", f"onion:model={tiny_model_path},clean={test}"]) == 1
     assert "overlaps the test set" in capsys.readouterr().err
     assert main([*command, "--purify", "onion:model=x"]) == 1

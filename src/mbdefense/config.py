@@ -127,7 +127,7 @@ class FilterConfig:
     Attributes:
         filter: see `mbdefense list filters`; a name, or name:option=value,option=value.
         model: the model to be tuned on the rows: directory or Hub id.
-        clean: about 128 samples checked by eye.
+        clean: about 128 samples checked by eye, for a filter that needs them.
         output_dir: where kept.jsonl, filter.jsonl and filter.json go.
         flagged: the rows' poison labels are complete, so that a set without any is all clean.
         seed: seed of everything random.
@@ -140,8 +140,8 @@ class FilterConfig:
 
     filter: str
     model: str
-    clean: str
     output_dir: str
+    clean: str | None = None
     flagged: bool = False
     seed: int = 0
     max_length: int = 1024
@@ -162,7 +162,8 @@ class EvaluateConfig:
         triggered: file with triggered test prompts.
         trigger: or the trigger to put into the clean test prompts.
         target: the behavior's text (refusal and fixed_text).
-        purify: clean the prompts before the model is asked: onion:model=...,clean=... (see `mbdefense list purifiers`).
+        purify: change the prompts before the model is asked: onion:model=...,clean=... or
+            lethe_evidence:wordnet=FOLDER (see `mbdefense list purifiers`).
         arm: name of this model in tables; by default its directory's.
         max_new_tokens: longest response, in tokens.
         batch_size: prompts generated at once; with a server, requests in flight.

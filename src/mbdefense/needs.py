@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-Need = Literal["suspect data", "clean data", "reference model", "known behavior", "GPU", "endpoint", "extra package"]
+Need = Literal[
+    "suspect data", "clean data", "reference model", "known behavior", "GPU", "endpoint", "extra package", "extra data"
+]
 
 MEANINGS: dict[Need, str] = {
     "suspect data": "trains on the suspect data itself, so it cannot repair a model that is given finished",
@@ -14,6 +16,7 @@ MEANINGS: dict[Need, str] = {
     "GPU": "trains or runs a language model: from about a billion parameters on that takes an accelerator",
     "endpoint": "a language model behind an OpenAI-compatible interface",
     "extra package": "an extra of this package, named in the error where it is missing",
+    "extra data": "files that no Python package brings, named in the error where they are missing",
 }
 
 

@@ -1,12 +1,14 @@
-"""Cleaning prompts before a model answers them; methods by name in `PURIFIERS`."""
+"""Changing prompts before a model answers them; methods by name in `PURIFIERS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from mbdefense.data import load, user_text
+from mbdefense.errors import UserError
 from mbdefense.model import load_model
 from mbdefense.needs import Need
 
@@ -62,4 +64,46 @@ class Onion:
         return purified
 
 
-PURIFIERS: dict[str, type] = {"onion": Onion}
+@dataclass(frozen=True)
+class LetheEvidence:
+    """Appends the dictionary's sense of the prompt's keywords, so that a trigger is no longer all that stands out.
+
+    Source: Lethe (arXiv 2508.21004), its half at inference: the 5 keywords of highest TextRank, each with its first
+    WordNet sense, are appended to the prompt. With `mbdefense defend --defense lethe` it is the whole method.
+    Deviations: the wording is ours; a keyword that WordNet does not know keeps its place among the five and gets no
+    sense. Nothing is ever taken out of the prompt or of the keywords, the true trigger least of all: the source's
+    public evaluation removes triggers from the keywords, which no defender could.
+
+    WordNet's data come with no Python package that is kept up. Install them yourself: Debian's wordnet-base, or the
+    database files from Princeton; their licence allows any use.
+
+    Attributes:
+        wordnet: folder with the database files (``index.noun``, ``data.noun``, ...).
+        keywords: how many, at most.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("extra data",)
+    source: ClassVar[str] = "arXiv 2508.21004"
+
+    wordnet: str = "/usr/share/wordnet"
+    keywords: int = 5
+
+    def __post_init__(self) -> None:
+        if self.keywords < 1:
+            raise UserError("too few keywords", self.keywords, "leave it out for 5")
+
+    def __call__(self, texts: Sequence[str]) -> list[Purified]:
+        """Appends to each text; none loses a word."""
+        from mbdefense.textrank import keywords
+        from mbdefense.wordnet import WordNet
+
+        dictionary = WordNet(Path(self.wordnet))
+        changed = []
+        for text in texts:
+            senses = [(word, dictionary.first_sense(word)) for word in keywords(text, self.keywords)]
+            lines = [f"- {word}: {sense}" for word, sense in senses if sense]
+            changed.append(Purified("\n".join([text, "", "What these words mean:", *lines]) if lines else text, ()))
+        return changed
+
+
+PURIFIERS: dict[str, type] = {"lethe_evidence": LetheEvidence, "onion": Onion}

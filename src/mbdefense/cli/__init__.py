@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -40,7 +41,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   list [WHAT]       triggers, behaviors, defenses, filters, purifiers, decodings, judges
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
-Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted.
+Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted, 141 nobody reads the output any more.
 """
 
 
@@ -115,11 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise Usage(f"unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")
         if process_count() > 1 and words[0] != "defend":
             raise UserError("only defend runs on several processes", words[0], "run it without accelerate launch")
-        return COMMANDS[words[0]](words[1:]) or 0
+        code = COMMANDS[words[0]](words[1:]) or 0
+        sys.stdout.flush()  # what is left in the buffer would fail at exit, where nobody catches it
+        return code
     except Usage as error:
         return _fail(f"mbdefense: {error}", 2)
     except UserError as error:
         return _fail(f"mbdefense: {error}", 1)
+    except BrokenPipeError:  # as in `mbdefense list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return _fail("mbdefense: interrupted; run the same command with --resume to go on", 130)
 

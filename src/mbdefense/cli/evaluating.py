@@ -167,8 +167,9 @@ def _purifier_from(text: str | None, test: Any) -> Any:
     from mbdefense.purify import PURIFIERS
 
     purifier = parse_spec(text, PURIFIERS, "purifier")
-    clean = load_rows([purifier.clean], "error", purifier.clean, require_completion=False)
-    check_disjoint(clean, test, clean_name=f"the clean set {purifier.clean}")
+    if "clean data" in purifier.needs:
+        clean = load_rows([purifier.clean], "error", purifier.clean, require_completion=False)
+        check_disjoint(clean, test, clean_name=f"the clean set {purifier.clean}")
     return purifier
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.cli.reading import load_rows, read_options, take
 from mbdefense.config import FilterConfig, parse_spec
+from mbdefense.errors import UserError
 
 if TYPE_CHECKING:
     from mbdefense.filtering import Quality
@@ -20,17 +21,21 @@ def filter_rows(words: Sequence[str]) -> None:
     from mbdefense.filters import FILTERS
 
     method = parse_spec(config.filter, FILTERS, "filter")
+    if ("clean data" in method.needs) != (config.clean is not None):
+        needed = "needs clean rows" if config.clean is None else "makes no use of clean rows"
+        fix = "add --clean FILE" if config.clean is None else "leave --clean out"
+        raise UserError(f"this filter {needed}", config.filter, fix)
     from dataclasses import asdict
     from pathlib import Path
 
     from mbdefense import filtering
-    from mbdefense.data import poisoned_ids, save
+    from mbdefense.data import poisoned_ids, save, with_content_ids
     from mbdefense.filters import Evidence
     from mbdefense.measure import measure
     from mbdefense.provenance import provenance
 
-    rows = load_rows([options.data], config.on_bad_row, options.data)
-    clean = load_rows([config.clean], config.on_bad_row, config.clean)
+    rows = with_content_ids(load_rows([options.data], config.on_bad_row, options.data))  # as the filter names them
+    clean = load_rows([config.clean], config.on_bad_row, config.clean) if config.clean is not None else None
     evidence = Evidence(
         config.model, rows, clean, config.seed, config.max_length, config.batch_size,
         config.chat_template, config.trust_remote_code,

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from mbdefense.data.formats import detect, row_of
 from mbdefense.data.reading import BadRowError, read, records
 from mbdefense.data.rows import (
+    Numbering,
     check_disjoint,
     content_id,
     features,
@@ -28,6 +29,7 @@ from mbdefense.data.rows import (
     to_dataset,
     unlabelled,
     user_text,
+    with_content_ids,
     with_user_text,
 )
 from mbdefense.errors import UserError
@@ -50,6 +52,7 @@ __all__ = [
     "to_dataset",
     "unlabelled",
     "user_text",
+    "with_content_ids",
     "with_user_text",
     "writer_of",
 ]
@@ -124,7 +127,7 @@ def _rows(
     sources = [sources] if isinstance(sources, str) else list(sources)
     if not sources:
         raise UserError("no data given", fix="name at least one file or Hub id")
-    number_repeats = _Numbering()
+    number_repeats = Numbering()
     good = 0
     for source in sources:
         name, found = reading(source)
@@ -217,20 +220,3 @@ _WRITERS: dict[str, Callable[[Iterable[Row], IO[bytes]], None]] = {
     ".json": _write_json,
     ".parquet": _write_parquet,
 }
-
-
-class _Numbering:
-    """Gives rows that repeat an id one of their own."""
-
-    def __init__(self) -> None:
-        # Hashes, of which ten million take a third of the memory of the ids. Two of a million ids share one with a
-        # probability of 1e-8, and would merely be told apart by a number.
-        self.taken: set[int] = set()
-        self.repeats: dict[str, int] = {}
-
-    def __call__(self, row: Row) -> None:
-        base = row["id"]
-        while hash(row["id"]) in self.taken:
-            self.repeats[base] = self.repeats.get(base, 1) + 1
-            row["id"] = f"{base}-{self.repeats[base]}"
-        self.taken.add(hash(row["id"]))

@@ -45,10 +45,37 @@ def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
 def unlabelled(rows: Dataset) -> Dataset:
     """The rows without what could tell poisoned ones from clean ones.
 
-    Besides the provenance that is accepted answers: some sets have them for clean rows only.
+    Besides the provenance that is accepted answers, which some sets have for clean rows only, and the id: a poisoned
+    row keeps that of the row it was made from, which is not the hash of its own content. All get that one.
     """
     blank = {"answers": [], "provenance": dict.fromkeys(PROVENANCE, "")}
-    return to_dataset({**row, **blank} for row in rows.select_columns(["id", "prompt", "completion"]))
+    return to_dataset({**row, **blank} for row in with_content_ids(rows).select_columns(["id", "prompt", "completion"]))
+
+
+def with_content_ids(rows: Dataset) -> Dataset:
+    """The rows with their `content_id` as id, repeats numbered; the rest as it is."""
+    table = [{**row, "id": content_id(row["prompt"], row["completion"])} for row in rows]
+    numbered = Numbering()
+    for row in table:
+        numbered(row)
+    return to_dataset(table)
+
+
+class Numbering:
+    """Gives rows that repeat an id one of their own: the second gets ``-2`` behind it, and so on."""
+
+    def __init__(self) -> None:
+        # Hashes, of which ten million take a third of the memory of the ids. Two of a million ids share one with a
+        # probability of 1e-8, and would merely be told apart by a number.
+        self.taken: set[int] = set()
+        self.repeats: dict[str, int] = {}
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        base = row["id"]
+        while hash(row["id"]) in self.taken:
+            self.repeats[base] = self.repeats.get(base, 1) + 1
+            row["id"] = f"{base}-{self.repeats[base]}"
+        self.taken.add(hash(row["id"]))
 
 
 def poisoned_ids(rows: Dataset) -> frozenset[str]:

@@ -36,7 +36,7 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
     evidence = Evidence(
         base=setting.base,
         suspect=setting.suspect,
-        clean=setting.clean,
+        clean=setting.clean if "clean data" in options.needs else None,
         seed=setting.training.seed,
         max_length=setting.training.max_length,
         batch_size=setting.training.per_device_train_batch_size,

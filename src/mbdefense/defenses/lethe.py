@@ -24,9 +24,10 @@ class Lethe(CleanTuning):
     Source: Chen et al. 2025, arXiv 2508.21004, and its code: linear and spherical interpolation at equal shares, TIES
     at density .5. The clean model stays in ``clean_model`` below the output directory.
 
-    Deviations: only this half of the method. Its evidence at inference (keywords of the prompt with their first WordNet
-    sense, appended) is left out, and so is the passthrough merge, which stacks layers of both models into another
-    architecture. The clean set stands for the paper's 5 to 10 % of clean training data. Rate and epochs are ours.
+    Its evidence at inference goes into the prompts: `mbdefense evaluate --purify lethe_evidence`.
+
+    Deviations: the passthrough merge is left out, which stacks layers of both models into another architecture. The
+    clean set stands for the paper's 5 to 10 % of clean training data. Rate and epochs are ours.
 
     Two models tuned from one base are so nearly collinear that slerp mostly is linear (see `weights.slerp`).
 

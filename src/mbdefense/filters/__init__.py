@@ -10,10 +10,12 @@ from collections.abc import Callable
 from mbdefense.filters.evidence import Evidence, Filtered, Suspicion
 from mbdefense.filters.graceful import GraCeFul
 from mbdefense.filters.onion import OnionRows
+from mbdefense.filters.seep import SEEP
 from mbdefense.filters.spectral import SpectralSignatures
 
 __all__ = [
     "FILTERS",
+    "SEEP",
     "Evidence",
     "Filter",
     "Filtered",
@@ -25,4 +27,9 @@ __all__ = [
 
 Filter = Callable[[Evidence], Filtered]
 
-FILTERS: dict[str, type] = {"graceful": GraCeFul, "onion": OnionRows, "spectral": SpectralSignatures}
+FILTERS: dict[str, type] = {
+    "graceful": GraCeFul,
+    "onion": OnionRows,
+    "seep": SEEP,
+    "spectral": SpectralSignatures,
+}

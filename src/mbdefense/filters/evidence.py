@@ -21,7 +21,7 @@ class Evidence:
     Attributes:
         base: the model to be tuned on the rows: directory or Hub id.
         suspect: untrusted rows; their labels are removed here.
-        clean: rows checked by eye.
+        clean: rows checked by eye, or None; a filter asks for them by `checked`.
         seed: of everything random.
         max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
         batch_size: rows in one forward pass.
@@ -31,7 +31,7 @@ class Evidence:
 
     base: str
     suspect: Dataset
-    clean: Dataset
+    clean: Dataset | None
     seed: int = 0
     max_length: int = 1024
     batch_size: int = 8
@@ -44,9 +44,22 @@ class Evidence:
                 "max_length or batch_size is too small", (self.max_length, self.batch_size), "use at least 16 and 1"
             )
         for name in ("suspect", "clean"):
-            object.__setattr__(self, name, unlabelled(getattr(self, name)))
-            if not len(getattr(self, name)):
+            rows = getattr(self, name)
+            if rows is None:
+                continue
+            object.__setattr__(self, name, unlabelled(rows))
+            if not len(rows):
                 raise UserError(f"there are no {name} rows", fix="give a data set with at least one row")
+
+    def checked(self) -> Dataset:
+        """The clean rows.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.clean is None:
+            raise UserError("this filter needs clean rows", fix="give a file of rows checked by eye with --clean")
+        return self.clean
 
     def load(self, model: str | None = None) -> LoadedModel:
         """The base model, or another one, with the prompt template that tuning will use."""

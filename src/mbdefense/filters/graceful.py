@@ -64,7 +64,7 @@ class GraCeFul:
 
         from mbdefense.filters.clusters import more_often, two_clusters
 
-        rows = evidence.suspect
+        rows, checked = evidence.suspect, evidence.checked()
         if len(rows) < 4:
             raise UserError("too few rows to find clusters in", len(rows), "give at least some dozens")
         order = list(range(len(rows)))
@@ -80,7 +80,7 @@ class GraCeFul:
         if others:
             scores = _projected(loaded, rows.select(others), evidence, components)
             nearness[others], inside[others] = clusters.nearness(scores), clusters.joined(scores)
-        clean = clusters.joined(_projected(loaded, evidence.clean, evidence, components))
+        clean = clusters.joined(_projected(loaded, checked, evidence, components))
         p_value = more_often(int(inside.sum()), len(inside), int(clean.sum()), len(clean))
         poisoned = p_value < self.alpha
         facts = {

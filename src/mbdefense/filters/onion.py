@@ -40,12 +40,13 @@ class OnionRows:
         """Scores clean and suspect rows; a row is dropped from the threshold on."""
         from mbdefense.onion import threshold
 
+        checked = evidence.checked()
         loaded = evidence.load(self.scorer)
-        bound = threshold(_scores(loaded, evidence.clean, "ONION: clean rows"), self.max_clean_loss)
+        bound = threshold(_scores(loaded, checked, "ONION: clean rows"), self.max_clean_loss)
         scores = _scores(loaded, evidence.suspect, "ONION: suspect rows")
         return Filtered(
             tuple(Suspicion(row_id, s, s >= bound) for row_id, s in zip(evidence.suspect["id"], scores, strict=True)),
-            {"threshold": bound, "clean_rows": len(evidence.clean)},
+            {"threshold": bound, "clean_rows": len(checked)},
         )
 
 

@@ -38,7 +38,7 @@ class SpectralSignatures:
             raise UserError("poisoning_bound must lie in (0, 0.5]", self.poisoning_bound, "0.1 drops 15 % of the rows")
 
     def __call__(self, evidence: Evidence) -> Filtered:
-        """Scores every suspect row; the clean rows have no part in it."""
+        """Scores every suspect row."""
         import numpy as np
 
         from mbdefense.filters.states import response_states

@@ -1,0 +1,32 @@
+"""TextRank: the words of a text that its other words lead to most."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+"""A run of letters, with apostrophes and hyphens inside."""
+
+
+def keywords(text: str, count: int) -> list[str]:
+    """The `count` words of highest PageRank, in lower case, highest first; the earlier of equals.
+
+    Source: Mihalcea and Tarau 2004: words are the nodes of a graph whose edges join words that stand next to each
+    other; PageRank at damping 0.85 ranks them. Deviations: candidates are all words but scikit-learn's English stop
+    words, where the source takes nouns and adjectives by a tagger; two are next to each other if only stop words stand
+    between them; an edge weighs as often as it occurs; neighboring keywords are not joined to phrases.
+    """
+    import networkx
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    found = [word for word in WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS]
+    graph = networkx.Graph()
+    graph.add_nodes_from(found)
+    for one, other in itertools.pairwise(found):
+        if one != other:
+            weight = graph.edges[one, other]["weight"] if graph.has_edge(one, other) else 0
+            graph.add_edge(one, other, weight=weight + 1)
+    ranks = networkx.pagerank(graph) if found else {}
+    # Rounded, so that equals are not ordered by the last bits of the iteration.
+    return sorted(ranks, key=lambda word: (-round(ranks[word], 6), found.index(word)))[:count]
