@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import training_flops
@@ -131,6 +132,7 @@ def _naive(workload: Workload) -> Callable[[], Done]:
                 train_dataset=triples,
                 data_collator=lambda rows: naive_batch(rows, loaded.tokenizer.pad_token_id),
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return done._replace(**summary(trainer.state.log_history))
 
@@ -167,6 +169,7 @@ def _dpo(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
                 train_dataset=pairs,
                 processing_class=loaded.tokenizer,
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         found = summary(trainer.state.log_history)
         return done._replace(**found, note="Its loss is another one; it has no (x, y) to compute.")

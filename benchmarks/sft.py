@@ -99,6 +99,7 @@ def _ours(workload: Workload, *, packed: bool) -> Callable[[], Done]:
 
 
 def _trl(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
+    from transformers.trainer_callback import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -114,6 +115,7 @@ def _trl(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
                 train_dataset=rows,
                 processing_class=loaded.tokenizer,
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return done._replace(**summary(trainer.state.log_history))
 
