@@ -71,6 +71,7 @@ class Numbering:
         self.repeats: dict[str, int] = {}
 
     def __call__(self, row: dict[str, Any]) -> None:
+        """Changes the row's id where an earlier row had it."""
         base = row["id"]
         while hash(row["id"]) in self.taken:
             self.repeats[base] = self.repeats.get(base, 1) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,13 @@ from mbdefense.config import EvaluateConfig
 from mbdefense.data import user_text
 from mbdefense.defenses.setting import identity
 from mbdefense.files import read_json, write_json
-from mbdefense.generate import perplexity
+from mbdefense.generate import generate, perplexity
 from mbdefense.grid.arms import INFERENCE, arm_options, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.measure import measure
 from mbdefense.model import CARD_FILE, check_template, load_model
-from mbdefense.pipeline import respond
+from mbdefense.pipeline import respond, sample_references
 from mbdefense.responses import Kind, Response, read_responses, write_responses
 from mbdefense.results import Perplexity
 
@@ -61,7 +62,10 @@ def answers_of(workspace: Workspace, cell: Cell, model: Path) -> tuple[Answers, 
     """What a cell needs of its model, which need not be there yet: to clean and to triggered prompts."""
     evaluation = workspace.grid.evaluation
     between = arm_options(cell.arm) if cell.arm.partition(":")[0] in INFERENCE else None
-    asked = {name: getattr(evaluation, name) for name in ("max_new_tokens", "batch_size", "max_length", "perplexity")}
+    asked = {
+        name: getattr(evaluation, name)
+        for name in ("max_new_tokens", "batch_size", "max_length", "perplexity", "perplexity_rows")
+    }
     made_of = [
         identity(str(model)), workspace.template(), asked, code_hash(*ANSWERING),
         between and [between, identity(cell.base()), workspace.clean, cell.seed],
@@ -103,7 +107,8 @@ def _answer(workspace: Workspace, cell: Cell, loaded: LoadedModel, answers: Answ
         purified = None
         if inference.purifier:
             purified = inference.purifier([user_text(prompt) for prompt in rows["prompt"]])
-        responses = respond(loaded, rows, answers.kind, config, inference, purified)
+        answer = partial(inference.decoding or generate, loaded)
+        responses = respond(answer, rows, answers.kind, config, inference, purified)
     write_responses(directory / "responses.jsonl", responses)
     fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity else None
     facts = {"perplexity": asdict(fluency) if fluency else None, "prompts": len(rows), **asdict(cost)}
@@ -112,5 +117,6 @@ def _answer(workspace: Workspace, cell: Cell, loaded: LoadedModel, answers: Answ
 
 def _fluency(workspace: Workspace, loaded: LoadedModel, rows: Dataset) -> Perplexity | None:
     options = workspace.grid.evaluation
-    value, tokens = perplexity(loaded, rows, max_length=options.max_length, batch_size=options.batch_size)
-    return Perplexity(value, tokens) if tokens else None
+    references = sample_references(rows, options.perplexity_rows, workspace.grid.data.seed)
+    value, tokens = perplexity(loaded, references, max_length=options.max_length, batch_size=options.batch_size)
+    return Perplexity(value, tokens, len(references)) if tokens else None

@@ -8,9 +8,12 @@ import json
 from functools import cache
 from pathlib import Path
 
-TRAINING = ("train", "losses", "batches", "model", "defenses", "filters", "onion", "poison")
+TRAINING = ("train", "losses", "batches", "scoring", "packing", "model", "defenses", "filters", "onion", "poison")
 POISONING = ("poison", "triggers", "behaviors", "data", "builtin")
-ANSWERING = ("generate", "batches", "model", "decodings", "demonstrations", "purify", "onion")
+ANSWERING = (
+    "generate", "greedy", "batches", "scoring", "packing", "model", "decodings", "demonstrations", "purify", "onion",
+    "textrank", "wordnet",
+)  # fmt: skip
 JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging")
 
 

@@ -55,15 +55,17 @@ class EvaluationOptions(JudgeOptions):
         batch_size: prompts generated at once.
         max_length: most tokens of prompt and reference in the perplexity.
         perplexity: also compute the references' perplexity on clean prompts.
+        perplexity_rows: of at most so many references, drawn by the data's seed.
     """
 
     max_new_tokens: int = 64
     batch_size: int = 32
     max_length: int = 1024
     perplexity: bool = True
+    perplexity_rows: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size", "max_length"):
+        for name in ("max_new_tokens", "batch_size", "max_length", "perplexity_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1", getattr(self, name), "give a positive number")
 
