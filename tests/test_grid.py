@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mbdefense import train
 from mbdefense.cli import main
 from mbdefense.results import read
+from mbdefense.train import running
 
 SMALL = {
     "attacks": ["badnet", "insent"],
@@ -59,13 +59,13 @@ def statuses(out: Path) -> dict[tuple[str, str, str], str]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each training, with the number of its rows."""
     seen: list[str] = []
-    whole = train._run
+    whole = running.run
 
     def run(trainer: Any, *rest: Any, **more: Any) -> Any:
         seen.append(f"{type(trainer).__name__} {len(trainer.train_dataset)}")
         return whole(trainer, *rest, **more)
 
-    monkeypatch.setattr(train, "_run", run)
+    monkeypatch.setattr(running, "run", run)
     return seen
 
 
