@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mbdefense import train
 from mbdefense.cli import main
 from mbdefense.results import read
 from mbdefense.train import running
