@@ -201,6 +201,15 @@ def test_seeds_have_their_lines_and_a_mean(tmp_path):
     assert mean.cells[0].verdict == "ASR lower"
 
 
+def test_where_a_model_lies_is_not_told(tmp_path):
+    for name in ARMS:
+        write_evaluation(tmp_path / "run" / name, arm(name, base_model="/home/someone/models/tiny"))
+        write_evaluation(tmp_path / "run" / f"{name}-2", arm(name, "vpi", base_model="/home/someone/models/tiny"))
+    text = render(read_sources([tmp_path / "run"]))
+    assert "seed 0, tiny: mb_defense: ASR from" in text
+    assert "/home/someone" not in text
+
+
 def test_the_headline_claims_what_the_tests_show(tmp_path):
     found = summarize(read_sources([write_grid(tmp_path / "grid")]))
     assert found.headline == (
@@ -252,7 +261,7 @@ def test_analyses_and_logs_are_shown(tmp_path):
     assert len(page.ids) == len(set(page.ids))
     assert "the models also differ in lora_r" in text
     # A loss that was no number is counted, not drawn.
-    assert re.search(r"<td>2\.500</td><td>2\.500</td><td>1\.500</td><td>1</td>", text)
+    assert re.search(r"<td>2\.500</td><td>2\.500</td><td>2\.000</td><td>1\.500</td><td>1</td>", text)
 
 
 def test_charts_are_text_with_titles_and_no_style_of_their_own(tmp_path):
