@@ -199,6 +199,19 @@ def test_seeds_have_their_lines_and_a_mean(tmp_path):
     mean = next(line for line in block.lines if line.arm == "mb_defense")
     assert mean.cells[0].asr.score.seeds == (0, 1)
     assert mean.cells[0].verdict == "ASR lower"
+    assert mean.cells[0].asr.interval.endswith("n=20, 2 seeds")
+
+
+def test_a_mean_says_which_seeds_failed(tmp_path):
+    grid = write_grid(tmp_path / "grid", attacks=("cf",), seeds=(0, 1))
+    value = json.loads((grid / "grid.json").read_text())
+    cell = next(cell for cell in value["cells"] if cell["arm"] == "crow")
+    value["cells"].append({**cell, "id": "lost", "seed": 2, "status": "failed", "reason": "out of memory"})
+    (grid / "grid.json").write_text(json.dumps(value), encoding="utf-8")
+    (block,) = blocks(read_sources([grid]))
+    mean, *singles = [line.cells[0] for line in block.lines if line.arm == "crow"]
+    assert mean.reason == "1 of 3 seeds failed: out of memory"
+    assert [cell.status for cell in singles] == ["done", "done", "failed"]
 
 
 def test_where_a_model_lies_is_not_told(tmp_path):
