@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -206,7 +206,9 @@ def _block(
     lines: list[Line] = []
     for arm in arm_order([row.arm for row in rows] + [cell.arm for cell in unfinished]):
         if mean := _mean_line(arm, pairs, means, cells):
-            lines.append(mean)
+            members = [row for row in rows if row.arm == arm]
+            seconds = tuple(row.seconds for row in members)
+            lines.append(replace(mean, seconds=seconds, peak_bytes=max(row.peak_bytes for row in members)))
         for seed in sorted({at[1] for at in cells if at[0] == arm}):
             own = [row for row in rows if (row.arm, row.seed) == (arm, seed)]
             line = tuple(cells.get((arm, seed, *pair), Cell("absent")) for pair in pairs)
@@ -254,7 +256,7 @@ def _mean_line(
             continue
         note = f"{len(failed)} of {len(own)} seeds failed: {failed[0].reason}" if failed else ""
         verdict = _of_seeds([cell.verdict for cell in own if cell.verdict])
-        line.append(Cell("done", note, asr and Shown(asr), cacc and Shown(cacc), verdict))
+        line.append(Cell("done", note, Shown(asr) if asr else None, Shown(cacc) if cacc else None, verdict))
     return Line(arm, role_of(arm), f"mean of {seeds}", True, tuple(line))
 
 
