@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -424,3 +426,15 @@ def test_the_command_writes_every_form(tmp_path, capsys):
     assert main(["report", run, "--output", str(tmp_path / "x.html"), "--compare", run]) == 1
     assert "compare takes two folders" in capsys.readouterr().err
     assert main(["report", run, "--output", str(tmp_path / "c.html"), "--compare", run, run]) == 0
+
+
+def test_the_report_needs_no_torch(tmp_path):
+    run = write_evaluations(tmp_path / "run")
+    code = (
+        "import sys; from mbdefense.cli import main; "
+        f"assert main(['report', {str(run)!r}, '--output', {str(tmp_path / 'page.html')!r}]) == 0; "
+        "print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
