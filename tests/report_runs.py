@@ -157,7 +157,7 @@ def write_analyses(folder: Path) -> Path:
     history = [
         {"step": 10, "loss": 2.5, "epoch": 0.5},
         {"step": 20, "loss": float("nan")},
-        {"step": 20, "eval_loss": 1.5},
+        {"step": 20, "eval_loss": 1.5, "train_loss": 2.0},
     ]
     (model / "training_log.json").write_text(json.dumps({"history": history}), encoding="utf-8")
     return folder

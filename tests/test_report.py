@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -199,6 +201,28 @@ def test_seeds_have_their_lines_and_a_mean(tmp_path):
     mean = next(line for line in block.lines if line.arm == "mb_defense")
     assert mean.cells[0].asr.score.seeds == (0, 1)
     assert mean.cells[0].verdict == "ASR lower"
+    assert mean.cells[0].asr.interval.endswith("n=20, 2 seeds")
+
+
+def test_a_mean_says_which_seeds_failed(tmp_path):
+    grid = write_grid(tmp_path / "grid", attacks=("cf",), seeds=(0, 1))
+    value = json.loads((grid / "grid.json").read_text())
+    cell = next(cell for cell in value["cells"] if cell["arm"] == "crow")
+    value["cells"].append({**cell, "id": "lost", "seed": 2, "status": "failed", "reason": "out of memory"})
+    (grid / "grid.json").write_text(json.dumps(value), encoding="utf-8")
+    (block,) = blocks(read_sources([grid]))
+    mean, *singles = [line.cells[0] for line in block.lines if line.arm == "crow"]
+    assert mean.reason == "1 of 3 seeds failed: out of memory"
+    assert [cell.status for cell in singles] == ["done", "done", "failed"]
+
+
+def test_where_a_model_lies_is_not_told(tmp_path):
+    for name in ARMS:
+        write_evaluation(tmp_path / "run" / name, arm(name, base_model="/home/someone/models/tiny"))
+        write_evaluation(tmp_path / "run" / f"{name}-2", arm(name, "vpi", base_model="/home/someone/models/tiny"))
+    text = render(read_sources([tmp_path / "run"]))
+    assert "seed 0, tiny: mb_defense: ASR from" in text
+    assert "/home/someone" not in text
 
 
 def test_the_headline_claims_what_the_tests_show(tmp_path):
@@ -252,7 +276,7 @@ def test_analyses_and_logs_are_shown(tmp_path):
     assert len(page.ids) == len(set(page.ids))
     assert "the models also differ in lora_r" in text
     # A loss that was no number is counted, not drawn.
-    assert re.search(r"<td>2\.500</td><td>2\.500</td><td>1\.500</td><td>1</td>", text)
+    assert re.search(r"<td>2\.500</td><td>2\.500</td><td>2\.000</td><td>1\.500</td><td>1</td>", text)
 
 
 def test_charts_are_text_with_titles_and_no_style_of_their_own(tmp_path):
@@ -402,3 +426,15 @@ def test_the_command_writes_every_form(tmp_path, capsys):
     assert main(["report", run, "--output", str(tmp_path / "x.html"), "--compare", run]) == 1
     assert "compare takes two folders" in capsys.readouterr().err
     assert main(["report", run, "--output", str(tmp_path / "c.html"), "--compare", run, run]) == 0
+
+
+def test_the_report_needs_no_torch(tmp_path):
+    run = write_evaluations(tmp_path / "run")
+    code = (
+        "import sys; from mbdefense.cli import main; "
+        f"assert main(['report', {str(run)!r}, '--output', {str(tmp_path / 'page.html')!r}]) == 0; "
+        "print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""

@@ -34,6 +34,8 @@ def pages(tmp_path_factory):
     (folder / "grid.html").write_text(render(sources, differences(grid, grid)), encoding="utf-8")
     for name in ARMS:
         write_evaluation(folder / "evil" / name, arm(name, HOSTILE[0], HOSTILE[1], texts=HOSTILE))
+    seeds = write_grid(folder / "seeds", attacks=("cf",), seeds=(0, 1), unfinished=(("failed", "the disk is full"),))
+    (folder / "seeds.html").write_text(render(read_sources([seeds])), encoding="utf-8")
     (folder / "evil.html").write_text(render(read_sources([folder / "evil"])), encoding="utf-8")
     return folder
 
@@ -81,6 +83,16 @@ def test_tables_sort_and_filter(visit):
     page.get_by_label("Filter arms").first.fill("mb_")
     assert first_cells(page, "table-1") == ["mb_defense"]
     assert page.locator("[data-count-of=table-1]").inner_text() == "1 of 6 rows"
+
+
+def test_means_stand_first_and_each_seed_when_asked_for(visit):
+    page = visit("seeds.html")
+    # An arm that failed has no mean and stays.
+    assert [one.split()[0] for one in first_cells(page, "table-1")] == [*ARMS, "lethe"]
+    page.get_by_label("each seed").check()
+    assert len(first_cells(page, "table-1")) == 3 * len(ARMS) + 1
+    page.get_by_label("Filter arms").first.fill("crow")
+    assert len(first_cells(page, "table-1")) == 3
 
 
 def test_the_browser_finds_and_filters(visit):
@@ -158,7 +170,7 @@ def test_injected_script_would_not_run(browser, pages):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["grid.html", "evil.html"])
+@pytest.mark.parametrize("name", ["grid.html", "seeds.html", "evil.html"])
 def test_no_serious_accessibility_violation(browser, pages, scheme, name):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     # The checker is a script of its own, which the page's policy would refuse.

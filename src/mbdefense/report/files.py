@@ -179,11 +179,12 @@ class Triggers(_Form):
 
 @dataclass(frozen=True)
 class LogEntry(_Form):
-    """What the trainer said at one step; a loss may be no finite number where training diverged."""
+    """What the trainer said at one step, or at the end (`train_loss`); not finite where training diverged."""
 
     step: Count
     loss: float | None = None
     eval_loss: float | None = None
+    train_loss: float | None = None
 
 
 @dataclass(frozen=True)

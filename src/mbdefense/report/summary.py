@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from mbdefense.report.sources import Sources
-from mbdefense.report.view import SIGNIFICANT, arm_order, role_of, share
+from mbdefense.report.view import SIGNIFICANT, arm_order, model_name, role_of, share
 from mbdefense.results import ResultRow, Results
 from mbdefense.statistics import Score
-from mbdefense.tables import groups, landing_of, row_verdicts, verdict_in_words
+from mbdefense.tables import groups, landing_of, row_verdicts, verdict_in_words, visible
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ def summarize(sources: Sources) -> Summary:
     """The verdict on what was found; without any result row it says so."""
     rows = tuple(row for row in sources.rows if row.origin == "attack")
     results = Results({}, sources.rows, sources.over_seeds)
-    words = tuple(line for line in verdict_in_words(results).splitlines() if line)
+    told = verdict_in_words(results)
+    for model in {row.base_model for row in sources.rows}:
+        told = told.replace(visible(model), visible(model_name(model))) if model else told
+    words = tuple(line for line in told.splitlines() if line)
     if not rows:
         return Summary("No attack was measured in these files.", words[:6] if sources.rows else (), (), words)
     attacks = Results({}, rows)

@@ -25,6 +25,7 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
     for name, log in logs:
         steps = [(entry.step, entry.loss) for entry in log.history if _finite(entry.loss)]
         checked = [(entry.step, entry.eval_loss) for entry in log.history if _finite(entry.eval_loss)]
+        means = [entry.train_loss for entry in log.history if _finite(entry.train_loss)]
         lost = sum(entry.loss is not None and not _finite(entry.loss) for entry in log.history)
         body.append(
             (
@@ -32,6 +33,7 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
                 str(max((entry.step for entry in log.history), default=0)),
                 f"{steps[0][1]:.3f}" if steps else "-",
                 f"{steps[-1][1]:.3f}" if steps else "-",
+                f"{means[-1]:.3f}" if means else "-",
                 f"{checked[-1][1]:.3f}" if checked else "-",
                 str(lost),
             )
@@ -42,14 +44,14 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
             pictures.append(Chart(title, as_svg(key, title, words, (3.1, 2.1), _loss_painter(steps, checked))))
     if not body:
         return None
-    left = f" The first {MOST_LOGS} are drawn." if len(logs) > MOST_LOGS else ""
+    left = f" The first {MOST_LOGS} are drawn." if len(pictures) == MOST_LOGS < len(logs) else ""
     return Charts(
         "Training and recovery",
         "Loss by step, as the trainer logged it, and the loss on rows held out to choose an epoch where there are some."
         f"{left}",
         tuple(pictures),
         (("●", "s0", "training loss"), ("◆", "s1", "loss on held-out rows")),
-        ("Training", "Steps", "First loss", "Last loss", "Last held-out loss", "Not finite"),
+        ("Training", "Steps", "First loss", "Last loss", "Mean loss", "Last held-out loss", "Not finite"),
         tuple(body),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +35,8 @@ class Shown:
     def interval(self) -> str:
         """The rest of what `mbdefense.landing.shown` says."""
         score = self.score
-        return shown(Score(score.value, score.n, score.low, score.high, score.unparsed)).split(" ", 1)[1]
+        told = shown(Score(score.value, score.n, score.low, score.high, score.unparsed)).split(" ", 1)[1]
+        return f"{told}, {len(score.seeds)} seeds" if isinstance(score, SeedScore) else told
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Cell:
 
     Attributes:
         status: as in a grid; "absent" where nobody asked for it.
-        reason: why it failed.
+        reason: why it failed; of a mean, what is not in it.
         asr: None where it was not measured.
         cacc: None where it was not measured or could not be judged.
         verdict: what the row is worth, in words; "" where that cannot be told.
@@ -205,7 +206,9 @@ def _block(
     lines: list[Line] = []
     for arm in arm_order([row.arm for row in rows] + [cell.arm for cell in unfinished]):
         if mean := _mean_line(arm, pairs, means, cells):
-            lines.append(mean)
+            members = [row for row in rows if row.arm == arm]
+            seconds = tuple(row.seconds for row in members)
+            lines.append(replace(mean, seconds=seconds, peak_bytes=max(row.peak_bytes for row in members)))
         for seed in sorted({at[1] for at in cells if at[0] == arm}):
             own = [row for row in rows if (row.arm, row.seed) == (arm, seed)]
             line = tuple(cells.get((arm, seed, *pair), Cell("absent")) for pair in pairs)
@@ -239,14 +242,22 @@ def _mean_line(
     cells: Mapping[tuple[str, int, str, str], Cell],
 ) -> Line | None:
     """The line of an arm's means over seeds; None where it has none."""
-    line, seeds = [], 0
-    for pair in pairs:
-        asr, cacc = means.get((arm, *pair, "asr")), means.get((arm, *pair, "cacc"))
-        verdicts = [cell.verdict for at, cell in cells.items() if (at[0], *at[2:]) == (arm, *pair) and cell.verdict]
-        found = [Shown(score) if score else None for score in (asr, cacc)]
-        seeds = max(seeds, *(len(score.seeds) if score else 0 for score in (asr, cacc)))
-        line.append(Cell("done" if asr or cacc else "absent", "", found[0], found[1], _of_seeds(verdicts)))
-    return Line(arm, role_of(arm), f"mean of {seeds}", True, tuple(line)) if seeds else None
+    scores = [[means.get((arm, *pair, figure)) for figure in ("asr", "cacc")] for pair in pairs]
+    seeds = max((len(score.seeds) for pair in scores for score in pair if score), default=0)
+    if not seeds:
+        return None
+    line = []
+    for pair, (asr, cacc) in zip(pairs, scores, strict=True):
+        own = [cell for at, cell in cells.items() if (at[0], *at[2:]) == (arm, *pair)]
+        failed = [cell for cell in own if cell.status == "failed"]
+        if asr is None and cacc is None:
+            # Fewer than two seeds have a result: there is no mean, and a failure must not look like nothing.
+            line.append(failed[0] if failed else Cell("absent"))
+            continue
+        note = f"{len(failed)} of {len(own)} seeds failed: {failed[0].reason}" if failed else ""
+        verdict = _of_seeds([cell.verdict for cell in own if cell.verdict])
+        line.append(Cell("done", note, Shown(asr) if asr else None, Shown(cacc) if cacc else None, verdict))
+    return Line(arm, role_of(arm), f"mean of {seeds}", True, tuple(line))
 
 
 def _of_seeds(verdicts: Sequence[str]) -> str:

@@ -64,15 +64,25 @@
   for (const input of document.querySelectorAll("input[data-filters]")) {
     const rows = Array.from($(input.dataset.filters).tBodies[0].rows, (row) => [row, row.textContent.toLowerCase()]);
     const count = document.querySelector(`[data-count-of="${input.dataset.filters}"]`);
-    input.addEventListener("input", () => {
+    const each = document.querySelector(`[data-each-of="${input.dataset.filters}"]`);
+    const averaged = new Set(rows.filter(([row]) => row.classList.contains("mean")).map(([row]) => row.dataset.arm));
+    const apply = () => {
       const wanted = input.value.trim().toLowerCase();
       let shown = 0;
       for (const [row, text] of rows) {
-        row.hidden = !text.includes(wanted);
+        const single = each && !each.checked && row.classList.contains("single") && averaged.has(row.dataset.arm);
+        row.hidden = single || !text.includes(wanted);
         shown += !row.hidden;
       }
-      count.textContent = wanted ? `${shown} of ${rows.length} rows` : "";
-    });
+      count.textContent = shown < rows.length ? `${shown} of ${rows.length} rows` : "";
+    };
+    input.addEventListener("input", apply);
+    if (each) {
+      // The means first: they are what a reader compares. Without script every line is there.
+      each.checked = false;
+      each.addEventListener("change", apply);
+      apply();
+    }
   }
 
   if (!$("data")) return;
