@@ -11,14 +11,22 @@ import pytest
 
 from mbdefense import train
 from mbdefense.cli import main
+from mbdefense.defenses import DEFENSES
+from mbdefense.filters import FILTERS
+from mbdefense.grid.answers import Answers
+from mbdefense.grid.estimate import duration, estimate, shown, trainings
+from mbdefense.grid.local import _death
+from mbdefense.grid.plan import Plan, PlannedCell, Task
+from mbdefense.grid.workspace import Cell
 from mbdefense.results import read
 
+TRAINING = {"num_train_epochs": 1, "max_length": 64, "bf16": False, "save_strategy": "no", "lora_r": 2}
 SMALL = {
     "attacks": ["badnet", "insent"],
     "behaviors": ["refusal", "fixed_text:text=You are stupid!"],
     "defenses": ["mb_defense:min_defensive_rows=1", "merge_only:min_defensive_rows=1", "clean_fft"],
     "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
-    "training": {"num_train_epochs": 1, "max_length": 64, "bf16": False, "save_strategy": "no"},
+    "training": TRAINING,
     "evaluation": {"max_new_tokens": 2, "perplexity": False},
 }
 TIMES = ("created", "seconds", "peak_bytes")
@@ -288,3 +296,59 @@ def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
     plain = tree("def f(x):\n    return x + 1\n")
     assert tree('"""Doc."""\ndef f(x):\n    """Doc."""\n    return (x + 1)  # comment\n') == plain
     assert tree("def f(x):\n    return x + 2\n") != plain
+
+
+def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:
+    """A filter's verdicts are all that a plan cannot know; so its model is the one that comes as a surprise."""
+    options = {"mb_defense": ":min_defensive_rows=1", "merge_only": ":min_defensive_rows=1"}
+    arms = [name + options.get(name, "") for name in DEFENSES]
+    chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": arms, "training": TRAINING}
+    _, out = bench("--plan", **chosen)
+    planned = {path.name for path in (out / "stages").iterdir()}
+    assert counted == []
+    assert bench(**chosen)[0] == 0
+    made = {path.name for path in (out / "stages").iterdir()} - planned
+    assert {name.partition("-")[0] for name in made} <= {"tuned"}
+    assert len(made) <= len(FILTERS)
+    steps = [name for name in planned if name.partition("-")[0] in FILTERS]
+    assert len(steps) == len(FILTERS)
+    assert len(counted) == len(planned) - len(steps) + len(made)
+
+
+# What the plan says
+
+
+def task(kind: str, **more: Any) -> Task:
+    return Task("t", kind, Cell("m", "badnet", "refusal", 0.2, 0, "crow"), **more)  # type: ignore[arg-type]
+
+
+def test_an_estimate_is_the_mean_of_the_like_and_says_what_is_unknown() -> None:
+    tasks = [
+        task("train", stage="tuned-1"),
+        task("train", stage="tuned-2"),
+        task("train", stage="crow-3"),
+        task("answer", answers=(Answers("a", "clean", "f"), Answers("b", "triggered", "g"))),
+        task("judge", needs=("answers",)),
+    ]
+    measured = {"m: tuned": [10.0, 20.0], "m: answer": [4.0]}
+    assert estimate(tasks, measured) == (38.0, ("crow",))
+    assert estimate(tasks[:2], measured) == (30.0, ())
+    assert shown(estimate(tasks, measured)) == "about 38 s, and what is not known before the first is done: crow"
+    assert shown(estimate(tasks[2:3], {})) == "not known before the first is done: crow"
+    assert [duration(seconds) for seconds in (119, 120, 3600, 3660)] == ["119 s", "2 min", "1 h 00 min", "1 h 01 min"]
+
+
+def test_trainings_are_counted_once_shared_and_once_for_each_cell() -> None:
+    cell = task("judge").cell
+    cells = (
+        PlannedCell(cell, "a", False, ("tuned-1",)),
+        PlannedCell(cell, "b", True, ("tuned-1", "crow-2")),
+        PlannedCell(cell, "c", False, (), whole=False),
+    )
+    assert trainings(Plan(cells, (task("train", stage="tuned-1"),))) == (3, 4, 2)
+
+
+def test_a_process_that_was_ended_says_by_what() -> None:
+    assert _death(-9) == "the process was ended by SIGKILL; the system may be out of memory"
+    assert _death(-11) == "the process was ended by SIGSEGV"
+    assert _death(3) == "the process ended with exit code 3"

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,8 +88,8 @@ class Workspace:
                                 yield Cell(model, trigger, behavior, rate, seed, arm)
 
     def rows(self, name: str) -> Dataset:
-        """The rows of a file in ``data``."""
-        return load([str(self.out / "data" / name)], require_completion=False).rows
+        """The rows of a file in ``data``, read once: its name says what is in it."""
+        return _read(self.out / "data" / name)
 
     def suspect(self, cell: Cell) -> str:
         """Name of the file of rows that the attacker poisoned."""
@@ -183,6 +184,11 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         if not (folder / names[-1]).is_file():
             save(rows, folder / names[-1])
     return Workspace(grid, out.resolve(), *names)
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path) -> Dataset:
+    return load([str(file)], require_completion=False).rows
 
 
 def _drawn(options: DataOptions, split: Split) -> Dataset:
