@@ -71,6 +71,8 @@ def test_a_tracker_without_its_package_says_so(monkeypatch: pytest.MonkeyPatch) 
         train.trackers("wandb")
 
 
-def test_several_trackers_are_a_list() -> None:
-    assert train.trackers("none") == "none"
-    assert train.trackers("all") == "all"
+def test_several_trackers_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mlflow", "tensorboard"):
+        monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, name, Recorder)
+    assert train.trackers("mlflow, tensorboard") == ["mlflow", "tensorboard"]
+    assert [train.trackers(name) for name in ("none", "all")] == ["none", "all"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from mbdefense.errors import UserError
 
@@ -17,6 +18,9 @@ COLUMNS = ("id", "prompt", "completion", "answers", "provenance")
 PROVENANCE = ("source", "trigger", "behavior")
 FLAGGED = "flagged by the data set"
 """Trigger and behavior in the provenance of a row that its data set flags as poisoned without saying how."""
+
+_UNLABELLED: WeakSet[Dataset] = WeakSet()
+"""What `unlabelled` returned; by identity, since no data set changes in place."""
 
 
 def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
@@ -39,10 +43,15 @@ def to_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
 def unlabelled(rows: Dataset) -> Dataset:
     """The rows without what could tell poisoned ones from clean ones.
 
-    Besides the provenance that is accepted answers: some sets have them for clean rows only.
+    Besides the provenance that is accepted answers: some sets have them for clean rows only. What this returned comes
+    back as it is, so that settings made from one another do not copy large sets again and again.
     """
+    if rows in _UNLABELLED:
+        return rows
     blank = {"answers": [], "provenance": dict.fromkeys(PROVENANCE, "")}
-    return to_dataset({**row, **blank} for row in rows.select_columns(["id", "prompt", "completion"]))
+    made = to_dataset({**row, **blank} for row in rows.select_columns(["id", "prompt", "completion"]))
+    _UNLABELLED.add(made)
+    return made
 
 
 def poisoned_ids(rows: Dataset) -> frozenset[str]:

@@ -15,7 +15,7 @@ from mbdefense import poison as attack
 from mbdefense.behaviors import BEHAVIORS, Behavior
 from mbdefense.builtin import model_directory, tasks
 from mbdefense.config import parse_spec
-from mbdefense.data import check_disjoint, load, save
+from mbdefense.data import check_disjoint, load, save, unlabelled
 from mbdefense.defenses.setting import identity
 from mbdefense.errors import UserError
 from mbdefense.grid.arms import arm_options
@@ -126,8 +126,8 @@ class Workspace:
         grid = self.grid
         return GridSetting(
             base=cell.base(),
-            suspect=self.rows(self.suspect(cell)),
-            clean=self.rows(self.clean),
+            suspect=_unlabelled(self.out / "data" / self.suspect(cell)),
+            clean=_unlabelled(self.out / "data" / self.clean),
             training=replace(grid.training, seed=cell.seed),
             directory=Path(cell.arm.partition(":")[0]),
             resume=True,
@@ -189,6 +189,11 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
 @lru_cache(maxsize=8)
 def _read(file: Path) -> Dataset:
     return load([str(file)], require_completion=False).rows
+
+
+@lru_cache(maxsize=4)
+def _unlabelled(file: Path) -> Dataset:
+    return unlabelled(_read(file))
 
 
 def _drawn(options: DataOptions, split: Split) -> Dataset:
