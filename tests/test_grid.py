@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 
 from mbdefense import train
 from mbdefense.cli import main
+from mbdefense.config import BenchConfig
 from mbdefense.defenses import DEFENSES
 from mbdefense.filters import FILTERS
 from mbdefense.grid.answers import Answers
+from mbdefense.grid.code import _tree
+from mbdefense.grid.config import changed, read_grid
 from mbdefense.grid.estimate import duration, estimate, shown, trainings
 from mbdefense.grid.local import _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
+from mbdefense.grid.run import locked
 from mbdefense.grid.workspace import Cell
 from mbdefense.results import read
 
@@ -208,8 +213,6 @@ def test_two_runs_give_the_same_results_but_for_times(bench: Bench) -> None:
 def test_a_second_bench_in_one_folder_is_refused(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mbdefense.grid.run import locked
-
     with locked(tmp_path / "out"):
         assert bench()[0] == 1
     assert "another bench is at work" in capsys.readouterr().err
@@ -270,9 +273,6 @@ def test_what_a_grid_cannot_mean_is_one_line(
 
 
 def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> None:
-    from mbdefense.config import BenchConfig
-    from mbdefense.grid.config import changed, read_grid
-
     (tmp_path / "rows.jsonl").write_text("{}\n")
     text = "models: org/name\nattacks: badnet\nbehaviors: refusal\ndefenses: crow\ndata: {train: rows.jsonl}\n"
     (tmp_path / "grid.yaml").write_text(text + "training: {learning_rate: 3e-4}\n")
@@ -285,9 +285,18 @@ def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> 
     assert other.data.train == grid.data.train
 
 
-def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
-    from mbdefense.grid.code import _tree
+def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    quick, paper = (read_grid(str(root / "configs" / f"{name}.yaml")) for name in ("quick", "paper"))
+    assert (len(quick.attacks), len(quick.behaviors), len(quick.defenses)) == (2, 2, 4)
+    assert (len(paper.attacks), len(paper.behaviors), len(paper.seeds)) == (4, 2, 3)
+    documented = re.search(r"```yaml\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL)
+    assert documented is not None
+    (tmp_path / "grid.yaml").write_text(documented[1])
+    assert read_grid(str(tmp_path / "grid.yaml")).data.train_rows == 2000
 
+
+def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
     def tree(text: str) -> str:
         file = tmp_path / "code.py"
         file.write_text(text)
