@@ -168,7 +168,7 @@ def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.
     assert code == 0
     assert counted == []
     text = capsys.readouterr().out
-    assert "48 cells: 1 models x 2 attacks x 2 behaviors x 1 rates x 6 arms x 2 seeds" in text
+    assert "48 cells: 1 model x 2 attacks x 2 behaviors x 1 rate x 6 arms x 2 seeds" in text
     # 2 seeds of: a clean model; under 4 attacks a victim, 2 of MB-Defense, Lethe's merge, and onion's model; Lethe's
     # own clean model is one for all attacks.
     assert "trainings: 44 in all" in text

@@ -22,7 +22,7 @@ from mbdefense.grid.arms import arm_options
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
 from mbdefense.grid.setting import GridSetting
-from mbdefense.judges import JUDGES
+from mbdefense.judging import make_judge
 from mbdefense.triggers import TRIGGERS, Trigger
 
 if TYPE_CHECKING:
@@ -165,14 +165,14 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     """Reads the grid's rows and writes those that it takes to ``data``.
 
     Raises:
-        UserError: rows cannot be read, or test prompts occur among the others.
+        UserError: rows cannot be read, test prompts occur among the others, or judge or tracker cannot work.
     """
-    if grid.evaluation.judge.partition(":")[0] not in JUDGES:
-        raise UserError("unknown judge", grid.evaluation.judge, f"one of {', '.join(JUDGES)}")
+    # What would otherwise be found wrong after hours of work.
+    make_judge(grid.evaluation, parse_spec(grid.behaviors[0], BEHAVIORS, "behavior"), out)
     if grid.training.report_to != "none":
         from mbdefense.train import trackers
 
-        trackers(grid.training.report_to)  # before hours of work, not after
+        trackers(grid.training.report_to)
     train, clean, test = (_drawn(grid.data, split) for split in ROWS)
     check_disjoint(train, test, clean_name="the training data")
     check_disjoint(clean, test)
