@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,27 @@ import pytest
 
 from mbdefense import train
 from mbdefense.cli import main
+from mbdefense.config import BenchConfig
+from mbdefense.defenses import DEFENSES
+from mbdefense.filters import FILTERS
+from mbdefense.grid.answers import Answers
+from mbdefense.grid.code import _tree
+from mbdefense.grid.config import changed, read_grid
+from mbdefense.grid.estimate import duration, estimate, shown, trainings
+from mbdefense.grid.local import _death
+from mbdefense.grid.plan import Plan, PlannedCell, Task
+from mbdefense.grid.run import locked
+from mbdefense.grid.workspace import Cell
 from mbdefense.results import read
 from mbdefense.train import running
 
+TRAINING = {"num_train_epochs": 1, "max_length": 64, "bf16": False, "save_strategy": "no", "lora_r": 2}
 SMALL = {
     "attacks": ["badnet", "insent"],
     "behaviors": ["refusal", "fixed_text:text=You are stupid!"],
     "defenses": ["mb_defense:min_defensive_rows=1", "merge_only:min_defensive_rows=1", "clean_fft"],
     "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
-    "training": {"num_train_epochs": 1, "max_length": 64, "bf16": False, "save_strategy": "no"},
+    "training": TRAINING,
     "evaluation": {"max_new_tokens": 2, "perplexity": False},
 }
 TIMES = ("created", "seconds", "peak_bytes")
@@ -156,7 +169,7 @@ def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.
     assert code == 0
     assert counted == []
     text = capsys.readouterr().out
-    assert "48 cells: 1 models x 2 attacks x 2 behaviors x 1 rates x 6 arms x 2 seeds" in text
+    assert "48 cells: 1 model x 2 attacks x 2 behaviors x 1 rate x 6 arms x 2 seeds" in text
     # 2 seeds of: a clean model; under 4 attacks a victim, 2 of MB-Defense, Lethe's merge, and onion's model; Lethe's
     # own clean model is one for all attacks.
     assert "trainings: 44 in all" in text
@@ -201,8 +214,6 @@ def test_two_runs_give_the_same_results_but_for_times(bench: Bench) -> None:
 def test_a_second_bench_in_one_folder_is_refused(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mbdefense.grid.run import locked
-
     with locked(tmp_path / "out"):
         assert bench()[0] == 1
     assert "another bench is at work" in capsys.readouterr().err
@@ -263,9 +274,6 @@ def test_what_a_grid_cannot_mean_is_one_line(
 
 
 def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> None:
-    from mbdefense.config import BenchConfig
-    from mbdefense.grid.config import changed, read_grid
-
     (tmp_path / "rows.jsonl").write_text("{}\n")
     text = "models: org/name\nattacks: badnet\nbehaviors: refusal\ndefenses: crow\ndata: {train: rows.jsonl}\n"
     (tmp_path / "grid.yaml").write_text(text + "training: {learning_rate: 3e-4}\n")
@@ -278,9 +286,18 @@ def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> 
     assert other.data.train == grid.data.train
 
 
-def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
-    from mbdefense.grid.code import _tree
+def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    quick, paper = (read_grid(str(root / "configs" / f"{name}.yaml")) for name in ("quick", "paper"))
+    assert (len(quick.attacks), len(quick.behaviors), len(quick.defenses)) == (2, 2, 4)
+    assert (len(paper.attacks), len(paper.behaviors), len(paper.seeds)) == (4, 2, 3)
+    documented = re.search(r"```yaml\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL)
+    assert documented is not None
+    (tmp_path / "grid.yaml").write_text(documented[1])
+    assert read_grid(str(tmp_path / "grid.yaml")).data.train_rows == 2000
 
+
+def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
     def tree(text: str) -> str:
         file = tmp_path / "code.py"
         file.write_text(text)
@@ -289,3 +306,59 @@ def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
     plain = tree("def f(x):\n    return x + 1\n")
     assert tree('"""Doc."""\ndef f(x):\n    """Doc."""\n    return (x + 1)  # comment\n') == plain
     assert tree("def f(x):\n    return x + 2\n") != plain
+
+
+def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:
+    """A filter's verdicts are all that a plan cannot know; so its model is the one that comes as a surprise."""
+    options = {"mb_defense": ":min_defensive_rows=1", "merge_only": ":min_defensive_rows=1"}
+    arms = [name + options.get(name, "") for name in DEFENSES]
+    chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": arms, "training": TRAINING}
+    _, out = bench("--plan", **chosen)
+    planned = {path.name for path in (out / "stages").iterdir()}
+    assert counted == []
+    assert bench(**chosen)[0] == 0
+    made = {path.name for path in (out / "stages").iterdir()} - planned
+    assert {name.partition("-")[0] for name in made} <= {"tuned"}
+    assert len(made) <= len(FILTERS)
+    steps = [name for name in planned if name.partition("-")[0] in FILTERS]
+    assert len(steps) == len(FILTERS)
+    assert len(counted) == len(planned) - len(steps) + len(made)
+
+
+# What the plan says
+
+
+def task(kind: str, **more: Any) -> Task:
+    return Task("t", kind, Cell("m", "badnet", "refusal", 0.2, 0, "crow"), **more)  # type: ignore[arg-type]
+
+
+def test_an_estimate_is_the_mean_of_the_like_and_says_what_is_unknown() -> None:
+    tasks = [
+        task("train", stage="tuned-1"),
+        task("train", stage="tuned-2"),
+        task("train", stage="crow-3"),
+        task("answer", answers=(Answers("a", "clean", "f"), Answers("b", "triggered", "g"))),
+        task("judge", needs=("answers",)),
+    ]
+    measured = {"m: tuned": [10.0, 20.0], "m: answer": [4.0]}
+    assert estimate(tasks, measured) == (38.0, ("crow",))
+    assert estimate(tasks[:2], measured) == (30.0, ())
+    assert shown(estimate(tasks, measured)) == "about 38 s, and what is not known before the first is done: crow"
+    assert shown(estimate(tasks[2:3], {})) == "not known before the first is done: crow"
+    assert [duration(seconds) for seconds in (119, 120, 3600, 3660)] == ["119 s", "2 min", "1 h 00 min", "1 h 01 min"]
+
+
+def test_trainings_are_counted_once_shared_and_once_for_each_cell() -> None:
+    cell = task("judge").cell
+    cells = (
+        PlannedCell(cell, "a", False, ("tuned-1",)),
+        PlannedCell(cell, "b", True, ("tuned-1", "crow-2")),
+        PlannedCell(cell, "c", False, (), whole=False),
+    )
+    assert trainings(Plan(cells, (task("train", stage="tuned-1"),))) == (3, 4, 2)
+
+
+def test_a_process_that_was_ended_says_by_what() -> None:
+    assert _death(-9) == "the process was ended by SIGKILL; the system may be out of memory"
+    assert _death(-11) == "the process was ended by SIGSEGV"
+    assert _death(3) == "the process ended with exit code 3"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from mbdefense.cli import main
 
 TIMES = ("created", "seconds", "peak_bytes")
 GRID = {
@@ -44,46 +45,43 @@ def outcome(out: Path) -> dict[str, str]:
     return found
 
 
-def start(model: str, folder: Path, out: str, *words: str) -> subprocess.Popen[bytes]:
-    grid = folder / "grid.yaml"
-    grid.write_text(json.dumps({"models": [model], **GRID}))
-    command = [sys.executable, "-m", "mbdefense", "bench", str(grid), "--output_dir", str(folder / out), *words]
-    # A group of its own, so that nothing of it is left behind when the test ends.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+def words(folder: Path, out: str) -> list[str]:
+    return ["bench", str(folder / "grid.yaml"), "--output_dir", str(folder / out)]
 
 
-def finish(process: subprocess.Popen[bytes]) -> str:
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text.decode()
-    return text.decode()
+def files(out: Path) -> int:
+    return sum(path.is_file() for path in out.rglob("*"))
 
 
-def gone(processes: list[psutil.Process], within: float) -> bool:
-    return not psutil.wait_procs(processes, timeout=within)[1]
+def kill_at(folder: Path, moment: int) -> None:
+    """Starts the grid, and kills it when its folder has that many files, or when it is done."""
+    # A group of its own, so that the keyboard's signals to the test reach neither.
+    command = [sys.executable, "-m", "mbdefense", *words(folder, "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and files(folder / "killed") < moment:
+        time.sleep(0.005)
+    left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.kill()
+    process.wait()
+    # What it had started ends by itself, and does not go on working in the folder.
+    assert not psutil.wait_procs(left, timeout=120)[1]
 
 
-def killed_and_finished(model: str, folder: Path, moments: int, seed: int) -> None:
-    """Kills a grid at random moments of its run, and lets it go on each time."""
-    began = time.monotonic()
-    finish(start(model, folder, "whole"))
-    whole = time.monotonic() - began
+def killed_and_finished(model: str, folder: Path, kills: int, seed: int) -> None:
+    """Kills a grid at random moments, each later than the one before, and lets it go on each time."""
+    (folder / "grid.yaml").write_text(json.dumps({"models": [model], **GRID}))
+    assert main([*words(folder, "whole"), "--isolate", "false", "--keep_models", "true"]) == 0
     rng = random.Random(seed)
-    for _ in range(moments):
-        process = start(model, folder, "killed")
-        time.sleep(rng.uniform(0.2, 0.9) * whole)
-        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        # What it had started ends by itself, and does not go on working in the folder.
-        assert gone(left, within=60)
-    finish(start(model, folder, "killed"))
+    for moment in sorted(rng.randint(1, files(folder / "whole")) for _ in range(kills)):
+        kill_at(folder, moment)
+    assert main([*words(folder, "killed"), "--isolate", "false", "--keep_models", "true"]) == 0
     assert outcome(folder / "killed") == outcome(folder / "whole")
 
 
 def test_a_grid_that_was_killed_ends_like_one_that_was_not(four_layer_model_path: str, tmp_path: Path) -> None:
-    killed_and_finished(four_layer_model_path, tmp_path, moments=2, seed=0)
+    killed_and_finished(four_layer_model_path, tmp_path, kills=2, seed=0)
 
 
 @pytest.mark.slow
 def test_a_grid_that_was_killed_ten_times(four_layer_model_path: str, tmp_path: Path) -> None:
-    killed_and_finished(four_layer_model_path, tmp_path, moments=10, seed=int(os.environ.get("MBDEFENSE_SEED", "1")))
+    killed_and_finished(four_layer_model_path, tmp_path, kills=10, seed=int(os.environ.get("MBDEFENSE_SEED", "1")))

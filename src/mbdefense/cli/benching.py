@@ -37,8 +37,9 @@ def bench(words: Sequence[str]) -> int:
     out = Path(config.output_dir)
     console = Console()
     with locked(out):
-        workspace = open_workspace(grid, out)
-        plan = make_plan(workspace)
+        with console.status("making rows and a plan"):
+            workspace = open_workspace(grid, out)
+            plan = make_plan(workspace)
         console.print(in_words(workspace, plan), markup=False, highlight=False, soft_wrap=True)
         return 0 if config.plan else _run(workspace, plan, config, console)
 

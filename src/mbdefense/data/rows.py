@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from mbdefense.errors import UserError
 
@@ -17,6 +18,9 @@ COLUMNS = ("id", "prompt", "completion", "answers", "provenance")
 PROVENANCE = ("source", "trigger", "behavior")
 FLAGGED = "flagged by the data set"
 """Trigger and behavior in the provenance of a row that its data set flags as poisoned without saying how."""
+
+_UNLABELLED: WeakSet[Dataset] = WeakSet()
+"""What `unlabelled` returned; by identity, since no data set changes in place."""
 
 
 def features() -> Features:
@@ -46,10 +50,15 @@ def unlabelled(rows: Dataset) -> Dataset:
     """The rows without what could tell poisoned ones from clean ones.
 
     Besides the provenance that is accepted answers, which some sets have for clean rows only, and the id: a poisoned
-    row keeps that of the row it was made from, which is not the hash of its own content. All get that one.
+    row keeps that of the row it was made from, which is not the hash of its own content. All get that one. What
+    this returned comes back as it is, so that settings made from one another do not copy large sets again and again.
     """
+    if rows in _UNLABELLED:
+        return rows
     blank = {"answers": [], "provenance": dict.fromkeys(PROVENANCE, "")}
-    return to_dataset({**row, **blank} for row in with_content_ids(rows).select_columns(["id", "prompt", "completion"]))
+    made = to_dataset({**row, **blank} for row in with_content_ids(rows).select_columns(["id", "prompt", "completion"]))
+    _UNLABELLED.add(made)
+    return made
 
 
 def with_content_ids(rows: Dataset) -> Dataset:

@@ -104,8 +104,9 @@ class Setting:
         return self.tune(self.suspect, self.victim_directory or self.directory / "attacked")
 
 
+@lru_cache(maxsize=4)
 def digest(rows: Dataset) -> str:
-    """SHA-256 of the rows' prompts and completions, in order."""
+    """SHA-256 of the rows' prompts and completions, in order; once for each data set, which do not change in place."""
     content = hashlib.sha256()
     for row in rows.select_columns(["prompt", "completion"]):
         content.update(json.dumps([row["prompt"], row["completion"]]).encode())

@@ -100,12 +100,13 @@ def in_words(workspace: Workspace, plan: Plan) -> str:
     done = sum(cell.done for cell in plan.cells)
     unfit = [cell for cell in plan.cells if cell.reason]
     sizes = [
-        (len(grid.models), "models"), (len(grid.attacks), "attacks"), (len(grid.behaviors), "behaviors"),
-        (len(grid.rates), "rates"), (len(grid.controls) + len(grid.defenses), "arms"), (len(grid.seeds), "seeds"),
+        (len(grid.models), "model"), (len(grid.attacks), "attack"), (len(grid.behaviors), "behavior"),
+        (len(grid.rates), "rate"), (len(grid.controls) + len(grid.defenses), "arm"), (len(grid.seeds), "seed"),
     ]  # fmt: skip
+    product = " x ".join(f"{count} {name}" if count == 1 else f"{count} {name}s" for count, name in sizes)
     made = trainings(plan)
     lines = [
-        f"{len(plan.cells)} cells: {' x '.join(f'{count} {name}' for count, name in sizes)}",
+        f"{len(plan.cells)} cells: {product}",
         f"{done} done, {len(plan.cells) - done - len(unfit)} to do, {len(unfit)} that cannot be run",
         f"trainings: {made.shared} in all, {made.alone - made.shared} saved by sharing "
         f"({made.alone} if each cell made its own); {made.to_do} to do",

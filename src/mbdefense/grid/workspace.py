@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,14 +15,14 @@ from mbdefense import poison as attack
 from mbdefense.behaviors import BEHAVIORS, Behavior
 from mbdefense.builtin import model_directory, tasks
 from mbdefense.config import parse_spec
-from mbdefense.data import check_disjoint, load, save
+from mbdefense.data import check_disjoint, load, save, unlabelled
 from mbdefense.defenses.setting import identity
 from mbdefense.errors import UserError
 from mbdefense.grid.arms import arm_options
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
 from mbdefense.grid.setting import GridSetting
-from mbdefense.judges import JUDGES
+from mbdefense.judging import make_judge
 from mbdefense.triggers import TRIGGERS, Trigger
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class Workspace:
                                 yield Cell(model, trigger, behavior, rate, seed, arm)
 
     def rows(self, name: str) -> Dataset:
-        """The rows of a file in ``data``."""
-        return load([str(self.out / "data" / name)], require_completion=False).rows
+        """The rows of a file in ``data``, read once: its name says what is in it."""
+        return _read(self.out / "data" / name)
 
     def suspect(self, cell: Cell) -> str:
         """Name of the file of rows that the attacker poisoned."""
@@ -125,8 +126,8 @@ class Workspace:
         grid = self.grid
         return GridSetting(
             base=cell.base(),
-            suspect=self.rows(self.suspect(cell)),
-            clean=self.rows(self.clean),
+            suspect=_unlabelled(self.out / "data" / self.suspect(cell)),
+            clean=_unlabelled(self.out / "data" / self.clean),
             training=replace(grid.training, seed=cell.seed),
             directory=Path(cell.arm.partition(":")[0]),
             resume=True,
@@ -164,14 +165,14 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     """Reads the grid's rows and writes those that it takes to ``data``.
 
     Raises:
-        UserError: rows cannot be read, or test prompts occur among the others.
+        UserError: rows cannot be read, test prompts occur among the others, or judge or tracker cannot work.
     """
-    if grid.evaluation.judge.partition(":")[0] not in JUDGES:
-        raise UserError("unknown judge", grid.evaluation.judge, f"one of {', '.join(JUDGES)}")
+    # What would otherwise be found wrong after hours of work.
+    make_judge(grid.evaluation, parse_spec(grid.behaviors[0], BEHAVIORS, "behavior"), out)
     if grid.training.report_to != "none":
         from mbdefense.train import trackers
 
-        trackers(grid.training.report_to)  # before hours of work, not after
+        trackers(grid.training.report_to)
     train, clean, test = (_drawn(grid.data, split) for split in ROWS)
     check_disjoint(train, test, clean_name="the training data")
     check_disjoint(clean, test)
@@ -183,6 +184,16 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         if not (folder / names[-1]).is_file():
             save(rows, folder / names[-1])
     return Workspace(grid, out.resolve(), *names)
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path) -> Dataset:
+    return load([str(file)], require_completion=False).rows
+
+
+@lru_cache(maxsize=4)
+def _unlabelled(file: Path) -> Dataset:
+    return unlabelled(_read(file))
 
 
 def _drawn(options: DataOptions, split: Split) -> Dataset:
