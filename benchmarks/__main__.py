@@ -101,8 +101,9 @@ def _record(
             {
                 "arm": timed.arm.name,
                 "what": timed.arm.what,
-                "seconds": timed.seconds,
                 **timed.done._asdict(),
+                "seconds": timed.seconds,
+                "processor_seconds": timed.processor_seconds,
                 "items_per_second": [timed.done.items * x for x in per_second],
                 "tokens_per_second": [timed.done.tokens * x for x in per_second],
                 "utilization": [timed.done.flops * x / limit for x in per_second],

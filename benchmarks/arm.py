@@ -21,6 +21,8 @@ class Done(NamedTuple):
     """Floating point operations that the work needs, done once each (`benchmarks.machine.training_flops`)."""
     loss: float | None = None
     """What the arm minimises or says about its result, for the comparison that the work was the same."""
+    seconds: float | None = None
+    """By the arm's own clock, which leaves out what is not the work (tokenising); by default that around the run."""
     note: str = ""
     """What a reader must know about this run, such as differences from the first arm."""
 

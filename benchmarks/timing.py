@@ -17,6 +17,8 @@ class Times:
 
     arm: Arm
     seconds: list[float] = field(default_factory=list)
+    processor_seconds: list[float] = field(default_factory=list)
+    """Of all threads, around the whole run: what another process on the same cores hardly changes."""
     done: Done = field(default_factory=lambda: Done(0))
 
     @property
@@ -45,9 +47,11 @@ def interleave(arms: Sequence[Arm], repeats: int, between: Callable[[], None] = 
         for timed in times[turn:] + times[:turn]:
             work = timed.arm.prepare()
             gc.collect()
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             timed.done = work()
-            timed.seconds.append(time.perf_counter() - start)
+            whole = time.perf_counter() - start
+            timed.seconds.append(whole if timed.done.seconds is None else timed.done.seconds)
+            timed.processor_seconds.append(time.process_time() - used)
             del work
     return times
 

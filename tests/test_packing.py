@@ -14,9 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mbdefense import scoring
 from mbdefense.batches import Branches
+from mbdefense.errors import UserError
 from mbdefense.losses import recovery_loss
 from mbdefense.model import LoadedModel, load_model
-from mbdefense.packing import pack, packed_attention, packed_log_probs, packs, tree_attention, tree_visible
+from mbdefense.packing import block_mask, pack, packed_attention, packed_log_probs, packs, tree_attention, tree_visible
 from mbdefense.scoring import token_log_probs
 from mbdefense.train.recovery import TripleRow, by_role
 from tests.test_train import OBJECTIVE, PAIRS, STEP, naive_recovery_loss, train, triples, weights
@@ -84,6 +85,30 @@ def test_attention_tree_by_tree_is_that_of_the_mask_over_the_row() -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_block_mask_is_that_of_the_row_and_the_model_takes_it(double: LoadedModel) -> None:
+    """On a CPU FlexAttention has no gradient, so that the forward pass alone is tested."""
+    batch = pack(TREES)
+    places = torch.arange(12)
+    mask = block_mask(batch["pieces"]).mask_mod(None, None, places[:, None], places[None, :])
+    assert torch.equal(mask, tree_visible(batch["pieces"]))
+    with torch.no_grad():
+        with packed_attention(double.model):
+            trees = packed_log_probs(double.model, double.model, batch)
+        # The kernel's own compiler is not what is tested here.
+        with packed_attention(double.model, "flex_attention"), torch.compiler.set_stance("force_eager"):
+            flex = packed_log_probs(double.model, double.model, batch)
+    torch.testing.assert_close(flex.total, trees.total, rtol=1e-6, atol=1e-9)
+
+
+def test_flex_attention_without_a_gpu_is_refused(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = replace(STEP, attn_implementation="flex_attention")
+    with pytest.raises(UserError, match="trains on a GPU only"):
+        train("tune", load_model(tiny_model_path), rows(*PAIRS), options, tmp_path)
 
 
 @pytest.mark.parametrize("chunk", [2**26, 40], ids=["whole", "chunks"])

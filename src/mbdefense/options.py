@@ -7,6 +7,8 @@ from typing import Literal
 
 from mbdefense.errors import UserError
 
+AttentionName = Literal["sdpa", "flex_attention"]
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -24,6 +26,7 @@ class TrainingOptions:
         max_grad_norm: gradients are clipped to this norm.
         optim: name of the optimizer.
         bf16: compute in bfloat16; by default where that is faster: on a GPU that has it, and on a CPU with AMX.
+        attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
         gradient_checkpointing: recompute activations to save memory.
         save_strategy: when to save a checkpoint for --resume.
         save_steps: steps between checkpoints with save_strategy "steps".
@@ -48,6 +51,7 @@ class TrainingOptions:
     max_grad_norm: float = 1.0
     optim: str = "adamw_torch_fused"
     bf16: bool | None = None
+    attn_implementation: AttentionName = "sdpa"
     gradient_checkpointing: bool = False
     save_strategy: Literal["no", "epoch", "steps"] = "epoch"
     save_steps: int = 500

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from mbdefense.batches import Batch, Branches
 from mbdefense.losses import SequenceLogProbs
+from mbdefense.options import AttentionName
 from mbdefense.scoring import head_is_plain, scoring_head
 
 TREE_ATTENTION = "mbdefense_trees"
@@ -69,13 +71,35 @@ def tree_visible(pieces: Tensor) -> Tensor:
     Returns:
         (L, L), true where the token of the first axis sees the one of the second.
     """
+    tree, branch = _membership(pieces)
+    same_tree = tree[:, None] == tree[None, :]
+    on_path = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
+    return (same_tree & on_path).tril()
+
+
+def block_mask(pieces: Tensor) -> BlockMask:
+    """`tree_visible` in the form that FlexAttention takes, which never holds the mask itself.
+
+    Args:
+        pieces: as `pack` returns them.
+    """
+    tree, branch = _membership(pieces)
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        on_path = (branch[key] == 0) | (branch[key] == branch[query])
+        return (tree[query] == tree[key]) & on_path & (key <= query)
+
+    length = len(tree)
+    return create_block_mask(visible, None, None, length, length, device=str(pieces.device))
+
+
+def _membership(pieces: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each token of the row its tree, and its piece of the tree: 0 the prompt, then the responses."""
     trees, width = pieces.shape
     lengths = pieces.flatten()
     tree = torch.arange(trees, device=pieces.device).repeat_interleave(width).repeat_interleave(lengths)
     branch = torch.arange(width, device=pieces.device).repeat(trees).repeat_interleave(lengths)
-    same_tree = tree[:, None] == tree[None, :]
-    on_path = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
-    return (same_tree & on_path).tril()
+    return tree, branch
 
 
 def tree_attention(
@@ -139,8 +163,8 @@ AttentionInterface.register(TREE_ATTENTION, tree_attention)
 def packs(model: Any) -> bool:
     """Whether the model's attention can be replaced by `tree_attention`.
 
-    It must go through transformers' interface, be the plain one (sdpa chosen, no sliding window, no softcap), and be
-    the only thing in the model that mixes positions.
+    It must go through transformers' interface, be the plain one (no sliding window, no softcap, no implementation
+    chosen but transformers' own choice), and be the only thing in the model that mixes positions.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
@@ -155,14 +179,18 @@ def packs(model: Any) -> bool:
 
 
 @contextmanager
-def packed_attention(model: Any) -> Iterator[bool]:
+def packed_attention(model: Any, implementation: AttentionName = "sdpa") -> Iterator[bool]:
     """Lets the model attend over packed trees meanwhile, if it can; says whether it can.
 
     It has to last until the backward pass is over: gradient checkpointing computes attention again there.
+
+    Args:
+        model: the causal language model.
+        implementation: ``"sdpa"`` attends tree by tree, ``"flex_attention"`` in one kernel under a block mask.
     """
     possible = packs(model)
     if possible:
-        model.set_attn_implementation(TREE_ATTENTION)
+        model.set_attn_implementation(TREE_ATTENTION if implementation == "sdpa" else implementation)
     try:
         yield possible
     finally:
@@ -184,8 +212,11 @@ def packed_log_probs(model: torch.nn.Module, causal: Any, batch: Batch) -> Seque
         "position_ids": batch["position_ids"],
         "logits_to_keep": places,
         "use_cache": False,
-        "pieces": batch["pieces"].tolist(),
     }
+    if causal.config._attn_implementation == TREE_ATTENTION:
+        inputs["pieces"] = batch["pieces"].tolist()
+    else:
+        inputs["attention_mask"] = block_mask(batch["pieces"])
     if head_is_plain(causal):
         with scoring_head(causal, targets):
             chosen = model(**inputs).logits[0, :, 0]

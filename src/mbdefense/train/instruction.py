@@ -20,7 +20,7 @@ from mbdefense.batches import Batch, Branches, pad_left, response_log_probs
 from mbdefense.losses import IGNORED
 from mbdefense.model import Encoded, LoadedModel, encode
 from mbdefense.options import TrainingOptions
-from mbdefense.packing import pack, packed_attention
+from mbdefense.packing import pack
 from mbdefense.train import running
 from mbdefense.train.own_loss import OwnLoss
 from mbdefense.train.running import Trained, arguments, with_lora
@@ -78,7 +78,7 @@ def instruction_tune(
             for e in encoded
         ]
     )
-    with packed_attention(loaded.model) as packed:
+    with running.packed_attention(loaded.model, options) as packed:
         trainer = InstructionTrainer(
             model=with_lora(loaded.model, options),
             args=arguments(

@@ -16,7 +16,7 @@ from mbdefense.batches import Batch, Branches, branch_log_probs, pad_branches
 from mbdefense.losses import RatioForm, SequenceLogProbs, recovery_loss
 from mbdefense.model import LoadedModel, encode
 from mbdefense.options import TrainingOptions
-from mbdefense.packing import pack, packed_attention
+from mbdefense.packing import pack
 from mbdefense.train import running
 from mbdefense.train.own_loss import OwnLoss
 from mbdefense.train.running import Trained, arguments, with_lora
@@ -168,7 +168,7 @@ def recover(
         UserError: the loss is no longer a finite number.
     """
     choose = options.save_strategy == "epoch" and math.ceil(options.num_train_epochs) > 1
-    with packed_attention(loaded.model) as packed:
+    with running.packed_attention(loaded.model, options) as packed:
         trainer = RecoveryTrainer(
             objective=objective,
             model=with_lora(loaded.model, options),

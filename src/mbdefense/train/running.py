@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from mbdefense import packing
 from mbdefense.errors import UserError
 from mbdefense.model import LoadedModel, bf16_pays
 from mbdefense.options import TrainingOptions
@@ -82,6 +84,19 @@ def with_lora(model: Any, options: TrainingOptions) -> Any:
             target_modules=targets if targets == "all-linear" else targets.split(","),
         ),
     )
+
+
+def packed_attention(model: Any, options: TrainingOptions) -> AbstractContextManager[bool]:
+    """`mbdefense.packing.packed_attention`, as the options choose it.
+
+    Raises:
+        UserError: FlexAttention on a machine that has no gradient for it.
+    """
+    if options.attn_implementation == "flex_attention" and not torch.cuda.is_available():
+        raise UserError(
+            "flex_attention trains on a GPU only", options.attn_implementation, "leave --attn_implementation at sdpa"
+        )
+    return packing.packed_attention(model, options.attn_implementation)
 
 
 def _keep_freed_memory() -> None:

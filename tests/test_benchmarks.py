@@ -1,0 +1,88 @@
+"""The benchmarks' arms do the same work, and their figures are what they say; timing itself decides nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks.arm import Arm, Benchmark, Done
+from benchmarks.machine import matmul_rate, training_flops
+from benchmarks.recovery import BENCHMARK as RECOVERY
+from benchmarks.sft import BENCHMARK as SFT
+from benchmarks.timing import interleave, spread
+from benchmarks.workload import Workload
+from mbdefense.model import load_model
+
+
+def counting_arm(name: str, calls: list[str], seconds: float) -> Arm:
+    def prepare() -> Callable[[], Done]:
+        def work() -> Done:
+            calls.append(name)
+            return Done(items=10, tokens=30, flops=100.0, seconds=seconds)
+
+        return work
+
+    return Arm(name, f"what {name} does", prepare)
+
+
+def test_arms_take_turns_and_each_goes_first() -> None:
+    calls: list[str] = []
+    first, second = interleave([counting_arm("a", calls, 2.0), counting_arm("b", calls, 5.0)], 3)
+    assert calls == ["a", "b", "b", "a", "a", "b"]
+    assert first.ratios(second) == [2.5] * 3
+    assert second.rate == 2.0
+    assert spread([3.0, 1.0, 2.0]) == "2 (1 to 3)"
+
+
+def test_operations_of_a_step_are_six_for_each_weight_and_token(tiny_model_path: str) -> None:
+    model = load_model(tiny_model_path).model
+    # Two layers of q, o 32x32, k, v 16x32, gate, up, down 64x32; a head of the vocabulary's size for scored tokens.
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
+    vocabulary = model.config.vocab_size
+    assert training_flops(model, tokens=7, scored=3) == 6 * (7 * 2 * layer + 3 * vocabulary * 32)
+    assert matmul_rate(model.config, "float32", tokens=8) > 0
+
+
+@pytest.mark.parametrize(("benchmark", "same"), [(SFT, ("ours", "padded")), (RECOVERY, ("ours", "naive"))])
+def test_arms_that_minimise_the_same_have_the_same_loss(
+    benchmark: Benchmark, same: tuple[str, str], tiny_model_path: str
+) -> None:
+    # All rows in one batch: the order of drawing differs.
+    workload = Workload(model=tiny_model_path, rows=3, batch_size=12, max_length=128)
+    done = {arm.name: arm.prepare()() for arm in benchmark.arms(workload) if arm.name in same}
+    ours, other = (done[name] for name in same)
+    assert ours.loss == pytest.approx(other.loss, rel=1e-4)
+    assert (ours.items, ours.tokens, ours.flops) == (other.items, other.tokens, other.flops)
+    assert ours.items == 3 if benchmark is SFT else 12
+
+
+def test_the_command_writes_what_it_measured(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    made = Benchmark("rows", lambda _: [counting_arm("ours", calls, 1.0), counting_arm("theirs", calls, 4.0)])
+    monkeypatch.setattr(command, "_benchmark", lambda _name: made)
+    file = tmp_path / "figures.json"
+    words = ["sft", "--repeats", "2", "--no-memory", "--model", tiny_model_path, "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    assert command.main() == 0
+    (result,) = json.loads(file.read_text())["benchmarks"]
+    theirs: dict[str, Any] = result["arms"][1]
+    assert theirs["times_as_long_as_first"] == [4.0, 4.0]
+    assert theirs["tokens_per_second"] == [7.5, 7.5]
+    assert "| theirs | 2.5 (2.5 to 2.5) | 7.5 (7.5 to 7.5) |" in capsys.readouterr().out
+
+
+def test_an_arm_that_is_not_there_is_named(
+    tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sft", "--arms", "their", "--rows", "2", "--model", tiny_model_path]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    assert command.main() == 1
+    assert "no such arm of sft" in capsys.readouterr().err
