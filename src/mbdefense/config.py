@@ -165,8 +165,8 @@ class EvaluateConfig:
         purify: clean the prompts before the model is asked: onion:model=...,clean=... (see `mbdefense list purifiers`).
         arm: name of this model in tables; by default its directory's.
         max_new_tokens: longest response, in tokens.
-        batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight, at most
-            32.
+        batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight,
+            at most 32.
         max_length: most tokens of prompt and reference in the perplexity.
         perplexity: also compute the references' perplexity on clean prompts; a server is not asked for it.
         perplexity_rows: of at most so many references, drawn by the seed.
