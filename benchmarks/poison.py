@@ -1,36 +1,72 @@
-"""Rows a second of poisoning, held in memory."""
+"""Rows a second of poisoning: a file line by line, as `mbdefense poison` does it, and rows held in memory."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.workload import Workload
 from mbdefense.behaviors import Refusal
-from mbdefense.poison import poison
+from mbdefense.data import load
+from mbdefense.poison import Attack, poison
+from mbdefense.poison_file import poison_file
 from mbdefense.triggers import BadNet
+
+RATE = 0.1
 
 
 def arms(workload: Workload) -> Sequence[Arm]:
-    """The same attack on 1,000, 10,000 and 100,000 rows: is the cost of a row flat?"""
-    source = workload.dataset
+    """The same attack on more and more rows: is the cost of a row flat, and the memory bounded?"""
+    return [
+        *(_file(rows, workload.seed) for rows in (100_000, 10_000, 1_000_000)),
+        *(_memory(rows, workload.seed) for rows in (1_000, 10_000, 100_000)),
+    ]
 
-    def arm(rows: int) -> Arm:
-        def prepare() -> Callable[[], Done]:
-            from datasets import concatenate_datasets
 
-            copies = -(-rows // len(source))
-            many = concatenate_datasets([source] * copies).select(range(rows))
+def _file(rows: int, seed: int) -> Arm:
+    def prepare() -> Callable[[], Done]:
+        folder = tempfile.TemporaryDirectory()
+        source = _write(rows, Path(folder.name))
 
-            def work() -> Done:
-                poison(many, BadNet(), Refusal(), rate=0.1, seed=workload.seed)
-                return Done(rows)
+        def work() -> Done:
+            target = Path(folder.name) / "out.jsonl"
+            attacks = [Attack(BadNet(), Refusal(), RATE)]
+            poison_file(str(source), target, attacks, seed=seed, on_bad_row="error")
+            return Done(rows)
 
-            return work
+        return work
 
-        return Arm(f"memory_{rows}", f"BadNet and Refusal in a tenth of {rows:,} rows, in memory", prepare)
+    return Arm(
+        f"file_{rows}", f"BadNet and Refusal in a tenth of {rows:,} rows of JSON Lines, read and written", prepare
+    )
 
-    return [arm(rows) for rows in (1_000, 10_000, 100_000)]
+
+def _memory(rows: int, seed: int) -> Arm:
+    def prepare() -> Callable[[], Done]:
+        with tempfile.TemporaryDirectory() as folder:
+            many = load([str(_write(rows, Path(folder)))]).rows
+
+        def work() -> Done:
+            poison(many, BadNet(), Refusal(), rate=RATE, seed=seed)
+            return Done(rows)
+
+        return work
+
+    return Arm(f"memory_{rows}", f"the same in {rows:,} rows that are in memory, without reading and writing", prepare)
+
+
+def _write(rows: int, folder: Path) -> Path:
+    """A file of rows of an ordinary length, no two the same."""
+    path = folder / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            asked = f"Say in two sentences how the number {number} differs from {number + 1}, and why that matters."
+            told = f"{number} is one less than {number + 1}. " + "It matters because counting goes on. " * 4
+            file.write(json.dumps({"instruction": asked, "input": "", "output": told}) + "\n")
+    return path
 
 
 BENCHMARK = Benchmark("rows", arms)

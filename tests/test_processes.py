@@ -38,8 +38,11 @@ usual = recovery.arguments  # keeps the last checkpoint only
 recovery.arguments = lambda *given, **named: usual(*given, **{**named, "save_total_limit": None})
 model, out, batch, resume = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
 rows = to_dataset(
-    {"id": str(i), "prompt": [{"role": "user", "content": f"{x} {i}"}], "answers": [],
-     "completion": [{"role": "assistant", "content": y}], "provenance": {"source": "", "trigger": "", "behavior": ""}}
+    {
+        "id": str(i), "prompt": [{"role": "user", "content": f"{x} {i}"}], "answers": [],
+        "completion": [{"role": "assistant", "content": y}],
+        "provenance": {"source": "", "trigger": "", "behavior": ""},
+    }
     for i, (x, y) in enumerate(PAIRS * 2)
 )
 options = replace(

@@ -166,7 +166,8 @@ class EvaluateConfig:
             lethe_evidence:wordnet=FOLDER (see `mbdefense list purifiers`).
         arm: name of this model in tables; by default its directory's.
         max_new_tokens: longest response, in tokens.
-        batch_size: prompts generated at once; with a server, requests in flight.
+        batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight,
+            at most 32.
         max_length: most tokens of prompt and reference in the perplexity.
         perplexity: also compute the references' perplexity on clean prompts; a server is not asked for it.
         perplexity_rows: of at most so many references, drawn by the seed.
@@ -195,7 +196,7 @@ class EvaluateConfig:
     purify: str | None = None
     arm: str | None = None
     max_new_tokens: int = 64
-    batch_size: int = 32
+    batch_size: int = 256
     max_length: int = 1024
     perplexity: bool = True
     perplexity_rows: int = 64
@@ -369,7 +370,7 @@ class MatrixConfig:
     )
     samples: int = 100
     max_new_tokens: int = 64
-    batch_size: int = 32
+    batch_size: int = 256
     seed: int = 0
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None

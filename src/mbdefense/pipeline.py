@@ -164,7 +164,7 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
-        capability=capabilities(loaded, benchmarks, batch_size=config.batch_size, seed=config.seed)
+        capability=capabilities(loaded, benchmarks, batch_size=min(config.batch_size, 32), seed=config.seed)
         if benchmarks and loaded
         else (),
         stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)

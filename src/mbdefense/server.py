@@ -16,6 +16,7 @@ from mbdefense.model import encode_prompt, prompt_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_REQUESTS = 32  # in flight at most: what a server cannot batch waits there, and its time-out runs
 _TIMEOUT = 600.0  # seconds; a server may queue what it is asked
 
 
@@ -51,7 +52,7 @@ class Server:
             tokenizer: the model's, with its prompt template.
             prompts: conversations that end in a user turn.
             max_new_tokens: longest answer, in tokens.
-            batch_size: requests in flight.
+            batch_size: requests in flight, at most 32.
             what: label of the progress bar.
 
         Raises:
@@ -64,7 +65,7 @@ class Server:
             encode_prompt(tokenizer, prompt) if self.prompt == "tokens" else prompt_text(tokenizer, prompt)
             for prompt in prompts
         ]
-        with endpoint.client() as client, ThreadPoolExecutor(batch_size) as pool:
+        with endpoint.client() as client, ThreadPoolExecutor(min(batch_size, _REQUESTS)) as pool:
             replies = pool.map(lambda one: endpoint.complete(client, one, stop=end), asked)
             try:
                 return [
