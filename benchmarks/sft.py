@@ -53,9 +53,10 @@ def shared_settings(workload: Workload, directory: str) -> dict[str, Any]:
 
 
 def summary(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The time of training and the mean loss of its steps, from a Trainer's log."""
+    """The time of training, without evaluation, and the mean loss of its steps, from a Trainer's log."""
     last = next(entry for entry in reversed(history) if "train_runtime" in entry)
-    return {"seconds": last["train_runtime"], "loss": last["train_loss"]}
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history)
+    return {"seconds": last["train_runtime"] - evaluating, "loss": last["train_loss"]}
 
 
 def arms(workload: Workload) -> Sequence[Arm]:

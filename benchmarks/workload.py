@@ -31,6 +31,7 @@ class Workload:
         shape: name in `SHAPES`, to use random weights of that shape with the model's tokenizer.
         data: file of rows in a format that `mbdefense.data.load` reads; the built-in rows by default.
         rows: how many of them.
+        answer_words: words of each answer that are kept, 0 for all; the rivals' memory grows with the longest.
         batch_size: rows (or clean samples) of an optimizer step.
         max_length: most tokens of a row.
         seed: seed of everything random.
@@ -40,6 +41,7 @@ class Workload:
     shape: str = ""
     data: str = ""
     rows: int = 64
+    answer_words: int = 0
     batch_size: int = 8
     max_length: int = 1024
     seed: int = 0
@@ -55,13 +57,17 @@ class Workload:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The first `rows` rows."""
-        if not self.data:
-            return tasks(self.rows, split="train", seed=self.seed)
-        found = load([self.data]).rows
+        """The first `rows` rows, with their answers cut."""
+        found = load([self.data]).rows if self.data else tasks(self.rows, split="train", seed=self.seed)
         if len(found) < self.rows:
             raise UserError(f"{Path(self.data).name} has {len(found)} rows", self.rows, "lower --rows")
-        return found.select(range(self.rows))
+        found = found.select(range(self.rows))
+        return found.map(self._shortened) if self.answer_words else found
+
+    def _shortened(self, row: dict[str, Any]) -> dict[str, Any]:
+        *before, answer = row["completion"]
+        words = answer["content"].split(" ")[: self.answer_words]
+        return {"completion": [*before, {**answer, "content": " ".join(words)}]}
 
     @cached_property
     def config(self) -> Any:

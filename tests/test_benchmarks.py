@@ -79,6 +79,15 @@ def test_the_command_writes_what_it_measured(
     assert "| theirs | 2.5 (2.5 to 2.5) | 7.5 (7.5 to 7.5) |" in capsys.readouterr().out
 
 
+def test_answers_are_cut_after_as_many_words_as_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"instruction": "Count.", "input": "", "output": "one two three"}) + "\n")
+    for words, expected in ((0, "one two three"), (2, "one two"), (9, "one two three")):
+        (row,) = Workload(data=str(file), rows=1, answer_words=words).dataset
+        assert row["completion"][0]["content"] == expected
+        assert row["prompt"][0]["content"] == "Count."
+
+
 def test_an_arm_that_is_not_there_is_named(
     tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,7 +136,7 @@ def tree_attention(
     key, value = (part[0, :, None].expand(-1, heads // shared, -1, -1) for part in (key, value))
     # A prompt and its first response are one causal sequence.
     lengths = [length for first, second, *rest in pieces for length in (first + second, *rest)]
-    parts = iter(zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True))
+    parts = iter(zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True))
     attended = []
     for prompt, _first, *rest in pieces:
         q, k, v = next(parts)

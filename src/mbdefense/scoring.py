@@ -26,7 +26,7 @@ class _TokenLogProbs(torch.autograd.Function):
         rows = max(1, CHUNK // weight.shape[0])
         values, normalisers = [], []
         logits = None
-        for part, chosen in zip(hidden.split(rows), targets.split(rows), strict=True):
+        for part, chosen in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             logits = _raised(linear(part, weight, bias))
             normalisers.append(logits.logsumexp(dim=-1))
             values.append(logits.gather(-1, chosen[:, None])[:, 0] - normalisers[-1])
@@ -89,7 +89,7 @@ def token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    values: Tensor = _TokenLogProbs.apply(hidden, weight, bias, targets)
+    values: Tensor = _TokenLogProbs.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
     return values
 
 
