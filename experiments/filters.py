@@ -48,7 +48,7 @@ def split(rows: Dataset, clean: int, wanted: int | None, seed: int) -> tuple[Dat
 
 def measured(spec: str, evidence: Evidence, poisoned: frozenset[str], directory: Path, about: Any) -> dict[str, Any]:
     """What a filter's summary says of these rows, from OUT if it is there."""
-    key = hashlib.sha256(json.dumps([spec, about, evidence.suspect["id"]]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([spec, about, list(evidence.suspect["id"])]).encode()).hexdigest()
     summary = directory / filtering.SUMMARY_FILE
     if not (summary.is_file() and read_json(summary).get("key") == key):
         with measure() as cost:
