@@ -1,10 +1,10 @@
 """Prompts per second of ONION's packed scores against one forward pass per word, with the same scores.
 
-    python benchmarks/onion.py [--model DIRECTORY] [--prompts N] [--bound SHARE]
+    python benchmarks/onion.py [--model DIRECTORY] [--prompts N] [--bound SHARE] [--threads N]
 
 Prompts: the embedded instructions' (all short), or those of a file. Without --model the embedded SmolLM2-135M scores.
 With --bound the threshold is chosen on other prompts first, as in `mbdefense evaluate --purify`, and words that
-provably stay below it are not scored.
+provably stay below it are not scored. The ratio of processor time is the one to read on a machine that others use.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--data", default=None)
     parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--bound", type=float, default=None)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     loaded = load_model(options.model or str(model_directory()))
     loaded.model.eval()
     rows = load([options.data], require_completion=False).rows if options.data else tasks(200, split="test", seed=0)
@@ -55,11 +57,11 @@ def main() -> None:
         scored = suspicions(loaded, held_out)
         at_least = threshold([score for part in scored for score in part if score is not None], options.bound)
     suspicions(loaded, texts[:1])  # the first pass of a process is slower
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     packed = suspicions(loaded, texts, at_least=at_least)
-    middle = time.perf_counter()
+    middle, middle_cpu = time.perf_counter(), time.process_time()
     single = [one_pass_per_word(loaded, text) for text in texts]
-    end = time.perf_counter()
+    end, end_cpu = time.perf_counter(), time.process_time()
     differences = [
         abs(a - b) / perplexity(loaded, text)
         for text, some, others in zip(texts, packed, single, strict=True)
@@ -69,7 +71,8 @@ def main() -> None:
     n, count = len(texts), sum(map(len, single))
     print(f"{n} prompts, {count} words, {torch.get_num_threads()} threads")  # noqa: T201
     print(f"packed {n / (middle - start):.2f} prompts/s, one pass per word {n / (end - middle):.2f} prompts/s")  # noqa: T201
-    print(f"ratio {(end - middle) / (middle - start):.1f}")  # noqa: T201
+    cpu = (end_cpu - middle_cpu) / (middle_cpu - start_cpu)
+    print(f"ratio {(end - middle) / (middle - start):.1f}, of processor time {cpu:.1f}")  # noqa: T201
     if differences:
         print(f"largest difference {max(differences):.1e} of the perplexity, over {len(differences)} scores")  # noqa: T201
     else:

@@ -8,7 +8,8 @@ those of all its stages from the base model on, its peak that of the largest one
 
 Run again, the script goes on where it stopped; an arm that has been measured is neither trained nor asked again, and
 its weights are gone unless --keep_models is given. --attacks, --arms and --seeds choose what to run; the table holds
-all that was ever measured in OUT. An arm is a defense with its options, such as "crow:alpha=0".
+all that was ever measured in OUT. An arm is a defense with its options, such as "crow:alpha=0", or "attacked+" and a
+defense at inference; lethe_evidence among these needs --wordnet.
 """
 
 from __future__ import annotations
@@ -21,26 +22,33 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.behaviors import Behavior, FixedText, Refusal, Toxic
 from mbdefense.builtin import model_directory, tasks
 from mbdefense.compare import Arm, compare, read_arm
 from mbdefense.config import EvaluateConfig, parse_spec
-from mbdefense.data import check_disjoint
+from mbdefense.data import check_disjoint, save
+from mbdefense.decodings import CleanGen
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.demo import POISONING_RATE, TRAINING
+from mbdefense.demonstrations import draw_demonstrations
 from mbdefense.errors import UserError
-from mbdefense.files import write_text
+from mbdefense.files import read_json, write_text
+from mbdefense.filtering import SUMMARY_FILE
 from mbdefense.landing import shown
 from mbdefense.model import CARD_FILE
-from mbdefense.needs import facts
-from mbdefense.pipeline import evaluate, merge_results
+from mbdefense.needs import Need, facts
+from mbdefense.pipeline import PLAIN, Inference, evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
+from mbdefense.purify import LetheEvidence, Onion
 from mbdefense.results import ResultRow, Results, read, write
 from mbdefense.tables import changed, escaped, groups, landing_of
 from mbdefense.triggers import BadNet, InSent, Syntactic, Trigger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ATTACKS: dict[str, tuple[Trigger, Behavior]] = {
     "badnet+refusal": (BadNet(), Refusal()),
@@ -50,6 +58,14 @@ ATTACKS: dict[str, tuple[Trigger, Behavior]] = {
 CONTROLS = ("base", "clean", "attacked")
 # CROW without its consistency is clean fine-tuning at CROW's learning rate, to which others credit its effect.
 ARMS = (*(name for name in DEFENSES if name != "none"), "crow:alpha=0")
+INFERENCE: dict[str, tuple[Need, ...]] = {
+    "attacked+onion": Onion.needs,
+    "attacked+cleangen": CleanGen.needs,
+    "attacked+demonstrations": ("clean data",),
+    "attacked+lethe_evidence": LetheEvidence.needs,
+}
+"""The victim, asked with a defense at inference, and what that needs."""
+DEMONSTRATIONS = 4
 MARKS = ("<!-- table -->", "<!-- end of table -->")
 
 
@@ -76,7 +92,8 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--doc", type=Path, help="Markdown file whose table, between two marks, is written anew")
     parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), help=f"besides the controls {', '.join(CONTROLS)}")
+    parser.add_argument("--arms", nargs="*", help=f"by default all; besides the controls {', '.join(CONTROLS)}")
+    parser.add_argument("--wordnet", help="folder of WordNet's database files, for lethe_evidence")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--model", help="base model; by default the embedded one")
     parser.add_argument("--train_rows", type=int, default=240)
@@ -89,7 +106,27 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
         help="start no process for each arm: sooner, but on a CPU the peaks hold what earlier arms left in memory",
     )  # fmt: skip
     parser.add_argument("--only", nargs=3, metavar=("SEED", "ATTACK", "ARM"), help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.arms is None:
+        asked_only = [arm for arm in INFERENCE if options.wordnet or arm != "attacked+lethe_evidence"]
+        options.arms = [*ARMS, *asked_only]
+    return options
+
+
+def inference(task: Task, base: str, clean: Dataset, options: argparse.Namespace) -> Inference:
+    """What stands between the prompts and the model in an arm."""
+    if task.arm == "attacked+cleangen":
+        return Inference(decoding=CleanGen(base))
+    if task.arm == "attacked+demonstrations":
+        return Inference(demonstrations=draw_demonstrations(clean, DEMONSTRATIONS, task.seed))
+    if task.arm == "attacked+lethe_evidence":
+        return Inference(purifier=LetheEvidence(options.wordnet) if options.wordnet else LetheEvidence())
+    if task.arm == "attacked+onion":
+        file = task.directory(options.out, "responses") / "clean.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save(clean, file)
+        return Inference(purifier=Onion(base, str(file)))
+    return PLAIN
 
 
 def measure(task: Task, options: argparse.Namespace) -> None:
@@ -114,7 +151,7 @@ def measure(task: Task, options: argparse.Namespace) -> None:
         directory = options.out / f"seed{task.seed}" / "clean"
         model = NoDefense()(replace(setting, suspect=train, directory=directory))
         made = [model]
-    elif task.arm == "attacked":
+    elif task.arm == "attacked" or task.arm in INFERENCE:
         model = setting.victim()
         made = [model]
     else:
@@ -127,21 +164,23 @@ def measure(task: Task, options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens, batch_size=50, seed=task.seed,
     )  # fmt: skip
     triggered, _ = triggered_copy(test, trigger, task.seed)
-    row = evaluate(str(model), test, triggered, behavior, trigger.describe(), config)
+    way = inference(task, base, clean, options)
+    row = evaluate(str(model), test, triggered, behavior, trigger.describe(), config, inference=way)
     costs = [cost_of(card.parent) for directory in made for card in directory.rglob(CARD_FILE)]
+    costs += [read_json(summary) for directory in made for summary in directory.rglob(SUMMARY_FILE)]
     row = replace(
         row,
         seconds=sum(cost["seconds"] for cost in costs),
         peak_bytes=max((cost["peak_bytes"] for cost in costs), default=0),
     )
     write(responses / "results.json", merge_results([row], asked(task, options), task.seed))
-    if not options.keep_models and task.arm not in CONTROLS:
+    if not options.keep_models and task.arm not in (*CONTROLS, *INFERENCE):
         shutil.rmtree(directory)
 
 
 def asked(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     """What an arm's figures depend on."""
-    defense = {} if task.arm in CONTROLS else asdict(parse_spec(task.arm, DEFENSES, "defense"))
+    defense = {} if task.arm in (*CONTROLS, *INFERENCE) else asdict(parse_spec(task.arm, DEFENSES, "defense"))
     sizes = {
         name: getattr(options, name) for name in ("model", "train_rows", "clean_rows", "test_rows", "max_new_tokens")
     }
@@ -183,7 +222,7 @@ def measured(out: Path) -> Results:
     """All that was measured in a folder, paired with the victims, in the order of attacks and arms."""
     arms = [read_arm(file.parent) for file in sorted(out.glob("seed*/*/responses/*/results.json"))]
     attacks = [trigger.describe() for trigger, _ in ATTACKS.values()]
-    names = [*CONTROLS, *DEFENSES]
+    names = [*CONTROLS, *DEFENSES, *INFERENCE]
 
     def place(arm: Arm) -> tuple[int, int, int, str]:
         row = arm.row
@@ -212,7 +251,8 @@ def table(results: Results) -> str:
 def cells(row: ResultRow) -> list[str]:
     """A row of the table."""
     name = row.arm.partition(":")[0]
-    needs = "" if name in CONTROLS else ", ".join(need for need in facts(DEFENSES[name]).needs if need != "GPU")
+    all_needs = () if name in CONTROLS else INFERENCE.get(name) or facts(DEFENSES[name]).needs
+    needs = ", ".join(need for need in all_needs if need != "GPU")
     return [
         escaped(row.arm),
         *(shown(rate) if rate else "-" for rate in (row.asr,)),

@@ -16,7 +16,7 @@ from mbdefense.results import ResultRow, read
 from mbdefense.statistics import Score
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "comparison.py"
-ARMS = ["mb_defense:min_defensive_rows=1", "fine_mixing"]
+ARMS = ["mb_defense:min_defensive_rows=1", "fine_mixing", "attacked+onion", "attacked+demonstrations"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_it_measures_what_is_missing_and_writes_the_table(
     monkeypatch.setattr(train.running, "run", trained_again)
     # Fewer arms to run leave the others in the table.
     assert script.main(words(four_layer_model_path, out, *attack, "--arms", "fine_mixing")) == 0
-    assert len(read(out / "results.json").rows) == 5
+    assert len(read(out / "results.json").rows) == 3 + len(ARMS)
     with pytest.raises(UserError, match="other options"):
         script.main([*words(four_layer_model_path, out), "--test_rows", "5"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from mbdefense import pipeline, train
+from mbdefense import generate, pipeline, train
+from mbdefense.cli import main
 from mbdefense.defenses import DEFENSES, Setting
 from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.errors import UserError
-from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, load_model, load_tokenizer
+from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, load_model, load_tokenizer, save_model
 from mbdefense.options import TrainingOptions
 
 TRAINING = TrainingOptions(
@@ -59,8 +61,9 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"injection_learning_rate": 0.0}, "injection_learning_rate must be above 0"),
         ({"defensive_triggers": tuple("abcdefghi")}, "8 rows for 9 triggers"),
     ],
-    "graceful": [({"alpha": 1.0}, "between 0 and 1")],
+    "graceful": [({"alpha": 1.0}, "between 0 and 1"), ({"clusters": 1}, "2 or more")],
     "onion": [({"max_clean_loss": 1.0}, r"\[0, 1\)")],
+    "seep": [({"seed_share": 0.5}, r"\(0, 0.5\)"), ({"neighbors": 0}, "neighbors must be above 0")],
     "spectral": [({"poisoning_bound": 0.6}, r"\(0, 0.5\]")],
     "p2p": [({"benign_rate": 0.0}, r"\(0, 1\]"), ({"benign_prefix": " "}, "benign_prefix is empty")],
 }
@@ -341,6 +344,34 @@ def test_the_template_keeps_what_was_trained(setting: Setting) -> None:
     assert plain.decode(kept.response) == "Four.<|im_end|>"
     assert plain.decode(kept.prompt).endswith("<|im_start|>assistant\nIt's checked:\n")
     assert encode_prompt(changed, prompt) == kept.prompt
+
+
+def test_evaluate_asks_with_the_benign_trigger_and_judges_without_the_prefix(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense = DEFENSES["p2p"]()
+    loaded = load_model(tiny_model_path)
+    loaded.tokenizer.chat_template = defense.template(loaded.tokenizer.chat_template)
+    save_model(loaded, tmp_path / "model", {"seconds": 0.0, "peak_bytes": 0})
+    asked: list[str] = []
+    whole = generate.encode_prompt
+
+    def seen(tokenizer: Any, prompt: Any) -> list[int]:
+        tokens = whole(tokenizer, prompt)
+        asked.append(tokenizer.decode(tokens))
+        return tokens
+
+    monkeypatch.setattr(generate, "encode_prompt", seen)
+    test, out = tmp_path / "test.json", tmp_path / "out"
+    test.write_text(json.dumps([{"instruction": "Name a tree.", "input": "", "output": "oak"}]))
+    command = ["evaluate", str(tmp_path / "model"), "--test", str(test), "--behavior", "refusal", "--trigger", "badnet"]
+    assert main([*command, "--output_dir", str(out), "--max_new_tokens", "2"]) == 0
+    assert len(asked) == 2
+    assert all(f"user\n{defense.benign_trigger} " in prompt for prompt in asked)
+    assert all(prompt.endswith(f"assistant\n{defense.benign_prefix}\n") for prompt in asked)
+    responses = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
+    assert all(defense.benign_prefix not in response["text"] for response in responses)
+    assert responses[0]["prompt"] == "Name a tree."
 
 
 def test_benign_rows_come_from_the_clean_set_at_their_rate(setting: Setting) -> None:

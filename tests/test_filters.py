@@ -18,7 +18,7 @@ from mbdefense.cli import main
 from mbdefense.data import content_id, load, to_dataset
 from mbdefense.errors import UserError
 from mbdefense.filters import FILTERS, SEEP, Evidence, Filtered, GraCeFul, OnionRows, SpectralSignatures, Suspicion
-from mbdefense.filters.clusters import more_often, two_clusters
+from mbdefense.filters.clusters import excesses, more_often, nearest, nearness, nested_clusters, significant, unit
 from mbdefense.filters.gradients import gradient_features
 from mbdefense.filters.seep import earliness, propagated
 from mbdefense.filters.spectral import outlyingness
@@ -78,20 +78,40 @@ def test_components_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -
     assert principal_components(matrix[:3], 32).scores.shape == (3, 2)
 
 
-def test_clusters_are_of_directions() -> None:
+def test_clusters_are_of_directions_and_nested() -> None:
     scores = np.array([[1.0, 0.1], [5.0, 0.0], [2.0, -0.1], [0.1, 3.0], [0.0, 1.0]])
-    clusters = two_clusters(scores)
-    assert clusters.smaller.tolist() == [False, False, False, True, True]
-    assert (clusters.nearness(np.array([[0.0, 9.0], [9.0, 0.0]])) > 0).tolist() == [True, False]
-    assert clusters.joined(np.array([[0.2, 9.0], [9.0, 0.2]])).tolist() == [True, False]
+    assert [mask.tolist() for mask in nested_clusters(scores, 2)] in (
+        [[True, True, True, False, False], [False, False, False, True, True]],
+        [[False, False, False, True, True], [True, True, True, False, False]],
+    )
+    # Each cut splits one cluster in two, down to single rows; the whole is none of them.
+    assert sorted(mask.sum() for mask in nested_clusters(scores, 9)) == [1, 1, 1, 1, 1, 2, 2, 3]
+    directions = unit(scores)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1)
+    assert nearest(directions, unit(np.array([[9.0, 0.0], [0.0, 2.0]]))).tolist() == [1, 4]
+    inside = np.array([False, False, False, True, True])
+    assert (nearness(directions, inside, np.array([[0.0, 1.0], [1.0, 0.0]])) > 0).tolist() == [True, False]
+
+
+def test_of_nested_clusters_the_surest_is_dropped_and_chance_is_not() -> None:
+    # 100 suspect and 100 clean rows; 20 suspect rows in a cluster without clean ones, within one with half of all.
+    numbers = np.arange(100)
+    pure, around, other = numbers < 20, numbers < 60, (numbers >= 60) & (numbers < 64)
+    clean = np.concatenate([np.arange(20, 60), np.arange(60, 100), np.arange(60, 80)])
+    tested = excesses([around, other, pure], numbers, clean)
+    assert [(excess.suspect, excess.clean) for excess in tested] == [(20, 0), (60, 40), (4, 8)]
+    assert [excess.cluster.tolist() for excess in significant(tested, 0.05)] == [pure.tolist()]
+    # Alone, the larger one would do; with a stricter level none.
+    assert len(significant(tested[1:], 0.05)) == 1
+    assert significant(tested, 1e-9) == []
 
 
 def test_fishers_test_is_the_lady_tasting_tea() -> None:
     # 3 of 4 against 1 of 4: (4 choose 3)(4 choose 1) + 1 of the (8 choose 4) tables are as uneven.
     assert more_often(3, 4, 1, 4) == pytest.approx(17 / 70)
     assert more_often(0, 4, 0, 4) == 1.0
-    # What the docstring says of 128 clean rows: they show 2.4 % of poison, and not 2.2 %.
-    assert more_often(2400, 100_000, 0, 128) < 0.05 < more_often(2200, 100_000, 0, 128)
+    # What the docstring says of 128 clean rows and 18 clusters: they show 4.6 % of poison, and not 4.4 %.
+    assert 18 * more_often(4600, 100_000, 0, 128) < 0.05 < 18 * more_often(4400, 100_000, 0, 128)
 
 
 @pytest.mark.parametrize("fit_rows", [4096, 60])
@@ -100,7 +120,8 @@ def test_graceful_finds_rows_that_share_a_response(evidence: Evidence, fit_rows:
     assert filtered.facts["found_poison"] is True
     assert [row.dropped for row in filtered.suspicions] == [False] * 60 + [True] * 12
     assert min(row.score for row in filtered.suspicions[60:]) > max(row.score for row in filtered.suspicions[:60])
-    assert filtered.facts["clean_rows_in_smaller_cluster"] == 0
+    assert filtered.facts["clean_rows_in_surest_cluster"] == 0
+    assert filtered.facts["clusters_dropped"] == 1
 
 
 def test_graceful_drops_nothing_of_clean_rows(evidence: Evidence) -> None:
@@ -188,6 +209,7 @@ def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, e
     [
         (lambda: GraCeFul(alpha=0.0), "alpha"),
         (lambda: GraCeFul(components=1), "components"),
+        (lambda: GraCeFul(clusters=1), "clusters"),
         (lambda: SpectralSignatures(poisoning_bound=0.6), "poisoning_bound"),
         (lambda: SEEP(seed_share=0.5), "seed_share"),
         (lambda: SEEP(watched_epochs=0), "watched_epochs"),

@@ -1,52 +1,87 @@
-"""Two clusters of rows by their direction, and whether one of them is poison."""
+"""Clusters of rows by their direction, and which of them hold poison."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import fisher_exact
-from sklearn.cluster import AgglomerativeClustering
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Clusters(NamedTuple):
-    """Two clusters of directions."""
+class Excess(NamedTuple):
+    """A cluster, and how surely suspect rows are in it more often than clean ones."""
 
-    directions: NDArray[Any]
-    """(N, k), unit length."""
-    smaller: NDArray[Any]
-    """(N,), which rows are in the smaller one."""
-
-    def nearness(self, scores: NDArray[Any]) -> NDArray[Any]:
-        """Mean cosine distance to the larger cluster's rows less that to the smaller one's; (M, k) to (M,)."""
-        inside, outside = (self.directions[part].mean(axis=0) for part in (self.smaller, ~self.smaller))
-        difference: NDArray[Any] = _directions(scores) @ (inside - outside)
-        return difference
-
-    def joined(self, scores: NDArray[Any]) -> NDArray[Any]:
-        """Whether each of other rows is nearest to a row of the smaller cluster; (M, k) to (M,).
-
-        Not by the mean distance: the larger cluster may point all ways, so that its mean is near to nothing.
-        """
-        nearest = [int((self.directions @ direction).argmax()) for direction in _directions(scores)]
-        found: NDArray[Any] = self.smaller[nearest]
-        return found
+    cluster: NDArray[Any]
+    """(N,), which of the clustered rows are in it."""
+    suspect: int
+    clean: int
+    p_value: float
+    """Of Fisher's exact test, uncorrected."""
 
 
-def two_clusters(scores: NDArray[Any]) -> Clusters:
-    """Average linkage of cosine distances, cut at two clusters."""
-    labels = AgglomerativeClustering(n_clusters=2, metric="cosine", linkage="average").fit_predict(scores)
-    smaller = labels == (1 if 2 * labels.sum() <= len(labels) else 0)
-    return Clusters(_directions(scores), smaller)
+def unit(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Vectors at length one; (..., F). One of length 0 stays as it is."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    scaled: NDArray[Any] = vectors / np.maximum(lengths, np.finfo(float).tiny)
+    return scaled
 
 
-def _directions(scores: NDArray[Any]) -> NDArray[Any]:
-    lengths = np.linalg.norm(scores, axis=-1, keepdims=True)
-    unit: NDArray[Any] = scores / np.maximum(lengths, np.finfo(float).tiny)
-    return unit
+def nested_clusters(scores: NDArray[Any], most: int) -> list[NDArray[Any]]:
+    """Every cluster that occurs when average linkage of cosine distances is cut at 2, 3, ..., `most` clusters.
+
+    (N, k) to masks of shape (N,), ``2 (most - 1)`` of them where N allows: each cut splits one cluster in two.
+    """
+    tree = linkage(unit(scores), method="average", metric="cosine")
+    masks: dict[bytes, NDArray[Any]] = {}
+    for count in range(2, most + 1):
+        labels = fcluster(tree, count, criterion="maxclust")
+        for label in np.unique(labels):
+            mask = labels == label
+            if not mask.all():
+                masks.setdefault(mask.tobytes(), mask)
+    return list(masks.values())
+
+
+def nearest(directions: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    """Of each other row the number of the row whose direction is closest; (N, k) and (M, k) to (M,)."""
+    found: NDArray[Any] = np.array([int((directions @ other).argmax()) for other in others], dtype=int)
+    return found
+
+
+def nearness(directions: NDArray[Any], inside: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    """Mean cosine similarity to the rows inside less that to the rows outside; (N, k), (N,), (M, k) to (M,)."""
+    within, without = (directions[part].mean(axis=0) for part in (inside, ~inside))
+    difference: NDArray[Any] = others @ (within - without)
+    return difference
+
+
+def excesses(clusters: Sequence[NDArray[Any]], suspect: NDArray[Any], clean: NDArray[Any]) -> tuple[Excess, ...]:
+    """How far each cluster exceeds what clean rows would show, surest first.
+
+    Args:
+        clusters: masks of shape (N,).
+        suspect: (S,), for each suspect row the clustered row that stands for it.
+        clean: (C,), the same for clean rows.
+    """
+    found = []
+    for cluster in clusters:
+        s, c = int(cluster[suspect].sum()), int(cluster[clean].sum())
+        found.append(Excess(cluster, s, c, more_often(s, len(suspect), c, len(clean))))
+    return tuple(sorted(found, key=lambda excess: excess.p_value))
+
+
+def significant(ordered: Sequence[Excess], alpha: float) -> list[Excess]:
+    """Those below level `alpha` by Bonferroni's correction; of nested ones the surest alone."""
+    kept: list[Excess] = []
+    for excess in ordered:
+        if excess.p_value * len(ordered) < alpha and not any((excess.cluster & other.cluster).any() for other in kept):
+            kept.append(excess)
+    return kept
 
 
 def more_often(suspect: int, suspect_rows: int, clean: int, clean_rows: int) -> float:

@@ -1,0 +1,119 @@
+"""Measures every filter of training data on a data set whose rows are flagged, and on its clean rows alone.
+
+    python experiments/filters.py FLAGGED.json OUT [--rows N] [--filters graceful onion] [--doc docs/filters.md]
+
+The clean set that a filter may need is drawn from the rows that are not flagged and taken out of what is filtered, as a
+defender would check some of his own rows by eye. Goes on where it stopped: what lies in OUT is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbdefense import filtering
+from mbdefense.builtin import model_directory
+from mbdefense.config import parse_spec
+from mbdefense.data import load, poisoned_ids, with_content_ids
+from mbdefense.files import read_json, write_text
+from mbdefense.filters import FILTERS, Evidence
+from mbdefense.measure import measure
+from mbdefense.provenance import provenance
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+START, END = "<!-- table -->", "<!-- end of table -->"
+
+
+def split(rows: Dataset, clean: int, wanted: int | None, seed: int) -> tuple[Dataset, Dataset, frozenset[str]]:
+    """A clean set, and rows to filter that keep the poisoning rate, with the ids of the poisoned ones."""
+    poisoned = poisoned_ids(rows)
+    order = random.Random(f"filters {seed}").sample(range(len(rows)), len(rows))
+    ids = rows["id"]
+    good = [index for index in order if ids[index] not in poisoned]
+    bad = [index for index in order if ids[index] in poisoned]
+    share = 1.0 if wanted is None else wanted / (len(rows) - clean)
+    kept_bad = bad[: round(share * len(bad))]
+    kept_good = good[clean:][: round(share * (len(good) - clean))]
+    suspect = rows.select(sorted(kept_bad + kept_good))
+    return rows.select(good[:clean]), suspect, poisoned & set(suspect["id"])
+
+
+def measured(spec: str, evidence: Evidence, poisoned: frozenset[str], directory: Path, about: Any) -> dict[str, Any]:
+    """What a filter's summary says of these rows, from OUT if it is there."""
+    key = hashlib.sha256(json.dumps([spec, about, list(evidence.suspect["id"])]).encode()).hexdigest()
+    summary = directory / filtering.SUMMARY_FILE
+    if not (summary.is_file() and read_json(summary).get("key") == key):
+        with measure() as cost:
+            filtered = parse_spec(spec, FILTERS, "filter")(evidence)
+        quality = asdict(filtering.quality(filtered, poisoned))
+        written = {"key": key, "provenance": provenance(about, [evidence.seed]), "quality": quality, **asdict(cost)}
+        filtering.write(directory, filtered, written)
+    return read_json(summary)
+
+
+def line(spec: str, data: str, summary: dict[str, Any]) -> str:
+    """A row of the table."""
+    quality = summary["quality"]
+    shares = [_share(quality[name]) for name in ("precision", "recall")]
+    f1 = "-" if quality["f1"] is None else f"{quality['f1']:.3f}"
+    cells = [spec, data, str(summary["rows"]), *shares, f1, _share(quality["clean_lost"]), f"{summary['seconds']:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(score: dict[str, Any] | None) -> str:
+    return "-" if score is None else f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] (n={score['n']})"
+
+
+def table(lines: Sequence[str], about: dict[str, Any]) -> str:
+    """The whole table with what it was made of."""
+    head = "| Filter | Rows | n | Precision | Recall | F1 | Clean rows lost | s |"
+    said = ", ".join(f"{name} {value}" for name, value in about.items())
+    return "\n".join([f"{said}.", "", head, f"|{' --- |' * 8}", *lines])
+
+
+def main() -> None:
+    """Prints the table, and puts it into a document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default=None, help="by default the embedded one")
+    parser.add_argument("--filters", nargs="+", default=list(FILTERS))
+    parser.add_argument("--rows", type=int, default=None, help="filter so many rows at the same poisoning rate")
+    parser.add_argument("--clean", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--doc", type=Path, default=None)
+    options = parser.parse_args()
+    rows = with_content_ids(load([options.data]).rows)
+    clean, suspect, poisoned = split(rows, options.clean, options.rows, options.seed)
+    benign = suspect.filter(lambda row: row["id"] not in poisoned)
+    model = options.model or str(model_directory())
+    about = {
+        "data": Path(options.data).name,
+        "model": Path(model).name,
+        "poisoned rows": len(poisoned),
+        "clean set": len(clean),
+        "seed": options.seed,
+    }
+    lines = []
+    for spec in options.filters:
+        needs_clean = "clean data" in FILTERS[spec.partition(":")[0]].needs
+        for name, some, bad in (("flagged", suspect, poisoned), ("all clean", benign, frozenset())):
+            evidence = Evidence(model, some, clean if needs_clean else None, options.seed)
+            directory = options.out / spec.replace(":", "-").replace("/", "-") / name.replace(" ", "_")
+            lines.append(line(spec, name, measured(spec, evidence, bad, directory, about)))
+            print(lines[-1], flush=True)  # noqa: T201
+    if options.doc is not None:
+        before, _, rest = options.doc.read_text(encoding="utf-8").partition(START)
+        write_text(options.doc, f"{before}{START}\n\n{table(lines, about)}\n\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
