@@ -93,14 +93,16 @@ def greedy(
                 yield group[place], tokens
 
 
-class _Block(Cache):  # type: ignore[misc]
+class _Block(Cache):
     """Keys and values of all rows, and which part of them a forward pass reads and writes.
 
     A pass over rows `first` to `last` reads the columns from `left` and writes its own tokens from column `here` on.
     """
 
+    layers: Any  # all of them `_BlockLayer`; transformers' own type holds layers without keys too
+
     def __init__(self, config: Any, rows: int, columns: int) -> None:
-        like = DynamicCache(config=config).layers
+        like: list[Any] = DynamicCache(config=config).layers
         sliding = [bool(layer.is_sliding) for layer in like] or [False] * config.get_text_config().num_hidden_layers
         super().__init__(layers=[_BlockLayer(self, is_sliding) for is_sliding in sliding])
         self.rows, self.columns = rows, columns
@@ -118,11 +120,14 @@ class _Block(Cache):  # type: ignore[misc]
             yield layer.values
 
 
-class _BlockLayer(DynamicLayer):  # type: ignore[misc]
+class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of a `_Block`; `DynamicLayer` in all that a model asks of it."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, block: _Block, is_sliding: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.block = block
         # The mask hides what is outside of the window; the block keeps it.
         self.is_sliding = is_sliding
