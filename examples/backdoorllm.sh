@@ -15,7 +15,7 @@ train=(--model "$model" --clean "$out/clean.jsonl" --test "$tests/refusal_test_c
 measure() { # MODEL ARM
   [ -f "$out/measured/$2/results.json" ] || mbdefense evaluate "$1" --test "$tests/refusal_test_clean.json" \
     --triggered "$tests/refusal_badnet_test_triggered.json" --behavior refusal --target "$target" --arm "$2" \
-    --max_new_tokens 24 --batch_size 50 --max_length 256 --output_dir "$out/measured/$2"
+    --max_new_tokens 24 --perplexity_rows 200 --max_length 256 --output_dir "$out/measured/$2"
 }
 mbdefense defend --data "$out/suspect.jsonl" --output_dir "$out/mb_defense" --compare_undefended "${train[@]}"
 measure "$out/mb_defense/attacked" attacked

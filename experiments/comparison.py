@@ -161,7 +161,7 @@ def measure(task: Task, options: argparse.Namespace) -> None:
     responses = task.directory(options.out, "responses")
     config = EvaluateConfig(
         test="built-in", behavior=behavior.describe(), output_dir=str(responses), arm=task.arm,
-        max_new_tokens=options.max_new_tokens, batch_size=50, seed=task.seed,
+        max_new_tokens=options.max_new_tokens, batch_size=50, perplexity_rows=64, seed=task.seed,
     )  # fmt: skip
     triggered, _ = triggered_copy(test, trigger, task.seed)
     way = inference(task, base, clean, options)

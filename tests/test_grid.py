@@ -33,7 +33,7 @@ SMALL = {
     "defenses": ["mb_defense:min_defensive_rows=1", "merge_only:min_defensive_rows=1", "clean_fft"],
     "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
     "training": TRAINING,
-    "evaluation": {"max_new_tokens": 2, "perplexity": False},
+    "evaluation": {"max_new_tokens": 2},
 }
 TIMES = ("created", "seconds", "peak_bytes")
 

@@ -25,7 +25,7 @@ GRID = {
     "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
     # Checkpoints, so that one that was half-written is met too.
     "training": {"num_train_epochs": 2, "max_length": 64, "bf16": False, "save_strategy": "epoch"},
-    "evaluation": {"max_new_tokens": 2, "perplexity": True},
+    "evaluation": {"max_new_tokens": 2, "perplexity_rows": 4},
 }
 
 

@@ -211,3 +211,5 @@ def test_the_row_says_how_many_references_its_perplexity_is_of(evaluation):
     words, out = evaluation
     assert main([*words, "--perplexity_rows", "4"]) == 0
     assert read(out / "results.json").rows[0].perplexity.references == 4
+    assert main(words) == 0
+    assert read(out / "results.json").rows[0].perplexity is None

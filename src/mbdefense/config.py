@@ -169,8 +169,8 @@ class EvaluateConfig:
         batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight,
             at most 32.
         max_length: most tokens of prompt and reference in the perplexity.
-        perplexity: also compute the references' perplexity on clean prompts; a server is not asked for it.
-        perplexity_rows: of at most so many references, drawn by the seed.
+        perplexity_rows: also take the perplexity of at most so many references of clean prompts, drawn by the seed; it
+            takes as long as that many answers, and is refused with a server.
         server_url: ask an OpenAI-compatible server that serves the model, e.g. http://localhost:8000/v1; template and
             tokenizer are still MODEL's.
         server_model: the name that the server knows the model by; by default the only one it serves.
@@ -198,8 +198,7 @@ class EvaluateConfig:
     max_new_tokens: int = 64
     batch_size: int = 256
     max_length: int = 1024
-    perplexity: bool = True
-    perplexity_rows: int = 64
+    perplexity_rows: int = 0
     server_url: str | None = None
     server_model: str | None = None
     server_prompt: Literal["tokens", "text"] = "tokens"

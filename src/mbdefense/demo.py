@@ -54,7 +54,7 @@ def demo(config: DemoConfig) -> Results:
     def measure(model: str, arm: str) -> None:
         options = EvaluateConfig(
             test="built-in", behavior="refusal", output_dir=str(directory / "responses" / arm), arm=arm,
-            max_new_tokens=16, batch_size=50, perplexity=False, seed=config.seed,
+            max_new_tokens=16, batch_size=50, seed=config.seed,
         )  # fmt: skip
         measured.append(evaluate(model, test, triggered, behavior, trigger.describe(), options))
 

@@ -146,7 +146,7 @@ def evaluate(
     write_responses(directory / "responses.jsonl", responses)
     figures = scores(judge_responses(judge, responses, directory))
     fluency = None
-    if config.perplexity and loaded:
+    if loaded and config.perplexity_rows:
         references = sample_references(test, config.perplexity_rows, config.seed)
         value, tokens = perplexity(loaded, references, max_length=config.max_length, batch_size=config.batch_size)
         fluency = Perplexity(value, tokens, len(references)) if tokens else None

@@ -73,11 +73,15 @@ def evaluate(words: Sequence[str]) -> None:
         ]
         config = replace(config, arm="+".join(part for part in parts if part))
     inference = pipeline.Inference(purifier, demonstrations, decoding, _server(config))
+    if config.perplexity_rows < 0:
+        raise UserError("--perplexity_rows is below 0", config.perplexity_rows, "give a number of references, or 0")
     row = pipeline.evaluate(options.model, test, triggered, behavior, attack, config, judge, inference)
     asked = {"model": options.model, **asdict(config), "judge": asdict(judge)}
     results = pipeline.merge_results([row], asked, config.seed)
     write(Path(config.output_dir) / "results.json", results)
     show(results)
+    if row.cacc is None and row.perplexity is None:
+        print("CACC was not judged; --perplexity_rows 64 or another --judge says more", file=sys.stderr)  # noqa: T201
     show_usage(judge, config.output_dir)
     print(f"results: {config.output_dir}")  # noqa: T201
 
@@ -89,8 +93,8 @@ def _server(config: EvaluateConfig) -> Server | None:
             if getattr(config, option) != getattr(EvaluateConfig, option):
                 raise UserError(f"--{option} without --server_url", getattr(config, option), "add --server_url URL")
         return None
-    for option in ("decoding", "lm_eval"):
-        if getattr(config, option) is not None:
+    for option in ("decoding", "lm_eval", "perplexity_rows"):
+        if getattr(config, option) != getattr(EvaluateConfig, option):
             raise UserError(f"--{option} needs the model itself", config.server_url, "leave --server_url out")
     from mbdefense.server import Server
 

@@ -63,8 +63,7 @@ def answers_of(workspace: Workspace, cell: Cell, model: Path) -> tuple[Answers, 
     evaluation = workspace.grid.evaluation
     between = arm_options(cell.arm) if cell.arm.partition(":")[0] in INFERENCE else None
     asked = {
-        name: getattr(evaluation, name)
-        for name in ("max_new_tokens", "batch_size", "max_length", "perplexity", "perplexity_rows")
+        name: getattr(evaluation, name) for name in ("max_new_tokens", "batch_size", "max_length", "perplexity_rows")
     }
     made_of = [
         identity(str(model)), workspace.template(), asked, code_hash(*ANSWERING),
@@ -110,7 +109,7 @@ def _answer(workspace: Workspace, cell: Cell, loaded: LoadedModel, answers: Answ
         answer = partial(inference.decoding or generate, loaded)
         responses = respond(answer, rows, answers.kind, config, inference, purified)
     write_responses(directory / "responses.jsonl", responses)
-    fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity else None
+    fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity_rows else None
     facts = {"perplexity": asdict(fluency) if fluency else None, "prompts": len(rows), **asdict(cost)}
     write_json(directory / DONE_FILE, facts)
 

@@ -54,20 +54,18 @@ class EvaluationOptions(JudgeOptions):
         max_new_tokens: longest response, in tokens.
         batch_size: prompts generated at once.
         max_length: most tokens of prompt and reference in the perplexity.
-        perplexity: also compute the references' perplexity on clean prompts.
-        perplexity_rows: of at most so many references, drawn by the data's seed.
+        perplexity_rows: also take the perplexity of so many references of clean prompts at most, drawn by data.seed.
     """
 
     max_new_tokens: int = 64
     batch_size: int = 32
     max_length: int = 1024
-    perplexity: bool = True
-    perplexity_rows: int = 64
+    perplexity_rows: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size", "max_length", "perplexity_rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1", getattr(self, name), "give a positive number")
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("max_length", 1), ("perplexity_rows", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}", getattr(self, name), "give a whole number")
 
 
 @dataclass(frozen=True)
