@@ -22,7 +22,7 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
     """Loss over steps of each training: instruction tuning and recovery."""
     pictures: list[Chart] = []
     body: list[tuple[str, ...]] = []
-    for name, log in logs:
+    for name, log in sorted(logs, key=lambda named: -len(named[1].history)):  # the longest curves say most
         steps = [(entry.step, entry.loss) for entry in log.history if _finite(entry.loss)]
         checked = [(entry.step, entry.eval_loss) for entry in log.history if _finite(entry.eval_loss)]
         means = [entry.train_loss for entry in log.history if _finite(entry.train_loss)]
@@ -44,7 +44,7 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
             pictures.append(Chart(title, as_svg(key, title, words, (3.1, 2.1), _loss_painter(steps, checked))))
     if not body:
         return None
-    left = f" The first {MOST_LOGS} are drawn." if len(pictures) == MOST_LOGS < len(logs) else ""
+    left = f" The {MOST_LOGS} longest are drawn." if len(pictures) == MOST_LOGS < len(logs) else ""
     return Charts(
         "Training and recovery",
         "Loss by step, as the trainer logged it, and the loss on rows held out to choose an epoch where there are some."
