@@ -288,9 +288,12 @@ def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> 
 
 def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
-    quick, paper = (read_grid(str(root / "configs" / f"{name}.yaml")) for name in ("quick", "paper"))
+    names = ("quick", "paper", "paper_cpu")
+    quick, paper, part = (read_grid(str(root / "configs" / f"{name}.yaml")) for name in names)
     assert (len(quick.attacks), len(quick.behaviors), len(quick.defenses)) == (2, 2, 4)
     assert (len(paper.attacks), len(paper.behaviors), len(paper.seeds)) == (4, 2, 3)
+    assert set(part.attacks) <= set(paper.attacks)
+    assert set(part.behaviors) <= set(paper.behaviors)
     documented = re.search(r"```yaml\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL)
     assert documented is not None
     (tmp_path / "grid.yaml").write_text(documented[1])
