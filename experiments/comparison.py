@@ -57,7 +57,9 @@ ATTACKS: dict[str, tuple[Trigger, Behavior]] = {
 }
 CONTROLS = ("base", "clean", "attacked")
 # CROW without its consistency is clean fine-tuning at CROW's learning rate, to which others credit its effect.
-ARMS = (*(name for name in DEFENSES if name != "none"), "crow:alpha=0")
+# Of 240 rows the default of 32 planted rows for each backdoor would take half: as in the demo, 12.
+PLANTED = {name: f"{name}:min_defensive_rows=12" for name in ("mb_defense", "merge_only")}
+ARMS = (*(PLANTED.get(name, name) for name in DEFENSES if name != "none"), "crow:alpha=0")
 INFERENCE: dict[str, tuple[Need, ...]] = {
     "attacked+onion": Onion.needs,
     "attacked+cleangen": CleanGen.needs,
@@ -268,7 +270,7 @@ def cells(row: ResultRow) -> list[str]:
 
 def better(rows: Sequence[ResultRow]) -> str:
     """Which arms have a lower ASR than MB-Defense at no less CACC, by their values alone."""
-    ours = next((row for row in rows if row.arm == "mb_defense"), None)
+    ours = next((row for row in rows if row.arm.partition(":")[0] == "mb_defense"), None)
     if ours is None or ours.asr is None or ours.cacc is None:
         return "MB-Defense was not measured."
     found = [

@@ -86,7 +86,12 @@ def test_arms_that_beat_mb_defense_are_named(script: ModuleType) -> None:
         rates = (Score(value, 10, 0.0, 1.0) for value in (asr, cacc))
         return ResultRow(arm, "t", "b", 0, "m", *rates, None, None, None, 1.0, 0)
 
-    rows = [row("attacked", 0.0, 1.0), row("mb_defense", 0.1, 0.5), row("crow", 0.05, 0.5), row("lethe", 0.0, 0.4)]
+    rows = [
+        row("attacked", 0.0, 1.0),
+        row("mb_defense:min_defensive_rows=12", 0.1, 0.5),
+        row("crow", 0.05, 0.5),
+        row("lethe", 0.0, 0.4),
+    ]
     assert script.better(rows).startswith("Lower in ASR than MB-Defense at no less CACC: crow (")
     assert "lethe" not in script.better(rows)
     assert script.better(rows[:2]).startswith("No other arm")
