@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-real lint
+.PHONY: setup demo test test-slow test-real lint
 
 setup: .venv/.ready
 
@@ -21,6 +21,9 @@ demo: .venv/.ready
 # Two processes of one thread each: tiny models gain nothing from a second thread.
 test: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-slow: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 test-real: .venv/.ready
 	$(BIN)/pytest -m real_model

@@ -52,6 +52,7 @@ def kill_a_worker(stages: Path, killed: list[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_what_one_process_gives_and_a_killed_worker_costs_its_stage(
     four_layer_model_path: str, tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ def alone(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
 
 
+@pytest.mark.slow
 def test_one_process_resumes_what_two_began_and_the_other_way_round(tiny_model_path: str, tmp_path: Path) -> None:
     script = tmp_path / "resume.py"
     script.write_text(RESUME)
