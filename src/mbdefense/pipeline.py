@@ -129,13 +129,16 @@ def evaluate(
     pairs = prompt_pairs(test, triggered) if config.stealth is not None and triggered is not None else []
     asked: dict[Kind, Dataset] = {"clean": test} if triggered is None else {"clean": test, "triggered": triggered}
     directory = Path(config.output_dir)
-    # Both before the model is loaded: a wrong template is no reason to wait for the cleaning, and the model that cleans
-    # and the one that answers are not in memory together.
-    check_template(
-        model,
-        load_tokenizer(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code),
-    )
-    purified = _purified(inference.purifier, asked, directory) if inference.purifier else {}
+    purified: dict[Kind, Sequence[Purified]] = {}
+    if inference.purifier:
+        # Both before the model is loaded: a wrong template is no reason to wait for the cleaning, and the model that
+        # cleans and the one that answers are not in memory together.
+        template: dict[str, Any] = {
+            "chat_template": config.chat_template,
+            "trust_remote_code": config.trust_remote_code,
+        }
+        check_template(model, load_tokenizer(model, **template))
+        purified = _purified(inference.purifier, asked, directory)
     loaded, answer = _answering(model, config, inference)
     responses = [
         response
@@ -179,8 +182,11 @@ def _answering(
     """What answers prompts, and the model, unless a server holds it."""
     options: dict[str, Any] = {"chat_template": config.chat_template, "trust_remote_code": config.trust_remote_code}
     if inference.server:
-        return None, partial(inference.server, load_tokenizer(model, **options))
+        tokenizer = load_tokenizer(model, **options)
+        check_template(model, tokenizer)
+        return None, partial(inference.server, tokenizer)
     loaded = load_model(model, **options)
+    check_template(model, loaded.tokenizer)
     return loaded, partial(inference.decoding or generate, loaded)
 
 
