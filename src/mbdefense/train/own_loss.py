@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from mbdefense.losses import SequenceLogProbs
 from mbdefense.packing import packed_log_probs
 
 
-class OwnLoss:
+class OwnLoss(ABC):
     """What all trainers share: losses are sums over items, divided by the items of the whole optimizer step.
 
     transformers counts labelled tokens for that; here each batch says how many items it holds (`items`: response tokens
@@ -50,9 +51,9 @@ class OwnLoss:
         processes: int = self.accelerator.num_processes  # type: ignore[attr-defined]
         return total * processes / num_items_in_batch
 
+    @abstractmethod
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """The loss summed over the batch's items."""
-        raise NotImplementedError("each trainer sums its own loss")
 
     def packed_scores(self, model: torch.nn.Module, inputs: Batch) -> SequenceLogProbs:
         """Scores the responses of a batch made by `mbdefense.packing.pack`, in its order."""
