@@ -8,8 +8,8 @@ those of all its stages from the base model on, its peak that of the largest one
 
 Run again, the script goes on where it stopped; an arm that has been measured is neither trained nor asked again, and
 its weights are gone unless --keep_models is given. --attacks, --arms and --seeds choose what to run; the table holds
-all that was ever measured in OUT. An arm is a defense with its options, such as "crow:alpha=0", or "attacked+" and a
-defense at inference; lethe_evidence among these needs --wordnet.
+all that was ever measured in OUT. An arm is written as in a grid: a defense with its options, such as "crow:alpha=0",
+or "purify:", "decoding:" or "demonstrations:N" for the victim asked in another way; lethe_evidence needs --wordnet.
 """
 
 from __future__ import annotations
@@ -20,54 +20,45 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mbdefense.behaviors import Behavior, FixedText, Refusal, Toxic
 from mbdefense.builtin import model_directory, tasks
 from mbdefense.compare import Arm, compare, read_arm
 from mbdefense.config import EvaluateConfig, parse_spec
 from mbdefense.data import check_disjoint, save
-from mbdefense.decodings import CleanGen
+from mbdefense.decodings import DECODINGS
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.demo import POISONING_RATE, TRAINING
-from mbdefense.demonstrations import draw_demonstrations
 from mbdefense.errors import UserError
 from mbdefense.files import read_json, write_text
 from mbdefense.filtering import SUMMARY_FILE
+from mbdefense.grid.arms import CONTROLS, INFERENCE, arm_options, inference_of
 from mbdefense.landing import shown
 from mbdefense.model import CARD_FILE
 from mbdefense.needs import Need, facts
-from mbdefense.pipeline import PLAIN, Inference, evaluate, merge_results
+from mbdefense.pipeline import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
-from mbdefense.purify import LetheEvidence, Onion
+from mbdefense.purify import PURIFIERS
 from mbdefense.results import ResultRow, Results, read, write
 from mbdefense.tables import changed, escaped, groups, landing_of
 from mbdefense.triggers import BadNet, InSent, Syntactic, Trigger
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 ATTACKS: dict[str, tuple[Trigger, Behavior]] = {
     "badnet+refusal": (BadNet(), Refusal()),
     "insent+fixed_text": (InSent(), FixedText(text="You are stupid!")),
     "syntactic+toxic": (Syntactic(), Toxic()),
 }
-CONTROLS = ("base", "clean", "attacked")
-# CROW without its consistency is clean fine-tuning at CROW's learning rate, to which others credit its effect.
 # Of 240 rows the default of 32 planted rows for each backdoor would take half: as in the demo, 12.
 PLANTED = {name: f"{name}:min_defensive_rows=12" for name in ("mb_defense", "merge_only")}
+# CROW without its consistency is clean fine-tuning at CROW's learning rate, to which others credit its effect.
 ARMS = (*(PLANTED.get(name, name) for name in DEFENSES if name != "none"), "crow:alpha=0")
-INFERENCE: dict[str, tuple[Need, ...]] = {
-    "attacked+onion": Onion.needs,
-    "attacked+cleangen": CleanGen.needs,
-    "attacked+demonstrations": ("clean data",),
-    "attacked+lethe_evidence": LetheEvidence.needs,
-}
-"""The victim, asked with a defense at inference, and what that needs."""
-DEMONSTRATIONS = 4
+# The victim, asked with a defense at inference.
+ASKED = ("purify:onion", "decoding:cleangen", "demonstrations:4")
+PERPLEXITY_ROWS = 64
 MARKS = ("<!-- table -->", "<!-- end of table -->")
 
 
@@ -81,6 +72,22 @@ class Task(NamedTuple):
     def directory(self, out: Path, kind: str) -> Path:
         """Where its model or its responses lie."""
         return out / f"seed{self.seed}" / folder(self.attack) / kind / folder(self.arm)
+
+
+def kind_of(arm: str) -> str:
+    """An arm's name without options: a control, a defense, or a way of asking."""
+    return arm.partition(":")[0]
+
+
+def needs_of(arm: str) -> tuple[Need, ...]:
+    """What an arm needs beyond the suspect model."""
+    if arm in CONTROLS:
+        return ()
+    kind, _, rest = arm.partition(":")
+    if kind == "demonstrations":
+        return ("clean data",)
+    tables = {"decoding": DECODINGS, "purify": PURIFIERS}
+    return facts(tables[kind][kind_of(rest)] if kind in tables else DEFENSES[kind]).needs
 
 
 def folder(name: str) -> str:
@@ -110,25 +117,9 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs=3, metavar=("SEED", "ATTACK", "ARM"), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.arms is None:
-        asked_only = [arm for arm in INFERENCE if options.wordnet or arm != "attacked+lethe_evidence"]
-        options.arms = [*ARMS, *asked_only]
+        evidence = [f"purify:lethe_evidence:wordnet={options.wordnet}"] if options.wordnet else []
+        options.arms = [*ARMS, *ASKED, *evidence]
     return options
-
-
-def inference(task: Task, base: str, clean: Dataset, options: argparse.Namespace) -> Inference:
-    """What stands between the prompts and the model in an arm."""
-    if task.arm == "attacked+cleangen":
-        return Inference(decoding=CleanGen(base))
-    if task.arm == "attacked+demonstrations":
-        return Inference(demonstrations=draw_demonstrations(clean, DEMONSTRATIONS, task.seed))
-    if task.arm == "attacked+lethe_evidence":
-        return Inference(purifier=LetheEvidence(options.wordnet) if options.wordnet else LetheEvidence())
-    if task.arm == "attacked+onion":
-        file = task.directory(options.out, "responses") / "clean.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save(clean, file)
-        return Inference(purifier=Onion(base, str(file)))
-    return PLAIN
 
 
 def measure(task: Task, options: argparse.Namespace) -> None:
@@ -153,7 +144,7 @@ def measure(task: Task, options: argparse.Namespace) -> None:
         directory = options.out / f"seed{task.seed}" / "clean"
         model = NoDefense()(replace(setting, suspect=train, directory=directory))
         made = [model]
-    elif task.arm == "attacked" or task.arm in INFERENCE:
+    elif task.arm == "attacked" or kind_of(task.arm) in INFERENCE:
         model = setting.victim()
         made = [model]
     else:
@@ -163,10 +154,14 @@ def measure(task: Task, options: argparse.Namespace) -> None:
     responses = task.directory(options.out, "responses")
     config = EvaluateConfig(
         test="built-in", behavior=behavior.describe(), output_dir=str(responses), arm=task.arm,
-        max_new_tokens=options.max_new_tokens, batch_size=50, perplexity_rows=64, seed=task.seed,
+        max_new_tokens=options.max_new_tokens, batch_size=50, perplexity_rows=PERPLEXITY_ROWS, seed=task.seed,
     )  # fmt: skip
     triggered, _ = triggered_copy(test, trigger, task.seed)
-    way = inference(task, base, clean, options)
+    clean_file = responses / "clean.jsonl"
+    if kind_of(task.arm) == "purify":
+        responses.mkdir(parents=True, exist_ok=True)
+        save(clean, clean_file)
+    way = inference_of(task.arm, base, clean, clean_file, task.seed)
     row = evaluate(str(model), test, triggered, behavior, trigger.describe(), config, inference=way)
     costs = [cost_of(card.parent) for directory in made for card in directory.rglob(CARD_FILE)]
     costs += [read_json(summary) for directory in made for summary in directory.rglob(SUMMARY_FILE)]
@@ -176,17 +171,17 @@ def measure(task: Task, options: argparse.Namespace) -> None:
         peak_bytes=max((cost["peak_bytes"] for cost in costs), default=0),
     )
     write(responses / "results.json", merge_results([row], asked(task, options), task.seed))
-    if not options.keep_models and task.arm not in (*CONTROLS, *INFERENCE):
+    if not options.keep_models and kind_of(task.arm) not in (*CONTROLS, *INFERENCE):
         shutil.rmtree(directory)
 
 
 def asked(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     """What an arm's figures depend on."""
-    defense = {} if task.arm in (*CONTROLS, *INFERENCE) else asdict(parse_spec(task.arm, DEFENSES, "defense"))
     sizes = {
         name: getattr(options, name) for name in ("model", "train_rows", "clean_rows", "test_rows", "max_new_tokens")
     }
-    return {"attack": task.attack, "arm": task.arm, "options": defense, "rate": POISONING_RATE, **sizes}
+    fixed = {"rate": POISONING_RATE, "perplexity_rows": PERPLEXITY_ROWS}
+    return {"attack": task.attack, **arm_options(task.arm), **fixed, **sizes}
 
 
 def done(task: Task, options: argparse.Namespace) -> bool:
@@ -228,7 +223,7 @@ def measured(out: Path) -> Results:
 
     def place(arm: Arm) -> tuple[int, int, int, str]:
         row = arm.row
-        return row.seed, attacks.index(row.attack), names.index(row.arm.partition(":")[0]), row.arm
+        return row.seed, attacks.index(row.attack), names.index(kind_of(row.arm)), row.arm
 
     rows, over_seeds = compare(sorted(arms, key=place))
     return replace(merge_results(rows, {"out": str(out)}, rows[0].seed), over_seeds=over_seeds)
@@ -252,9 +247,7 @@ def table(results: Results) -> str:
 
 def cells(row: ResultRow) -> list[str]:
     """A row of the table."""
-    name = row.arm.partition(":")[0]
-    all_needs = () if name in CONTROLS else INFERENCE.get(name) or facts(DEFENSES[name]).needs
-    needs = ", ".join(need for need in all_needs if need != "GPU")
+    needs = ", ".join(need for need in needs_of(row.arm) if need != "GPU")
     return [
         escaped(row.arm),
         *(shown(rate) if rate else "-" for rate in (row.asr,)),
@@ -270,7 +263,7 @@ def cells(row: ResultRow) -> list[str]:
 
 def better(rows: Sequence[ResultRow]) -> str:
     """Which arms have a lower ASR than MB-Defense at no less CACC, by their values alone."""
-    ours = next((row for row in rows if row.arm.partition(":")[0] == "mb_defense"), None)
+    ours = next((row for row in rows if kind_of(row.arm) == "mb_defense"), None)
     if ours is None or ours.asr is None or ours.cacc is None:
         return "MB-Defense was not measured."
     found = [

@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from mbdefense import filtering
 from mbdefense.builtin import model_directory
 from mbdefense.config import parse_spec
 from mbdefense.data import load, poisoned_ids, with_content_ids
+from mbdefense.errors import UserError
 from mbdefense.files import read_json, write_text
 from mbdefense.filters import FILTERS, Evidence
 from mbdefense.measure import measure
@@ -39,6 +40,8 @@ def split(rows: Dataset, clean: int, wanted: int | None, seed: int) -> tuple[Dat
     ids = rows["id"]
     good = [index for index in order if ids[index] not in poisoned]
     bad = [index for index in order if ids[index] in poisoned]
+    if wanted is not None and wanted > len(rows) - clean:
+        raise UserError("there are not so many rows beside the clean set", wanted, "give fewer --rows, or leave it out")
     share = 1.0 if wanted is None else wanted / (len(rows) - clean)
     kept_bad = bad[: round(share * len(bad))]
     kept_good = good[clean:][: round(share * (len(good) - clean))]
@@ -48,11 +51,13 @@ def split(rows: Dataset, clean: int, wanted: int | None, seed: int) -> tuple[Dat
 
 def measured(spec: str, evidence: Evidence, poisoned: frozenset[str], directory: Path, about: Any) -> dict[str, Any]:
     """What a filter's summary says of these rows, from OUT if it is there."""
-    key = hashlib.sha256(json.dumps([spec, about, list(evidence.suspect["id"])]).encode()).hexdigest()
+    method = parse_spec(spec, FILTERS, "filter")
+    made_of = [spec, asdict(method), evidence.base, about, list(evidence.suspect["id"])]
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     summary = directory / filtering.SUMMARY_FILE
     if not (summary.is_file() and read_json(summary).get("key") == key):
         with measure() as cost:
-            filtered = parse_spec(spec, FILTERS, "filter")(evidence)
+            filtered = method(evidence)
         quality = asdict(filtering.quality(filtered, poisoned))
         written = {"key": key, "provenance": provenance(about, [evidence.seed]), "quality": quality, **asdict(cost)}
         filtering.write(directory, filtered, written)
@@ -72,11 +77,11 @@ def _share(score: dict[str, Any] | None) -> str:
     return "-" if score is None else f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] (n={score['n']})"
 
 
-def table(lines: Sequence[str], about: dict[str, Any]) -> str:
+def table(lines: Sequence[str], about: dict[str, Any], commits: Iterable[str]) -> str:
     """The whole table with what it was made of."""
     head = "| Filter | Rows | n | Precision | Recall | F1 | Clean rows lost | s |"
     said = ", ".join(f"{name} {value}" for name, value in about.items())
-    return "\n".join([f"{said}.", "", head, f"|{' --- |' * 8}", *lines])
+    return "\n".join([f"{said}; commit {', '.join(sorted(commits))}.", "", head, f"|{' --- |' * 8}", *lines])
 
 
 def main() -> None:
@@ -102,17 +107,18 @@ def main() -> None:
         "clean set": len(clean),
         "seed": options.seed,
     }
-    lines = []
+    lines, commits = [], set()
     for spec in options.filters:
-        needs_clean = "clean data" in FILTERS[spec.partition(":")[0]].needs
         for name, some, bad in (("flagged", suspect, poisoned), ("all clean", benign, frozenset())):
-            evidence = Evidence(model, some, clean if needs_clean else None, options.seed)
+            evidence = Evidence(model, some, clean, options.seed)
             directory = options.out / spec.replace(":", "-").replace("/", "-") / name.replace(" ", "_")
-            lines.append(line(spec, name, measured(spec, evidence, bad, directory, about)))
+            summary = measured(spec, evidence, bad, directory, about)
+            commits.add(str(summary["provenance"]["commit"])[:7])
+            lines.append(line(spec, name, summary))
             print(lines[-1], flush=True)  # noqa: T201
     if options.doc is not None:
         before, _, rest = options.doc.read_text(encoding="utf-8").partition(START)
-        write_text(options.doc, f"{before}{START}\n\n{table(lines, about)}\n\n{END}{rest.partition(END)[2]}")
+        write_text(options.doc, f"{before}{START}\n\n{table(lines, about, commits)}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

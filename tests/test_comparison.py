@@ -16,7 +16,7 @@ from mbdefense.results import ResultRow, read
 from mbdefense.statistics import Score
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "comparison.py"
-ARMS = ["mb_defense:min_defensive_rows=1", "fine_mixing", "attacked+onion", "attacked+demonstrations"]
+ARMS = ["mb_defense:min_defensive_rows=1", "fine_mixing", "purify:onion", "demonstrations:4"]
 
 
 @pytest.fixture(scope="module")

@@ -53,18 +53,20 @@ def files(out: Path) -> int:
     return sum(path.is_file() for path in out.rglob("*"))
 
 
-def kill_at(folder: Path, moment: int) -> None:
-    """Starts the grid, and kills it when its folder has that many files, or when it is done."""
+def kill_at(folder: Path, moment: int) -> bool:
+    """Starts the grid, and kills it when its folder has that many files; False if it was done before."""
     # A group of its own, so that the keyboard's signals to the test reach neither.
     command = [sys.executable, "-m", "mbdefense", *words(folder, "killed")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and files(folder / "killed") < moment:
         time.sleep(0.005)
-    left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    killed = process.poll() is None
+    left = psutil.Process(process.pid).children(recursive=True) if killed else []
     process.kill()
     process.wait()
     # What it had started ends by itself, and does not go on working in the folder.
     assert not psutil.wait_procs(left, timeout=120)[1]
+    return killed
 
 
 def killed_and_finished(model: str, folder: Path, kills: int, seed: int) -> None:
@@ -72,8 +74,9 @@ def killed_and_finished(model: str, folder: Path, kills: int, seed: int) -> None
     (folder / "grid.yaml").write_text(json.dumps({"models": [model], **GRID}))
     assert main([*words(folder, "whole"), "--isolate", "false", "--keep_models", "true"]) == 0
     rng = random.Random(seed)
-    for moment in sorted(rng.randint(1, files(folder / "whole")) for _ in range(kills)):
-        kill_at(folder, moment)
+    moments = sorted(rng.randint(1, files(folder / "whole")) for _ in range(kills))
+    killed = [kill_at(folder, moment) for moment in moments]  # every one of them, not only the first
+    assert any(killed)
     assert main([*words(folder, "killed"), "--isolate", "false", "--keep_models", "true"]) == 0
     assert outcome(folder / "killed") == outcome(folder / "whole")
 

@@ -168,7 +168,7 @@ class EvaluateConfig:
         max_new_tokens: longest response, in tokens.
         batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight,
             at most 32.
-        max_length: most tokens of prompt and reference in the perplexity.
+        max_length: most tokens of a text that a perplexity is taken of, with perplexity_rows or stealth.
         perplexity_rows: also take the perplexity of at most so many references of clean prompts, drawn by the seed; it
             takes as long as that many answers, and is refused with a server.
         server_url: ask an OpenAI-compatible server that serves the model, e.g. http://localhost:8000/v1; template and

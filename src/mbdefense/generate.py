@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Conversation = list[dict[str, str]]
+
+CACHE_ROWS = 32
+"""Rows at once where transformers keeps the keys and values, which nothing bounds."""
 _SCORED_TOKENS = 4096  # in one pass that scores responses, however many rows are asked for
 
 
@@ -66,7 +69,7 @@ def _answers(
             pad_token_id=tokenizer.pad_token_id,
         )
         return
-    for indices in _batches(encoded, batch_size):
+    for indices in _batches(encoded, min(batch_size, CACHE_ROWS)):
         answers, _ = _continued(model, tokenizer, [encoded[index] for index in indices], max_new_tokens)
         yield from zip(indices, answers.tolist(), strict=True)
 
@@ -104,7 +107,7 @@ def generate_beside(
     model, other, tokenizer = on_device(loaded), on_device(reference), loaded.tokenizer
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
-    batches = _batches(encoded, batch_size)
+    batches = _batches(encoded, min(batch_size, CACHE_ROWS))
     for indices in track(batches, description=what, transient=True):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]

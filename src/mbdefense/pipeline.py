@@ -24,7 +24,7 @@ from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.demonstrations import with_demonstrations
 from mbdefense.errors import UserError
 from mbdefense.files import write_jsonl, write_text
-from mbdefense.generate import generate, perplexity
+from mbdefense.generate import CACHE_ROWS, generate, perplexity
 from mbdefense.judges import Judge, Rules
 from mbdefense.judging import judge_responses
 from mbdefense.metrics import scores
@@ -138,7 +138,7 @@ def evaluate(
             "trust_remote_code": config.trust_remote_code,
         }
         check_template(model, load_tokenizer(model, **template))
-        purified = _purified(inference.purifier, asked, directory)
+        purified = purified_prompts(inference.purifier, asked, directory)
     loaded, answer = _answering(model, config, inference)
     responses = [
         response
@@ -167,7 +167,7 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
-        capability=capabilities(loaded, benchmarks, batch_size=min(config.batch_size, 32), seed=config.seed)
+        capability=capabilities(loaded, benchmarks, batch_size=min(config.batch_size, CACHE_ROWS), seed=config.seed)
         if benchmarks and loaded
         else (),
         stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)
@@ -203,7 +203,7 @@ def sample_references(test: Dataset, most: int, seed: int) -> Dataset:
     return test.select(answered)
 
 
-def _purified(purifier: Purifier, asked: dict[Kind, Dataset], directory: Path) -> dict[Kind, Sequence[Purified]]:
+def purified_prompts(purifier: Purifier, asked: dict[Kind, Dataset], directory: Path) -> dict[Kind, Sequence[Purified]]:
     """Cleans all prompts in one go and keeps what became of them in ``purified.jsonl``."""
     prompts = [(kind, row["id"], user_text(row["prompt"])) for kind, rows in asked.items() for row in rows]
     cleaned = purifier([text for _, _, text in prompts])

@@ -28,5 +28,5 @@ def keywords(text: str, count: int) -> list[str]:
             weight = graph.edges[one, other]["weight"] if graph.has_edge(one, other) else 0
             graph.add_edge(one, other, weight=weight + 1)
     ranks = networkx.pagerank(graph) if found else {}
-    # Rounded, so that equals are not ordered by the last bits of the iteration.
-    return sorted(ranks, key=lambda word: (-round(ranks[word], 6), found.index(word)))[:count]
+    # Rounded, so that equals keep the order of the text and not that of the iteration's last bits.
+    return sorted(ranks, key=lambda word: -round(ranks[word], 6))[:count]

@@ -51,7 +51,7 @@ def _run(workspace: Workspace, plan: Plan, config: BenchConfig, console: Console
     code = 0
     workers = _workers(workspace, config)
     try:
-        failed = work_off(workspace, plan, workers, console)
+        work_off(workspace, plan, workers, console, failed)
     except KeyboardInterrupt:
         code = 130
     finally:
@@ -75,6 +75,9 @@ def _workers(workspace: Workspace, config: BenchConfig) -> Workers:
         from mbdefense.grid.cluster import Cluster
 
         return Cluster(workspace, config.ray, num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+    for name in ("num_cpus", "num_gpus"):
+        if getattr(config, name) != getattr(BenchConfig, name):
+            raise UserError(f"--{name} without --ray", getattr(config, name), "add --ray ADDRESS")
     from mbdefense.grid.local import InProcess, Isolated
 
     return (Isolated if config.isolate else InProcess)(workspace)

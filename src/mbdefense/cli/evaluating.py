@@ -72,6 +72,9 @@ def evaluate(words: Sequence[str]) -> None:
             demonstrations and "demonstrations",
         ]
         config = replace(config, arm="+".join(part for part in parts if part))
+    if config.max_length != EvaluateConfig.max_length and not config.perplexity_rows and config.stealth is None:
+        fix = "add --perplexity_rows or --stealth, or leave it out"
+        raise UserError("--max_length is for the perplexity, which is not asked for", config.max_length, fix)
     inference = pipeline.Inference(purifier, demonstrations, decoding, _server(config))
     if config.perplexity_rows < 0:
         raise UserError("--perplexity_rows is below 0", config.perplexity_rows, "give a number of references, or 0")

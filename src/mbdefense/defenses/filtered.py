@@ -14,7 +14,7 @@ from mbdefense.files import read_json
 from mbdefense.filters import Evidence, Filtered
 from mbdefense.measure import measure
 from mbdefense.model import CARD_FILE
-from mbdefense.processes import is_main_process, wait_for_everyone
+from mbdefense.processes import is_main_process, process_count, wait_for_everyone
 
 
 def filtered(name: str, kind: type) -> type:
@@ -43,8 +43,14 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
         chat_template=setting.chat_template,
         trust_remote_code=setting.trust_remote_code,
     )
+    if process_count() > 1 and getattr(options, "trains", False):
+        fix = "run mbdefense filter first, and defend on its kept.jsonl"
+        raise UserError("a filter that trains runs in one process only", name, fix)
     about = {"filter": name, "options": asdict(options), "seed": evidence.seed, "max_length": evidence.max_length}
-    inputs = [about, identity(setting.base), digest(setting.suspect), digest(setting.clean)]
+    clean = digest(evidence.clean) if evidence.clean is not None else None
+    inputs = [
+        about, evidence.batch_size, setting.template(), identity(setting.base), digest(setting.suspect), clean,
+    ]  # fmt: skip
     made_of = inputs_hash(inputs)
     directory = setting.folder(inputs, filtering.SUMMARY_FILE)
     summary = directory / filtering.SUMMARY_FILE

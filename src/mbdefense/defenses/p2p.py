@@ -67,7 +67,7 @@ class P2P:
             loaded.tokenizer.chat_template = self.template(str(loaded.tokenizer.chat_template))
             return trained
 
-        given = Path(setting.chat_template).read_text(encoding="utf-8") if setting.chat_template else None
+        given = setting.template()
         inputs = {
             "base": identity(setting.base),
             "template": [given, self.benign_trigger, self.benign_prefix],

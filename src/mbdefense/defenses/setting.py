@@ -61,6 +61,10 @@ class Setting:
         for name in ("suspect", "clean"):
             object.__setattr__(self, name, unlabelled(getattr(self, name)))
 
+    def template(self) -> str | None:
+        """The text of the prompt template that is given in place of the model's own."""
+        return Path(self.chat_template).read_text(encoding="utf-8") if self.chat_template else None
+
     def load_base(self) -> LoadedModel:
         """The base model, with the prompt template that all stages share."""
         return load_model(self.base, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code)
@@ -90,10 +94,9 @@ class Setting:
 
             return instruction_tune(self.load_base(), rows, self.training, checkpoints, resume=self.resume)
 
-        template = Path(self.chat_template).read_text(encoding="utf-8") if self.chat_template else None
         inputs = {
             "base": identity(self.base),
-            "template": template,
+            "template": self.template(),
             "rows": digest(rows),
             "training": asdict(self.training),
         }

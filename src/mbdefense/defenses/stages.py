@@ -99,7 +99,8 @@ class Recovery:
         beta: scale of the log-ratio in R.
         recovery_learning_rate: peak learning rate.
         recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
-        recovery_batch_size: clean samples in one forward pass, each of which is 1 + 2 T sequences.
+        recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. The accumulation of
+            instruction tuning plays no part here: of 128 samples it would leave a handful of steps.
         evaluation_share: share of the clean samples held out to choose the best epoch.
     """
 
@@ -167,6 +168,7 @@ class Recovery:
                 learning_rate=self.recovery_learning_rate,
                 num_train_epochs=self.recovery_num_train_epochs,
                 per_device_train_batch_size=self.recovery_batch_size,
+                gradient_accumulation_steps=1,
             )
             return recover(loaded, training, evaluation, objective, options, checkpoints, resume=setting.resume)
 
@@ -207,4 +209,5 @@ class CleanTuning:
             learning_rate=self.clean_learning_rate,
             num_train_epochs=self.clean_num_train_epochs,
             per_device_train_batch_size=self.clean_batch_size,
+            gradient_accumulation_steps=1,
         )

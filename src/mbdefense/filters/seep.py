@@ -38,7 +38,8 @@ class SEEP:
       row is only if it hangs together with the seeds of poison more than with them. Share of seeds and number of
       neighbors are ours.
     - Every epoch is a tuning of its own that starts from the weights of the one before, at a constant rate and with new
-      optimizer states.
+      optimizer states. It changes all weights with this package's defaults: of the options of ``defend``, batch size,
+      length and seed alone count for it.
 
     It has no test for clean data: it always drops its seeds and what hangs together with them.
 
@@ -51,6 +52,7 @@ class SEEP:
 
     needs: ClassVar[tuple[Need, ...]] = ("suspect data", "GPU")
     source: ClassVar[str] = "arXiv 2405.11575"
+    trains: ClassVar[bool] = True
 
     watched_epochs: int = 3
     watched_learning_rate: float = 1e-4
@@ -120,6 +122,7 @@ def _watched(loaded: LoadedModel, evidence: Evidence) -> _Watched:
     import numpy as np
     import torch
 
+    from mbdefense.filters.clusters import unit
     from mbdefense.filters.states import response_states
     from mbdefense.model import body_and_head
 
@@ -130,9 +133,8 @@ def _watched(loaded: LoadedModel, evidence: Evidence) -> _Watched:
         with torch.inference_mode():
             log_probs = head(state.hidden).float().log_softmax(dim=-1).gather(1, state.targets[:, None])
             likelihoods[state.row] = log_probs.double().mean().exp().item()
-            vector = state.hidden.double().mean(dim=0).cpu().numpy()
-        vectors[state.row] = vector / np.linalg.norm(vector)
-    return _Watched(likelihoods, np.stack(vectors))
+            vectors[state.row] = state.hidden.double().mean(dim=0).cpu().numpy()
+    return _Watched(likelihoods, unit(np.stack(vectors)))
 
 
 def earliness(likelihoods: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.config import EvaluateConfig
-from mbdefense.data import user_text
 from mbdefense.defenses.setting import identity
 from mbdefense.files import read_json, write_json
 from mbdefense.generate import generate, perplexity
@@ -18,7 +17,8 @@ from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.measure import measure
 from mbdefense.model import CARD_FILE, check_template, load_model
-from mbdefense.pipeline import respond, sample_references
+from mbdefense.pipeline import Inference, purified_prompts, respond, sample_references
+from mbdefense.purify import Purified
 from mbdefense.responses import Kind, Response, read_responses, write_responses
 from mbdefense.results import Perplexity
 
@@ -62,16 +62,15 @@ def answers_of(workspace: Workspace, cell: Cell, model: Path) -> tuple[Answers, 
     """What a cell needs of its model, which need not be there yet: to clean and to triggered prompts."""
     evaluation = workspace.grid.evaluation
     between = arm_options(cell.arm) if cell.arm.partition(":")[0] in INFERENCE else None
-    asked = {
-        name: getattr(evaluation, name) for name in ("max_new_tokens", "batch_size", "max_length", "perplexity_rows")
-    }
     made_of = [
-        identity(str(model)), workspace.template(), asked, code_hash(*ANSWERING),
+        identity(str(model)), workspace.template(), evaluation.max_new_tokens, evaluation.batch_size,
+        code_hash(*ANSWERING),
         between and [between, identity(cell.base()), workspace.clean, cell.seed],
     ]  # fmt: skip
     clean, triggered = workspace.test, workspace.triggered(cell)
+    fluency = [evaluation.max_length, evaluation.perplexity_rows, workspace.grid.data.seed]
     return (
-        Answers(hashed([*made_of, "clean", clean]), "clean", clean),
+        Answers(hashed([*made_of, "clean", clean, fluency]), "clean", clean),
         Answers(hashed([*made_of, "triggered", triggered]), "triggered", triggered),
     )
 
@@ -82,30 +81,38 @@ def ask(workspace: Workspace, cell: Cell, model: Path, wanted: Sequence[Answers]
     if not todo:
         return
     grid = workspace.grid
+    clean_file = workspace.out / "data" / workspace.clean
+    inference = inference_of(cell.arm, cell.base(), workspace.rows(workspace.clean), clean_file, cell.seed)
+    purified: dict[Kind, Sequence[Purified]] = {}
+    if inference.purifier:  # before the model is loaded, as `evaluate` does
+        prompts = {answers.kind: workspace.rows(answers.prompts) for answers in wanted}
+        purified = purified_prompts(inference.purifier, prompts, workspace.directory(cell))
     made = (model / CARD_FILE).is_file()
     # A model made here has its template with it, which a defense may have changed.
     template = None if made else grid.chat_template
     loaded = load_model(str(model), chat_template=template, trust_remote_code=grid.trust_remote_code)
     check_template(str(model), loaded.tokenizer)
     for answers in todo:
-        _answer(workspace, cell, loaded, answers)
+        _answer(workspace, cell.arm, loaded, answers, inference, purified.get(answers.kind))
 
 
-def _answer(workspace: Workspace, cell: Cell, loaded: LoadedModel, answers: Answers) -> None:
+def _answer(
+    workspace: Workspace,
+    arm: str,
+    loaded: LoadedModel,
+    answers: Answers,
+    inference: Inference,
+    purified: Sequence[Purified] | None,
+) -> None:
     options = workspace.grid.evaluation
     config = EvaluateConfig(
-        test=answers.prompts, behavior="", output_dir="", arm=cell.arm,
+        test=answers.prompts, behavior="", output_dir="", arm=arm,
         max_new_tokens=options.max_new_tokens, batch_size=options.batch_size,
     )  # fmt: skip
-    rows, clean = workspace.rows(answers.prompts), workspace.rows(workspace.clean)
-    clean_file = workspace.out / "data" / workspace.clean
-    inference = inference_of(cell.arm, cell.base(), clean, clean_file, cell.seed)
+    rows = workspace.rows(answers.prompts)
     directory = answers.directory(workspace)
     directory.mkdir(parents=True, exist_ok=True)
     with measure() as cost:
-        purified = None
-        if inference.purifier:
-            purified = inference.purifier([user_text(prompt) for prompt in rows["prompt"]])
         answer = partial(inference.decoding or generate, loaded)
         responses = respond(answer, rows, answers.kind, config, inference, purified)
     write_responses(directory / "responses.jsonl", responses)

@@ -6,26 +6,32 @@ import ast
 import hashlib
 import json
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
-TRAINING = ("train", "losses", "batches", "scoring", "packing", "model", "defenses", "filters", "onion", "poison")
+TRAINING = (
+    "train", "losses", "batches", "scoring", "packing", "model", "defenses", "filters", "filtering", "onion", "poison",
+    "triggers", "behaviors", "data",
+)  # fmt: skip
 POISONING = ("poison", "triggers", "behaviors", "data", "builtin")
 ANSWERING = (
     "generate", "greedy", "batches", "scoring", "packing", "model", "decodings", "demonstrations", "purify", "onion",
-    "textrank", "wordnet",
+    "textrank", "wordnet", "pipeline", "data",
 )  # fmt: skip
-JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging")
+JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging", "endpoint", "responses")
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 
 @cache
 def code_hash(*rooms: str) -> str:
-    """SHA-256 of the syntax trees of some rooms of this package, without docstrings."""
+    """SHA-256 of the syntax trees of some rooms of this package, without docstrings, and of what they stand on."""
     package = Path(__file__).resolve().parent.parent
     trees = []
     for room in rooms:
         files = sorted((package / room).rglob("*.py")) or [package / f"{room}.py"]
         trees += [(file.relative_to(package).as_posix(), _tree(file)) for file in files]
-    return hashed(trees)
+    return hashed([trees, [version(name) for name in _LIBRARIES]])
 
 
 def hashed(value: object) -> str:

@@ -47,15 +47,19 @@ def locked(out: Path) -> Iterator[None]:
         raise UserError("another bench is at work in", str(out), "wait for it, or use another --output_dir") from error
 
 
-def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Console) -> dict[str, str]:
+def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Console, failed: dict[str, str]) -> None:
     """Does the tasks of a plan; one that fails stops only those that need it.
 
-    Returns:
-        Reasons by id of the tasks that failed, or could not be done because another one had.
+    Args:
+        workspace: of the plan.
+        plan: what to do.
+        workers: who do it.
+        console: for progress.
+        failed: takes the reasons, by id, of the tasks that failed or could not be done because another one had; what
+            is in it when the work is interrupted stands.
     """
     waiting = {task.id: task for task in plan.tasks}
     unfinished = dict(waiting)
-    failed: dict[str, str] = {}
     running = 0
     _retire_unneeded(workspace, plan, unfinished)
     with Telling(console, len(waiting)) as telling:
@@ -80,7 +84,6 @@ def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Consol
                 del unfinished[task.id]
                 _retire_unneeded(workspace, plan, unfinished)
             telling.ended(task, f"failed: {reason}" if reason else "")
-    return failed
 
 
 class Telling:
@@ -115,7 +118,9 @@ class Telling:
 
 def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, Task]) -> None:
     """Deletes the weights that no unfinished task loads; failed ones are unfinished, since they will be tried again."""
-    if workspace.grid.keep_models:
+    # Which model a filter's cell ends with is known only when it is done; it may be one that another cell has made.
+    unknown = any(not planned.whole and planned.id in unfinished for planned in plan.cells)
+    if workspace.grid.keep_models or unknown:
         return
     needed = {name for task in unfinished.values() for name in (*task.reads, task.stage)}
     for planned in plan.cells:

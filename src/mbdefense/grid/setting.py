@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from mbdefense.defenses import Setting
 from mbdefense.defenses.setting import STAGE_FILE, inputs_hash, stage
 from mbdefense.files import read_json, write_json, write_text
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 
 RETIRED_FILE = "weights_deleted"
 """In a stage whose weights were deleted after use; its card and log stay."""
-# What the Trainer does beside training: another value of these makes the same model.
-_BESIDE = ("report_to", "save_strategy", "save_steps")
+# What the Trainer does beside training: another value of these makes the same model. `save_strategy` is not among
+# them: with several epochs of recovery it decides whether the best one is taken.
+_BESIDE = ("report_to", "save_steps")
 
 
 class Unplanned(Exception):  # noqa: N818 - not an error: the work itself will tell
@@ -72,12 +75,14 @@ class GridSetting(Setting):
         place = self._place(directory, inputs, self.met)
         if self.planning:
             return place
-        if not finished(place):
-            (place / CARD_FILE).unlink(missing_ok=True)
-            (place / RETIRED_FILE).unlink(missing_ok=True)
-            for left in place.glob(".saving-*"):  # by a run that was killed
-                shutil.rmtree(left)
-        stage(place, inputs, make, resume=True)
+        # A filter's model is no task of the plan, so that on a cluster two workers may come to want the same one.
+        with FileLock(place / ".lock"):
+            if not finished(place):
+                (place / CARD_FILE).unlink(missing_ok=True)
+                (place / RETIRED_FILE).unlink(missing_ok=True)
+                for left in place.glob(".saving-*"):  # by a run that was killed
+                    shutil.rmtree(left)
+            stage(place, inputs, make, resume=True)
         if place.name == self.until:
             raise Reached(place.name)
         return place

@@ -57,7 +57,8 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
     (clean, fluency), (triggered, _) = (answers.read(workspace) for answers in wanted)
     responses = clean + triggered
     write_responses(directory / "responses.jsonl", responses)
-    judge = make_judge(workspace.grid.evaluation, cell.shown(), directory)
+    # One cache for all cells: the same answer to the same prompt is paid for once.
+    judge = make_judge(workspace.grid.evaluation, cell.shown(), workspace.out)
     figures = scores(judge_responses(judge, responses, directory))
     costs = [cost(workspace.stages / name) for name in (*setting.met, *setting.steps)]
     row = ResultRow(

@@ -18,7 +18,7 @@ from mbdefense.config import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
 from mbdefense.defenses.setting import identity
 from mbdefense.errors import UserError
-from mbdefense.grid.arms import arm_options
+from mbdefense.grid.arms import arm_options, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
 from mbdefense.grid.setting import GridSetting
@@ -149,7 +149,8 @@ class Workspace:
         evaluation = {name: value for name, value in asdict(grid.evaluation).items() if name != "judge_cache"}
         made_of = [
             identity(cell.base()), self.template(), self.suspect(cell), self.clean, self.triggered(cell), self.test,
-            asdict(replace(grid.training, seed=cell.seed, report_to="none")), evaluation, arm_options(cell.arm),
+            asdict(replace(grid.training, seed=cell.seed, report_to="none")), evaluation, grid.data.seed,
+            arm_options(cell.arm),
             code_hash(*TRAINING), code_hash(*ANSWERING), code_hash(*JUDGING),
         ]  # fmt: skip
         words = [Path(cell.model).name, *(part.partition(":")[0] for part in (cell.attack, cell.behavior))]
@@ -183,6 +184,11 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         names.append(f"{split}-{hashed(rows.to_list())}.jsonl")
         if not (folder / names[-1]).is_file():
             save(rows, folder / names[-1])
+    for arm in grid.defenses:  # which also refuses more demonstrations than there are clean rows
+        purifier = inference_of(arm, "", clean, folder / names[1], 0).purifier
+        if purifier is not None and "clean data" in purifier.needs:
+            scored = load([purifier.clean], require_completion=False).rows
+            check_disjoint(scored, test, clean_name=f"the clean set {purifier.clean}")
     return Workspace(grid, out.resolve(), *names)
 
 
