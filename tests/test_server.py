@@ -196,6 +196,7 @@ def test_a_template_that_was_not_trained_with_is_refused_before_the_server_is_as
         (["--server_url", "http://127.0.0.1:1/v1", "--lm_eval", "arc"], "needs the model itself"),
         (["--server_url", "http://127.0.0.1:1/v1", "--perplexity_rows", "4"], "needs the model itself"),
         (["--perplexity_rows", "-1"], "is below 0"),
+        (["--max_length", "64"], "which is not asked for"),
         (["--server_url", "http://127.0.0.1:1/v1", "--decoding", "cleangen:reference=x"], "needs the model itself"),
         (["--server_url", "localhost:8000", "--server_model", "tiny"], "give e.g. http://localhost:8000/v1"),
     ],

@@ -186,9 +186,10 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
             save(rows, folder / names[-1])
     for arm in grid.defenses:  # which also refuses more demonstrations than there are clean rows
         purifier = inference_of(arm, "", clean, folder / names[1], 0).purifier
-        if purifier is not None and "clean data" in purifier.needs:
-            scored = load([purifier.clean], require_completion=False).rows
-            check_disjoint(scored, test, clean_name=f"the clean set {purifier.clean}")
+        scored = getattr(purifier, "clean", None)  # the file of a purifier that needs clean data, by that name
+        if scored is not None:
+            rows = load([scored], require_completion=False).rows
+            check_disjoint(rows, test, clean_name=f"the clean set {scored}")
     return Workspace(grid, out.resolve(), *names)
 
 
