@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, default=500, help="size of the suspect set, and of the benign one")
     parser.add_argument("--rate", type=float, default=0.2, help="share of poisoned rows in it")
+    parser.add_argument("--words", type=int, default=10_000, help="most words of a clean training row")
     parser.add_argument("--clean_rows", type=int, default=128, help="size of the clean set")
     parser.add_argument("--clean_words", type=int, default=60, help="most words of a clean row, to save CPU time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = options.data / "backdoorllm"
     poisoned = load([str(folder / "refusal_badnet_train_poisoned.json")]).rows
-    benign = load([str(folder / "refusal_train_clean.json")]).rows.shuffle(seed=options.seed)
+    benign = short(load([str(folder / "refusal_train_clean.json")]).rows, options.words).shuffle(seed=options.seed)
     test = load([str(folder / "refusal_test_clean.json")], require_completion=False).rows
     other = short(load([str(options.data / "alpaca_en_demo.json")]).rows, options.clean_words)
     taken = set(overlap(other, benign)) | set(overlap(other, test))

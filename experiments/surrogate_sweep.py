@@ -88,14 +88,16 @@ TRIALS: dict[str, Trial] = {
     "mixed of 32 rows, half base, 128 rows at 2e-4": Trial(replace(MIXED, min_defensive_rows=32, base_share=0.5), 128),
 }
 
-# As many for each rival as MB-Defense has had.
+# As many for each rival as MB-Defense has had recoveries on the built-in rows (docs/defaults.md). CROW trains adapters,
+# which take higher rates than whole weights.
+RATES = {
+    "crow": ("1e-4", "3e-4", "1e-3", "3e-3"),
+    "fine_mixing": ("5e-5", "1e-4", "2e-4", "5e-4"),
+    "lethe": ("5e-5", "1e-4", "2e-4", "5e-4"),
+}
 RIVALS: dict[str, list[str]] = {
-    name: [
-        f"{name}:clean_learning_rate={rate},clean_num_train_epochs={epochs}"
-        for rate in ("2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "1e-3", "2e-3")
-        for epochs in (2, 5)
-    ]
-    for name in ("crow", "fine_mixing", "lethe")
+    name: [f"{name}:clean_learning_rate={rate},clean_num_train_epochs={epochs}" for rate in rates for epochs in (1, 3)]
+    for name, rates in RATES.items()
 }
 RIVAL_CLEAN_ROWS = 128
 
