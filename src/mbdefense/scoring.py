@@ -25,15 +25,19 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         rows = max(1, CHUNK // weight.shape[0])
         values, normalisers = [], []
-        logits = None
+        kept = None
         for part, chosen in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             logits = _raised(linear(part, weight, bias))
-            normalisers.append(logits.logsumexp(dim=-1))
-            values.append(logits.gather(-1, chosen[:, None])[:, 0] - normalisers[-1])
-        normaliser = torch.cat(normalisers)
-        one = len(values) == 1 and any(ctx.needs_input_grad)
-        kept = (logits - normaliser[:, None]).exp_().to(hidden.dtype) if one and logits is not None else None
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, kept)
+            picked = logits.gather(-1, chosen[:, None])[:, 0]
+            # Log-sum-exp by hand and in place: the exponentials become the probabilities without a second pass.
+            top = logits.amax(dim=-1, keepdim=True)
+            exponentials = logits.sub_(top).exp_()
+            total = exponentials.sum(dim=-1, keepdim=True)
+            normalisers.append((top + total.log())[:, 0])
+            values.append(picked - normalisers[-1])
+            if len(hidden) <= rows and any(ctx.needs_input_grad):
+                kept = exponentials.div_(total).to(hidden.dtype)
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers), kept)
         ctx.rows = rows
         return torch.cat(values)
 
@@ -47,13 +51,15 @@ class _TokenLogProbs(torch.autograd.Function):
         of_bias = _raised(torch.zeros_like(bias)) if wants_bias else None
         for start in range(0, len(hidden), ctx.rows):
             rows = slice(start, start + ctx.rows)
+            # d log p_t / d logits = onehot(t) - p
             if kept is None:
                 probabilities = _raised(linear(hidden[rows], weight, bias)).sub_(normaliser[rows, None]).exp_()
-            else:
-                probabilities = kept.clone()
-            scale = gradient[rows, None].to(probabilities.dtype)
-            # d log p_t / d logits = onehot(t) - p
-            slope = probabilities.mul_(-scale).scatter_add_(-1, targets[rows, None], scale).to(hidden.dtype)
+                scale = gradient[rows, None].to(probabilities.dtype)
+                slope = probabilities.mul_(-scale)
+            else:  # which another backward pass may want again
+                scale = gradient[:, None].to(kept.dtype)
+                slope = kept * -scale
+            slope = slope.scatter_add_(-1, targets[rows, None], scale).to(hidden.dtype)
             if of_hidden is not None:
                 of_hidden[rows] = slope @ weight
             if of_bias is not None:
