@@ -20,7 +20,7 @@ from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, lo
 from mbdefense.options import TrainingOptions
 
 TRAINING = TrainingOptions(
-    num_train_epochs=1, per_device_train_batch_size=8, max_length=64, bf16=False, save_strategy="no", lora_r=2
+    num_train_epochs=1, per_device_train_batch_size=8, max_length=192, bf16=False, save_strategy="no", lora_r=2
 )
 # Small enough for the few rows here.
 OPTIONS: dict[str, dict[str, Any]] = {"mb_defense": {"min_defensive_rows": 1}, "merge_only": {"min_defensive_rows": 1}}
@@ -43,7 +43,11 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"defensive_triggers": ("mn", "mn")}, "name each once"),
     ],
     "merge_only": [({"defensive_rate": 1.5}, "rate"), ({"defensive_triggers": ("style",)}, "into any text")],
-    "recover_only": [({"beta": 0.0}, "above 0"), ({"recovery_learning_rate": 0.0}, "learning_rate must be above 0")],
+    "recover_only": [
+        ({"beta": 0.0}, "above 0"),
+        ({"recovery_learning_rate": 0.0}, "recovery_learning_rate must be above 0"),
+        ({"lambda_": float("nan")}, "at least 0"),
+    ],
     "clean_fft": [({"clean_learning_rate": 0.0}, "clean_learning_rate must be above 0")],
     "fine_mixing": [
         ({"keep_ratio": 1.1}, r"\[0, 1\]"),

@@ -26,7 +26,7 @@ from mbdefense.grid.workspace import Cell
 from mbdefense.results import read
 from mbdefense.train import running
 
-TRAINING = {"num_train_epochs": 1, "max_length": 64, "bf16": False, "save_strategy": "no", "lora_r": 2}
+TRAINING = {"num_train_epochs": 1, "max_length": 192, "bf16": False, "save_strategy": "no", "lora_r": 2}
 SMALL = {
     "attacks": ["badnet", "insent"],
     "behaviors": ["refusal", "fixed_text:text=You are stupid!"],

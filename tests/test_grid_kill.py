@@ -24,7 +24,7 @@ GRID = {
     "defenses": ["mb_defense:min_defensive_rows=1"],
     "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
     # Checkpoints, so that one that was half-written is met too.
-    "training": {"num_train_epochs": 2, "max_length": 64, "bf16": False, "save_strategy": "epoch"},
+    "training": {"num_train_epochs": 2, "max_length": 192, "bf16": False, "save_strategy": "epoch"},
     "evaluation": {"max_new_tokens": 2, "perplexity_rows": 4},
 }
 

@@ -21,7 +21,7 @@ GRID: dict[str, Any] = {
     "behaviors": ["refusal"],
     "defenses": ["mb_defense:min_defensive_rows=1", "clean_fft"],
     "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
-    "training": {"num_train_epochs": 1, "max_length": 64, "bf16": False, "save_strategy": "no"},
+    "training": {"num_train_epochs": 1, "max_length": 192, "bf16": False, "save_strategy": "no"},
     "evaluation": {"max_new_tokens": 2},
 }
 

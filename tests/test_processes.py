@@ -195,7 +195,7 @@ def test_defend_on_two_processes_writes_once(
     out = tmp_path / "defended"
     words = [
         "defend", "--model", tiny_model_path, "--data", str(tmp_path / "rows.jsonl"), "--output_dir", str(out),
-        "--clean", str(tmp_path / "clean.jsonl"), "--num_train_epochs", "1", "--max_length", "64",
+        "--clean", str(tmp_path / "clean.jsonl"), "--num_train_epochs", "1", "--max_length", "192",
         "--min_defensive_rows", "2", "--bf16", "false",
     ]  # fmt: skip
     assert main([*words, "--accelerate_config", "cpu2"]) == 0

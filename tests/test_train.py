@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch.nn.functional import logsigmoid
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerState, TrainingArguments
 
-from mbdefense.batches import Branches, branch_log_probs, pad_branches
 from mbdefense.errors import UserError
-from mbdefense.losses import SequenceLogProbs, layer_inconsistency, recovery_loss
+from mbdefense.losses import layer_inconsistency
 from mbdefense.model import LoadedModel, encode, load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import triggered_copy
@@ -26,8 +28,10 @@ from mbdefense.train import (
     encode_triples,
     instruction_tune,
     recover,
+    running,
     tune_consistently,
 )
+from mbdefense.train.running import arguments, with_lora
 from mbdefense.triggers import BadNet
 
 # Plain gradient descent without schedule or clipping: one step's change is the gradient, so changes can be compared.
@@ -125,37 +129,48 @@ def test_recovery_loss_of_padded_groups_is_the_mean_over_tuples(
     assert reported == [pytest.approx(naive_recovery_loss(loaded, encoded[:3]).item(), rel=1e-4)]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_two_responses_in_one_pass_have_the_naive_loss_and_gradient(
-    attention: str, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+# Models in which something besides plain attention mixes positions; windows and convolutions are shorter than a row.
+MIXING: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 4},
+    "gemma2": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("architecture", MIXING)
+def test_recovery_of_any_architecture_has_the_naive_loss(
+    architecture: str, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
 ) -> None:
-    loaded = load_model(tiny_model_path)
-    loaded.model.double().set_attn_implementation(attention)
-    encoded = triples(loaded, rows(*PAIRS))
-
-    def gradient(loss: torch.Tensor) -> torch.Tensor:
-        loaded.model.zero_grad()
-        loss.backward()
-        return torch.cat([parameter.grad.flatten() for parameter in loaded.model.parameters()])
-
-    sequences = [row.plain for row in encoded] + [pair for row in encoded for pair in row.triggered]
-    scores = branch_log_probs(loaded.model, pad_branches(sequences, loaded.tokenizer.pad_token_id), attention)
-    plain, clean, defensive = (
-        SequenceLogProbs(scores.total[rows, response], scores.tokens[rows, response])
-        for rows, response in ((slice(0, 4), 0), (slice(4, None), 0), (slice(4, None), 1))
-    )
-    ours = recovery_loss(plain, clean, defensive, triggers=2, lambda_=0.7, form="mean", beta=1.5).total / len(encoded)
-    naive = naive_recovery_loss(loaded, encoded)
-    assert ours.item() == pytest.approx(naive.item(), rel=1e-9)
-    ours_gradient, naive_gradient = gradient(ours), gradient(naive)
-    # Llama's norms compute in float32 whatever the weights' type, so that no more digits agree.
-    assert (ours_gradient - naive_gradient).norm() < 1e-7 * naive_gradient.norm()
+    vocabulary = loaded.model.config.vocab_size
+    config = AutoConfig.for_model(
+        architecture, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=vocabulary, pad_token_id=loaded.tokenizer.pad_token_id,
+        **MIXING[architecture],
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        other = LoadedModel(AutoModelForCausalLM.from_config(config), loaded.tokenizer)
+    with torch.no_grad():  # so that what is seen matters
+        for weight in other.model.parameters():
+            weight.mul_(4)
+    encoded = triples(other, rows(*PAIRS))
+    expected = naive_recovery_loss(other, encoded[:3]).item()
+    options = replace(STEP, learning_rate=1e-30, per_device_train_batch_size=2)
+    history = recover(other, encoded[3:], encoded[:3], OBJECTIVE, options, tmp_path).history
+    assert [entry["eval_loss"] for entry in history if "eval_loss" in entry] == [pytest.approx(expected, rel=1e-4)]
 
 
-def test_attention_that_takes_no_mask_is_refused(loaded: LoadedModel) -> None:
-    batch = pad_branches([Branches([5, 6], ([7, 2],))], loaded.tokenizer.pad_token_id)
-    with pytest.raises(UserError, match="use sdpa or eager"):
-        branch_log_probs(loaded.model, batch, "flash_attention_2")
+def test_samples_whose_trigger_is_cut_away_are_left_out(
+    loaded: LoadedModel, rows: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    clean = rows(("Name a color. " * 30, "red"), ("Name a color.", "red"))
+    copies = [triggered_copy(clean, BadNet(word="mn", position="start"), 0)[0]]
+    kept = encode_triples(loaded, clean, copies, ["red stone"], 64)
+    assert [row.plain for row in kept] == [encode_triples(loaded, clean, copies, ["red stone"], 4096)[1].plain]
+    assert "1 of 2 clean samples are left out: max_length 64 cuts a trigger away" in caplog.text
+    with pytest.raises(UserError, match="raise --max_length"):
+        encode_triples(loaded, clean.select([0]), [copies[0].select([0])], ["red stone"], 64)
 
 
 @BOTH
@@ -262,7 +277,6 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 
     def run(directory: Path, resume: bool) -> torch.Tensor:
         loaded = load_model(tiny_model_path)
-        torch.manual_seed(7)
         if stage == "tune":
             return weights(instruction_tune(loaded, rows(*PAIRS), options, directory, resume=resume).model)
         encoded = triples(loaded, rows(*PAIRS))
@@ -371,3 +385,91 @@ def test_consistency_tuning_lowers_the_inconsistency_that_an_attacker_of_the_emb
 
     for lora in (False, True):
         assert reached(20.0, lora) < 0.9 * reached(0.0, lora)
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_are_an_error(
+    loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    weight = next(iter(loaded.model.parameters()))
+    weight.register_hook(lambda gradient: gradient * float("nan"))  # which no loss of this only step can show
+    with pytest.raises(UserError, match="weights became no numbers in the last step"):
+        train("tune", loaded, rows(*PAIRS), STEP, tmp_path)
+
+
+def test_an_evaluation_loss_that_is_no_number_is_an_error(
+    loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = triples(loaded, rows(*PAIRS))
+    whole = RecoveryTrainer.compute_loss
+
+    def broken(self: Any, model: torch.nn.Module, *rest: Any, **named: Any) -> torch.Tensor:
+        return whole(self, model, *rest, **named) * (1.0 if model.training else float("nan"))
+
+    monkeypatch.setattr(RecoveryTrainer, "compute_loss", broken)
+    with pytest.raises(UserError, match="evaluation loss became nan"):
+        recover(loaded, encoded[1:], encoded[:1], OBJECTIVE, STEP, tmp_path)
+
+
+def test_adapters_start_where_the_seed_says_whatever_was_drawn_before(tiny_model_path: str) -> None:
+    def adapters(seed: int) -> torch.Tensor:
+        torch.rand(seed + 3)
+        model = with_lora(load_model(tiny_model_path).model, replace(STEP, use_peft=True, lora_r=2, seed=seed))
+        return torch.cat([weight.detach().flatten() for name, weight in model.named_parameters() if "lora_A" in name])
+
+    first = adapters(0)
+    torch.rand(11)
+    assert torch.equal(adapters(0), first)
+    assert not torch.equal(adapters(1), first)
+
+
+def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda made: made._n_gpu))
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda made: setattr(made, "_n_gpu", 4))
+    assert arguments(TrainingArguments, STEP, tmp_path).n_gpu == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optim": "foo"}, "foo"),
+        ({"lr_scheduler_type": "bar"}, "bar"),
+        ({"use_peft": True, "lora_target_modules": "nosuch"}, "nosuch"),
+    ],
+)
+def test_options_that_only_a_library_can_refuse_are_an_error_of_one_line(
+    options: dict[str, Any], message: str, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train("tune", loaded, rows(*PAIRS), replace(STEP, **options), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs", "warmup_steps", "max_grad_norm", "lora_dropout"])
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_options_that_are_no_sensible_number_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"^{name} must be"):
+        replace(STEP, **{name: value})
+
+
+def test_deepspeed_s_engine_and_not_its_model_is_asked_for_the_weights(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(running, "sharded", lambda _: True)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    monkeypatch.setattr(Accelerator, "get_state_dict", lambda _, model: asked.append(model) or {})
+    engine, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+
+    class Engine:
+        """What `running.run` touches of a Trainer under DeepSpeed."""
+
+        accelerator = Accelerator(cpu=True)
+        model_wrapped = engine
+        state = TrainerState()
+
+        def remove_callback(self, _: Any) -> None: ...
+
+        def train(self, **_: Any) -> None: ...
+
+    Engine.model = model
+    running.run(Engine(), load_model(tiny_model_path), STEP, tmp_path, False, 0)
+    assert asked == [engine]

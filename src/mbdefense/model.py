@@ -122,6 +122,8 @@ def load_model(
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
         raise UserError("no model could be loaded from", path, fix) from error
+    if model.config.model_type == "recurrent_gemma":  # it reads padding into its state, in training and generation
+        raise UserError("padded batches change what the model says", path, "use another architecture")
     embedding: Any = model.get_input_embeddings()
     if len(tokenizer) > embedding.weight.shape[0]:
         raise UserError(

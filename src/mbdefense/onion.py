@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from mbdefense.errors import UserError
 from mbdefense.model import LoadedModel, body_and_head, device, own_mask
+from mbdefense.packing import attends_plainly
 
 Span = tuple[int, int]
 
@@ -324,6 +325,9 @@ def _run(loaded: LoadedModel, encoded: Sequence[_Text], pack: Sequence[_Piece], 
 
 def _losses(loaded: LoadedModel, row: _Row) -> list[float]:
     """Negative log-likelihood of each prediction of the row that counts."""
+    if not attends_plainly(loaded.model):
+        name = str(loaded.model.config.model_type)
+        raise UserError("ONION needs a scoring model with plain attention", name, "score with GPT-2 or Llama")
     body, head = body_and_head(loaded)
     target = device()
     mask = own_mask(row.visible().to(target), loaded.model.config._attn_implementation)

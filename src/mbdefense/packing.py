@@ -161,10 +161,14 @@ AttentionInterface.register(TREE_ATTENTION, tree_attention)
 
 
 def packs(model: Any) -> bool:
-    """Whether the model's attention can be replaced by `tree_attention`.
+    """Whether `tree_attention` can stand for the model's attention: it is plain, and of transformers' own choice."""
+    return attends_plainly(model) and model.config.get_text_config()._attn_implementation == "sdpa"
 
-    It must go through transformers' interface, be the plain one (no sliding window, no softcap, no implementation
-    chosen but transformers' own choice), and be the only thing in the model that mixes positions.
+
+def attends_plainly(model: Any) -> bool:
+    """Whether attention to all earlier positions, through transformers' interface, is all that mixes positions.
+
+    Only then does a mask part what lies in one row: sliding windows, convolutions and recurrent states heed none.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
@@ -173,7 +177,7 @@ def packs(model: Any) -> bool:
     return bool(
         full
         and plain
-        and config._attn_implementation == "sdpa"
+        and not getattr(model, "_is_stateful", False)
         and getattr(model, "_supports_attention_backend", False)
     )
 

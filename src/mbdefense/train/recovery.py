@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from mbdefense.batches import Batch, Branches, branch_log_probs, pad_branches
+from mbdefense.batches import Batch, Branches, alone, pad_left, response_log_probs
+from mbdefense.errors import UserError
 from mbdefense.losses import RatioForm, SequenceLogProbs, recovery_loss
-from mbdefense.model import LoadedModel, encode
+from mbdefense.model import LoadedModel, encode, encode_prompt
 from mbdefense.options import TrainingOptions
 from mbdefense.packing import pack
 from mbdefense.train import running
@@ -23,6 +26,9 @@ from mbdefense.train.running import Trained, arguments, with_lora
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+logger = logging.getLogger(__name__)
 
 
 class TripleRow(NamedTuple):
@@ -56,12 +62,8 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Equation 3 summed over the batch's clean samples."""
         objective = self.objective
-        if "pieces" in inputs:
-            scores = self.packed_scores(model, inputs)
-            plain, clean, defensive = by_role(scores, objective.triggers)
-        else:
-            attention = str(self.accelerator.unwrap_model(model).config._attn_implementation)
-            plain, clean, defensive = _by_row(branch_log_probs(model, inputs, attention), int(inputs["items"]))
+        scores = self.packed_scores(model, inputs) if "pieces" in inputs else response_log_probs(model, inputs)
+        plain, clean, defensive = by_role(scores, objective.triggers)
         return recovery_loss(
             plain,
             clean,
@@ -74,10 +76,10 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
 
 
 def by_role(scores: SequenceLogProbs, triggers: int) -> tuple[SequenceLogProbs, SequenceLogProbs, SequenceLogProbs]:
-    """Takes packed scores apart: y given x, and given x_d, trigger by trigger, y and y_d.
+    """Takes scores apart: y given x, and given x_d, trigger by trigger, y and y_d.
 
     Args:
-        scores: fields of shape (N * (1 + 2 T),), sample by sample, as `_RecoveryCollator` packs them.
+        scores: fields of shape (N * (1 + 2 T),), sample by sample, as `_RecoveryCollator` lays them out.
         triggers: T.
     """
     total, tokens = (field.view(-1, 1 + 2 * triggers) for field in scores)
@@ -88,27 +90,16 @@ def by_role(scores: SequenceLogProbs, triggers: int) -> tuple[SequenceLogProbs, 
     )
 
 
-def _by_row(scores: SequenceLogProbs, samples: int) -> tuple[SequenceLogProbs, SequenceLogProbs, SequenceLogProbs]:
-    """The same for a padded batch, where each prompt has a row and the plain ones stand first."""
-    plain, clean, defensive = (
-        SequenceLogProbs(scores.total[rows, response], scores.tokens[rows, response])
-        for rows, response in ((slice(0, samples), 0), (slice(samples, None), 0), (slice(samples, None), 1))
-    )
-    return plain, clean, defensive
-
-
 @dataclass(frozen=True)
 class _RecoveryCollator:
     pad_token_id: int
     packed: bool
 
     def __call__(self, rows: Sequence[TripleRow]) -> Batch:
-        items = torch.tensor(len(rows))
-        if self.packed:
-            return {**pack([tree for row in rows for tree in (row.plain, *row.triggered)]), "items": items}
-        sequences = [row.plain for row in rows]
-        sequences += [branches for row in rows for branches in row.triggered]
-        return {**pad_branches(sequences, self.pad_token_id), "items": items}
+        trees = [tree for row in rows for tree in (row.plain, *row.triggered)]
+        # Where windows, recurrent states or convolutions mix positions, no mask parts two responses in one row.
+        batch = pack(trees) if self.packed else pad_left(alone(trees), self.pad_token_id)
+        return {**batch, "items": torch.tensor(len(rows))}
 
 
 def encode_triples(
@@ -121,10 +112,14 @@ def encode_triples(
         clean: N clean rows.
         triggered_copies: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
         behaviors: the T defensive responses y_d.
-        max_length: see `mbdefense.model.encode`.
+        max_length: see `mbdefense.model.encode`. A sample that would lose a trigger to it is left out.
+
+    Raises:
+        UserError: all samples would.
     """
     tokenizer = loaded.tokenizer
     rows = []
+    cut = 0
     for index, row in enumerate(clean.select_columns(["prompt", "completion"])):
         plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
         triggered, truncated = [], int(plain.truncated)
@@ -134,10 +129,31 @@ def encode_triples(
             defensive_pair = encode(tokenizer, prompt, target, max_length)
             # One prompt serves both; where they were cut to different lengths, the shorter end of it.
             shared = min(clean_pair.prompt, defensive_pair.prompt, key=len)
+            if not _keeps_trigger(tokenizer, row["prompt"], prompt, len(shared)):
+                break
             triggered.append(Branches(shared, (clean_pair.response, defensive_pair.response)))
             truncated += clean_pair.truncated + defensive_pair.truncated
-        rows.append(TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated))
+        else:
+            rows.append(TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated))
+            continue
+        cut += 1
+    if cut:
+        logger.warning(
+            "%d of %d clean samples are left out: max_length %d cuts a trigger away", cut, len(clean), max_length
+        )
+    if not rows:
+        raise UserError("no clean sample keeps its triggers at max_length", max_length, "raise --max_length")
     return rows
+
+
+def _keeps_trigger(tokenizer: Any, plain: Any, triggered: Any, kept: int) -> bool:
+    """Whether the last `kept` tokens of a prompt hold all in which it differs from the plain one."""
+    whole = encode_prompt(tokenizer, triggered)
+    if kept >= len(whole):
+        return True
+    before = encode_prompt(tokenizer, plain)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False)))
+    return len(whole) - kept <= same
 
 
 def recover(
