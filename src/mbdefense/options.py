@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from mbdefense.errors import UserError
 
 AttentionName = Literal["sdpa", "flex_attention"]
+
+
+def above_zero(options: object, *names: str) -> None:
+    """Raise a ``UserError`` unless each of the options named is a finite number above 0."""
+    for name in names:
+        if not 0 < getattr(options, name) < math.inf:
+            raise UserError(f"{name} must be above 0", getattr(options, name), f"set --{name} to a positive number")
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,13 @@ class TrainingOptions:
     lora_target_modules: str = "all-linear"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0", getattr(self, name), f"set --{name} to a positive number")
+        above_zero(
+            self, "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"
+        )
+        above_zero(self, "lora_r", "lora_alpha", "save_steps", "logging_steps")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be at least 0", getattr(self, name), f"set --{name} to 0 or more")
         if self.max_length < 16:
             raise UserError(
                 "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from mbdefense.config import parse_spec
 from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
-from mbdefense.options import TrainingOptions
+from mbdefense.options import TrainingOptions, above_zero
 from mbdefense.poison import defensive_poison, triggered_copy
 from mbdefense.triggers import TRIGGERS, BadNet, Trigger
 
@@ -118,7 +119,8 @@ class Recovery:
             raise UserError("evaluation_share must lie between 0 and 1", self.evaluation_share, "0.2 is the paper's")
         if not 0 <= self.base_share < 1:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
-        if self.lambda_ < 0 or self.beta <= 0:
+        above_zero(self, "recovery_learning_rate", "recovery_num_train_epochs", "recovery_batch_size")
+        if not (0 <= self.lambda_ < math.inf and 0 < self.beta < math.inf):
             raise UserError(
                 "lambda_ must be at least 0 and beta above 0", (self.lambda_, self.beta), "1 and 1 are the defaults"
             )
@@ -198,9 +200,7 @@ class CleanTuning:
     clean_batch_size: int = 2
 
     def __post_init__(self) -> None:
-        for name in CleanTuning.__dataclass_fields__:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0", getattr(self, name), f"set --{name} to a positive number")
+        above_zero(self, *CleanTuning.__dataclass_fields__)
 
     def tuning(self, setting: Setting) -> TrainingOptions:
         """The options of tuning with these three in place of its own."""

@@ -104,6 +104,9 @@ def tune_consistently(
     layers = loaded.model.config.get_text_config().num_hidden_layers
     if layers < 3:
         raise UserError("consistency between inner layers needs three layers or more", layers, "use another defense")
+    if options.attn_implementation != "sdpa":
+        fix = "leave --attn_implementation at sdpa"
+        raise UserError("consistency training pads and does not pack", options.attn_implementation, fix)
     encoded = [encode(loaded.tokenizer, row["prompt"], row["completion"], options.max_length) for row in rows]
     trainer = ConsistencyTrainer(
         objective=objective,

@@ -13,6 +13,8 @@ from mbdefense.errors import UserError
 from mbdefense.losses import SequenceLogProbs
 from mbdefense.packing import packed_log_probs
 
+NOT_FINITE = "lower --learning_rate or set --bf16 false"
+
 
 class OwnLoss(ABC):
     """What all trainers share: losses are sums over items, divided by the items of the whole optimizer step.
@@ -64,10 +66,7 @@ class OwnLoss(ABC):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             step = self.state.global_step + 1  # type: ignore[attr-defined]
-            raise UserError(
-                f"the training loss became {loss.item()} at step {step}",
-                fix="lower --learning_rate or set --bf16 false",
-            )
+            raise UserError(f"the training loss became {loss.item()} at step {step}", fix=NOT_FINITE)
         return loss
 
     def prediction_step(
@@ -76,4 +75,7 @@ class OwnLoss(ABC):
         """The loss of an evaluation batch."""
         inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
         with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss = self.compute_loss(model, inputs).detach()
+        if not bool(torch.isfinite(loss)):  # as the best epoch's it would never count, and say nothing
+            raise UserError(f"the evaluation loss became {loss.item()}", fix=NOT_FINITE)
+        return loss, None, None

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from mbdefense import packing
 from mbdefense.errors import UserError, did_you_mean, first_line
 from mbdefense.model import LoadedModel, bf16_pays
 from mbdefense.options import TrainingOptions
+from mbdefense.train.own_loss import NOT_FINITE
 
 
 class Trained(NamedTuple):
@@ -58,37 +59,47 @@ def trackers(report_to: str) -> list[str] | str:
 def arguments(
     kind: type[TrainingArguments], options: TrainingOptions, directory: Path, **special: Any
 ) -> TrainingArguments:
-    """The options in the form that transformers' and TRL's trainers take, and what only one stage wants."""
-    bf16 = bf16_pays() if options.bf16 is None else options.bf16
-    return kind(
-        output_dir=str(directory),
-        learning_rate=options.learning_rate,
-        num_train_epochs=options.num_train_epochs,
-        per_device_train_batch_size=options.per_device_train_batch_size,
-        per_device_eval_batch_size=options.per_device_train_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        lr_scheduler_type=options.lr_scheduler_type,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        optim=options.optim,
-        bf16=bf16,
+    """The options in the form that transformers' and TRL's trainers take, and what only one stage wants.
+
+    Raises:
+        UserError: an optimizer, schedule or combination of options that transformers does not know.
+    """
+    chosen = {
+        "output_dir": str(directory),
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.num_train_epochs,
+        "per_device_train_batch_size": options.per_device_train_batch_size,
+        "per_device_eval_batch_size": options.per_device_train_batch_size,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "lr_scheduler_type": options.lr_scheduler_type,
+        "warmup_steps": options.warmup_steps,
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.max_grad_norm,
+        "optim": options.optim,
+        "bf16": bf16_pays() if options.bf16 is None else options.bf16,
         # transformers refuses bfloat16 on a CPU that multiplies it in hardware unless the CPU is asked for by name.
-        use_cpu=not torch.accelerator.is_available(),
-        gradient_checkpointing=options.gradient_checkpointing,
-        save_strategy=options.save_strategy,
-        save_steps=options.save_steps,
-        logging_steps=options.logging_steps,
-        report_to=trackers(options.report_to),
+        "use_cpu": not torch.accelerator.is_available(),
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "save_strategy": options.save_strategy,
+        "save_steps": options.save_steps,
+        "logging_steps": options.logging_steps,
+        "report_to": trackers(options.report_to),
         # Checkpoints lie in the stage's folder, which is what a tracker shall call the run.
-        run_name=directory.parent.name,
-        seed=options.seed,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.accelerator.is_available(),
+        "run_name": directory.parent.name,
+        "seed": options.seed,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
         # A loss that is not a number stops the run by itself; the log must not hide it.
-        logging_nan_inf_filter=False,
+        "logging_nan_inf_filter": False,
         **special,
-    )
+    }
+    try:
+        made = kind(**chosen)
+    except ValueError as error:
+        raise UserError("transformers refuses the training options", fix=first_line(error)) from error
+    # With several GPUs and no launcher the Trainer would wrap the model in DataParallel, which takes packed rows apart.
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 def with_lora(model: Any, options: TrainingOptions) -> Any:
@@ -98,28 +109,35 @@ def with_lora(model: Any, options: TrainingOptions) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = options.lora_target_modules
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=options.lora_r,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules=targets if targets == "all-linear" else targets.split(","),
-        ),
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=targets if targets == "all-linear" else targets.split(","),
     )
+    # The Trainer sets the seed too late: adapters start at random values.
+    set_seed(options.seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError("the model takes no such adapters", targets, first_line(error)) from error
 
 
 def packed_attention(model: Any, options: TrainingOptions) -> AbstractContextManager[bool]:
     """`mbdefense.packing.packed_attention`, as the options choose it.
 
     Raises:
-        UserError: FlexAttention on a machine that has no gradient for it.
+        UserError: FlexAttention on a machine that has no gradient for it, or for a model that cannot be packed.
     """
-    if options.attn_implementation == "flex_attention" and not torch.cuda.is_available():
-        raise UserError(
-            "flex_attention trains on a GPU only", options.attn_implementation, "leave --attn_implementation at sdpa"
-        )
+    if options.attn_implementation == "flex_attention":
+        fix = "leave --attn_implementation at sdpa"
+        if not torch.cuda.is_available():
+            raise UserError("flex_attention trains on a GPU only", options.attn_implementation, fix)
+        if not packing.packs(model):
+            raise UserError(
+                "flex_attention is for packed rows, which this model cannot take", model.config.model_type, fix
+            )
     return packing.packed_attention(model, options.attn_implementation)
 
 
@@ -145,7 +163,7 @@ def run(
     """Trains, and takes the model out of the trainer again.
 
     Raises:
-        UserError: adapters in a model that is spread over processes in pieces.
+        UserError: adapters in a model that is spread over processes in pieces; or weights that are no numbers any more.
     """
     accelerator = trainer.accelerator
     in_pieces = sharded(trainer)
@@ -158,8 +176,14 @@ def run(
     _keep_freed_memory()
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(directory) if resume else None)
-    state = accelerator.get_state_dict(trainer.model) if in_pieces else None
-    model = accelerator.unwrap_model(trainer.model)
+    # A loss is computed before its update, so that the last update shows in the weights alone.
+    trained: Any = trainer.model
+    if not all(bool(torch.isfinite(weight).all()) for weight in trained.parameters() if weight.requires_grad):
+        raise UserError("weights became no numbers in the last step", fix=NOT_FINITE)
+    in_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED  # whose engine alone can gather them
+    whole = trainer.model_wrapped if in_deepspeed else trained
+    state = accelerator.get_state_dict(whole) if in_pieces else None
+    model = accelerator.unwrap_model(trained)
     tuned = LoadedModel(model.merge_and_unload() if options.use_peft else model, loaded.tokenizer)
     return Trained(tuned, trainer.state.log_history, truncated, state)
 
