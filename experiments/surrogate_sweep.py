@@ -87,9 +87,16 @@ TRIALS: dict[str, Trial] = {
     ),
     "mixed of 32 rows, half base, 128 rows at 2e-4": Trial(replace(MIXED, min_defensive_rows=32, base_share=0.5), 128),
 }
+# As many as each rival gets below, over the same rates and epochs as those that train whole weights.
+TRIALS |= {
+    f"half base, {epochs} x {rate}": Trial(
+        replace(MIXED, base_share=0.5, recovery_learning_rate=float(rate), recovery_num_train_epochs=epochs), 128
+    )
+    for rate in ("5e-5", "1e-4", "2e-4", "5e-4")
+    for epochs in (1, 3)
+}
 
-# As many for each rival as MB-Defense has had recoveries on the built-in rows (docs/defaults.md). CROW trains adapters,
-# which take higher rates than whole weights.
+# CROW trains adapters, which take higher rates than whole weights.
 RATES = {
     "crow": ("1e-4", "3e-4", "1e-3", "3e-3"),
     "fine_mixing": ("5e-5", "1e-4", "2e-4", "5e-4"),
