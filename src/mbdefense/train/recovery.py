@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+Messages = list[dict[str, str]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -117,40 +119,41 @@ def encode_triples(
     Raises:
         UserError: all samples would.
     """
-    tokenizer = loaded.tokenizer
-    rows = []
-    cut = 0
-    for index, row in enumerate(clean.select_columns(["prompt", "completion"])):
-        plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
-        triggered, truncated = [], int(plain.truncated)
-        for copy, text in zip(triggered_copies, behaviors, strict=True):
-            prompt, target = copy[index]["prompt"], [{"role": "assistant", "content": text}]
-            clean_pair = encode(tokenizer, prompt, row["completion"], max_length)
-            defensive_pair = encode(tokenizer, prompt, target, max_length)
-            # One prompt serves both; where they were cut to different lengths, the shorter end of it.
-            shared = min(clean_pair.prompt, defensive_pair.prompt, key=len)
-            if not _keeps_trigger(tokenizer, row["prompt"], prompt, len(shared)):
-                break
-            triggered.append(Branches(shared, (clean_pair.response, defensive_pair.response)))
-            truncated += clean_pair.truncated + defensive_pair.truncated
-        else:
-            rows.append(TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated))
-            continue
-        cut += 1
-    if cut:
-        logger.warning(
-            "%d of %d clean samples are left out: max_length %d cuts a trigger away", cut, len(clean), max_length
-        )
+    encoded = [
+        _triple(loaded.tokenizer, row, [copy[index]["prompt"] for copy in triggered_copies], behaviors, max_length)
+        for index, row in enumerate(clean.select_columns(["prompt", "completion"]))
+    ]
+    rows = [row for row in encoded if row is not None]
     if not rows:
         raise UserError("no clean sample keeps its triggers at max_length", max_length, "raise --max_length")
+    if len(rows) < len(encoded):
+        what = "%d of %d clean samples are left out: max_length %d cuts a trigger away"
+        logger.warning(what, len(encoded) - len(rows), len(encoded), max_length)
     return rows
 
 
-def _keeps_trigger(tokenizer: Any, plain: Any, triggered: Any, kept: int) -> bool:
+def _triple(
+    tokenizer: Any, row: dict[str, Any], prompts: Sequence[Messages], behaviors: Sequence[str], max_length: int
+) -> TripleRow | None:
+    """One clean sample with its triggered prompts, or None where one of them loses its trigger."""
+    plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
+    triggered, truncated = [], int(plain.truncated)
+    for prompt, text in zip(prompts, behaviors, strict=True):
+        clean = encode(tokenizer, prompt, row["completion"], max_length)
+        defensive = encode(tokenizer, prompt, [{"role": "assistant", "content": text}], max_length)
+        # One prompt serves both; where they were cut to different lengths, the shorter end of it.
+        shared = min(clean.prompt, defensive.prompt, key=len)
+        cut = clean.truncated + defensive.truncated
+        if cut and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(shared)):
+            return None
+        triggered.append(Branches(shared, (clean.response, defensive.response)))
+        truncated += cut
+    return TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated)
+
+
+def _keeps_trigger(tokenizer: Any, plain: Messages, triggered: Messages, kept: int) -> bool:
     """Whether the last `kept` tokens of a prompt hold all in which it differs from the plain one."""
     whole = encode_prompt(tokenizer, triggered)
-    if kept >= len(whole):
-        return True
     before = encode_prompt(tokenizer, plain)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False)))
     return len(whole) - kept <= same
