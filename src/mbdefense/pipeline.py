@@ -150,7 +150,7 @@ def evaluate(
     figures = scores(judge_responses(judge, responses, directory))
     fluency = None
     if loaded and config.perplexity_rows:
-        references = sample_references(test, config.perplexity_rows, config.seed)
+        references = sample_references(test, config.perplexity_rows, config.prompt_seed)
         value, tokens = perplexity(loaded, references, max_length=config.max_length, batch_size=config.batch_size)
         fluency = Perplexity(value, tokens, len(references)) if tokens else None
     made = (Path(model) / CARD_FILE).is_file()
@@ -167,7 +167,9 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
-        capability=capabilities(loaded, benchmarks, batch_size=min(config.batch_size, CACHE_ROWS), seed=config.seed)
+        capability=capabilities(
+            loaded, benchmarks, batch_size=min(config.batch_size, CACHE_ROWS), seed=config.prompt_seed
+        )
         if benchmarks and loaded
         else (),
         stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)

@@ -53,7 +53,7 @@ def evaluate(words: Sequence[str]) -> None:
         from mbdefense.poison import triggered_copy
 
         warn_if_present(test, trigger, config.test)
-        triggered, left_out = triggered_copy(test, trigger, config.seed)
+        triggered, left_out = triggered_copy(test, trigger, config.prompt_seed)
         attack = f"{trigger.describe()} ({left_out} prompts could not be rewritten)" if left_out else trigger.describe()
     if config.stealth is not None and triggered is None:
         raise UserError("--stealth without triggered prompts", config.stealth, "add --trigger or --triggered")
@@ -116,7 +116,7 @@ def _demonstrations(config: EvaluateConfig, test: Dataset) -> list[dict[str, str
 
     clean = load_rows([config.clean], config.on_bad_row, config.clean)
     check_disjoint(clean, test)
-    return draw_demonstrations(clean, config.demonstrations, config.seed)
+    return draw_demonstrations(clean, config.demonstrations, config.prompt_seed)
 
 
 def judge(words: Sequence[str]) -> None:

@@ -97,8 +97,9 @@ class Workspace:
         return f"suspect-{hashed([*made_of, code_hash(*POISONING)])}.jsonl"
 
     def triggered(self, cell: Cell) -> str:
-        """Name of the file of test prompts with the trigger; the same for all behaviors."""
-        return f"triggered-{hashed([self.test, _named(cell.trigger()), cell.seed, code_hash(*POISONING)])}.jsonl"
+        """Name of the file of test prompts with the trigger; the same for all behaviors and all seeds."""
+        made_of = [self.test, _named(cell.trigger()), self.grid.data.seed]
+        return f"triggered-{hashed([*made_of, code_hash(*POISONING)])}.jsonl"
 
     def prepare(self, cell: Cell) -> None:
         """Writes both files unless they are there.
@@ -116,7 +117,7 @@ class Workspace:
                 raise UserError(what, fix="lower the rate, or give other rows to train on")
             save(made.rows, suspect)
         if not triggered.is_file():
-            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), cell.seed)
+            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), self.grid.data.seed)
             if not len(prompts):
                 raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
             save(prompts, triggered)
