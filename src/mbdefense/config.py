@@ -287,19 +287,25 @@ class JudgeOptions:
 class JudgeConfig:
     """Judge responses again, from their file; no model is loaded that answered them.
 
+    What a judge has no say in (model, seed, attack, cost, perplexity) is taken from the results.json of one evaluation
+    beside the responses, if there is one.
+
     Attributes:
         behavior: the behavior to look for: a name, or name:option=value.
         output_dir: where verdicts.jsonl and results.json go.
         target: the behavior's text (refusal and fixed_text).
-        arm: name of the model that answered, for tables; by default the folder of the responses.
-        attack: the trigger in words, for tables.
+        arm: name of the model that answered, for tables; by default that of results.json, else the responses' folder.
+        attack: the trigger in words, for tables; by default that of results.json.
+        seed: seed of the model's training, by which runs of one arm are told apart; by default that of results.json,
+            else 0.
     """
 
     behavior: str
     output_dir: str
     target: str | None = None
     arm: str | None = None
-    attack: str = "as in the responses"
+    attack: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

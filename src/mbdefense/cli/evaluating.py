@@ -127,23 +127,24 @@ def judge(words: Sequence[str]) -> None:
     config: JudgeConfig = take(JudgeConfig, options)
     behavior = behavior_from(config.behavior, config.target)
     chosen = _judge_from(options, behavior, config.output_dir)
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
     from pathlib import Path
 
-    from mbdefense.judging import rejudged
+    from mbdefense.judging import rejudged, row_beside
     from mbdefense.provenance import provenance
     from mbdefense.responses import read_responses, write_responses
     from mbdefense.results import Results, write
 
     path = Path(options.responses)
     responses = read_responses(path)
-    arm = config.arm or path.resolve().parent.name
+    told = {name: getattr(config, name) for name in ("arm", "attack", "seed") if getattr(config, name) is not None}
+    known = replace(row_beside(path), **told)  # refuses a damaged file before a judge is paid
     directory = Path(config.output_dir)
     # Beside the verdicts, so that `compare` reads the folder like one of `evaluate`.
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
-    row = rejudged(chosen, responses, behavior, directory, arm=arm, attack=config.attack, model=str(path))
-    results = Results(provenance({**asdict(config), "judge": asdict(chosen)}, []), (row,))
+    row = rejudged(chosen, responses, behavior, directory, known)
+    results = Results(provenance({**asdict(config), "judge": asdict(chosen)}, [row.seed]), (row,))
     write(directory / "results.json", results)
     show(results)
     show_usage(chosen, config.output_dir)
