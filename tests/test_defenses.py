@@ -41,7 +41,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"lambda_": -1.0}, "at least 0"),
         ({"defensive_rate": 0.3}, "over half of the rows"),
         ({"base_share": 1.0}, r"base_share must lie in \[0, 1\)"),
-        ({"defensive_triggers": ("mn", "mn")}, "name each once"),
+        ({"defensive_triggers": ("mn", "badnet:word=mn")}, "name each once"),
     ],
     "merge_only": [({"defensive_rate": 1.5}, "rate"), ({"defensive_triggers": ("style",)}, "into any text")],
     "recover_only": [({"beta": 0.0}, "above 0"), ({"recovery_learning_rate": 0.0}, "learning_rate must be above 0")],
@@ -323,9 +323,9 @@ def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(se
         ("base", "planted"),
         ("merged", "planted"),
         ("locphylax", "planted"),
-    ]
-    # On the two clean rows that it did not train on, with each of the four triggers.
-    assert all(row.asr is not None and row.asr.n == 8 for row in results.rows)
+    ] * 4  # triggers
+    # On the two clean rows that it did not train on.
+    assert all(row.asr is not None and row.asr.n == 2 for row in results.rows)
 
 
 # P2P

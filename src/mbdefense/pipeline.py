@@ -309,12 +309,9 @@ def _survivors(
     The one before/after figure to be had without knowing the attacker.
     """
     own: list[Known] = []
-    hidden: list[Known] = []
     if isinstance(defense, Planting) and isinstance(defense, Recovery):
-        own = [Known(f"our own {len(defense.planted())} triggers", "random_words", "planted", defense.planted())]
-    for canary in canaries:
-        pairs = [(canary.trigger, canary.behavior)]
-        hidden.append(Known(canary.describe(), canary.behavior.describe(), "canary", pairs))
+        own = [Known(f"our own {one.describe()}", "planted", one, behavior) for one, behavior in defense.planted()]
+    hidden = [Known(canary.describe(), "canary", canary.trigger, canary.behavior) for canary in canaries]
     arms = []
     for arm, model in models.items():
         if not own and not hidden:
