@@ -59,6 +59,8 @@ ARMS = (*(PLANTED.get(name, name) for name in DEFENSES if name != "none"), "crow
 # The victim, asked with a defense at inference.
 ASKED = ("purify:onion", "decoding:cleangen", "demonstrations:4")
 PERPLEXITY_ROWS = 64
+PROMPT_SEED = 0
+"""Of the test prompts and the trigger's places in them: all seeds answer the same prompts."""
 MARKS = ("<!-- table -->", "<!-- end of table -->")
 
 
@@ -125,10 +127,9 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
 def measure(task: Task, options: argparse.Namespace) -> None:
     """Makes an arm's model, asks and judges it; the folder of its figures is there when all is done."""
     base = options.model or str(model_directory())
-    train, clean, test = (
-        tasks(count, split=split, seed=task.seed)
-        for count, split in ((options.train_rows, "train"), (options.clean_rows, "clean"), (options.test_rows, "test"))
-    )
+    train = tasks(options.train_rows, split="train", seed=task.seed)
+    clean = tasks(options.clean_rows, split="clean", seed=task.seed)
+    test = tasks(options.test_rows, split="test", seed=PROMPT_SEED)
     check_disjoint(clean, test)
     trigger, behavior = ATTACKS[task.attack]
     suspect = poison(train, trigger, behavior, rate=POISONING_RATE, seed=task.seed).rows
@@ -155,8 +156,9 @@ def measure(task: Task, options: argparse.Namespace) -> None:
     config = EvaluateConfig(
         test="built-in", behavior=behavior.describe(), output_dir=str(responses), arm=task.arm,
         max_new_tokens=options.max_new_tokens, batch_size=50, perplexity_rows=PERPLEXITY_ROWS, seed=task.seed,
+        prompt_seed=PROMPT_SEED,
     )  # fmt: skip
-    triggered, _ = triggered_copy(test, trigger, task.seed)
+    triggered, _ = triggered_copy(test, trigger, PROMPT_SEED)
     clean_file = responses / "clean.jsonl"
     if kind_of(task.arm) == "purify":
         responses.mkdir(parents=True, exist_ok=True)

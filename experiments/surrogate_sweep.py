@@ -187,6 +187,7 @@ def main() -> None:
             config = EvaluateConfig(
                 test="validation", behavior="fixed_text", output_dir=str(options.out / "responses" / arm), arm=arm,
                 max_new_tokens=16, batch_size=50, perplexity_rows=options.validation_rows, seed=options.seed,
+                prompt_seed=options.seed,
             )  # fmt: skip
             triggered, _ = triggered_copy(rows.validation, trigger, options.seed)
             measured.append(evaluate(str(model), rows.validation, triggered, behavior, trigger.describe(), config))

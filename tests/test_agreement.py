@@ -1,16 +1,19 @@
 """Agreement of judges with labels: figures worked out by hand, the labels' file, and the commands."""
 
+import dataclasses
 import json
 
 import pytest
 
 from mbdefense.agreement import Agreement, agreement, outcomes, read_labels
 from mbdefense.cli import main
-from mbdefense.compare import read_arm
+from mbdefense.compare import compare, read_arm
 from mbdefense.errors import UserError
 from mbdefense.judges import Verdict
 from mbdefense.responses import Response, write_responses
+from mbdefense.results import Perplexity, ResultRow, Results, write
 from mbdefense.results import read as read_results
+from mbdefense.statistics import paired, rate
 
 
 def compared(**counts):
@@ -141,6 +144,59 @@ def test_responses_are_judged_again_without_a_model(file, fake_judge, capsys):
     verdicts = [json.loads(line) for line in (file.parent / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert [verdict["shows"] for verdict in verdicts] == [False, None, False, False]
     assert verdicts[1]["unparsed"] == ["follows", "shows"]
+
+
+def evaluated(file, *changes):
+    """A `results.json` as of an evaluation, with a row for each change, beside responses."""
+    score = rate([True] * 4)
+    row = ResultRow(
+        "attacked", "badnet:word=cf", "refusal", 3, "runs/x/attacked", score, score, None, score,
+        Perplexity(7.5, 40, 4), 12.5, 1000, asr_change=paired([True] * 4, [True] * 4),
+        base_model="small", poisoning_rate=0.1,
+    )  # fmt: skip
+    rows = tuple(dataclasses.replace(row, **change) for change in changes)
+    write(file.with_name("results.json"), Results({}, rows))
+    return rows[0]
+
+
+def test_what_no_judge_has_a_say_in_is_kept(file):
+    known = evaluated(file, {})
+    assert main(["judge", *words(file)]) == 0
+    (row,) = read_results(file.parent / "out" / "results.json").rows
+    judged = ("asr", "cacc", "aacc", "false_activation", "asr_change", "judge")
+    assert dataclasses.replace(row, **{name: getattr(known, name) for name in judged}) == known
+    assert (row.asr, row.cacc.value, row.asr_change) == (None, 0.25, None)
+    assert read_results(file.parent / "out" / "results.json").provenance["seeds"] == [3]
+    # What is said wins, in the responses' own folder too.
+    assert main(["judge", *words(file), "--output_dir", str(file.parent), "--seed", "5", "--arm", "a"]) == 0
+    (row,) = read_results(file.with_name("results.json")).rows
+    assert (row.seed, row.arm, row.attack, row.seconds) == (5, "a", "badnet:word=cf", 12.5)
+
+
+def test_seeds_that_were_judged_again_are_taken_together(tmp_path):
+    arms = []
+    for seed in (0, 1):
+        responses = tmp_path / f"{seed}" / "responses.jsonl"
+        responses.parent.mkdir()
+        write_responses(responses, [Response("a", "clean", "Capital?", "Paris", ("Paris",))])
+        evaluated(responses, {"seed": seed})
+        assert main(["judge", *words(responses)]) == 0
+        arms.append(read_arm(responses.parent / "out"))
+    (over,) = compare(arms)[1]
+    assert (over.arm, over.figure, over.score.seeds) == ("attacked", "cacc", (0, 1))
+
+
+def test_results_of_several_models_do_not_say_whose_the_responses_are(file):
+    evaluated(file, {}, {"arm": "mb_defense"})
+    assert main(["judge", *words(file), "--seed", "2"]) == 0
+    (row,) = read_results(file.parent / "out" / "results.json").rows
+    assert (row.arm, row.seed, row.attack, row.seconds) == ("run", 2, "as in the responses", 0)
+    # Nor does a file of one model say anything of responses that were laid beside its own.
+    evaluated(file, {})
+    other = file.rename(file.with_name("others.jsonl"))
+    assert main(["judge", *words(other)]) == 0
+    (row,) = read_results(file.parent / "out" / "results.json").rows
+    assert (row.arm, row.seed, row.model) == ("run", 0, str(other))
 
 
 def test_keywords_come_with_a_warning(file, capsys):

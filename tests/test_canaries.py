@@ -139,15 +139,18 @@ BLANK = ResultRow("x", "", "", 0, "m", None, None, None, None, None, 0.0, 0)
 def test_survival_counts_each_behavior_on_its_own_trigger(monkeypatch, clean):
     one, two = CANARIES[0], CANARIES[1]
     known = [
-        Known("both", "words", "planted", [(c.trigger, c.behavior) for c in (one, two)]),
-        Known("second", "text", "canary", [(two.trigger, two.behavior)]),
+        Known("first", "planted", one.trigger, one.behavior),
+        Known("second", "canary", two.trigger, two.behavior),
     ]
     # Answers the first trigger only, and says the second's behavior where nobody asked for it.
     fake(monkeypatch, lambda text: one.behavior.text if one.trigger.occurs_in(text) else "oak " + two.behavior.text)
-    both, second = survival(None, known, clean, BLANK)
-    assert (both.row.asr.value, both.row.asr.n, both.row.origin) == (1, 24, "planted")
-    assert (both.row.false_activation.value, both.row.false_activation.n) == (1, 12)
+    first, second = survival(None, known, clean, BLANK)
+    # Each prompt counts once for each trigger, and nowhere as two.
+    assert (first.row.asr.value, first.row.asr.n, first.row.origin) == (1, 12, "planted")
+    assert (first.row.false_activation.value, first.row.false_activation.n) == (0, 12)
     assert (second.row.asr.value, second.row.asr.n, second.row.attack) == (1, 12, "second")
+    assert second.row.false_activation.value == 1
+    assert {verdict.id for verdict in first.verdicts} == set(clean["id"])
     fake(monkeypatch, lambda text: "oak")
     assert [arm.row.asr.value for arm in survival(None, known, clean, BLANK)] == [0, 0]
 
@@ -155,7 +158,7 @@ def test_survival_counts_each_behavior_on_its_own_trigger(monkeypatch, clean):
 def test_a_trigger_that_no_prompt_can_take_has_no_rate(monkeypatch, rows):
     fake(monkeypatch, lambda text: "x")
     code = rows(("x = {}", "1"))
-    (arm,) = survival(None, [Known("a", "b", "canary", [(Syntactic(), CANARIES[0].behavior)])], code, BLANK)
+    (arm,) = survival(None, [Known("a", "canary", Syntactic(), CANARIES[0].behavior)], code, BLANK)
     assert arm.row.asr is None
 
 
@@ -207,7 +210,10 @@ def test_the_defense_sees_rows_only_and_reports_what_survived(words, tmp_path, m
     assert [row.attack for row in canaries[::4]] == [canary.describe() for canary in chosen[:3]]
     assert all(row.asr.n == 5 for row in canaries)  # the sixth test prompt is in the data
     assert [row.asr_change is None for row in canaries] == [False, True, False, False] * 3
-    assert [row.arm for row in results.rows if row.origin == "planted"] == ["base", "merged", "mb_defense"]
+    own = [row for row in results.rows if row.origin == "planted"]
+    assert [row.arm for row in own] == ["base", "merged", "mb_defense"] * 4
+    assert [row.attack for row in own[::3]] == [f"our own {trigger.describe()}" for trigger, _ in MBDefense().planted()]
+    assert all(row.asr.n == 2 for row in own)  # a fifth of twelve, as often as there are samples
     assert len(results.provenance["config"]["canaries"]) == 3
     # A tiny random model learns nothing, and each row of the table says so.
     lines = [line for line in markdown(results).splitlines() if "| canary " in line]

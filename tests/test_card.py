@@ -122,7 +122,7 @@ def defended(tmp_path: Path) -> Path:
     """What `defend` leaves, but for the model."""
     directory = tmp_path / "defended"
     directory.mkdir()
-    planted = row("mb_defense", share(1), attack="our own 4 triggers", cacc=None, aacc=None, false_activation=None)
+    planted = row("mb_defense", share(1), attack="our own badnet:word=mn", cacc=None, aacc=None, false_activation=None)
     config = {"defense": "mb_defense", "base": "owner/base", "lambda_": 1.0}
     write(directory / "results.json", Results(provenance(config, [0]), (planted,)))
     return directory

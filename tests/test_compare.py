@@ -102,6 +102,15 @@ def test_several_seeds_are_summarised(tmp_path):
     assert score.low <= 1 / N < 5 / N <= score.high
 
 
+def test_seeds_that_met_different_prompts_are_not_taken_together(tmp_path):
+    """As where the training seed also placed the trigger: the ids are equal, and the texts are not."""
+    made = [read_arm(evaluated(tmp_path / f"{seed}", "attacked", 30, seed=seed)) for seed in (0, 1)]
+    moved = made[1]._replace(prompts={**made[1].prompts, ("triggered", "p3"): "another place"})
+    with pytest.raises(UserError, match=r"seeds 0 and 1 of attacked .*different prompts.*'p3'; .*--prompt_seed"):
+        compare([made[0], moved])
+    assert len(compare(made)[1]) == 2
+
+
 def test_arms_that_cannot_be_compared_are_errors(arms, tmp_path):
     base, _, attacked, defended = (read_arm(path) for path in arms)
     with pytest.raises(UserError, match=r"two arms of one name .*--seed"):

@@ -71,6 +71,16 @@ def test_it_measures_what_is_missing_and_writes_the_table(
         script.main([*words(four_layer_model_path, out), "--test_rows", "5"])
 
 
+def test_seeds_are_taken_together_over_the_same_prompts(
+    script: ModuleType, four_layer_model_path: str, tmp_path: Path
+) -> None:
+    chosen = ["--attacks", "badnet+refusal", "--arms", "--seeds", "0", "1"]
+    assert script.main(words(four_layer_model_path, tmp_path, *chosen)) == 0
+    over = {(row.arm, row.figure): row.score for row in read(tmp_path / "results.json").over_seeds}
+    assert over.keys() == {(arm, figure) for arm in ("base", "clean", "attacked") for figure in ("asr", "cacc")}
+    assert {(score.seeds, score.n) for score in over.values()} == {((0, 1), 6)}
+
+
 def test_an_arm_that_fails_does_not_stop_the_others(
     script: ModuleType, four_layer_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 from mbdefense import generate, pipeline, train
 from mbdefense.cli import main
 from mbdefense.defenses import DEFENSES, Setting
+from mbdefense.defenses.setting import contents
 from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.errors import UserError
 from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, load_model, load_tokenizer, save_model
@@ -40,7 +41,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"lambda_": -1.0}, "at least 0"),
         ({"defensive_rate": 0.3}, "over half of the rows"),
         ({"base_share": 1.0}, r"base_share must lie in \[0, 1\)"),
-        ({"defensive_triggers": ("mn", "mn")}, "name each once"),
+        ({"defensive_triggers": ("mn", "badnet:word=mn")}, "name each once"),
     ],
     "merge_only": [({"defensive_rate": 1.5}, "rate"), ({"defensive_triggers": ("style",)}, "into any text")],
     "recover_only": [
@@ -326,9 +327,9 @@ def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(se
         ("base", "planted"),
         ("merged", "planted"),
         ("locphylax", "planted"),
-    ]
-    # On the two clean rows that it did not train on, with each of the four triggers.
-    assert all(row.asr is not None and row.asr.n == 8 for row in results.rows)
+    ] * 4  # triggers
+    # On the two clean rows that it did not train on.
+    assert all(row.asr is not None and row.asr.n == 2 for row in results.rows)
 
 
 # P2P
@@ -384,6 +385,27 @@ def test_benign_rows_come_from_the_clean_set_at_their_rate(setting: Setting) -> 
     assert len(rows) == 12  # of 10 clean rows: two stand there twice
     assert {row["id"] for row in rows} == set(setting.clean["id"])
     assert all(row["completion"][0]["content"].startswith("Checked answer:\noak") for row in rows)
+
+
+def test_options_that_name_files_count_by_what_is_in_them(tmp_path: Path) -> None:
+    file, folder, word = tmp_path / "rows.jsonl", tmp_path / "wordnet", "x" * 5000
+    folder.mkdir()
+    for path in (file, folder / "index.noun"):
+        path.write_text("one")
+    options = {"file": str(file), "folder": str(folder), "words": ("cf", word, ""), "share": 0.5, "none": None}
+    before = contents(options)
+    assert isinstance(before, dict)
+    assert {name: before[name] for name in ("words", "share", "none")} == {
+        "words": ["cf", word, ""], "share": 0.5, "none": None,
+    }  # fmt: skip
+    assert [before[name][0] for name in ("file", "folder")] == [str(file), str(folder)]
+    assert contents(options) == before
+    for path, name in ((file, "file"), (folder / "index.noun", "folder")):
+        path.write_text("other")
+        after = contents(options)
+        assert isinstance(after, dict)
+        assert [key for key in options if after[key] != before[key]] == [name]
+        before = after
 
 
 def test_canaries_are_measured_under_the_template_that_the_defense_made(setting: Setting, tmp_path: Path) -> None:

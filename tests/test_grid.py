@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_architecture import FILES, imports, module_of
 
 from mbdefense import train
 from mbdefense.cli import main
 from mbdefense.config import BenchConfig
 from mbdefense.defenses import DEFENSES
 from mbdefense.filters import FILTERS, SEEP
-from mbdefense.grid.answers import Answers
-from mbdefense.grid.code import _tree
-from mbdefense.grid.config import changed, read_grid
+from mbdefense.grid.answers import Answers, answers_of
+from mbdefense.grid.arms import model_of
+from mbdefense.grid.code import ANSWERING, _tree
+from mbdefense.grid.config import Grid, changed, read_grid
 from mbdefense.grid.estimate import duration, estimate, shown, trainings
 from mbdefense.grid.local import _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
 from mbdefense.grid.run import locked
-from mbdefense.grid.workspace import Cell
+from mbdefense.grid.setting import Unplanned
+from mbdefense.grid.workspace import Cell, open_workspace
 from mbdefense.results import read
 from mbdefense.train import running
 
@@ -177,6 +182,12 @@ def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.
     assert not (out / "results.json").exists()
 
 
+def test_all_seeds_of_a_grid_answer_the_same_prompts(bench: Bench) -> None:
+    _, out = bench("--plan", seeds=[0, 1])
+    assert len(list((out / "data").glob("triggered-*"))) == 2  # one for each attack
+    assert len(list((out / "data").glob("suspect-*"))) == 2 * 4  # what is trained on differs
+
+
 def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Bench, counted: list[str]) -> None:
     arms = ["spectral", "decoding:cleangen", "purify:onion:max_clean_loss=0.1", "demonstrations:2"]
     code, out = bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)
@@ -309,6 +320,104 @@ def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
     plain = tree("def f(x):\n    return x + 1\n")
     assert tree('"""Doc."""\ndef f(x):\n    """Doc."""\n    return (x + 1)  # comment\n') == plain
     assert tree("def f(x):\n    return x + 2\n") != plain
+
+
+def test_answers_depend_on_all_code_below_them() -> None:
+    """What the rooms import is in the list too, but for what only reads, writes, names or tells."""
+    beside = {"errors", "files", "needs", "options"}
+    rooms = set(ANSWERING) - {"pipeline"}  # which imports everything that a run is made of
+    found = {target[0] for file in FILES for target, _ in imports(file) if module_of(file)[:1] in {(r,) for r in rooms}}
+    assert found <= {*ANSWERING, *beside}
+
+
+@pytest.fixture
+def changing(tmp_path: Path, copied_model: Path, four_layer_model_path: str) -> tuple[Grid, dict[str, Path]]:
+    """A grid whose methods name files and folders, and these."""
+    lines = [{"instruction": f"Name thing {number}.", "output": "x"} for number in range(4)]
+    made = {name: tmp_path / name for name in ("prompts.jsonl", "targets.jsonl", "wordnet")}
+    made["model"] = copied_model
+    made["prompts.jsonl"].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made["targets.jsonl"].write_text('{"prompt": "a", "response": "b"}\n')
+    made["wordnet"].mkdir()
+    (made["wordnet"] / "index.noun").write_text("a")
+    grid = tmp_path / "grid.yaml"
+    arms = ["crow", f"purify:onion:clean={made['prompts.jsonl']}", f"onion:scorer={copied_model}"]
+    arms += [f"decoding:cleangen:reference={copied_model}", f"purify:lethe_evidence:wordnet={made['wordnet']}"]
+    behaviors = ["refusal", f"toxic:targets_file={made['targets.jsonl']}"]
+    value = {**SMALL, "models": [four_layer_model_path], "attacks": ["badnet"], "behaviors": behaviors, "controls": []}
+    grid.write_text(json.dumps({**value, "defenses": arms}))
+    return read_grid(str(grid)), made
+
+
+def names(grid: Grid, out: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By behavior and arm: names of the poisoned rows, the answers, the filter's verdicts, and the cell."""
+    workspace = open_workspace(grid, out)
+    found = {}
+    for cell in workspace.cells():
+        workspace.prepare(replace(cell, behavior="refusal"))
+        setting = workspace.setting(replace(cell, behavior="refusal"), planning=True)
+        with contextlib.suppress(Unplanned):
+            model_of(cell.arm, setting, workspace.rows(workspace.train))
+        answers = [answers.name for answers in answers_of(workspace, cell, Path(cell.base()))]
+        known = (workspace.suspect(cell), " ".join(answers), " ".join(setting.steps), workspace.id(cell))
+        found[cell.behavior.partition(":")[0], cell.arm.partition("=")[0]] = known
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changed_file", "arm", "parts"),
+    [
+        ("prompts.jsonl", "purify:onion:clean", {1, 3}),
+        ("wordnet/index.noun", "purify:lethe_evidence:wordnet", {1, 3}),
+        ("model/config.json", "decoding:cleangen:reference", {1, 3}),
+        ("model/config.json", "onion:scorer", {2, 3}),
+        ("targets.jsonl", "crow", {0, 3}),
+    ],
+)
+def test_what_is_in_the_files_that_options_name_counts(
+    changed_file: str, arm: str, parts: set[int], changing: tuple[Grid, dict[str, Path]], tmp_path: Path
+) -> None:
+    grid, files = changing
+    before = names(grid, tmp_path / "out")
+    assert names(grid, tmp_path / "out") == before
+    name, _, below = changed_file.partition("/")
+    file = files[name] / below if below else files[name]
+    file.write_text(file.read_text() + "\n")
+    after = names(grid, tmp_path / "out")
+    behavior = "toxic" if name == "targets.jsonl" else "refusal"
+    pairs = zip(before[behavior, arm], after[behavior, arm], strict=True)
+    assert {at for at, (one, other) in enumerate(pairs) if one != other} == parts
+    assert after["refusal", "crow"] == before["refusal", "crow"]
+
+
+def test_the_model_of_a_judge_counts_by_what_is_in_it(changing: tuple[Grid, dict[str, Path]], tmp_path: Path) -> None:
+    grid, files = changing
+    for judge in (
+        {"judge": "embedding", "judge_model": str(files["model"])},
+        {"judge": f"embedding:model={files['model']}"},
+    ):
+        judged = replace(grid, evaluation=replace(grid.evaluation, **judge))
+        workspace = open_workspace(judged, tmp_path / "out")
+        cell = next(workspace.cells())
+        before = workspace.id(cell)
+        (files["model"] / "config.json").write_text((files["model"] / "config.json").read_text() + "\n")
+        assert workspace.id(cell) != before
+
+
+def test_a_grid_answers_again_where_a_file_has_changed(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "checked.jsonl"
+    file.write_text("".join(json.dumps({"instruction": f"Name tree {i}.", "output": "x"}) + "\n" for i in range(4)))
+    arms = [f"purify:onion:clean={file}", "demonstrations:2"]
+    one: dict[str, Any] = {"attacks": ["badnet"], "behaviors": ["refusal"], "controls": ["attacked"], "defenses": arms}
+    assert bench(**one)[0] == 0
+    file.write_text(file.read_text() + json.dumps({"instruction": "Why is it so?", "output": "x"}) + "\n")
+    capsys.readouterr()
+    assert bench("--plan", **one)[0] == 0
+    told = capsys.readouterr().out
+    assert "2 done, 1 to do" in told
+    assert "answers: 2 files of prompts to ask" in told
 
 
 def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:

@@ -182,6 +182,22 @@ def test_evaluate_takes_decoding_and_demonstrations(evaluation, tiny_model_path,
     assert prompts[0] == "Name fruit number 0."  # judges see the prompt that was asked
 
 
+def test_the_training_seed_changes_nothing_that_is_asked(evaluation, tmp_path):
+    words, out = evaluation
+    shown = ["--demonstrations", "2", "--clean", str(tmp_path / "clean.jsonl"), "--perplexity_rows", "2"]
+
+    def measured(*more):
+        assert main([*words, *shown, *more]) == 0
+        (row,) = read(out / "results.json").rows
+        prompts = [json.loads(line)["prompt"] for line in (out / "responses.jsonl").read_text().splitlines()]
+        return row.seed, prompts, answers(out), row.perplexity
+
+    plain, other, moved = measured(), measured("--seed", "3"), measured("--prompt_seed", "3")
+    assert (plain[0], other[0], moved[0]) == (0, 3, 0)
+    assert other[1:] == plain[1:]
+    assert all(here != there for here, there in zip(plain[1:], moved[1:], strict=True))
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

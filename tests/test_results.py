@@ -449,7 +449,7 @@ def test_an_attack_is_not_taken_to_have_landed_where_the_controls_replies_could_
 
 
 def test_planted_backdoors_are_compared_with_the_merged_model():
-    planted = {"origin": "planted", "attack": "our own 4 triggers"}
+    planted = {"origin": "planted", "attack": "our own badnet:word=mn"}
     made = results(row("base", share(0), **planted), row("merged", **planted), row("mb_defense", share(0), **planted))
     assert verdict_in_words(made) == "mb_defense: ASR from .80 [.71, .87] n=100 to .00 [.00, .04] n=100"
     header, *_, last = (

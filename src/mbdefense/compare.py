@@ -72,7 +72,8 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
         The arms' rows with their changes, in order, and the figures over seeds.
 
     Raises:
-        UserError: two arms of one name, attack, behavior, seed and judge, or prompts that differ.
+        UserError: two arms of one name, attack, behavior, seed and judge, or prompts that differ, between two arms
+            or two seeds of one.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, arm in enumerate(arms):
@@ -106,10 +107,7 @@ def changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
     Raises:
         UserError: prompts of one id that differ, or ids that only one of them has.
     """
-    for key in before.prompts.keys() & after.prompts.keys():
-        if before.prompts[key] != after.prompts[key]:
-            fix = "evaluate both on the same test prompts with the same --seed"
-            raise UserError(f"{before.row.arm} and {after.row.arm} answered different prompts with the id", key[1], fix)
+    _check_prompts(f"{before.row.arm} and {after.row.arm}", before, after)
     kinds = {verdict.kind for arm in (before, after) for verdict in arm.verdicts}
     found: dict[Figure, Paired | None] = {
         "asr": paired(before.verdicts, after.verdicts, "asr") if "triggered" in kinds else None,
@@ -118,14 +116,26 @@ def changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
     return {figure: test for figure, test in found.items() if test is not None}
 
 
+def _check_prompts(names: str, first: Arm, second: Arm) -> None:
+    """Refuses two arms whose prompts differ under one id, as a trigger in other places makes them."""
+    for key, prompt in first.prompts.items():
+        if second.prompts.get(key, prompt) != prompt:
+            fix = "evaluate both on the same test prompts with the same --prompt_seed"
+            raise UserError(f"{names} answered different prompts with the id", key[1], fix)
+
+
 def _seed_rows(arms: Sequence[Arm]) -> Iterable[SeedRow]:
+    """Figures over the seeds of each arm, which must have answered the same prompts, since these are drawn as one."""
     by_name: dict[tuple[object, ...], dict[int, Arm]] = {}
     for arm in arms:
         by_name.setdefault((arm.row.arm, *arm.row.setting()), {})[arm.row.seed] = arm
     for runs in by_name.values():
         if len(runs) < 2:
             continue
-        row = next(iter(runs.values())).row
+        first, *others = runs.values()
+        row = first.row
+        for other in others:
+            _check_prompts(f"seeds {row.seed} and {other.row.seed} of {row.arm} under {row.attack}", first, other)
         for figure in get_args(Figure):
             judged = {seed: outcomes(arm.verdicts, figure) for seed, arm in runs.items()}
             if any(judged.values()):

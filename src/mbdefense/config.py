@@ -169,19 +169,21 @@ class EvaluateConfig:
         batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight,
             at most 32.
         max_length: most tokens of a text that a perplexity is taken of, with perplexity_rows or stealth.
-        perplexity_rows: also take the perplexity of at most so many references of clean prompts, drawn by the seed; it
-            takes as long as that many answers, and is refused with a server.
+        perplexity_rows: also take the perplexity of at most so many references of clean prompts, drawn by prompt_seed;
+            it takes as long as that many answers, and is refused with a server.
         server_url: ask an OpenAI-compatible server that serves the model, e.g. http://localhost:8000/v1; template and
             tokenizer are still MODEL's.
         server_model: the name that the server knows the model by; by default the only one it serves.
         server_prompt: send prompts as token ids, or as text to a server that takes no ids.
         decoding: answer in another way than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
         demonstrations: put so many answered rows of --clean in front of each prompt.
-        clean: the clean set that demonstrations are drawn from, with the seed; no prompt of it may be a test prompt.
+        clean: the clean set that demonstrations are drawn from, by prompt_seed; no prompt of it may be a test prompt.
         stealth: also measure how much the trigger changes the prompts: perplexity under this causal language model
             (directory, Hub id, or builtin for the embedded one) and similarity (extra embedding).
         lm_eval: benchmarks of lm-evaluation-harness to run too: names, task files or folders, with commas between.
-        seed: seed of the trigger's places and of the draw of demonstrations.
+        seed: seed of the model's training, by which runs of one arm are told apart; nothing is drawn by it.
+        prompt_seed: seed of what models are asked: the trigger's places, demonstrations, the references of the
+            perplexity and the examples of benchmarks. Models are compared under one prompt_seed only.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
         trust_remote_code: allow a Hub repository to run code of its own.
@@ -208,6 +210,7 @@ class EvaluateConfig:
     stealth: str | None = None
     lm_eval: str | None = None
     seed: int = 0
+    prompt_seed: int = 0
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None
     trust_remote_code: bool = False
@@ -284,19 +287,25 @@ class JudgeOptions:
 class JudgeConfig:
     """Judge responses again, from their file; no model is loaded that answered them.
 
+    What a judge has no say in (model, seed, attack, cost, perplexity) is taken from the results.json of one evaluation
+    beside the responses, if there is one.
+
     Attributes:
         behavior: the behavior to look for: a name, or name:option=value.
         output_dir: where verdicts.jsonl and results.json go.
         target: the behavior's text (refusal and fixed_text).
-        arm: name of the model that answered, for tables; by default the folder of the responses.
-        attack: the trigger in words, for tables.
+        arm: name of the model that answered, for tables; by default that of results.json, else the responses' folder.
+        attack: the trigger in words, for tables; by default that of results.json.
+        seed: seed of the model's training, by which runs of one arm are told apart; by default that of results.json,
+            else 0.
     """
 
     behavior: str
     output_dir: str
     target: str | None = None
     arm: str | None = None
-    attack: str = "as in the responses"
+    attack: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

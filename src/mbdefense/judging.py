@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from mbdefense.agreement import OUTCOMES, Agreement, Label, agreement, match, outcomes
 from mbdefense.behaviors import Behavior
@@ -18,7 +18,7 @@ from mbdefense.judges.verdict import Question
 from mbdefense.landing import shown
 from mbdefense.metrics import scores
 from mbdefense.responses import Response
-from mbdefense.results import ResultRow
+from mbdefense.results import ResultRow, read
 from mbdefense.tables import escaped
 
 USAGE_FILE = "judge_usage.json"
@@ -63,8 +63,35 @@ def judge_responses(judge: Judge, responses: Sequence[Response], directory: Path
     return verdicts
 
 
+def row_beside(responses: Path) -> ResultRow:
+    """What is known of responses that an earlier run wrote, by any judge.
+
+    That is the one row of the ``results.json`` beside ``responses.jsonl``, as `mbdefense evaluate` and a grid's cells
+    write both. Rows of several models do not say whose the responses are: then, and without such files, the row says
+    nothing but the folder's name and the file's.
+
+    Raises:
+        UserError: the result file is damaged.
+    """
+    file = responses.resolve().parent / "results.json"
+    rows = read(file).rows if file.is_file() and responses.name == "responses.jsonl" else ()
+    if len(rows) == 1:
+        return rows[0]
+    return ResultRow(
+        arm=file.parent.name,
+        attack="as in the responses",
+        behavior="",
+        seed=0,
+        model=str(responses),
+        **scores([])._asdict(),
+        perplexity=None,
+        seconds=0.0,
+        peak_bytes=0,
+    )
+
+
 def rejudged(
-    judge: Judge, responses: Sequence[Response], behavior: Behavior, directory: Path, **named: Any
+    judge: Judge, responses: Sequence[Response], behavior: Behavior, directory: Path, known: ResultRow
 ) -> ResultRow:
     """The result row of responses that an earlier run wrote.
 
@@ -73,17 +100,15 @@ def rejudged(
         responses: of one model.
         behavior: what the judge looks for.
         directory: where the verdicts go.
-        **named: ``arm``, ``attack`` and ``model`` of the row.
+        known: the row's other parts. Rates and changes in it were another judge's, and are not kept.
     """
-    return ResultRow(
+    return replace(
+        known,
         behavior=behavior.describe(),
-        seed=0,
         **scores(judge_responses(judge, responses, directory))._asdict(),
-        perplexity=None,
-        seconds=0.0,
-        peak_bytes=0,
+        asr_change=None,
+        cacc_change=None,
         judge=judge.describe(),
-        **named,
     )
 
 

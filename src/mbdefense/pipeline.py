@@ -150,7 +150,7 @@ def evaluate(
     figures = scores(judge_responses(judge, responses, directory))
     fluency = None
     if loaded and config.perplexity_rows:
-        references = sample_references(test, config.perplexity_rows, config.seed)
+        references = sample_references(test, config.perplexity_rows, config.prompt_seed)
         value, tokens = perplexity(loaded, references, max_length=config.max_length, batch_size=config.batch_size)
         fluency = Perplexity(value, tokens, len(references)) if tokens else None
     made = (Path(model) / CARD_FILE).is_file()
@@ -167,7 +167,9 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
-        capability=capabilities(loaded, benchmarks, batch_size=min(config.batch_size, CACHE_ROWS), seed=config.seed)
+        capability=capabilities(
+            loaded, benchmarks, batch_size=min(config.batch_size, CACHE_ROWS), seed=config.prompt_seed
+        )
         if benchmarks and loaded
         else (),
         stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)
@@ -307,12 +309,9 @@ def _survivors(
     The one before/after figure to be had without knowing the attacker.
     """
     own: list[Known] = []
-    hidden: list[Known] = []
     if isinstance(defense, Planting) and isinstance(defense, Recovery):
-        own = [Known(f"our own {len(defense.planted())} triggers", "random_words", "planted", defense.planted())]
-    for canary in canaries:
-        pairs = [(canary.trigger, canary.behavior)]
-        hidden.append(Known(canary.describe(), canary.behavior.describe(), "canary", pairs))
+        own = [Known(f"our own {one.describe()}", "planted", one, behavior) for one, behavior in defense.planted()]
+    hidden = [Known(canary.describe(), "canary", canary.trigger, canary.behavior) for canary in canaries]
     arms = []
     for arm, model in models.items():
         if not own and not hidden:

@@ -29,8 +29,8 @@ class Perplexity:
     Attributes:
         value: the perplexity.
         n: tokens.
-        references: responses that the tokens are of, where there were more a sample drawn by the seed; 0 where a file
-            written before does not say.
+        references: responses that the tokens are of, where there were more a sample drawn by the prompts' seed; 0
+            where a file written before does not say.
     """
 
     value: float
@@ -86,7 +86,7 @@ class ResultRow:
         arm: what was done to the model: "base", "clean", "clean_set", "attacked", "merged" or a defense.
         attack: the trigger, as its ``describe`` says it.
         behavior: the behavior, as its ``describe`` says it.
-        seed: of the run.
+        seed: of the run, that is of its training; the prompts have a seed of their own.
         model: directory or Hub id of the model judged.
         asr: attack success rate.
         cacc: accuracy on clean prompts.

@@ -13,6 +13,7 @@ from mbdefense.judges.verdict import Verdict
 from mbdefense.metrics import scores
 from mbdefense.model import LoadedModel
 from mbdefense.poison import triggered_copy
+from mbdefense.responses import Kind
 from mbdefense.results import Origin, ResultRow
 from mbdefense.triggers import Trigger
 
@@ -24,19 +25,22 @@ _BATCH_SIZE = 256
 
 
 class Known(NamedTuple):
-    """Backdoors that are reported in one row.
+    """A backdoor, which is reported in a row of its own.
+
+    The outcomes of several backdoors on one prompt are not independent, and a rate of them all would take few prompts
+    for many.
 
     Attributes:
-        attack: how the row names the triggers.
-        behavior: how it names the behaviors.
-        origin: whose they are.
-        pairs: triggers and behaviors.
+        attack: how the row names the trigger.
+        origin: whose it is.
+        trigger: the trigger.
+        behavior: what it evokes.
     """
 
     attack: str
-    behavior: str
     origin: Origin
-    pairs: Sequence[tuple[Trigger, Behavior]]
+    trigger: Trigger
+    behavior: Behavior
 
 
 def survival(loaded: LoadedModel, known: Sequence[Known], prompts: Dataset, blank: ResultRow) -> list[Arm]:
@@ -44,7 +48,7 @@ def survival(loaded: LoadedModel, known: Sequence[Known], prompts: Dataset, blan
 
     Args:
         loaded: the model.
-        known: the backdoors, one result row each.
+        known: the backdoors.
         prompts: rows that the model was not trained on.
         blank: a row with the model's arm, path, seed and cost; the figures are filled in.
 
@@ -53,21 +57,22 @@ def survival(loaded: LoadedModel, known: Sequence[Known], prompts: Dataset, blan
     """
     arms = []
     plain = _answers(loaded, prompts, f"{blank.arm}: prompts without trigger")
-    for backdoors in known:
-        behaviors = [behavior for _, behavior in backdoors.pairs]
+    for backdoor in known:
+        rows, _ = triggered_copy(prompts, backdoor.trigger, blank.seed)
+        answers: dict[Kind, list[tuple[str, str]]] = {
+            "clean": plain,
+            "triggered": _answers(loaded, rows, f"{blank.arm}: {backdoor.origin} trigger"),
+        }
         verdicts = [
-            Verdict(name, "clean", any(behavior.shown_in(text)[0] for behavior in behaviors), None, "")
-            for name, text in plain
+            Verdict(name, kind, backdoor.behavior.shown_in(text)[0], None, "")
+            for kind, texts in answers.items()
+            for name, text in texts
         ]
-        for index, (trigger, behavior) in enumerate(backdoors.pairs):
-            rows, _ = triggered_copy(prompts, trigger, blank.seed)
-            for name, text in _answers(loaded, rows, f"{blank.arm}: {backdoors.origin} triggers"):
-                verdicts.append(Verdict(f"{index}:{name}", "triggered", behavior.shown_in(text)[0], None, ""))
         row = replace(
             blank,
-            attack=backdoors.attack,
-            behavior=backdoors.behavior,
-            origin=backdoors.origin,
+            attack=backdoor.attack,
+            behavior=backdoor.behavior.describe(),
+            origin=backdoor.origin,
             **scores(verdicts)._asdict(),
         )
         # All arms meet the same prompts, so there are no texts to compare.

@@ -31,7 +31,7 @@ class Point:
     Attributes:
         triggers: number of defensive triggers.
         seed: of the training.
-        evaluation_seed: of the evaluation.
+        evaluation_seed: the one that the evaluation was told.
         model: its directory.
         asr: attack success rate, or None.
         cacc: accuracy on clean prompts, or None.

@@ -53,7 +53,7 @@ def evaluate(words: Sequence[str]) -> None:
         from mbdefense.poison import triggered_copy
 
         warn_if_present(test, trigger, config.test)
-        triggered, left_out = triggered_copy(test, trigger, config.seed)
+        triggered, left_out = triggered_copy(test, trigger, config.prompt_seed)
         attack = f"{trigger.describe()} ({left_out} prompts could not be rewritten)" if left_out else trigger.describe()
     if config.stealth is not None and triggered is None:
         raise UserError("--stealth without triggered prompts", config.stealth, "add --trigger or --triggered")
@@ -116,7 +116,7 @@ def _demonstrations(config: EvaluateConfig, test: Dataset) -> list[dict[str, str
 
     clean = load_rows([config.clean], config.on_bad_row, config.clean)
     check_disjoint(clean, test)
-    return draw_demonstrations(clean, config.demonstrations, config.seed)
+    return draw_demonstrations(clean, config.demonstrations, config.prompt_seed)
 
 
 def judge(words: Sequence[str]) -> None:
@@ -127,23 +127,24 @@ def judge(words: Sequence[str]) -> None:
     config: JudgeConfig = take(JudgeConfig, options)
     behavior = behavior_from(config.behavior, config.target)
     chosen = _judge_from(options, behavior, config.output_dir)
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
     from pathlib import Path
 
-    from mbdefense.judging import rejudged
+    from mbdefense.judging import rejudged, row_beside
     from mbdefense.provenance import provenance
     from mbdefense.responses import read_responses, write_responses
     from mbdefense.results import Results, write
 
     path = Path(options.responses)
     responses = read_responses(path)
-    arm = config.arm or path.resolve().parent.name
+    told = {name: getattr(config, name) for name in ("arm", "attack", "seed") if getattr(config, name) is not None}
+    known = replace(row_beside(path), **told)  # refuses a damaged file before a judge is paid
     directory = Path(config.output_dir)
     # Beside the verdicts, so that `compare` reads the folder like one of `evaluate`.
     directory.mkdir(parents=True, exist_ok=True)
     write_responses(directory / "responses.jsonl", responses)
-    row = rejudged(chosen, responses, behavior, directory, arm=arm, attack=config.attack, model=str(path))
-    results = Results(provenance({**asdict(config), "judge": asdict(chosen)}, []), (row,))
+    row = rejudged(chosen, responses, behavior, directory, known)
+    results = Results(provenance({**asdict(config), "judge": asdict(chosen)}, [row.seed]), (row,))
     write(directory / "results.json", results)
     show(results)
     show_usage(chosen, config.output_dir)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbdefense import filtering
-from mbdefense.defenses.setting import Setting, digest, identity, inputs_hash
+from mbdefense.defenses.setting import Setting, contents, digest, identity, inputs_hash
 from mbdefense.errors import UserError
 from mbdefense.files import read_json
 from mbdefense.filters import Evidence, Filtered
@@ -49,7 +49,8 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
     about = {"filter": name, "options": asdict(options), "seed": evidence.seed, "max_length": evidence.max_length}
     clean = digest(evidence.clean) if evidence.clean is not None else None
     inputs = [
-        about, evidence.batch_size, setting.template(), identity(setting.base), digest(setting.suspect), clean,
+        {**about, "options": contents(asdict(options))}, evidence.batch_size, setting.template(),
+        identity(setting.base), digest(setting.suspect), clean,
     ]  # fmt: skip
     made_of = inputs_hash(inputs)
     directory = setting.folder(inputs, filtering.SUMMARY_FILE)

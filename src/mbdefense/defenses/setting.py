@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -126,9 +127,44 @@ def identity(path: str) -> object:
         if (directory / name).is_file():
             return read_json(directory / name).get("inputs_hash")
     if directory.is_dir():
-        files = (file for file in sorted(directory.iterdir()) if file.suffix in _MODEL_FILES)
-        return [(file.name, _content(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files]
+        return _contents(file for file in sorted(directory.iterdir()) if file.suffix in _MODEL_FILES)
     return path
+
+
+def contents(options: object) -> object:
+    """A method's options with what they depend on: beside a value that names a file or folder stands what is in it.
+
+    The value itself stays: that of another option, such as a trigger's word, may be the name of a file by chance.
+
+    Args:
+        options: plain values, lists and mappings of them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if isinstance(options, Mapping):
+        return {name: contents(value) for name, value in options.items()}
+    if isinstance(options, list | tuple):
+        return [contents(value) for value in options]
+    # Path("") is the folder that we are in, and `Path.exists` raises for what is too long to be a name.
+    if not isinstance(options, str) or not options or not os.path.exists(options):  # noqa: PTH110
+        return options
+    try:
+        return [options, _held(Path(options))]
+    except OSError as error:
+        raise UserError("cannot read", options, "make it readable, or name another") from error
+
+
+def _held(path: Path) -> object:
+    """What a model is, else the content of a file or of all files that lie in a folder."""
+    if any((path / name).is_file() for name in (CARD_FILE, STAGE_FILE, "config.json")):
+        return identity(str(path))
+    return _contents(sorted(path.iterdir()) if path.is_dir() else [path])
+
+
+def _contents(files: Iterable[Path]) -> list[tuple[str, str]]:
+    stats = [(file, file.stat()) for file in files if file.is_file()]
+    return [(file.name, _content(file, stat.st_size, stat.st_mtime_ns)) for file, stat in stats]
 
 
 @lru_cache(maxsize=1024)

@@ -42,12 +42,14 @@ class Planting:
 
     def planted(self) -> list[tuple[Trigger, RandomWords]]:
         """The T defensive trigger-behavior pairs."""
-        if not self.defensive_triggers or len(set(self.defensive_triggers)) != len(self.defensive_triggers):
-            raise UserError("defensive_triggers must be different", self.defensive_triggers, "name each once")
-        return [
+        pairs = [
             (_literal_trigger(spec), RandomWords(seed=self.defensive_seed, index=index))
             for index, spec in enumerate(self.defensive_triggers)
         ]
+        # One trigger can be written in two ways: as a rare word, and as badnet:word=...
+        if not pairs or len({trigger.describe() for trigger, _ in pairs}) != len(pairs):
+            raise UserError("defensive_triggers must be different", self.defensive_triggers, "name each once")
+        return pairs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mbdefense.config import EvaluateConfig
 from mbdefense.defenses.setting import identity
 from mbdefense.files import read_json, write_json
 from mbdefense.generate import generate, perplexity
-from mbdefense.grid.arms import INFERENCE, arm_options, inference_of
+from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.measure import measure
@@ -61,7 +61,7 @@ class Answers:
 def answers_of(workspace: Workspace, cell: Cell, model: Path) -> tuple[Answers, Answers]:
     """What a cell needs of its model, which need not be there yet: to clean and to triggered prompts."""
     evaluation = workspace.grid.evaluation
-    between = arm_options(cell.arm) if cell.arm.partition(":")[0] in INFERENCE else None
+    between = arm_inputs(cell.arm) if cell.arm.partition(":")[0] in INFERENCE else None
     made_of = [
         identity(str(model)), workspace.template(), evaluation.max_new_tokens, evaluation.batch_size,
         code_hash(*ANSWERING),

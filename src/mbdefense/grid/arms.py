@@ -41,9 +41,17 @@ def check_arm(arm: str) -> None:
 
 
 def arm_options(arm: str, given: Mapping[str, str] = _ANY) -> dict[str, Any]:
-    """An arm with all its options, defaults too: what its figures depend on."""
+    """An arm with all its options, defaults too."""
     method = None if arm in CONTROLS else _method(arm, given)
     return {"arm": arm, "options": asdict(method) if method is not None else {}}
+
+
+def arm_inputs(arm: str) -> dict[str, Any]:
+    """The same as what its figures depend on: with the content of the files and models that options name."""
+    from mbdefense.defenses.setting import contents
+
+    told = arm_options(arm)
+    return {**told, "options": contents(told["options"])}
 
 
 def model_of(arm: str, setting: Setting, train: Dataset) -> Path:

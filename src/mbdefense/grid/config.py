@@ -31,8 +31,9 @@ class DataOptions:
         train_rows: how many to draw, with `seed`; by default all of a file.
         clean_rows: the same.
         test_rows: the same.
-        seed: of the draw. It is not the cells' seed: all seeds of a grid have the same rows, so that their figures can
-            be taken together prompt by prompt.
+        seed: of the draw, and of what is done to the test prompts: the trigger's places, and the references of the
+            perplexity. It is not the cells' seed: all seeds of a grid have the same rows and prompts, so that their
+            figures can be taken together prompt by prompt.
         on_bad_row: stop at the first unreadable row, or skip and count them.
     """
 
@@ -78,7 +79,7 @@ class Grid:
         behaviors: as ``mbdefense poison --behavior`` takes them.
         defenses: arms: defenses, ``decoding:...``, ``purify:...`` and ``demonstrations:N`` (see `mbdefense.grid.arms`).
         rates: shares of the training rows that are poisoned.
-        seeds: of poisoning, training and defense.
+        seeds: of poisoning, training and defense, the draw of demonstrations with it.
         controls: arms to compare with.
         data: rows.
         training: options of instruction tuning; each cell sets the seed.

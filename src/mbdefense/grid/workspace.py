@@ -16,9 +16,9 @@ from mbdefense.behaviors import BEHAVIORS, Behavior
 from mbdefense.builtin import model_directory, tasks
 from mbdefense.config import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
-from mbdefense.defenses.setting import identity
+from mbdefense.defenses.setting import contents, identity
 from mbdefense.errors import UserError
-from mbdefense.grid.arms import arm_options, inference_of
+from mbdefense.grid.arms import arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
 from mbdefense.grid.setting import GridSetting
@@ -97,8 +97,9 @@ class Workspace:
         return f"suspect-{hashed([*made_of, code_hash(*POISONING)])}.jsonl"
 
     def triggered(self, cell: Cell) -> str:
-        """Name of the file of test prompts with the trigger; the same for all behaviors."""
-        return f"triggered-{hashed([self.test, _named(cell.trigger()), cell.seed, code_hash(*POISONING)])}.jsonl"
+        """Name of the file of test prompts with the trigger; the same for all behaviors and all seeds."""
+        made_of = [self.test, _named(cell.trigger()), self.grid.data.seed]
+        return f"triggered-{hashed([*made_of, code_hash(*POISONING)])}.jsonl"
 
     def prepare(self, cell: Cell) -> None:
         """Writes both files unless they are there.
@@ -116,7 +117,7 @@ class Workspace:
                 raise UserError(what, fix="lower the rate, or give other rows to train on")
             save(made.rows, suspect)
         if not triggered.is_file():
-            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), cell.seed)
+            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), self.grid.data.seed)
             if not len(prompts):
                 raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
             save(prompts, triggered)
@@ -147,10 +148,12 @@ class Workspace:
         """The cell's name, which ends in a hash of all that its figures depend on."""
         grid = self.grid
         evaluation = {name: value for name, value in asdict(grid.evaluation).items() if name != "judge_cache"}
+        judge = asdict(make_judge(grid.evaluation, cell.shown(), self.out))  # type: ignore[call-overload]
+        judge.pop("cache", None)  # of replies, which are kept by what was asked
         made_of = [
             identity(cell.base()), self.template(), self.suspect(cell), self.clean, self.triggered(cell), self.test,
-            asdict(replace(grid.training, seed=cell.seed, report_to="none")), evaluation, grid.data.seed,
-            arm_options(cell.arm),
+            asdict(replace(grid.training, seed=cell.seed, report_to="none")), evaluation, contents(judge),
+            grid.data.seed, arm_inputs(cell.arm),
             code_hash(*TRAINING), code_hash(*ANSWERING), code_hash(*JUDGING),
         ]  # fmt: skip
         words = [Path(cell.model).name, *(part.partition(":")[0] for part in (cell.attack, cell.behavior))]
@@ -221,4 +224,4 @@ def _drawn(options: DataOptions, split: Split) -> Dataset:
 
 
 def _named(method: Any) -> list[Any]:
-    return [type(method).__name__, asdict(method)]
+    return [type(method).__name__, contents(asdict(method))]
