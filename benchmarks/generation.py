@@ -36,7 +36,7 @@ def arms(workload: Workload) -> Sequence[Arm]:
                 read = sum(len(encoded[index]) for index in found)
                 written = sum(map(len, found.values()))
                 flops = 2.0 * model.num_parameters() * (read + written)
-                return Done(len(found), read + written, flops, None, _differences(found, answers.get("ours")))
+                return Done(len(found), read + written, flops, note=_differences(found, answers.get("ours")))
 
             return work
 
