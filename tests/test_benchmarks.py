@@ -122,10 +122,27 @@ def test_answers_are_cut_after_as_many_words_as_asked_for(tmp_path: Path) -> Non
         assert row["prompt"][0]["content"] == "Count."
 
 
-def test_an_arm_that_is_not_there_is_named(
+def test_times_are_against_the_first_arm_asked_for(
     tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sft", "--arms", "their", "--rows", "2", "--model", tiny_model_path]
+    made = Benchmark("rows", lambda _: [counting_arm(name, [], 1.0) for name in ("ours", "theirs", "others")])
+    monkeypatch.setattr(command, "_benchmark", lambda _name: made)
+    for arms, first in (("", "ours"), ("others,theirs", "theirs"), ("theirs,ours", "ours")):
+        words = ["sft", "--repeats", "1", "--no-memory", "--model", tiny_model_path, "--arms", arms]
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+        assert command.main() == 0
+        assert f"| time against {first} |" in capsys.readouterr().out
+
+
+def test_an_arm_that_is_not_there_is_named_before_anything_is_timed(
+    tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_run", lambda *_: pytest.fail("was timed"))
+    words = ["sft", "recovery", "--arms", "ours,trl_plian", "--rows", "2", "--model", tiny_model_path]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
     assert command.main() == 1
-    assert "no such arm of sft" in capsys.readouterr().err
+    assert "no such arm of sft: 'trl_plian'; did you mean 'trl_plain'?" in capsys.readouterr().err
+    # `padded` is an arm of the first benchmark only.
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words[:2], "--arms", "ours,padded", *words[4:]])
+    assert command.main() == 1
+    assert "no such arm of recovery: 'padded'" in capsys.readouterr().err
