@@ -16,6 +16,7 @@ from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import matmul_rate, training_flops
 from benchmarks.recovery import BENCHMARK as RECOVERY
 from benchmarks.sft import BENCHMARK as SFT
+from benchmarks.sft import summary
 from benchmarks.timing import interleave, spread
 from benchmarks.workload import Workload
 from mbdefense.model import load_model, load_tokenizer
@@ -111,6 +112,16 @@ def test_the_command_writes_what_it_measured(
     assert theirs["times_as_long_as_first"] == [4.0, 4.0]
     assert theirs["tokens_per_second"] == [7.5, 7.5]
     assert "| theirs | 2.5 (2.5 to 2.5) | 7.5 (7.5 to 7.5) |" in capsys.readouterr().out
+
+
+def test_evaluation_is_no_part_of_the_time_of_training() -> None:
+    history = [
+        {"loss": 4.0},
+        {"eval_loss": 3.0, "eval_runtime": 1.5},
+        {"eval_loss": 3.0, "eval_runtime": 0.5},
+        {"train_runtime": 10.0, "train_loss": 2.5},
+    ]
+    assert summary(history) == {"seconds": 8.0, "loss": 2.5}
 
 
 def test_answers_are_cut_after_as_many_words_as_asked_for(tmp_path: Path) -> None:
