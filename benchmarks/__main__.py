@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from benchmarks.arm import Arm, Benchmark
 from benchmarks.machine import matmul_rate
 from benchmarks.timing import Times, interleave, spread
 from benchmarks.workload import Workload
-from mbdefense.errors import UserError
+from mbdefense.errors import UserError, did_you_mean
 from mbdefense.files import write_json
 from mbdefense.measure import measure
 from mbdefense.provenance import provenance
@@ -36,7 +37,9 @@ def main() -> int:
         if options.alone:
             sys.stdout.write("\n" + json.dumps(_alone(options.names[0], options.alone, workload)))
             return 0
-        results = [_run(name, workload, options) for name in options.names or _available()]
+        # All arms are looked up before the first is timed: a mistyped name must not cost the hours before it.
+        chosen = [(name, _arms(name, workload, options.arms)) for name in options.names or BENCHMARKS]
+        results = [_run(name, arms, workload, options) for name, arms in chosen]
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -61,21 +64,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _available() -> list[str]:
-    return [name for name in BENCHMARKS if (Path(__file__).parent / f"{name}.py").exists()]
-
-
 def _benchmark(name: str) -> Benchmark:
     found: Benchmark = importlib.import_module(f"benchmarks.{name}").BENCHMARK
     return found
 
 
-def _run(name: str, workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
-    benchmark = _benchmark(name)
-    chosen = options.arms.split(",") if options.arms else []
-    arms = [arm for arm in benchmark.arms(workload) if not chosen or arm.name in chosen]
-    if not arms:
-        raise UserError(f"no such arm of {name}", options.arms, "leave --arms out to see them all")
+def _arms(name: str, workload: Workload, chosen: str) -> list[Arm]:
+    """The arms of a benchmark that are asked for, in its own order."""
+    arms = list(_benchmark(name).arms(workload))
+    names = [arm.name for arm in arms]
+    asked = chosen.split(",") if chosen else names
+    for unknown in (word for word in asked if word not in names):
+        raise UserError(f"no such arm of {name}", unknown, did_you_mean(unknown, names))
+    return [arm for arm in arms if arm.name in asked]
+
+
+def _run(name: str, arms: Sequence[Arm], workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     config = workload.config
     rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
 
@@ -85,13 +89,13 @@ def _run(name: str, workload: Workload, options: argparse.Namespace) -> dict[str
 
     times = interleave(arms, options.repeats, observe)
     memory = {arm.name: _peak(name, arm, workload) for arm in arms} if options.memory else {}
-    result = _record(name, benchmark, times, rates, memory)
+    result = _record(name, _benchmark(name).unit, times, rates, memory)
     sys.stdout.write(_table(result) + "\n")
     return result
 
 
 def _record(
-    name: str, benchmark: Benchmark, times: list[Times], rates: dict[str, list[float]], memory: dict[str, Any]
+    name: str, unit: str, times: list[Times], rates: dict[str, list[float]], memory: dict[str, Any]
 ) -> dict[str, Any]:
     limit = max(max(measured) for measured in rates.values())
     arms = []
@@ -111,7 +115,7 @@ def _record(
                 **memory.get(timed.arm.name, {}),
             }
         )
-    return {"benchmark": name, "unit": benchmark.unit, "matmul_flops_per_second": rates, "arms": arms}
+    return {"benchmark": name, "unit": unit, "matmul_flops_per_second": rates, "arms": arms}
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -120,10 +124,10 @@ def _table(result: dict[str, Any]) -> str:
         f"{dtype} {spread([rate / 1e9 for rate in measured])}"
         for dtype, measured in result["matmul_flops_per_second"].items()
     )
-    unit = result["unit"]
+    unit, first = result["unit"], result["arms"][0]["arm"]
     lines = [
         f"\n{result['benchmark']}: matrix products of this machine meanwhile, GFLOP/s: {rates}\n",
-        f"| arm | {unit}/s | tokens/s | utilization | time against ours | peak GB | loss | what |",
+        f"| arm | {unit}/s | tokens/s | utilization | time against {first} | peak GB | loss | what |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm in result["arms"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.arm import Arm, Benchmark, Done
@@ -12,9 +13,9 @@ from mbdefense.model import encode_prompt, on_device
 
 NEW_TOKENS = 64
 ROWS = 256
-"""Answered at once by ours; the default of `mbdefense evaluate`."""
+"""Answered at once by ours, the default of `mbdefense evaluate`, and in a wide padded batch."""
 PADDED = 32
-"""Prompts in a padded batch."""
+"""Prompts in a padded batch of a usual size."""
 ALONE = 8
 """Every so many-th prompt is asked alone: asking all would take longer than all else together."""
 
@@ -36,7 +37,7 @@ def arms(workload: Workload) -> Sequence[Arm]:
                 read = sum(len(encoded[index]) for index in found)
                 written = sum(map(len, found.values()))
                 flops = 2.0 * model.num_parameters() * (read + written)
-                return Done(len(found), read + written, flops, None, _differences(found, answers.get("ours")))
+                return Done(len(found), read + written, flops, note=_differences(found, answers.get("ours")))
 
             return work
 
@@ -44,7 +45,8 @@ def arms(workload: Workload) -> Sequence[Arm]:
 
     return [
         arm("ours", f"up to {ROWS} at once; ended rows leave, waiting prompts enter", _ours),
-        arm("padded", f"model.generate on batches of {PADDED}, sorted by length", _padded),
+        arm("padded", f"model.generate on batches of {PADDED}, sorted by length", partial(_padded, size=PADDED)),
+        arm("padded_wide", f"model.generate on batches of up to {ROWS}, sorted by length", partial(_padded, size=ROWS)),
         arm("alone", f"model.generate on one prompt at a time, every {ALONE}th", _alone),
     ]
 
@@ -61,11 +63,11 @@ def _ours(model: Any, tokenizer: Any, encoded: list[list[int]]) -> Answers:
     return dict(greedy(model, encoded, max_new_tokens=NEW_TOKENS, rows=ROWS, **options))
 
 
-def _padded(model: Any, tokenizer: Any, encoded: list[list[int]]) -> Answers:
+def _padded(model: Any, tokenizer: Any, encoded: list[list[int]], *, size: int) -> Answers:
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     found: Answers = {}
-    for start in range(0, len(order), PADDED):
-        found |= _generated(model, tokenizer, encoded, order[start : start + PADDED])
+    for start in range(0, len(order), size):
+        found |= _generated(model, tokenizer, encoded, order[start : start + size])
     return found
 
 

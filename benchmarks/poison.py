@@ -16,13 +16,16 @@ from mbdefense.poison_file import poison_file
 from mbdefense.triggers import BadNet
 
 RATE = 0.1
+FILE_ROWS = (100_000, 10_000, 1_000_000)
+"""Rows of the files, the one to compare with first."""
+MEMORY_ROWS = (1_000, 10_000, 100_000)
 
 
 def arms(workload: Workload) -> Sequence[Arm]:
     """The same attack on more and more rows: is the cost of a row flat, and the memory bounded?"""
     return [
-        *(_file(rows, workload.seed) for rows in (100_000, 10_000, 1_000_000)),
-        *(_memory(rows, workload.seed) for rows in (1_000, 10_000, 100_000)),
+        *(_file(rows, workload.seed) for rows in FILE_ROWS),
+        *(_memory(rows, workload.seed) for rows in MEMORY_ROWS),
     ]
 
 
@@ -34,8 +37,8 @@ def _file(rows: int, seed: int) -> Arm:
         def work() -> Done:
             target = Path(folder.name) / "out.jsonl"
             attacks = [Attack(BadNet(), Refusal(), RATE)]
-            poison_file(str(source), target, attacks, seed=seed, on_bad_row="error")
-            return Done(rows)
+            (made,) = poison_file(str(source), target, attacks, seed=seed, on_bad_row="error").made
+            return Done(rows, note=f"({made.poisoned} poisoned)")
 
         return work
 
@@ -50,8 +53,8 @@ def _memory(rows: int, seed: int) -> Arm:
             many = load([str(_write(rows, Path(folder)))]).rows
 
         def work() -> Done:
-            poison(many, BadNet(), Refusal(), rate=RATE, seed=seed)
-            return Done(rows)
+            made = poison(many, BadNet(), Refusal(), rate=RATE, seed=seed)
+            return Done(rows, note=f"({len(made.poisoned_ids)} poisoned)")
 
         return work
 

@@ -15,7 +15,9 @@ from mbdefense.model import encode
 from mbdefense.options import TrainingOptions
 
 PLAIN_DTYPE = {"bf16": False, "gradient_checkpointing": False}
-"""TRL's settings that are fastest where bfloat16 does not pay and memory suffices."""
+"""TRL's settings that are fastest where bfloat16 does not pay and memory suffices; ours computes so, too."""
+PACKING = {"packing": True, "per_device_train_batch_size": 1}
+"""Rows of `max_length` tokens, one a step, so that a step has about as many tokens as elsewhere."""
 
 
 def options(workload: Workload) -> TrainingOptions:
@@ -60,16 +62,17 @@ def summary(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def arms(workload: Workload) -> Sequence[Arm]:
-    """Ours packed and padded; TRL with its defaults, without bfloat16 and checkpointing, and with packing."""
+    """Ours packed and padded; TRL padded and packed, each with its defaults and without bfloat16 and checkpointing."""
     return [
         Arm("ours", "packed rows, labelled positions only", lambda: _ours(workload, packed=True)),
         Arm("padded", "ours without packing: like lengths padded", lambda: _ours(workload, packed=False)),
         Arm("trl_default", "SFTTrainer", lambda: _trl(workload, {})),
         Arm("trl_plain", "SFTTrainer, float32, no gradient checkpointing", lambda: _trl(workload, PLAIN_DTYPE)),
+        Arm("trl_packing", "SFTTrainer, packing, one row a step", lambda: _trl(workload, PACKING)),
         Arm(
-            "trl_packing",
-            "SFTTrainer, packing, one row a step",
-            lambda: _trl(workload, {"packing": True, "per_device_train_batch_size": 1}),
+            "trl_packing_plain",
+            "SFTTrainer, packing, float32, no gradient checkpointing",
+            lambda: _trl(workload, {**PACKING, **PLAIN_DTYPE}),
         ),
     ]
 

@@ -11,13 +11,22 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import generation, poison
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import matmul_rate, training_flops
 from benchmarks.recovery import BENCHMARK as RECOVERY
 from benchmarks.sft import BENCHMARK as SFT
+from benchmarks.sft import summary
 from benchmarks.timing import interleave, spread
 from benchmarks.workload import Workload
-from mbdefense.model import load_model
+from mbdefense.model import load_model, load_tokenizer
+
+# As that of SmolLM2: no line break behind the last turn, which TRL would learn and ours would not.
+ENDS_WITH_THE_TURN = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>"
+    "{% if not loop.last or add_generation_prompt %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def counting_arm(name: str, calls: list[str], seconds: float) -> Arm:
@@ -49,17 +58,43 @@ def test_operations_of_a_step_are_six_for_each_weight_and_token(tiny_model_path:
     assert matmul_rate(model.config, "float32", tokens=8) > 0
 
 
-@pytest.mark.parametrize(("benchmark", "same"), [(SFT, ("ours", "padded")), (RECOVERY, ("ours", "naive"))])
+@pytest.mark.parametrize(
+    ("benchmark", "other", "items"),
+    [(SFT, "padded", 3), (SFT, "trl_plain", 3), (SFT, "trl_packing_plain", 3), (RECOVERY, "naive", 12)],
+)
 def test_arms_that_minimise_the_same_have_the_same_loss(
-    benchmark: Benchmark, same: tuple[str, str], tiny_model_path: str
+    benchmark: Benchmark, other: str, items: int, copied_model: Path
 ) -> None:
-    # All rows in one batch: the order of drawing differs.
-    workload = Workload(model=tiny_model_path, rows=3, batch_size=12, max_length=128)
-    done = {arm.name: arm.prepare()() for arm in benchmark.arms(workload) if arm.name in same}
-    ours, other = (done[name] for name in same)
-    assert ours.loss == pytest.approx(other.loss, rel=1e-4)
-    assert (ours.items, ours.tokens, ours.flops) == (other.items, other.tokens, other.flops)
-    assert ours.items == 3 if benchmark is SFT else 12
+    tokenizer = load_tokenizer(str(copied_model))
+    tokenizer.chat_template = ENDS_WITH_THE_TURN
+    tokenizer.save_pretrained(copied_model)
+    # All rows in one batch, and in one row where TRL packs: the order of drawing differs.
+    workload = Workload(model=str(copied_model), rows=3, batch_size=12, max_length=512)
+    done = {arm.name: arm.prepare()() for arm in benchmark.arms(workload) if arm.name in ("ours", other)}
+    ours, theirs = done["ours"], done[other]
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    assert (ours.items, ours.tokens, ours.flops) == (theirs.items, theirs.tokens, theirs.flops)
+    assert ours.items == items
+
+
+def test_arms_of_generation_give_the_same_answers(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PADDED", 4)
+    monkeypatch.setattr(generation, "NEW_TOKENS", 8)
+    ours, *others = [arm.prepare()() for arm in generation.arms(Workload(model=tiny_model_path, rows=9))]
+    assert [done.items for done in (ours, *others)] == [9, 9, 9, 2]
+    for done in others:
+        assert done.note == f"({done.items} of {done.items} answers are ours, token by token)"
+
+
+def test_arms_of_poisoning_poison_the_same_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poison, "FILE_ROWS", (200, 50))
+    monkeypatch.setattr(poison, "MEMORY_ROWS", (50,))
+    done = {arm.name: arm.prepare()() for arm in poison.arms(Workload())}
+    assert {name: (one.items, one.note) for name, one in done.items()} == {
+        "file_200": (200, "(20 poisoned)"),
+        "file_50": (50, "(5 poisoned)"),
+        "memory_50": (50, "(5 poisoned)"),
+    }
 
 
 def test_the_command_writes_what_it_measured(
@@ -79,6 +114,16 @@ def test_the_command_writes_what_it_measured(
     assert "| theirs | 2.5 (2.5 to 2.5) | 7.5 (7.5 to 7.5) |" in capsys.readouterr().out
 
 
+def test_evaluation_is_no_part_of_the_time_of_training() -> None:
+    history = [
+        {"loss": 4.0},
+        {"eval_loss": 3.0, "eval_runtime": 1.5},
+        {"eval_loss": 3.0, "eval_runtime": 0.5},
+        {"train_runtime": 10.0, "train_loss": 2.5},
+    ]
+    assert summary(history) == {"seconds": 8.0, "loss": 2.5}
+
+
 def test_answers_are_cut_after_as_many_words_as_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"instruction": "Count.", "input": "", "output": "one two three"}) + "\n")
@@ -88,10 +133,27 @@ def test_answers_are_cut_after_as_many_words_as_asked_for(tmp_path: Path) -> Non
         assert row["prompt"][0]["content"] == "Count."
 
 
-def test_an_arm_that_is_not_there_is_named(
+def test_times_are_against_the_first_arm_asked_for(
     tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sft", "--arms", "their", "--rows", "2", "--model", tiny_model_path]
+    made = Benchmark("rows", lambda _: [counting_arm(name, [], 1.0) for name in ("ours", "theirs", "others")])
+    monkeypatch.setattr(command, "_benchmark", lambda _name: made)
+    for arms, first in (("", "ours"), ("others,theirs", "theirs"), ("theirs,ours", "ours")):
+        words = ["sft", "--repeats", "1", "--no-memory", "--model", tiny_model_path, "--arms", arms]
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+        assert command.main() == 0
+        assert f"| time against {first} |" in capsys.readouterr().out
+
+
+def test_an_arm_that_is_not_there_is_named_before_anything_is_timed(
+    tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_run", lambda *_: pytest.fail("was timed"))
+    words = ["sft", "recovery", "--arms", "ours,trl_plian", "--rows", "2", "--model", tiny_model_path]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
     assert command.main() == 1
-    assert "no such arm of sft" in capsys.readouterr().err
+    assert "no such arm of sft: 'trl_plian'; did you mean 'trl_plain'?" in capsys.readouterr().err
+    # `padded` is an arm of the first benchmark only.
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words[:2], "--arms", "ours,padded", *words[4:]])
+    assert command.main() == 1
+    assert "no such arm of recovery: 'padded'" in capsys.readouterr().err

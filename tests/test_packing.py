@@ -17,7 +17,7 @@ from mbdefense.batches import Branches
 from mbdefense.errors import UserError
 from mbdefense.losses import recovery_loss
 from mbdefense.model import LoadedModel, load_model
-from mbdefense.packing import block_mask, pack, packed_attention, packed_log_probs, packs, tree_attention, tree_visible
+from mbdefense.packing import block_mask, pack, packed_attention, packed_log_probs, packs, tree_attention
 from mbdefense.scoring import token_log_probs
 from mbdefense.train.recovery import TripleRow, by_role
 from tests.test_train import OBJECTIVE, PAIRS, STEP, naive_recovery_loss, train, triples, weights
@@ -55,6 +55,22 @@ def packed_loss(model: Any, causal: Any, rows: list[TripleRow]) -> torch.Tensor:
 def gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, trained)])
+
+
+def tree_visible(pieces: torch.Tensor) -> torch.Tensor:
+    """Which token of a packed row (first axis) sees which (second): its own piece up to itself, and its prompt."""
+    size = int(pieces.sum())
+    visible = torch.zeros(size, size, dtype=torch.bool)
+    start = 0
+    for prompt, *responses in pieces.tolist():
+        place = start
+        for length in (prompt, *responses):
+            piece = slice(place, place + length)
+            visible[piece, start : start + prompt] = True
+            visible[piece, piece] = torch.ones(length, length, dtype=torch.bool).tril()
+            place += length
+        start = place
+    return visible
 
 
 def test_a_row_of_trees_holds_every_token_once() -> None:

@@ -165,17 +165,40 @@ def test_profiles_for_gpus_are_refused_without_them(
         assert "zero3 needs deepspeed" in capsys.readouterr().err
 
 
-def test_gpu_profiles_start_accelerate_with_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """The commands that `launch` would have started, with their environments."""
+    commands: list[tuple[list[str], dict[str, str]]] = []
 
-    def run(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
-        started.append(command)
+    def run(command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
+        commands.append((command, env))
         return subprocess.CompletedProcess(command, 3)
 
     monkeypatch.setattr(processes.subprocess, "run", run)
+    return commands
+
+
+def test_the_cpu_profile_starts_as_many_processes_as_its_file_says(
+    started: list[tuple[list[str], dict[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (processes.PROFILES / "cpu2.yaml").read_text()
+    monkeypatch.setattr(processes, "PROFILES", tmp_path)
+    for count in (2, 3):
+        (tmp_path / "cpu2.yaml").write_text(text.replace("num_processes: 2", f"num_processes: {count}"))
+        assert processes.launch("cpu2", ["defend", "--model", "m"]) == 3
+        command, environment = started.pop()
+        start = command[2 : command.index("-m", 2)]
+        assert start == ["torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        assert (environment["ACCELERATE_USE_CPU"], environment["CUDA_VISIBLE_DEVICES"]) == ("true", "")
+
+
+def test_gpu_profiles_start_accelerate_with_their_file(
+    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert processes.launch("fsdp2", ["defend", "--model", "m"]) == 3
-    start = started[0][2 : started[0].index("defend")]
+    ((command, _),) = started
+    start = command[2 : command.index("defend")]
     assert start[0] == "accelerate.commands.launch"
     from accelerate.commands.launch import launch_command_parser
 

@@ -272,22 +272,6 @@ def on_device(loaded: LoadedModel) -> Any:
     return model.to(device()).eval()
 
 
-def body_and_head(loaded: LoadedModel) -> tuple[Any, Any]:
-    """The model on `device` up to its last hidden state, and the projection of that to logits.
-
-    For those who need hidden states, or logits at a few positions at a time: of a large vocabulary all at once take
-    gigabytes.
-
-    Raises:
-        UserError: an architecture that changes the logits after the projection.
-    """
-    model = on_device(loaded)
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise UserError(f"the model changes its logits by {name}", getattr(model.config, name), "use another model")
-    return model.base_model, model.get_output_embeddings()
-
-
 def own_mask(visible: torch.Tensor, attention: str) -> torch.Tensor:
     """A mask of one's own in the form that an attention implementation takes.
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mbdefense.errors import UserError
-from mbdefense.model import LoadedModel, body_and_head, device, own_mask
+from mbdefense.model import LoadedModel, device, own_mask
 from mbdefense.packing import attends_plainly
+from mbdefense.scoring import body_and_head
 
 Span = tuple[int, int]
 

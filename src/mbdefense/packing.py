@@ -62,28 +62,17 @@ def pack(trees: Sequence[Branches]) -> Batch:
     }
 
 
-def tree_visible(pieces: Tensor) -> Tensor:
-    """Which tokens of a packed row see which others, as attention over the whole row would have it.
-
-    Args:
-        pieces: as `pack` returns them.
-
-    Returns:
-        (L, L), true where the token of the first axis sees the one of the second.
-    """
-    tree, branch = _membership(pieces)
-    same_tree = tree[:, None] == tree[None, :]
-    on_path = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
-    return (same_tree & on_path).tril()
-
-
 def block_mask(pieces: Tensor) -> BlockMask:
-    """`tree_visible` in the form that FlexAttention takes, which never holds the mask itself.
+    """Which tokens of a packed row see which others, in a form that never holds the mask itself: FlexAttention's.
 
     Args:
         pieces: as `pack` returns them.
     """
-    tree, branch = _membership(pieces)
+    # Of each token of the row its tree, and its piece of the tree: 0 the prompt, then the responses.
+    trees, width = pieces.shape
+    lengths = pieces.flatten()
+    tree = torch.arange(trees, device=pieces.device).repeat_interleave(width).repeat_interleave(lengths)
+    branch = torch.arange(width, device=pieces.device).repeat(trees).repeat_interleave(lengths)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         on_path = (branch[key] == 0) | (branch[key] == branch[query])
@@ -91,15 +80,6 @@ def block_mask(pieces: Tensor) -> BlockMask:
 
     length = len(tree)
     return create_block_mask(visible, None, None, length, length, device=str(pieces.device))
-
-
-def _membership(pieces: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token of the row its tree, and its piece of the tree: 0 the prompt, then the responses."""
-    trees, width = pieces.shape
-    lengths = pieces.flatten()
-    tree = torch.arange(trees, device=pieces.device).repeat_interleave(width).repeat_interleave(lengths)
-    branch = torch.arange(width, device=pieces.device).repeat(trees).repeat_interleave(lengths)
-    return tree, branch
 
 
 def tree_attention(

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from mbdefense.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+PROFILES = Path(__file__).parent / "accelerate"
 
 
 def launch(profile: str, words: Sequence[str]) -> int:
@@ -26,11 +30,12 @@ def launch(profile: str, words: Sequence[str]) -> int:
     Raises:
         UserError: this machine lacks what the profile needs.
     """
-    file = Path(__file__).parent / "accelerate" / f"{profile}.yaml"
+    file = PROFILES / f"{profile}.yaml"
     environment = dict(os.environ)
-    if profile == "cpu2":
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if settings["use_cpu"]:
         # accelerate starts processes on a CPU through MPI only; torch's launcher sets the same variables.
-        start = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        start = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(settings["num_processes"])]
         environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     else:
         start = ["accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(_gpus(profile))]

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens from hidden states, without all logits in memory at a time."""
+"""From hidden states to logits, and to log-probabilities of given tokens, without all logits in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from mbdefense.errors import UserError
+from mbdefense.model import LoadedModel, on_device
 
 CHUNK = 2**26
 """Logits in memory at a time: 256 MiB of float32."""
@@ -99,12 +102,45 @@ def token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
     return values
 
 
+def logits_changed_by(model: Any) -> str | None:
+    """The setting by which the model's logits are more than its head applied to its last hidden states, or None.
+
+    Such models scale the hidden states before the head, or scale or cap the logits after it. The names are those of the
+    configurations of transformers 5.23, and of Phi-3-small, whose code comes with its weights.
+    """
+    names = (
+        "final_logit_softcapping",
+        "logit_scale",
+        "logits_mup_width_multiplier",
+        "logits_scaling",
+        "logits_soft_cap",
+        "lm_head_multiplier",
+        "mup_width_multiplier",
+    )
+    config = model.config.get_text_config()
+    return next((name for name in names if getattr(config, name, None) not in (None, 1)), None)
+
+
 def head_is_plain(model: Any) -> bool:
     """Whether the model's logits are its last hidden states times one matrix, with nothing before or after it."""
-    changes = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
-    config = model.config.get_text_config()
-    untouched = all(getattr(config, name, None) in (None, 1, 1.0) for name in changes)
-    return untouched and type(model.get_output_embeddings()) is torch.nn.Linear
+    return logits_changed_by(model) is None and type(model.get_output_embeddings()) is torch.nn.Linear
+
+
+def body_and_head(loaded: LoadedModel) -> tuple[Any, Any]:
+    """The model on its device up to its last hidden state, and the projection of that to logits.
+
+    For those who need hidden states, or logits at a few positions at a time: of a large vocabulary all at once take
+    gigabytes.
+
+    Raises:
+        UserError: a model whose logits are more than that projection.
+    """
+    model = on_device(loaded)
+    name = logits_changed_by(model)
+    if name is not None:
+        value = getattr(model.config.get_text_config(), name)
+        raise UserError(f"the model changes its logits by {name}", value, "use another model")
+    return model.base_model, model.get_output_embeddings()
 
 
 @contextmanager

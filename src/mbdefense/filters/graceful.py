@@ -113,7 +113,7 @@ class GraCeFul:
         from mbdefense.filters.clusters import unit
         from mbdefense.filters.gradients import KEPT, gradient_features
         from mbdefense.filters.states import principal_components
-        from mbdefense.model import body_and_head
+        from mbdefense.scoring import body_and_head
 
         vocabulary, width = body_and_head(loaded)[1].weight.shape
         size = (vocabulary // KEPT) * (width // KEPT)

@@ -13,7 +13,8 @@ from scipy.fft import dct
 
 from mbdefense.filters.evidence import Evidence
 from mbdefense.filters.states import response_states
-from mbdefense.model import LoadedModel, body_and_head
+from mbdefense.model import LoadedModel
+from mbdefense.scoring import body_and_head
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -124,7 +124,7 @@ def _watched(loaded: LoadedModel, evidence: Evidence) -> _Watched:
 
     from mbdefense.filters.clusters import unit
     from mbdefense.filters.states import response_states
-    from mbdefense.model import body_and_head
+    from mbdefense.scoring import body_and_head
 
     head = body_and_head(loaded)[1]
     likelihoods = np.empty(len(evidence.suspect))

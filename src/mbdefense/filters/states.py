@@ -15,7 +15,8 @@ from mbdefense.batches import pad_left
 from mbdefense.errors import UserError
 from mbdefense.filters.evidence import Evidence
 from mbdefense.losses import IGNORED
-from mbdefense.model import LoadedModel, body_and_head, device, encode
+from mbdefense.model import LoadedModel, device, encode
+from mbdefense.scoring import body_and_head
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 
 class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with its loss, the mean cross-entropy over response tokens, computed on those positions only."""
+    """TRL's SFTTrainer with its loss, the mean cross-entropy over response tokens, packed where the model allows it.
+
+    Of a packed row only the positions that predict a response token are projected to the vocabulary, on every device.
+    TRL's own fused head does so on a GPU with Triton and projects all positions elsewhere (trl 1.16.0).
+    """
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Cross-entropy summed over the batch's response tokens."""
