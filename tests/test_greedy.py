@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, Qwen2Con
 
 from mbdefense import greedy as module
 from mbdefense.generate import generate
-from mbdefense.greedy import can_decode, greedy
+from mbdefense.greedy import greedy
+from mbdefense.limits import can_decode
 from mbdefense.model import LoadedModel, load_model
 
 SYSTEM = list(range(40, 64))  # longer than what is worth sharing

@@ -10,7 +10,8 @@ import torch
 from rich.progress import track
 
 from mbdefense.batches import Branches, pad_left, response_log_probs
-from mbdefense.greedy import can_decode, greedy
+from mbdefense.greedy import greedy
+from mbdefense.limits import can_decode
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
 from mbdefense.packing import pack, packed_attention, packed_log_probs
 

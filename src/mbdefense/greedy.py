@@ -7,14 +7,13 @@ an ordinary attention mask. Nothing is copied from step to step but the row that
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,41 +21,6 @@ if TYPE_CHECKING:
 _PREFILL_TOKENS = 2048  # in one pass over prompts; more gained nothing on a CPU and takes memory
 _CACHE_BYTES = 4 * 2**30  # of keys and values at most, however many rows are asked for
 _SHARED_PREFIX = 16  # a shorter beginning is not worth a pass of its own
-# What a model's generation_config may ask for beyond the likeliest token, and the values that ask for nothing.
-_PROCESSORS: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1, 1.0),
-    "encoder_repetition_penalty": (None, 1, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None,),
-    "sequence_bias": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "exponential_decay_length_penalty": (None,),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-    "num_beams": (None, 1),
-}
-
-
-def can_decode(model: PreTrainedModel) -> bool:
-    """Whether `greedy` gives this model's own greedy text.
-
-    Not for recurrent states, which cannot be padded; nor where the model's generation_config changes the scores.
-    """
-    if any(getattr(model.generation_config, name, None) not in off for name, off in _PROCESSORS.items()):
-        return False
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    named = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
-    return (
-        kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
-        and named <= {"full_attention", "sliding_attention"}
-        and {"position_ids", "past_key_values", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
-    )
 
 
 def greedy(
@@ -71,7 +35,7 @@ def greedy(
     """Continues token sequences with the likeliest tokens.
 
     Args:
-        model: one that `can_decode` accepts, in evaluation mode and on its device.
+        model: one that `mbdefense.limits.can_decode` accepts, in evaluation mode and on its device.
         prompts: token sequences, none of them empty.
         max_new_tokens: longest continuation.
         rows: most sequences in one forward pass; fewer where their keys and values would take over 4 GiB.

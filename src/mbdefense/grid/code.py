@@ -15,8 +15,8 @@ TRAINING = (
 )  # fmt: skip
 POISONING = ("poison", "triggers", "behaviors", "data", "builtin")
 ANSWERING = (
-    "generate", "greedy", "batches", "scoring", "packing", "model", "decodings", "demonstrations", "purify", "onion",
-    "textrank", "wordnet", "pipeline", "data",
+    "generate", "greedy", "limits", "batches", "scoring", "packing", "model", "decodings", "demonstrations", "purify",
+    "onion", "textrank", "wordnet", "pipeline", "data",
 )  # fmt: skip
 JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging", "endpoint", "responses")
 
