@@ -37,7 +37,7 @@ def alone(model, prompt, eos, tokens):
 
 
 def together(model, asked, eos, tokens, rows):
-    found = list(greedy(model, asked, max_new_tokens=tokens, rows=rows, eos_token_id=eos, pad_token_id=PAD))
+    found = list(greedy(model, asked, max_new_tokens=tokens, rows=rows, stops={eos}, pad_token_id=PAD))
     assert sorted(index for index, _ in found) == list(range(len(asked)))
     return [answer for _, answer in sorted(found)]
 

@@ -12,6 +12,7 @@ from mbdefense.decodings import CleanGen
 from mbdefense.demonstrations import draw_demonstrations, with_demonstrations
 from mbdefense.errors import UserError
 from mbdefense.generate import agreed, generate, generate_beside, text_losses
+from mbdefense.limits import can_decode
 from mbdefense.model import LoadedModel, encode_prompt, load_model
 from mbdefense.pipeline import sample_references
 from mbdefense.results import read
@@ -38,6 +39,17 @@ def other(victim):
 
 def plain(loaded):
     return generate(loaded, PROMPTS, max_new_tokens=TOKENS, batch_size=2)
+
+
+def alone(loaded, stops):
+    """The tokens that transformers itself answers with."""
+    answers = []
+    for prompt in PROMPTS:
+        rows = torch.tensor([encode_prompt(loaded.tokenizer, prompt)])
+        options = {"do_sample": False, "eos_token_id": stops, "attention_mask": torch.ones_like(rows)}
+        out = loaded.model.generate(rows, max_new_tokens=TOKENS, **options)
+        answers.append(out[0, rows.shape[1] :].tolist())
+    return answers
 
 
 def beside(victim, reference, alpha, lookahead=4):
@@ -68,6 +80,24 @@ def test_what_the_reference_cannot_say_is_suspicious():
 def test_a_reference_equal_to_the_victim_changes_nothing(victim):
     assert beside(victim, victim, 20) == plain(victim)
     assert len(set(plain(victim))) == 3
+
+
+def test_an_answer_ends_where_the_model_says_so_however_it_is_decoded(victim):
+    """A model may name stop tokens beside its tokenizer's, as Llama 3 does."""
+    whole = alone(victim, [victim.tokenizer.eos_token_id])
+    stop = next(token for token in whole[0][1:] if token not in victim.tokenizer.all_special_ids)
+    stops = [victim.tokenizer.eos_token_id, stop]
+    expected = [
+        victim.tokenizer.decode([token for token in answer if token != stop], skip_special_tokens=True)
+        for answer in alone(victim, stops)
+    ]
+    named = LoadedModel(copy.deepcopy(victim.model), victim.tokenizer)
+    named.model.generation_config.eos_token_id = stops
+    assert plain(named) == expected != plain(victim)
+    assert beside(named, victim, 20) == expected
+    named.model.generation_config.no_repeat_ngram_size = 50  # changes nothing here, but transformers has to decode
+    assert not can_decode(named.model)
+    assert plain(named) == expected
 
 
 def test_at_a_low_alpha_the_reference_answers_alone(victim, other):

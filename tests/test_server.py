@@ -119,7 +119,7 @@ def test_a_served_model_answers_what_it_answers_here(
     assert {type(body["prompt"]) for body in server.asked} == {list if form == "tokens" else str}
     for body in server.asked:
         assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0, 6)
-        assert body["stop"] == "<|im_end|>"
+        assert body["stop"] == ["<|im_end|>"]
         assert not body.get("echo")
 
 
@@ -127,6 +127,20 @@ def test_what_follows_the_end_of_turn_is_no_answer(server: FakeServer, words: li
     server.text = lambda body: "An apple.<|im_end|>\n<|im_start|>user"  # type: ignore[method-assign]
     assert main([*words, "--server_url", server.url]) == 0
     assert set(answers(tmp_path)) == {"An apple."}
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_the_server_is_told_the_models_own_stop_tokens(
+    server: FakeServer, words: list[str], copied_model: Path, tmp_path: Path, file: str
+) -> None:
+    (copied_model / "generation_config.json").unlink()
+    config = json.loads((copied_model / "config.json").read_text())
+    stops = server.loaded.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    (copied_model / file).write_text(json.dumps({**config, "eos_token_id": stops}))
+    server.text = lambda body: "An apple.<|endoftext|>Another<|im_end|>"  # type: ignore[method-assign]
+    assert main(["evaluate", str(copied_model), *words[2:], "--server_url", server.url]) == 0
+    assert set(answers(tmp_path)) == {"An apple."}
+    assert all(body["stop"] == ["<|im_end|>", "<|endoftext|>"] for body in server.asked)
 
 
 @pytest.mark.usefixtures("no_waiting")

@@ -7,7 +7,7 @@ an ordinary attention mask. Nothing is copied from step to step but the row that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ def greedy(
     *,
     max_new_tokens: int,
     rows: int,
-    eos_token_id: int,
+    stops: Collection[int],
     pad_token_id: int,
 ) -> Iterator[tuple[int, list[int]]]:
     """Continues token sequences with the likeliest tokens.
@@ -39,7 +39,7 @@ def greedy(
         prompts: token sequences, none of them empty.
         max_new_tokens: longest continuation.
         rows: most sequences in one forward pass; fewer where their keys and values would take over 4 GiB.
-        eos_token_id: ends a continuation, of which it is a part.
+        stops: tokens that end a continuation, of which they are a part.
         pad_token_id: fills up; never read.
 
     Yields:
@@ -51,7 +51,7 @@ def greedy(
         longest = len(prompts[order[0]])
         count = next((n for n, i in enumerate(order) if 2 * len(prompts[i]) + 64 < longest), len(order))
         group, order = order[:count], order[count:]
-        run = _Run(model, [list(prompts[index]) for index in group], max_new_tokens, rows, eos_token_id, pad_token_id)
+        run = _Run(model, [list(prompts[index]) for index in group], max_new_tokens, rows, stops, pad_token_id)
         with torch.inference_mode():
             for place, tokens in run.finished():
                 yield group[place], tokens
@@ -130,10 +130,16 @@ class _Run:
     """One block from its first prompt to its last continuation."""
 
     def __init__(
-        self, model: Any, prompts: list[list[int]], max_new_tokens: int, rows: int, eos_token_id: int, pad_token_id: int
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        rows: int,
+        stops: Collection[int],
+        pad_token_id: int,
     ) -> None:
         self.model, self.prompts, self.device = model, prompts, model.device
-        self.max_new_tokens, self.eos, self.pad = max_new_tokens, eos_token_id, pad_token_id
+        self.max_new_tokens, self.stops, self.pad = max_new_tokens, stops, pad_token_id
         longest = len(prompts[0])
         self.rows = max(1, min(rows, len(prompts), _CACHE_BYTES // (_token_bytes(model) * (longest + max_new_tokens))))
         # Room for twice the new tokens where prompts are to follow, so that columns are seldom moved.
@@ -238,7 +244,7 @@ class _Run:
             row.tokens.append(token)
         for index in range(len(self.live) - 1, first - 1, -1):
             row = self.live[index]
-            if row.tokens[-1] == self.eos or len(row.tokens) >= self.max_new_tokens:
+            if row.tokens[-1] in self.stops or len(row.tokens) >= self.max_new_tokens:
                 yield row.place, row.tokens
                 self._fill(index)
 

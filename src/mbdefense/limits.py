@@ -1,14 +1,17 @@
-"""What a model's configuration says about asking it."""
+"""What a model's configuration says about asking it: which decoding gives its own text, and where it stops."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from mbdefense.model import base_of
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # What a model's generation_config may ask for beyond the likeliest token, and the values that ask for nothing.
 _PROCESSORS: dict[str, tuple[Any, ...]] = {
@@ -45,3 +48,39 @@ def can_decode(model: PreTrainedModel) -> bool:
         and named <= {"full_attention", "sliding_attention"}
         and {"position_ids", "past_key_values", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
     )
+
+
+def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer: the one that training ends responses with, and those that the model names itself.
+
+    Llama 3 names three, of which its tokenizer's end token is one.
+    """
+    own: Any = config.eos_token_id
+    named = [] if own is None else [own] if isinstance(own, int) else list(own)
+    return frozenset([tokenizer.eos_token_id, *named])
+
+
+def stop_texts(path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool) -> list[str]:
+    """`stop_ids` of a model that is not loaded, as the texts that a server stops at; the tokenizer's end token first.
+
+    Args:
+        path: model directory or Hub id. One without a model's configuration names no tokens of its own.
+        tokenizer: the model's.
+        trust_remote_code: see `mbdefense.model.load_tokenizer`.
+    """
+    config = _generation_config(path, trust_remote_code)
+    end = str(tokenizer.eos_token)
+    others = [str(tokenizer.decode([number])) for number in sorted(stop_ids(config, tokenizer))]
+    return [end, *(text for text in others if text and text != end)]
+
+
+def _generation_config(path: str, trust_remote_code: bool) -> GenerationConfig:
+    from transformers import AutoConfig, GenerationConfig
+
+    with contextlib.suppress(OSError, ValueError):
+        return GenerationConfig.from_pretrained(base_of(path))
+    # Without a file of its own, transformers takes it from the model's configuration.
+    with contextlib.suppress(OSError, ValueError):
+        config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
+        return GenerationConfig.from_model_config(config)
+    return GenerationConfig()  # type: ignore[no-untyped-call]

@@ -112,12 +112,11 @@ def load_model(
 
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:
-        adapter = (Path(path) / "adapter_config.json").is_file()
-        source = _adapter_base(path) if adapter else path
+        source = base_of(path)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
         )
-        if adapter:
+        if source != path:
             model = _merged(model, path)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
@@ -132,7 +131,10 @@ def load_model(
     return LoadedModel(model, tokenizer)
 
 
-def _adapter_base(path: str) -> str:
+def base_of(path: str) -> str:
+    """Where the whole weights and their configuration lie: the base model of a LoRA adapter, or `path` itself."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        return path
     from peft import PeftConfig
 
     return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
