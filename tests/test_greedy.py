@@ -110,6 +110,25 @@ def test_a_shared_beginning_is_read_once(llama, monkeypatch):
     assert max(shape[1] for shape in read[1:]) < 30
 
 
+def test_gradients_are_off_in_every_pass_and_on_for_the_caller(llama, monkeypatch):
+    asked = prompts(prefix=SYSTEM)
+    passes = []
+    forward = llama.forward
+
+    def noted(**inputs):
+        out = forward(**inputs)
+        passes.append(out.logits.requires_grad)
+        return out
+
+    monkeypatch.setattr(llama, "forward", noted)
+    between = []
+    for _ in greedy(llama, asked, max_new_tokens=8, rows=3, stops={-1}, pad_token_id=PAD):
+        between.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+    assert between == [(False, True)] * len(asked)
+    assert len(passes) > 8
+    assert not any(passes)
+
+
 ARCHITECTURES = {
     "learned positions": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "sliding window": Qwen2Config(

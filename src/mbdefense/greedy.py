@@ -52,9 +52,8 @@ def greedy(
         count = next((n for n, i in enumerate(order) if 2 * len(prompts[i]) + 64 < longest), len(order))
         group, order = order[:count], order[count:]
         run = _Run(model, [list(prompts[index]) for index in group], max_new_tokens, rows, stops, pad_token_id)
-        with torch.inference_mode():
-            for place, tokens in run.finished():
-                yield group[place], tokens
+        for place, tokens in run.finished():
+            yield group[place], tokens
 
 
 class _Block(Cache):
@@ -127,7 +126,11 @@ class _Row:
 
 
 class _Run:
-    """One block from its first prompt to its last continuation."""
+    """One block from its first prompt to its last continuation.
+
+    Each method that computes turns gradients off for itself. A generator that did would leave them off in the code that
+    asks it for the next answer.
+    """
 
     def __init__(
         self,
@@ -161,6 +164,7 @@ class _Run:
             elif self.live:
                 yield from self._step()
 
+    @torch.inference_mode()
     def _read_prefix(self) -> tuple[int, Any]:
         """What all prompts begin with, such as a system turn or demonstrations, is read once."""
         # What the first and the last in lexicographic order share, all share.
@@ -174,8 +178,10 @@ class _Run:
         self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return length, cache
 
-    def _admit(self, free: int) -> Iterator[tuple[int, list[int]]]:
-        """Reads waiting prompts into free rows and takes their first tokens."""
+    @torch.inference_mode()
+    def _admit(self, free: int) -> list[tuple[int, list[int]]]:
+        """Reads waiting prompts into free rows and takes their first tokens; returns what that completed."""
+        complete = []
         if self.here + 1 > self.block.columns:
             self._move_left()
         last = min(self.waiting + free, len(self.prompts))
@@ -202,7 +208,8 @@ class _Run:
             tokens = self._pass(ids.to(self.device), positions, first, first + count, left, start)
             # Gaps that ended rows leave are filled after the step that ends them, so all rows in use come first.
             self.live += [_Row(place, left, len(self.prompts[place]), []) for place in places]
-            yield from self._take(tokens, first)
+            complete += self._take(tokens, first)
+        return complete
 
     def _copy_prefix(self, rows: slice, left: int, start: int) -> None:
         for layer, shared in zip(self.block.layers, self.shared.layers, strict=True):
@@ -211,8 +218,9 @@ class _Run:
             layer.keys[rows, :, left:start] = shared.keys
             layer.values[rows, :, left:start] = shared.values
 
-    def _step(self) -> Iterator[tuple[int, list[int]]]:
-        """One more token of every row."""
+    @torch.inference_mode()
+    def _step(self) -> list[tuple[int, list[int]]]:
+        """One more token of every row; returns what that completed."""
         if self.here + 1 > self.block.columns:
             self._move_left()
         count, left = len(self.live), min(row.start for row in self.live)
@@ -223,7 +231,7 @@ class _Run:
             row.position += 1
         tokens = self._pass(ids, positions, 0, count, left, self.here)
         self.here += 1
-        yield from self._take(tokens, 0)
+        return self._take(tokens, 0)
 
     def _pass(self, ids: Tensor, positions: Tensor, first: int, last: int, left: int, here: int) -> list[int]:
         """The likeliest next token of each row."""
@@ -238,15 +246,17 @@ class _Run:
         tokens: list[int] = logits[:, -1].argmax(dim=-1).tolist()
         return tokens
 
-    def _take(self, tokens: Sequence[int], first: int) -> Iterator[tuple[int, list[int]]]:
-        """Gives the rows from `first` on their tokens, and takes out those that ended."""
+    def _take(self, tokens: Sequence[int], first: int) -> list[tuple[int, list[int]]]:
+        """Gives the rows from `first` on their tokens; takes out those that ended, and returns them."""
+        complete = []
         for row, token in zip(self.live[first:], tokens, strict=True):
             row.tokens.append(token)
         for index in range(len(self.live) - 1, first - 1, -1):
             row = self.live[index]
             if row.tokens[-1] in self.stops or len(row.tokens) >= self.max_new_tokens:
-                yield row.place, row.tokens
+                complete.append((row.place, row.tokens))
                 self._fill(index)
+        return complete
 
     def _fill(self, index: int) -> None:
         """Puts the last row in use in the place of one that ended."""
