@@ -4,13 +4,21 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    Phi3Config,
+    Qwen2Config,
+)
 
 from mbdefense import greedy as module
-from mbdefense.generate import generate
+from mbdefense.generate import generate, text_losses
 from mbdefense.greedy import greedy
 from mbdefense.limits import can_decode
-from mbdefense.model import LoadedModel, load_model
+from mbdefense.model import LoadedModel, encode_prompt, load_model
 
 SYSTEM = list(range(40, 64))  # longer than what is worth sharing
 PAD = 0
@@ -129,11 +137,30 @@ def test_gradients_are_off_in_every_pass_and_on_for_the_caller(llama, monkeypatc
     assert not any(passes)
 
 
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def random_model(config):
+    """Wide weights, so that different tokens get clearly different probabilities."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for weight in model.parameters():
+            weight.data.normal_(std=0.2)
+    return model
+
+
 ARCHITECTURES = {
     "learned positions": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "sliding window": Qwen2Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1, initializer_range=0.2,
+        **SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1,
+        initializer_range=0.2,
     ),
 }  # fmt: skip
 
@@ -141,11 +168,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("prefix", [(), SYSTEM])
 def test_other_architectures(name, prefix):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()
-        for weight in model.parameters():
-            weight.data.normal_(std=0.2)
+    model = random_model(ARCHITECTURES[name])
     assert can_decode(model)
     asked = prompts(prefix=prefix)
     assert together(model, asked, -1, 12, 4) == [alone(model, prompt, None, 12) for prompt in asked]
@@ -158,6 +181,43 @@ def test_recurrent_models_and_changed_scores_are_left_to_transformers(llama):
     changed = copy.deepcopy(llama)
     changed.generation_config.repetition_penalty = 1.3
     assert not can_decode(changed)
+
+
+def test_where_the_longest_row_sets_the_frequencies_prompts_are_asked_one_at_a_time(tiny_model_path):
+    """LongRoPE turns all rows of a batch by the factors for long sequences as soon as one of them is long."""
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    config = Phi3Config(
+        **SMALL, max_position_embeddings=256, original_max_position_embeddings=40,
+        rope_parameters={**factors, "rope_theta": 10000.0}, pad_token_id=PAD,
+    )  # fmt: skip
+    tokenizer = load_model(tiny_model_path).tokenizer
+    loaded = LoadedModel(random_model(config), tokenizer)
+    assert not can_decode(loaded.model)
+    # Below the limit, across it while the answer grows, and above it from the start.
+    asked = [[{"role": "user", "content": text}] for text in ("Add two", "hello " * 4, "Paris " * 30)]
+    tokens = [encode_prompt(tokenizer, prompt) for prompt in asked]
+    assert [len(row) > 40 for row in tokens] == [False, False, True]
+    assert [len(row) + 16 > 40 for row in tokens] == [False, True, True]
+    expected = [
+        tokenizer.decode(alone(loaded.model, row, tokenizer.eos_token_id, 16), skip_special_tokens=True)
+        for row in tokens
+    ]
+    assert generate(loaded, asked, max_new_tokens=16, batch_size=3) == expected
+    texts = ["hello", "Paris " * 40]
+    scores = [text_losses(loaded, [text], max_length=200, batch_size=1)[0] for text in texts]
+    assert text_losses(loaded, texts, max_length=200, batch_size=2) == pytest.approx(scores, rel=1e-5)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_frequencies_that_grow_with_the_batch_are_seen(by_layer):
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    if by_layer:
+        plain = {"rope_type": "default", "rope_theta": 10000.0}
+        parameters = {"full_attention": scaling, "sliding_attention": plain}
+        config = Gemma3TextConfig(**SMALL, head_dim=8, num_key_value_heads=2, rope_parameters=parameters)
+    else:
+        config = LlamaConfig(**SMALL, rope_parameters=scaling)
+    assert not can_decode(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_penalty_of_the_model_is_kept(tiny_model_path):

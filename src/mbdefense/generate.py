@@ -11,7 +11,7 @@ from rich.progress import track
 
 from mbdefense.batches import Branches, pad_left, response_log_probs
 from mbdefense.greedy import greedy
-from mbdefense.limits import can_decode, stop_ids
+from mbdefense.limits import can_decode, one_at_a_time, stop_ids
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
 from mbdefense.packing import pack, packed_attention, packed_log_probs
 
@@ -40,7 +40,8 @@ def generate(
         prompts: conversations that end in a user turn.
         max_new_tokens: longest answer, in tokens.
         batch_size: prompts that are answered at once. An answer that ended makes room for the next prompt
-            (`mbdefense.greedy`), where the model's architecture and generation_config allow that.
+            (`mbdefense.greedy`), where the model's architecture and generation_config allow that
+            (`mbdefense.limits.can_decode`).
         what: label of the progress bar.
 
     Returns:
@@ -80,7 +81,7 @@ def _answers(
             pad_token_id=tokenizer.pad_token_id,
         )
         return
-    for indices in _batches(encoded, min(batch_size, CACHE_ROWS)):
+    for indices in _batches(encoded, 1 if one_at_a_time(model) else min(batch_size, CACHE_ROWS)):
         rows = [encoded[index] for index in indices]
         answers, _ = _continued(model, rows, max_new_tokens, stops, tokenizer.pad_token_id)
         yield from zip(indices, answers.tolist(), strict=True)
@@ -120,7 +121,8 @@ def generate_beside(
     stops = stop_ids(model.generation_config, tokenizer)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
-    batches = _batches(encoded, min(batch_size, CACHE_ROWS))
+    alone = one_at_a_time(model) or one_at_a_time(other)
+    batches = _batches(encoded, 1 if alone else min(batch_size, CACHE_ROWS))
     for indices in track(batches, description=what, transient=True):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]
@@ -197,7 +199,8 @@ def _scores(loaded: LoadedModel, sequences: Sequence[Encoded], batch_size: int, 
     """Each response's log-probability and number of tokens."""
     target, model = device(), on_device(loaded)
     scores: list[tuple[float, int]] = [(math.nan, 0)] * len(sequences)
-    batches = _batches([sequence.prompt + sequence.response for sequence in sequences], batch_size, _SCORED_TOKENS)
+    whole = [sequence.prompt + sequence.response for sequence in sequences]
+    batches = _batches(whole, 1 if one_at_a_time(model) else batch_size, _SCORED_TOKENS)
     with packed_attention(model) as packed, torch.inference_mode():
         for indices in track(batches, description=what, transient=True):
             chosen = [sequences[index] for index in indices]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -37,8 +38,11 @@ _PROCESSORS: dict[str, tuple[Any, ...]] = {
 def can_decode(model: PreTrainedModel) -> bool:
     """Whether `mbdefense.greedy` gives this model's own greedy text.
 
-    Not for recurrent states, which cannot be padded; nor where the model's generation_config changes the scores.
+    Not for recurrent states, which cannot be padded; nor where rows change each other (`one_at_a_time`), or the model's
+    generation_config changes the scores.
     """
+    if one_at_a_time(model):
+        return False
     if any(getattr(model.generation_config, name, None) not in off for name, off in _PROCESSORS.items()):
         return False
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
@@ -48,6 +52,21 @@ def can_decode(model: PreTrainedModel) -> bool:
         and named <= {"full_attention", "sliding_attention"}
         and {"position_ids", "past_key_values", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
     )
+
+
+def one_at_a_time(model: PreTrainedModel) -> bool:
+    """Whether the other rows of a batch change a row's text, or its scores.
+
+    Two kinds of rotary positions take their frequencies from the largest position in the batch: LongRoPE (Phi-3), which
+    has one set for short and one for long sequences, and dynamic scaling.
+    """
+    return not {str(part.get("rope_type", "default")) for part in _rotary(model)}.isdisjoint({"longrope", "dynamic"})
+
+
+def _rotary(model: PreTrainedModel) -> list[Mapping[str, Any]]:
+    """The options of rotary positions: those of the model, or of each of its types of layers."""
+    found = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return [found, *(part for part in found.values() if isinstance(part, Mapping))]
 
 
 def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
