@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoConfig,
     LlamaConfig,
     MambaConfig,
     Phi3Config,
@@ -161,6 +162,10 @@ ARCHITECTURES = {
     "sliding window": Qwen2Config(
         **SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1,
         initializer_range=0.2,
+    ),
+    "local layers": GPTNeoConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, max_position_embeddings=128,
+        attention_types=[[["global", "local"], 1]], window_size=8,
     ),
 }  # fmt: skip
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from mbdefense.limits import can_share_prefix
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -171,7 +173,7 @@ class _Run:
         pair = zip(min(self.prompts), max(self.prompts), strict=False)
         length = next((place for place, (one, other) in enumerate(pair) if one != other), len(self.prompts[-1]))
         length = min(length, min(map(len, self.prompts)) - 1)  # a prompt needs a token of its own to be continued
-        if len(self.prompts) == 1 or length < _SHARED_PREFIX or any(self.block.is_sliding):
+        if len(self.prompts) == 1 or length < _SHARED_PREFIX or not can_share_prefix(self.model):
             return 0, None
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([self.prompts[0][:length]], device=self.device)

@@ -69,6 +69,18 @@ def _rotary(model: PreTrainedModel) -> list[Mapping[str, Any]]:
     return [found, *(part for part in found.values() if isinstance(part, Mapping))]
 
 
+def can_share_prefix(model: PreTrainedModel) -> bool:
+    """Whether what a prompt begins with may lie apart from the rest of it, with masked places between.
+
+    Not under a window: some architectures, such as GPT-Neo, measure it by where keys lie, not by their positions.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if kinds := getattr(config, "layer_types", None):
+        return set(kinds) == {"full_attention"}
+    names = ("attention_layers", "window_size", "sliding_window", "attention_chunk_size")
+    return not any(getattr(config, name, None) for name in names)
+
+
 def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end an answer: the one that training ends responses with, and those that the model names itself.
 
