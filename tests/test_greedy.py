@@ -79,29 +79,41 @@ def test_any_number_of_new_tokens(llama, tokens):
     assert together(llama, asked, -1, tokens, 3) == [alone(llama, prompt, None, tokens) for prompt in asked]
 
 
-def test_a_long_prompt_does_not_widen_the_others(llama, monkeypatch):
-    asked = [*prompts(), [5] * 300]
-    widths = []
+@pytest.fixture
+def blocks(monkeypatch):
+    """The blocks that decoding makes meanwhile."""
+    made = []
     whole = module._Block.__init__
 
-    def noted(self, config, rows, columns):
-        widths.append((rows, columns))
-        whole(self, config, rows, columns)
+    def noted(self, *arguments):
+        made.append(self)
+        whole(self, *arguments)
 
     monkeypatch.setattr(module._Block, "__init__", noted)
+    return made
+
+
+def test_a_long_prompt_does_not_widen_the_others(llama, blocks):
+    asked = [*prompts(), [5] * 300]
     assert together(llama, asked, -1, 8, 20) == [alone(llama, prompt, None, 8) for prompt in asked]
-    assert widths[0] == (1, 308)
-    assert max(width for _, width in widths[1:]) <= 38
+    assert (blocks[0].rows, blocks[0].columns) == (1, 308)
+    assert max(block.columns for block in blocks[1:]) <= 38
 
 
-def test_memory_bounds_the_rows(llama, monkeypatch):
+TOKEN = 2 * 2 * 2 * 8 * 4  # bytes of the tiny model: keys and values, layers, heads, their size, float32
+
+
+@pytest.mark.parametrize(("places", "rows"), [(30, 1), (45, 1), (60, 1), (200, 4), (350, 7), (1000, 13)])
+def test_no_block_is_larger_than_the_budget(llama, monkeypatch, blocks, places, rows):
     asked = prompts()
-    monkeypatch.setattr(module, "_CACHE_BYTES", 3 * module._token_bytes(llama) * (max(map(len, asked)) + 8))
-    rows = []
-    look = module._Block.look
-    monkeypatch.setattr(module._Block, "look", lambda self, *part: (rows.append(part[1]), look(self, *part))[1])
-    assert together(llama, asked, -1, 8, 50) == [alone(llama, prompt, None, 8) for prompt in asked]
-    assert max(rows) == 3
+    monkeypatch.setattr(module, "_CACHE_BYTES", places * TOKEN)
+    assert together(llama, asked, -1, 12, 50) == [alone(llama, prompt, None, 12) for prompt in asked]
+    (block,) = blocks
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in block.tensors())
+    assert taken == block.rows * block.columns * TOKEN
+    # One row is needed, even where it is too large itself, and as many are used as fit.
+    assert taken <= max(places, max(map(len, asked)) + 12) * TOKEN
+    assert block.rows == rows
 
 
 def test_a_shared_beginning_is_read_once(llama, monkeypatch):

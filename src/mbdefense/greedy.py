@@ -40,7 +40,7 @@ def greedy(
         model: one that `mbdefense.limits.can_decode` accepts, in evaluation mode and on its device.
         prompts: token sequences, none of them empty.
         max_new_tokens: longest continuation.
-        rows: most sequences in one forward pass; fewer where their keys and values would take over 4 GiB.
+        rows: most sequences in one forward pass; fewer where their keys and values would take over 4 GiB, but one.
         stops: tokens that end a continuation, of which they are a part.
         pad_token_id: fills up; never read.
 
@@ -146,9 +146,7 @@ class _Run:
         self.model, self.prompts, self.device = model, prompts, model.device
         self.max_new_tokens, self.stops, self.pad = max_new_tokens, stops, pad_token_id
         longest = len(prompts[0])
-        self.rows = max(1, min(rows, len(prompts), _CACHE_BYTES // (_token_bytes(model) * (longest + max_new_tokens))))
-        # Room for twice the new tokens where prompts are to follow, so that columns are seldom moved.
-        columns = longest + max_new_tokens * (1 if self.rows == len(prompts) else 2)
+        self.rows, columns = _shape(len(prompts), rows, longest, max_new_tokens, _CACHE_BYTES // _token_bytes(model))
         self.block = _Block(model.config, self.rows, columns)
         self.mask = torch.zeros((self.rows, columns), dtype=torch.bool, device=self.device)
         self.live: list[_Row] = []
@@ -282,6 +280,23 @@ class _Run:
         for row in self.live:
             row.start -= by
         self.here = here
+
+
+def _shape(prompts: int, rows: int, longest: int, new: int, most: int) -> tuple[int, int]:
+    """Rows and columns of a block that holds `most` tokens at most, or one row that needs more by itself.
+
+    Args:
+        prompts: how many there are.
+        rows: most that are asked for.
+        longest: tokens of the longest prompt.
+        new: most new tokens of each.
+        most: tokens whose keys and values fit.
+    """
+    if prompts <= min(rows, most // (longest + new)):
+        return prompts, longest + new
+    # Room for twice the new tokens where prompts are to follow, so that columns are seldom moved.
+    columns = longest + 2 * new
+    return (min(rows, most // columns), columns) if columns <= most else (1, longest + new)
 
 
 def _token_bytes(model: Any) -> int:
