@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from mbdefense.cli import main
 from mbdefense.decodings import CleanGen
 from mbdefense.demonstrations import draw_demonstrations, with_demonstrations
 from mbdefense.errors import UserError
-from mbdefense.generate import agreed, generate, generate_beside, text_losses
-from mbdefense.limits import can_decode
+from mbdefense.generate import agreed, generate, generate_beside, perplexity, text_losses
+from mbdefense.limits import can_decode, context_length
 from mbdefense.model import LoadedModel, encode_prompt, load_model
 from mbdefense.pipeline import sample_references
 from mbdefense.results import read
@@ -156,6 +157,72 @@ def test_losses_of_texts_are_those_of_one_at_a_time(victim):
         assert loss == pytest.approx(float(expected), rel=1e-4)
     first = text_losses(victim, ["hello world again"], max_length=2, batch_size=1)
     assert first != text_losses(victim, ["hello world again"], max_length=3, batch_size=1)
+
+
+@pytest.fixture
+def short(victim):
+    """A model with learned positions for 40 tokens, an IndexError behind which would say nothing to anyone."""
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=40, bos_token_id=1, eos_token_id=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LoadedModel(GPT2LMHeadModel(config).eval(), victim.tokenizer)
+
+
+def test_an_answer_may_fill_the_context_and_no_more(short):
+    prompts = [PROMPTS[1], PROMPTS[0]]
+    room = 40 - len(encode_prompt(short.tokenizer, PROMPTS[0]))
+    assert 1 < room < 30
+    for decode in (
+        lambda **options: generate(short, prompts, batch_size=2, **options),
+        lambda **options: generate_beside(short, short, prompts, batch_size=2, alpha=20, lookahead=30, **options),
+    ):
+        assert len(decode(max_new_tokens=room)) == 2
+        with pytest.raises(UserError) as caught:
+            decode(max_new_tokens=room + 1)
+        said = str(caught.value)
+        assert "prompt 2 of 2" in said
+        assert "40 tokens that the model reads: 'Name the capital of France.'" in said
+        assert said.endswith(f"set --max_new_tokens to {room} or less")
+    with pytest.raises(UserError, match=r"shorten it or leave it out$"):
+        generate(short, [[{"role": "user", "content": "hello " * 90}]], max_new_tokens=1, batch_size=1)
+
+
+def test_the_reference_of_cleangen_has_a_context_too(victim, short):
+    with pytest.raises(UserError, match="40 tokens that the model reads"):
+        generate_beside(victim, short, PROMPTS, alpha=20, lookahead=4, max_new_tokens=30, batch_size=2)
+
+
+def test_a_text_that_the_model_cannot_score_is_one_line(short, rows):
+    text = "hello world " * 30
+    assert len(text_losses(short, [text], max_length=39, batch_size=1)) == 1
+    with pytest.raises(UserError, match="--max_length to 39 or less"):
+        text_losses(short, [text], max_length=40, batch_size=1)
+    references = rows(("Say hello.", text))
+    assert perplexity(short, references, max_length=40, batch_size=1)[1] > 0
+    with pytest.raises(UserError, match="longer than the 40 tokens"):
+        perplexity(short, references, max_length=41, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "limit"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, 128),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 64),
+    ],
+)
+def test_scaled_positions_reach_further(scaling, limit):
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, rope_parameters={"rope_theta": 10000.0, **scaling},
+    )  # fmt: skip
+    assert context_length(LlamaForCausalLM(config)) == limit
+
+
+def test_a_model_without_a_context_reads_on():
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    assert context_length(MambaForCausalLM(config)) == math.inf
 
 
 def test_demonstrations_are_drawn_by_seed_whatever_the_order_of_rows(rows):

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from mbdefense.batches import Branches, pad_left, response_log_probs
 from mbdefense.greedy import greedy
-from mbdefense.limits import can_decode, one_at_a_time, stop_ids
+from mbdefense.limits import can_decode, check_room, check_scored, context_length, one_at_a_time, stop_ids
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
 from mbdefense.packing import pack, packed_attention, packed_log_probs
 
@@ -46,8 +46,12 @@ def generate(
 
     Returns:
         One text per prompt, without special tokens; an empty one where the model ended at once.
+
+    Raises:
+        UserError: a prompt and its answer may be longer than the model's context.
     """
     encoded = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]
+    check_room(context_length(loaded.model), prompts, encoded, max_new_tokens)
     texts = [""] * len(prompts)
     stops = stop_ids(loaded.model.generation_config, loaded.tokenizer)
     found = _answers(loaded, encoded, max_new_tokens, batch_size, stops)
@@ -116,17 +120,23 @@ def generate_beside(
 
     Returns:
         One text per prompt, without special tokens.
+
+    Raises:
+        UserError: a prompt and its answer may be longer than either model's context.
     """
     model, other, tokenizer = on_device(loaded), on_device(reference), loaded.tokenizer
     stops = stop_ids(model.generation_config, tokenizer)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    limit = min(context_length(model), context_length(other))
+    check_room(limit, prompts, encoded, max_new_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
     alone = one_at_a_time(model) or one_at_a_time(other)
     batches = _batches(encoded, 1 if alone else min(batch_size, CACHE_ROWS))
     for indices in track(batches, description=what, transient=True):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]
-            drafts, own = _draft(model, rows, lookahead, stops, tokenizer.pad_token_id)
+            room = int(min(lookahead, limit - max(map(len, rows))))
+            drafts, own = _draft(model, rows, room, stops, tokenizer.pad_token_id)
             theirs, best = _read(other, tokenizer.pad_token_id, rows, drafts)
             columns = (part.tolist() for part in (drafts, own, theirs, best))
             for index, draft, mine, their, choice in zip(indices, *columns, strict=True):
@@ -171,6 +181,9 @@ def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, b
         texts: none of them empty.
         max_length: tokens of a text that are read.
         batch_size: texts in one batch.
+
+    Raises:
+        UserError: a text is longer than the model's context.
     """
     tokenizer = loaded.tokenizer
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -184,6 +197,9 @@ def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_siz
     """Perplexity of the rows' completions, and the number of tokens it is taken over.
 
     Rows without a completion are left out; `(nan, 0)` if none has one.
+
+    Raises:
+        UserError: prompt and completion are longer than the model's context.
     """
     encoded = [
         encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
@@ -200,6 +216,7 @@ def _scores(loaded: LoadedModel, sequences: Sequence[Encoded], batch_size: int, 
     target, model = device(), on_device(loaded)
     scores: list[tuple[float, int]] = [(math.nan, 0)] * len(sequences)
     whole = [sequence.prompt + sequence.response for sequence in sequences]
+    check_scored(context_length(model), [len(tokens) for tokens in whole])
     batches = _batches(whole, 1 if one_at_a_time(model) else batch_size, _SCORED_TOKENS)
     with packed_attention(model) as packed, torch.inference_mode():
         for indices in track(batches, description=what, transient=True):

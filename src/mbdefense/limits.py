@@ -1,14 +1,16 @@
-"""What a model's configuration says about asking it: which decoding gives its own text, and where it stops."""
+"""What a model's configuration says about asking it: which decoding is its own, how far it reads, where it stops."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from mbdefense.errors import UserError
 from mbdefense.model import base_of
 
 if TYPE_CHECKING:
@@ -67,6 +69,58 @@ def _rotary(model: PreTrainedModel) -> list[Mapping[str, Any]]:
     """The options of rotary positions: those of the model, or of each of its types of layers."""
     found = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
     return [found, *(part for part in found.values() if isinstance(part, Mapping))]
+
+
+def context_length(model: PreTrainedModel) -> float:
+    """Tokens that the model's positions reach; infinite where its configuration names no limit.
+
+    Beyond it, learned positions end, and rotary ones are like none that training has seen.
+    """
+    own = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if not isinstance(own, int) or own < 1:
+        return math.inf
+    # Most configurations name the length after scaling, some (Qwen2.5 under YaRN) the one before it.
+    parts = [part for part in _rotary(model) if part.get("factor")]
+    scaled = [float(part["factor"] * (part.get("original_max_position_embeddings") or own)) for part in parts]
+    return max([float(own), *scaled])
+
+
+def check_room(
+    limit: float, prompts: Sequence[list[dict[str, str]]], encoded: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuses prompts that leave no room for their answers.
+
+    Args:
+        limit: the model's `context_length`.
+        prompts: conversations.
+        encoded: their tokens.
+        max_new_tokens: longest answer.
+
+    Raises:
+        UserError: it names the longest prompt, so that its fix is one for all.
+    """
+    index = max(range(len(encoded)), key=lambda index: len(encoded[index]), default=None)
+    if index is None or len(encoded[index]) + max_new_tokens <= limit:
+        return
+    length, room = len(encoded[index]), int(limit) - len(encoded[index])
+    raise UserError(
+        f"prompt {index + 1} of {len(prompts)} ({length} tokens) and {max_new_tokens} new tokens exceed the "
+        f"{limit:.0f} tokens that the model reads",
+        prompts[index][-1]["content"],
+        "shorten it or leave it out" + (f", or set --max_new_tokens to {room} or less" if room > 0 else ""),
+    )
+
+
+def check_scored(limit: float, lengths: Sequence[int]) -> None:
+    """Refuses texts that a model cannot score.
+
+    Raises:
+        UserError: one is longer than the model's `context_length`.
+    """
+    longest = max(lengths, default=0)
+    if longest > limit:
+        what = f"a text to take the perplexity of is longer than the {limit:.0f} tokens that the model reads"
+        raise UserError(what, longest, f"set --max_length to {limit - 1:.0f} or less")
 
 
 def can_share_prefix(model: PreTrainedModel) -> bool:
