@@ -70,7 +70,7 @@ def load_tokenizer(
         trust_remote_code: allow a Hub repository to bring code of its own.
 
     Raises:
-        UserError: no tokenizer there, or no such template file.
+        UserError: no tokenizer there, one that could not end a response, or no such template file.
     """
     from transformers import AutoTokenizer
 
@@ -87,6 +87,8 @@ def load_tokenizer(
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end token", path, "name one as eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
