@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,45 +42,24 @@ class FakeServer:
 
 
 @pytest.fixture
-def server(tiny_model_path: str) -> Iterator[FakeServer]:
+def server(tiny_model_path: str, loopback: Callable[[Callable[[Any], tuple[int, bytes]]], str]) -> FakeServer:
     fake = FakeServer(tiny_model_path)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in fake.names]})
+    def answer(body: Any) -> tuple[int, bytes]:
+        if body is None:
+            listed = [{"id": name, "object": "model"} for name in fake.names]
+            return 200, json.dumps({"object": "list", "data": listed}).encode()
+        with fake.lock:
+            fake.asked.append(body)
+            fault = fake.script(len(fake.asked), body)
+            text = fake.text(body) if fault is None else ""
+        if isinstance(fault, int):
+            return fault, b'{"error": {"message": "no such luck"}}'
+        choices = [] if fault == "no choice" else [{"index": 0, "text": text}]
+        return 200, json.dumps({"object": "text_completion", "choices": choices}).encode()
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with fake.lock:
-                fake.asked.append(body)
-                fault = fake.script(len(fake.asked), body)
-                answer = fake.text(body) if fault is None else ""
-            if isinstance(fault, int):
-                self.send({"error": {"message": "no such luck"}}, fault)
-            elif fault == "no choice":
-                self.send({"choices": []})
-            else:
-                self.send({"object": "text_completion", "choices": [{"index": 0, "text": answer}]})
-
-        def send(self, value: Any, status: int = 200) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                self.wfile.write(data)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        fake.url = f"http://127.0.0.1:{running.server_port}/v1"
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield fake
-        running.shutdown()
-        thread.join()
+    fake.url = loopback(answer)
+    return fake
 
 
 @pytest.fixture
