@@ -182,7 +182,7 @@ def test_an_answer_may_fill_the_context_and_no_more(short):
         said = str(caught.value)
         assert "prompt 2 of 2" in said
         assert "40 tokens that the model reads: 'Name the capital of France.'" in said
-        assert said.endswith(f"set --max_new_tokens to {room} or less")
+        assert said.endswith(f"set max_new_tokens to {room} or less")
     with pytest.raises(UserError, match=r"shorten it or leave it out$"):
         generate(short, [[{"role": "user", "content": "hello " * 90}]], max_new_tokens=1, batch_size=1)
 
@@ -195,7 +195,7 @@ def test_the_reference_of_cleangen_has_a_context_too(victim, short):
 def test_a_text_that_the_model_cannot_score_is_one_line(short, rows):
     text = "hello world " * 30
     assert len(text_losses(short, [text], max_length=39, batch_size=1)) == 1
-    with pytest.raises(UserError, match="--max_length to 39 or less"):
+    with pytest.raises(UserError, match="set max_length to 39 or less"):
         text_losses(short, [text], max_length=40, batch_size=1)
     references = rows(("Say hello.", text))
     assert perplexity(short, references, max_length=40, batch_size=1)[1] > 0

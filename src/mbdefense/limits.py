@@ -107,7 +107,7 @@ def check_room(
         f"prompt {index + 1} of {len(prompts)} ({length} tokens) and {max_new_tokens} new tokens exceed the "
         f"{limit:.0f} tokens that the model reads",
         prompts[index][-1]["content"],
-        "shorten it or leave it out" + (f", or set --max_new_tokens to {room} or less" if room > 0 else ""),
+        "shorten it or leave it out" + (f", or set max_new_tokens to {room} or less" if room > 0 else ""),
     )
 
 
@@ -120,7 +120,7 @@ def check_scored(limit: float, lengths: Sequence[int]) -> None:
     longest = max(lengths, default=0)
     if longest > limit:
         what = f"a text to take the perplexity of is longer than the {limit:.0f} tokens that the model reads"
-        raise UserError(what, longest, f"set --max_length to {limit - 1:.0f} or less")
+        raise UserError(what, longest, f"set max_length to {limit - 1:.0f} or less")
 
 
 def can_share_prefix(model: PreTrainedModel) -> bool:
