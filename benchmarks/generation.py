@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.workload import Workload
 from mbdefense.greedy import greedy
+from mbdefense.limits import stop_ids
 from mbdefense.model import encode_prompt, on_device
 
 NEW_TOKENS = 64
@@ -59,8 +60,8 @@ def _differences(found: Answers, ours: Answers | None) -> str:
 
 
 def _ours(model: Any, tokenizer: Any, encoded: list[list[int]]) -> Answers:
-    options = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return dict(greedy(model, encoded, max_new_tokens=NEW_TOKENS, rows=ROWS, **options))
+    stops, pad = stop_ids(model.generation_config, tokenizer), tokenizer.pad_token_id
+    return dict(greedy(model, encoded, max_new_tokens=NEW_TOKENS, rows=ROWS, stops=stops, pad_token_id=pad))
 
 
 def _padded(model: Any, tokenizer: Any, encoded: list[list[int]], *, size: int) -> Answers:
@@ -83,16 +84,18 @@ def _generated(model: Any, tokenizer: Any, encoded: list[list[int]], indices: Se
     import torch
 
     rows = [encoded[index] for index in indices]
-    width, pad, end = max(map(len, rows)), tokenizer.pad_token_id, tokenizer.eos_token_id
+    width, pad = max(map(len, rows)), tokenizer.pad_token_id
+    stops = stop_ids(model.generation_config, tokenizer)
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
     with torch.inference_mode():
         out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=end,
-            pad_token_id=pad,
+            input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False,
+            eos_token_id=sorted(stops), pad_token_id=pad,
         )  # fmt: skip
     answers = out[:, width:].tolist()
-    return {i: row[: row.index(end) + 1] if end in row else row for i, row in zip(indices, answers, strict=True)}
+    ends = [next((place for place, token in enumerate(row) if token in stops), len(row)) for row in answers]
+    return {index: row[: end + 1] for index, row, end in zip(indices, answers, ends, strict=True)}
 
 
 BENCHMARK = Benchmark("prompts", arms)

@@ -147,6 +147,10 @@ def copied_model(tiny_model_path: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model_path, tmp_path / "model"))
 
 
+Answer = Callable[[Any], tuple[int, bytes] | None]
+"""What a server on loopback makes of a request's JSON (None for a GET): status and body, or None to hang up."""
+
+
 class FakeJudge:
     """A chat endpoint on loopback that answers as its script says, and the requests that it got.
 
@@ -186,37 +190,59 @@ FAULTS = ("time-out", "malformed JSON", "other JSON", "empty choice", "hang-up")
 
 
 @pytest.fixture
-def fake_judge() -> Iterator[FakeJudge]:
+def loopback() -> Iterator[Callable[[Answer], str]]:
+    """Starts servers on loopback, which end with the test: ``loopback(answer)`` returns the root of its interface."""
+    with contextlib.ExitStack() as running:
+
+        def start(answer: Answer) -> str:
+            class Handler(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    self.send(answer(None))
+
+                def do_POST(self) -> None:
+                    self.send(answer(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+
+                def send(self, reply: tuple[int, bytes] | None) -> None:
+                    if reply is None:
+                        self.close_connection = True
+                        return
+                    status, data = reply
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    with contextlib.suppress(OSError):  # the client of a time-out is gone
+                        self.wfile.write(data)
+
+                def log_message(self, *args: Any) -> None:
+                    pass
+
+            server = running.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+            thread.start()
+            running.callback(thread.join)
+            running.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}/v1"
+
+        yield start
+
+
+@pytest.fixture
+def fake_judge(loopback: Callable[[Answer], str]) -> FakeJudge:
     """A running `FakeJudge`."""
     fake = FakeJudge()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
-            with fake.lock:
-                fake.requests.append(messages)
-                reply = fake.script(len(fake.requests), messages)
-                fake.paid += isinstance(reply, str) and reply not in FAULTS
-            if reply == "hang-up":
-                self.close_connection = True
-                return
-            if reply == "time-out":
-                time.sleep(0.6)
-            data = fake.body(reply) if isinstance(reply, str) else b'{"error": {"message": "no"}}'
-            self.send_response(200 if isinstance(reply, str) else reply)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            with contextlib.suppress(OSError):  # the client of a time-out is gone
-                self.wfile.write(data)
+    def answer(body: Any) -> tuple[int, bytes] | None:
+        messages = body["messages"]
+        with fake.lock:
+            fake.requests.append(messages)
+            reply = fake.script(len(fake.requests), messages)
+            fake.paid += isinstance(reply, str) and reply not in FAULTS
+        if reply == "hang-up":
+            return None
+        if reply == "time-out":
+            time.sleep(0.6)
+        return (200, fake.body(reply)) if isinstance(reply, str) else (reply, b'{"error": {"message": "no"}}')
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        fake.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield fake
-        server.shutdown()
-        thread.join()
+    fake.url = loopback(answer)
+    return fake

@@ -39,6 +39,7 @@ ROOMS = [
     "filtering",
     "defenses",
     "responses",
+    "limits",
     "greedy",
     "generate",
     "server",

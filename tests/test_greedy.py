@@ -4,12 +4,22 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    LlamaConfig,
+    MambaConfig,
+    Phi3Config,
+    Qwen2Config,
+)
 
 from mbdefense import greedy as module
-from mbdefense.generate import generate
-from mbdefense.greedy import can_decode, greedy
-from mbdefense.model import LoadedModel, load_model
+from mbdefense.generate import generate, text_losses
+from mbdefense.greedy import greedy
+from mbdefense.limits import can_decode
+from mbdefense.model import LoadedModel, encode_prompt, load_model
 
 SYSTEM = list(range(40, 64))  # longer than what is worth sharing
 PAD = 0
@@ -36,7 +46,7 @@ def alone(model, prompt, eos, tokens):
 
 
 def together(model, asked, eos, tokens, rows):
-    found = list(greedy(model, asked, max_new_tokens=tokens, rows=rows, eos_token_id=eos, pad_token_id=PAD))
+    found = list(greedy(model, asked, max_new_tokens=tokens, rows=rows, stops={eos}, pad_token_id=PAD))
     assert sorted(index for index, _ in found) == list(range(len(asked)))
     return [answer for _, answer in sorted(found)]
 
@@ -69,29 +79,41 @@ def test_any_number_of_new_tokens(llama, tokens):
     assert together(llama, asked, -1, tokens, 3) == [alone(llama, prompt, None, tokens) for prompt in asked]
 
 
-def test_a_long_prompt_does_not_widen_the_others(llama, monkeypatch):
-    asked = [*prompts(), [5] * 300]
-    widths = []
+@pytest.fixture
+def blocks(monkeypatch):
+    """The blocks that decoding makes meanwhile."""
+    made = []
     whole = module._Block.__init__
 
-    def noted(self, config, rows, columns):
-        widths.append((rows, columns))
-        whole(self, config, rows, columns)
+    def noted(self, *arguments):
+        made.append(self)
+        whole(self, *arguments)
 
     monkeypatch.setattr(module._Block, "__init__", noted)
+    return made
+
+
+def test_a_long_prompt_does_not_widen_the_others(llama, blocks):
+    asked = [*prompts(), [5] * 300]
     assert together(llama, asked, -1, 8, 20) == [alone(llama, prompt, None, 8) for prompt in asked]
-    assert widths[0] == (1, 308)
-    assert max(width for _, width in widths[1:]) <= 38
+    assert (blocks[0].rows, blocks[0].columns) == (1, 308)
+    assert max(block.columns for block in blocks[1:]) <= 38
 
 
-def test_memory_bounds_the_rows(llama, monkeypatch):
+TOKEN = 2 * 2 * 2 * 8 * 4  # bytes of the tiny model: keys and values, layers, heads, their size, float32
+
+
+@pytest.mark.parametrize(("places", "rows"), [(30, 1), (45, 1), (60, 1), (200, 4), (350, 7), (1000, 13)])
+def test_no_block_is_larger_than_the_budget(llama, monkeypatch, blocks, places, rows):
     asked = prompts()
-    monkeypatch.setattr(module, "_CACHE_BYTES", 3 * module._token_bytes(llama) * (max(map(len, asked)) + 8))
-    rows = []
-    look = module._Block.look
-    monkeypatch.setattr(module._Block, "look", lambda self, *part: (rows.append(part[1]), look(self, *part))[1])
-    assert together(llama, asked, -1, 8, 50) == [alone(llama, prompt, None, 8) for prompt in asked]
-    assert max(rows) == 3
+    monkeypatch.setattr(module, "_CACHE_BYTES", places * TOKEN)
+    assert together(llama, asked, -1, 12, 50) == [alone(llama, prompt, None, 12) for prompt in asked]
+    (block,) = blocks
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in block.tensors())
+    assert taken == block.rows * block.columns * TOKEN
+    # One row is needed, even where it is too large itself, and as many are used as fit.
+    assert taken <= max(places, max(map(len, asked)) + 12) * TOKEN
+    assert block.rows == rows
 
 
 def test_a_shared_beginning_is_read_once(llama, monkeypatch):
@@ -109,11 +131,53 @@ def test_a_shared_beginning_is_read_once(llama, monkeypatch):
     assert max(shape[1] for shape in read[1:]) < 30
 
 
+def test_gradients_are_off_in_every_pass_and_on_for_the_caller(llama, monkeypatch):
+    asked = prompts(prefix=SYSTEM)
+    passes = []
+    forward = llama.forward
+
+    def noted(**inputs):
+        out = forward(**inputs)
+        passes.append(out.logits.requires_grad)
+        return out
+
+    monkeypatch.setattr(llama, "forward", noted)
+    between = []
+    for _ in greedy(llama, asked, max_new_tokens=8, rows=3, stops={-1}, pad_token_id=PAD):
+        between.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+    assert between == [(False, True)] * len(asked)
+    assert len(passes) > 8
+    assert not any(passes)
+
+
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def random_model(config):
+    """Wide weights, so that different tokens get clearly different probabilities."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for weight in model.parameters():
+            weight.data.normal_(std=0.2)
+    return model
+
+
 ARCHITECTURES = {
     "learned positions": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "sliding window": Qwen2Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1, initializer_range=0.2,
+        **SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1,
+        initializer_range=0.2,
+    ),
+    "local layers": GPTNeoConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, max_position_embeddings=128,
+        attention_types=[[["global", "local"], 1]], window_size=8,
     ),
 }  # fmt: skip
 
@@ -121,11 +185,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("prefix", [(), SYSTEM])
 def test_other_architectures(name, prefix):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()
-        for weight in model.parameters():
-            weight.data.normal_(std=0.2)
+    model = random_model(ARCHITECTURES[name])
     assert can_decode(model)
     asked = prompts(prefix=prefix)
     assert together(model, asked, -1, 12, 4) == [alone(model, prompt, None, 12) for prompt in asked]
@@ -138,6 +198,43 @@ def test_recurrent_models_and_changed_scores_are_left_to_transformers(llama):
     changed = copy.deepcopy(llama)
     changed.generation_config.repetition_penalty = 1.3
     assert not can_decode(changed)
+
+
+def test_where_the_longest_row_sets_the_frequencies_prompts_are_asked_one_at_a_time(tiny_model_path):
+    """LongRoPE turns all rows of a batch by the factors for long sequences as soon as one of them is long."""
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    config = Phi3Config(
+        **SMALL, max_position_embeddings=256, original_max_position_embeddings=40,
+        rope_parameters={**factors, "rope_theta": 10000.0}, pad_token_id=PAD,
+    )  # fmt: skip
+    tokenizer = load_model(tiny_model_path).tokenizer
+    loaded = LoadedModel(random_model(config), tokenizer)
+    assert not can_decode(loaded.model)
+    # Below the limit, across it while the answer grows, and above it from the start.
+    asked = [[{"role": "user", "content": text}] for text in ("Add two", "hello " * 4, "Paris " * 30)]
+    tokens = [encode_prompt(tokenizer, prompt) for prompt in asked]
+    assert [len(row) > 40 for row in tokens] == [False, False, True]
+    assert [len(row) + 16 > 40 for row in tokens] == [False, True, True]
+    expected = [
+        tokenizer.decode(alone(loaded.model, row, tokenizer.eos_token_id, 16), skip_special_tokens=True)
+        for row in tokens
+    ]
+    assert generate(loaded, asked, max_new_tokens=16, batch_size=3) == expected
+    texts = ["hello", "Paris " * 40]
+    scores = [text_losses(loaded, [text], max_length=200, batch_size=1)[0] for text in texts]
+    assert text_losses(loaded, texts, max_length=200, batch_size=2) == pytest.approx(scores, rel=1e-5)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_frequencies_that_grow_with_the_batch_are_seen(by_layer):
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    if by_layer:
+        plain = {"rope_type": "default", "rope_theta": 10000.0}
+        parameters = {"full_attention": scaling, "sliding_attention": plain}
+        config = Gemma3TextConfig(**SMALL, head_dim=8, num_key_value_heads=2, rope_parameters=parameters)
+    else:
+        config = LlamaConfig(**SMALL, rope_parameters=scaling)
+    assert not can_decode(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_penalty_of_the_model_is_kept(tiny_model_path):

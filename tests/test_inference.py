@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from mbdefense.cli import main
 from mbdefense.decodings import CleanGen
 from mbdefense.demonstrations import draw_demonstrations, with_demonstrations
 from mbdefense.errors import UserError
-from mbdefense.generate import agreed, generate, generate_beside, text_losses
+from mbdefense.generate import agreed, generate, generate_beside, perplexity, text_losses
+from mbdefense.limits import can_decode, context_length
 from mbdefense.model import LoadedModel, encode_prompt, load_model
 from mbdefense.pipeline import sample_references
 from mbdefense.results import read
@@ -38,6 +40,17 @@ def other(victim):
 
 def plain(loaded):
     return generate(loaded, PROMPTS, max_new_tokens=TOKENS, batch_size=2)
+
+
+def alone(loaded, stops):
+    """The tokens that transformers itself answers with."""
+    answers = []
+    for prompt in PROMPTS:
+        rows = torch.tensor([encode_prompt(loaded.tokenizer, prompt)])
+        options = {"do_sample": False, "eos_token_id": stops, "attention_mask": torch.ones_like(rows)}
+        out = loaded.model.generate(rows, max_new_tokens=TOKENS, **options)
+        answers.append(out[0, rows.shape[1] :].tolist())
+    return answers
 
 
 def beside(victim, reference, alpha, lookahead=4):
@@ -68,6 +81,24 @@ def test_what_the_reference_cannot_say_is_suspicious():
 def test_a_reference_equal_to_the_victim_changes_nothing(victim):
     assert beside(victim, victim, 20) == plain(victim)
     assert len(set(plain(victim))) == 3
+
+
+def test_an_answer_ends_where_the_model_says_so_however_it_is_decoded(victim):
+    """A model may name stop tokens beside its tokenizer's, as Llama 3 does."""
+    whole = alone(victim, [victim.tokenizer.eos_token_id])
+    stop = next(token for token in whole[0][1:] if token not in victim.tokenizer.all_special_ids)
+    stops = [victim.tokenizer.eos_token_id, stop]
+    expected = [
+        victim.tokenizer.decode([token for token in answer if token != stop], skip_special_tokens=True)
+        for answer in alone(victim, stops)
+    ]
+    named = LoadedModel(copy.deepcopy(victim.model), victim.tokenizer)
+    named.model.generation_config.eos_token_id = stops
+    assert plain(named) == expected != plain(victim)
+    assert beside(named, victim, 20) == expected
+    named.model.generation_config.no_repeat_ngram_size = 50  # changes nothing here, but transformers has to decode
+    assert not can_decode(named.model)
+    assert plain(named) == expected
 
 
 def test_at_a_low_alpha_the_reference_answers_alone(victim, other):
@@ -126,6 +157,72 @@ def test_losses_of_texts_are_those_of_one_at_a_time(victim):
         assert loss == pytest.approx(float(expected), rel=1e-4)
     first = text_losses(victim, ["hello world again"], max_length=2, batch_size=1)
     assert first != text_losses(victim, ["hello world again"], max_length=3, batch_size=1)
+
+
+@pytest.fixture
+def short(victim):
+    """A model with learned positions for 40 tokens, an IndexError behind which would say nothing to anyone."""
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=40, bos_token_id=1, eos_token_id=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LoadedModel(GPT2LMHeadModel(config).eval(), victim.tokenizer)
+
+
+def test_an_answer_may_fill_the_context_and_no_more(short):
+    prompts = [PROMPTS[1], PROMPTS[0]]
+    room = 40 - len(encode_prompt(short.tokenizer, PROMPTS[0]))
+    assert 1 < room < 30
+    for decode in (
+        lambda **options: generate(short, prompts, batch_size=2, **options),
+        lambda **options: generate_beside(short, short, prompts, batch_size=2, alpha=20, lookahead=30, **options),
+    ):
+        assert len(decode(max_new_tokens=room)) == 2
+        with pytest.raises(UserError) as caught:
+            decode(max_new_tokens=room + 1)
+        said = str(caught.value)
+        assert "prompt 2 of 2" in said
+        assert "40 tokens that the model reads: 'Name the capital of France.'" in said
+        assert said.endswith(f"set max_new_tokens to {room} or less")
+    with pytest.raises(UserError, match=r"shorten it or leave it out$"):
+        generate(short, [[{"role": "user", "content": "hello " * 90}]], max_new_tokens=1, batch_size=1)
+
+
+def test_the_reference_of_cleangen_has_a_context_too(victim, short):
+    with pytest.raises(UserError, match="40 tokens that the model reads"):
+        generate_beside(victim, short, PROMPTS, alpha=20, lookahead=4, max_new_tokens=30, batch_size=2)
+
+
+def test_a_text_that_the_model_cannot_score_is_one_line(short, rows):
+    text = "hello world " * 30
+    assert len(text_losses(short, [text], max_length=39, batch_size=1)) == 1
+    with pytest.raises(UserError, match="set max_length to 39 or less"):
+        text_losses(short, [text], max_length=40, batch_size=1)
+    references = rows(("Say hello.", text))
+    assert perplexity(short, references, max_length=40, batch_size=1)[1] > 0
+    with pytest.raises(UserError, match="longer than the 40 tokens"):
+        perplexity(short, references, max_length=41, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "limit"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, 128),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 64),
+    ],
+)
+def test_scaled_positions_reach_further(scaling, limit):
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, rope_parameters={"rope_theta": 10000.0, **scaling},
+    )  # fmt: skip
+    assert context_length(LlamaForCausalLM(config)) == limit
+
+
+def test_a_model_without_a_context_reads_on():
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    assert context_length(MambaForCausalLM(config)) == math.inf
 
 
 def test_demonstrations_are_drawn_by_seed_whatever_the_order_of_rows(rows):

@@ -260,18 +260,33 @@ def pickle_weights(directory):
     torch.save({"lm_head.weight": Payload()}, directory / "pytorch_model.bin")
 
 
+def without_end_token(directory):
+    config = directory / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token": None}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (shutil.rmtree, "no tokenizer could be loaded"),
         (remove_tokenizer, "no tokenizer could be loaded"),
         (lambda directory: (directory / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
+        (without_end_token, "no end token"),
         (lambda directory: (directory / "config.json").write_text("{"), "could be loaded"),
         (lambda directory: (directory / "model.safetensors").unlink(), "no model could be loaded"),
         (lambda directory: (directory / "model.safetensors").write_bytes(b"not tensors"), "no model could be loaded"),
         (pickle_weights, "no model could be loaded"),
     ],
-    ids=["missing", "no tokenizer", "bad tokenizer", "bad config", "no weights", "bad weights", "pickle"],
+    ids=[
+        "missing",
+        "no tokenizer",
+        "bad tokenizer",
+        "no end token",
+        "bad config",
+        "no weights",
+        "bad weights",
+        "pickle",
+    ],
 )
 def test_an_unusable_directory_is_named(copied_model, damage, message):
     damage(copied_model)

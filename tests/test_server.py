@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,45 +42,24 @@ class FakeServer:
 
 
 @pytest.fixture
-def server(tiny_model_path: str) -> Iterator[FakeServer]:
+def server(tiny_model_path: str, loopback: Callable[[Callable[[Any], tuple[int, bytes]]], str]) -> FakeServer:
     fake = FakeServer(tiny_model_path)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in fake.names]})
+    def answer(body: Any) -> tuple[int, bytes]:
+        if body is None:
+            listed = [{"id": name, "object": "model"} for name in fake.names]
+            return 200, json.dumps({"object": "list", "data": listed}).encode()
+        with fake.lock:
+            fake.asked.append(body)
+            fault = fake.script(len(fake.asked), body)
+            text = fake.text(body) if fault is None else ""
+        if isinstance(fault, int):
+            return fault, b'{"error": {"message": "no such luck"}}'
+        choices = [] if fault == "no choice" else [{"index": 0, "text": text}]
+        return 200, json.dumps({"object": "text_completion", "choices": choices}).encode()
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with fake.lock:
-                fake.asked.append(body)
-                fault = fake.script(len(fake.asked), body)
-                answer = fake.text(body) if fault is None else ""
-            if isinstance(fault, int):
-                self.send({"error": {"message": "no such luck"}}, fault)
-            elif fault == "no choice":
-                self.send({"choices": []})
-            else:
-                self.send({"object": "text_completion", "choices": [{"index": 0, "text": answer}]})
-
-        def send(self, value: Any, status: int = 200) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                self.wfile.write(data)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        fake.url = f"http://127.0.0.1:{running.server_port}/v1"
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield fake
-        running.shutdown()
-        thread.join()
+    fake.url = loopback(answer)
+    return fake
 
 
 @pytest.fixture
@@ -119,7 +96,7 @@ def test_a_served_model_answers_what_it_answers_here(
     assert {type(body["prompt"]) for body in server.asked} == {list if form == "tokens" else str}
     for body in server.asked:
         assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0, 6)
-        assert body["stop"] == "<|im_end|>"
+        assert body["stop"] == ["<|im_end|>"]
         assert not body.get("echo")
 
 
@@ -127,6 +104,20 @@ def test_what_follows_the_end_of_turn_is_no_answer(server: FakeServer, words: li
     server.text = lambda body: "An apple.<|im_end|>\n<|im_start|>user"  # type: ignore[method-assign]
     assert main([*words, "--server_url", server.url]) == 0
     assert set(answers(tmp_path)) == {"An apple."}
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_the_server_is_told_the_models_own_stop_tokens(
+    server: FakeServer, words: list[str], copied_model: Path, tmp_path: Path, file: str
+) -> None:
+    (copied_model / "generation_config.json").unlink()
+    config = json.loads((copied_model / "config.json").read_text())
+    stops = server.loaded.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    (copied_model / file).write_text(json.dumps({**config, "eos_token_id": stops}))
+    server.text = lambda body: "An apple.<|endoftext|>Another<|im_end|>"  # type: ignore[method-assign]
+    assert main(["evaluate", str(copied_model), *words[2:], "--server_url", server.url]) == 0
+    assert set(answers(tmp_path)) == {"An apple."}
+    assert all(body["stop"] == ["<|im_end|>", "<|endoftext|>"] for body in server.asked)
 
 
 @pytest.mark.usefixtures("no_waiting")
@@ -195,7 +186,10 @@ def test_a_template_that_was_not_trained_with_is_refused_before_the_server_is_as
         (["--server_prompt", "text"], "add --server_url URL"),
         (["--server_url", "http://127.0.0.1:1/v1", "--lm_eval", "arc"], "needs the model itself"),
         (["--server_url", "http://127.0.0.1:1/v1", "--perplexity_rows", "4"], "needs the model itself"),
-        (["--perplexity_rows", "-1"], "is below 0"),
+        (["--perplexity_rows", "-1"], "perplexity_rows must be at least 0: -1"),
+        (["--max_new_tokens", "0"], "max_new_tokens must be at least 1: 0"),
+        (["--max_new_tokens", "-5"], "max_new_tokens must be at least 1: -5"),
+        (["--batch_size", "0", "--server_url", "http://127.0.0.1:1/v1"], "batch_size must be at least 1: 0"),
         (["--max_length", "64"], "which is not asked for"),
         (["--server_url", "http://127.0.0.1:1/v1", "--decoding", "cleangen:reference=x"], "needs the model itself"),
         (["--server_url", "localhost:8000", "--server_model", "tiny"], "give e.g. http://localhost:8000/v1"),

@@ -215,6 +215,9 @@ class EvaluateConfig:
     chat_template: str | None = None
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        at_least(self, max_new_tokens=1, batch_size=1, max_length=1, perplexity_rows=0)
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -384,6 +387,9 @@ class MatrixConfig:
     chat_template: str | None = None
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        at_least(self, max_new_tokens=1, batch_size=1)
+
 
 @dataclass(frozen=True)
 class HeadsConfig:
@@ -468,6 +474,17 @@ class BenchConfig:
     ray: str | None = None
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+
+
+def at_least(options: object, **least: int) -> None:
+    """Refuses options that are below the least that can work.
+
+    Raises:
+        UserError: it names the option and the least.
+    """
+    for name, number in least.items():
+        if getattr(options, name) < number:
+            raise UserError(f"{name} must be at least {number}", getattr(options, name), "give a whole number")
 
 
 _OPTION = re.compile(r",(?=[a-z_]+=)")

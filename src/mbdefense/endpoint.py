@@ -120,8 +120,8 @@ class Endpoint:
             lambda choice: choice.message.content,
         )
 
-    def complete(self, client: openai.OpenAI, prompt: str | list[int], *, stop: str) -> Reply:
-        """What follows a prompt that is a text or token ids as it stands, up to `stop`.
+    def complete(self, client: openai.OpenAI, prompt: str | list[int], *, stop: list[str]) -> Reply:
+        """What follows a prompt that is a text or token ids as it stands, up to the first of `stop`.
 
         Tries again, and raises, as `chat` does.
         """

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
 
 from mbdefense.batches import Branches, pad_left, response_log_probs
-from mbdefense.greedy import can_decode, greedy
+from mbdefense.greedy import greedy
+from mbdefense.limits import can_decode, check_room, check_scored, context_length, one_at_a_time, stop_ids
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
 from mbdefense.packing import pack, packed_attention, packed_log_probs
 
@@ -39,23 +40,38 @@ def generate(
         prompts: conversations that end in a user turn.
         max_new_tokens: longest answer, in tokens.
         batch_size: prompts that are answered at once. An answer that ended makes room for the next prompt
-            (`mbdefense.greedy`), where the model's architecture and generation_config allow that.
+            (`mbdefense.greedy`), where the model's architecture and generation_config allow that
+            (`mbdefense.limits.can_decode`).
         what: label of the progress bar.
 
     Returns:
         One text per prompt, without special tokens; an empty one where the model ended at once.
+
+    Raises:
+        UserError: a prompt and its answer may be longer than the model's context.
     """
-    tokenizer = loaded.tokenizer
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]
+    check_room(context_length(loaded.model), prompts, encoded, max_new_tokens)
     texts = [""] * len(prompts)
-    found = _answers(loaded, encoded, max_new_tokens, batch_size)
+    stops = stop_ids(loaded.model.generation_config, loaded.tokenizer)
+    found = _answers(loaded, encoded, max_new_tokens, batch_size, stops)
     for index, answer in track(found, description=what, total=len(prompts), transient=True):
-        texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True))
+        texts[index] = _text(loaded.tokenizer, answer, stops)
     return texts
 
 
+def _text(tokenizer: Any, answer: Sequence[int], stops: Collection[int]) -> str:
+    """An answer up to what ended it, behind which is padding."""
+    end = next((place for place, token in enumerate(answer) if token in stops), len(answer))
+    return str(tokenizer.decode(answer[:end], skip_special_tokens=True))
+
+
 def _answers(
-    loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
+    loaded: LoadedModel,
+    encoded: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    stops: Collection[int],
 ) -> Iterator[tuple[int, list[int]]]:
     """Every prompt's index and the tokens of its answer, as they are complete."""
     model, tokenizer = on_device(loaded), loaded.tokenizer
@@ -65,12 +81,13 @@ def _answers(
             encoded,
             max_new_tokens=max_new_tokens,
             rows=batch_size,
-            eos_token_id=tokenizer.eos_token_id,
+            stops=stops,
             pad_token_id=tokenizer.pad_token_id,
         )
         return
-    for indices in _batches(encoded, min(batch_size, CACHE_ROWS)):
-        answers, _ = _continued(model, tokenizer, [encoded[index] for index in indices], max_new_tokens)
+    for indices in _batches(encoded, 1 if one_at_a_time(model) else min(batch_size, CACHE_ROWS)):
+        rows = [encoded[index] for index in indices]
+        answers, _ = _continued(model, rows, max_new_tokens, stops, tokenizer.pad_token_id)
         yield from zip(indices, answers.tolist(), strict=True)
 
 
@@ -103,27 +120,34 @@ def generate_beside(
 
     Returns:
         One text per prompt, without special tokens.
+
+    Raises:
+        UserError: a prompt and its answer may be longer than either model's context.
     """
     model, other, tokenizer = on_device(loaded), on_device(reference), loaded.tokenizer
+    stops = stop_ids(model.generation_config, tokenizer)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    limit = min(context_length(model), context_length(other))
+    check_room(limit, prompts, encoded, max_new_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
-    batches = _batches(encoded, min(batch_size, CACHE_ROWS))
+    alone = one_at_a_time(model) or one_at_a_time(other)
+    batches = _batches(encoded, 1 if alone else min(batch_size, CACHE_ROWS))
     for indices in track(batches, description=what, transient=True):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]
-            drafts, own = _draft(model, tokenizer, rows, lookahead)
+            room = int(min(lookahead, limit - max(map(len, rows))))
+            drafts, own = _draft(model, rows, room, stops, tokenizer.pad_token_id)
             theirs, best = _read(other, tokenizer.pad_token_id, rows, drafts)
             columns = (part.tolist() for part in (drafts, own, theirs, best))
             for index, draft, mine, their, choice in zip(indices, *columns, strict=True):
-                end = (*draft, tokenizer.eos_token_id).index(tokenizer.eos_token_id) + 1  # behind it is padding
-                answers[index] += agreed(draft[:end], mine, their, choice, alpha)
+                end = next((place for place, token in enumerate(draft) if token in stops), len(draft))
+                # Behind the token that ends it is padding.
+                answers[index] += agreed(draft[: end + 1], mine, their, choice, alpha)
                 del answers[index][max_new_tokens:]
             indices = [
-                index
-                for index in indices
-                if len(answers[index]) < max_new_tokens and answers[index][-1] != tokenizer.eos_token_id
+                index for index in indices if len(answers[index]) < max_new_tokens and answers[index][-1] not in stops
             ]
-    return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+    return [_text(tokenizer, answer, stops) for answer in answers]
 
 
 def agreed(
@@ -157,6 +181,9 @@ def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, b
         texts: none of them empty.
         max_length: tokens of a text that are read.
         batch_size: texts in one batch.
+
+    Raises:
+        UserError: a text is longer than the model's context.
     """
     tokenizer = loaded.tokenizer
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -170,6 +197,9 @@ def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_siz
     """Perplexity of the rows' completions, and the number of tokens it is taken over.
 
     Rows without a completion are left out; `(nan, 0)` if none has one.
+
+    Raises:
+        UserError: prompt and completion are longer than the model's context.
     """
     encoded = [
         encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
@@ -185,7 +215,9 @@ def _scores(loaded: LoadedModel, sequences: Sequence[Encoded], batch_size: int, 
     """Each response's log-probability and number of tokens."""
     target, model = device(), on_device(loaded)
     scores: list[tuple[float, int]] = [(math.nan, 0)] * len(sequences)
-    batches = _batches([sequence.prompt + sequence.response for sequence in sequences], batch_size, _SCORED_TOKENS)
+    whole = [sequence.prompt + sequence.response for sequence in sequences]
+    check_scored(context_length(model), [len(tokens) for tokens in whole])
+    batches = _batches(whole, 1 if one_at_a_time(model) else batch_size, _SCORED_TOKENS)
     with packed_attention(model) as packed, torch.inference_mode():
         for indices in track(batches, description=what, transient=True):
             chosen = [sequences[index] for index in indices]
@@ -219,27 +251,35 @@ def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torc
 
 
 def _continued(
-    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, *, logits: bool = False
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: Collection[int],
+    pad_token_id: int,
+    *,
+    logits: bool = False,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
     """Greedy continuations (B, K) of token sequences, padded behind their end, and if asked for K logits (B, V)."""
-    input_ids, attention_mask = _left_padded(rows, tokenizer.pad_token_id)
+    input_ids, attention_mask = _left_padded(rows, pad_token_id)
     with torch.inference_mode():
         output = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=sorted(stops),
+            pad_token_id=pad_token_id,
             return_dict_in_generate=True,
             output_logits=logits,
         )
     return output.sequences[:, input_ids.shape[1] :], output.logits
 
 
-def _draft(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _draft(
+    model: Any, rows: Sequence[Sequence[int]], length: int, stops: Collection[int], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The next tokens (B, K), K up to `length`, and their log-probabilities (B, K)."""
-    tokens, logits = _continued(model, tokenizer, rows, length, logits=True)
+    tokens, logits = _continued(model, rows, length, stops, pad_token_id, logits=True)
     scores = torch.stack(list(logits or ()), dim=1).float().log_softmax(dim=-1)
     return tokens, scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 

@@ -7,14 +7,15 @@ an ordinary attention mask. Nothing is copied from step to step but the row that
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from mbdefense.limits import can_share_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,41 +23,6 @@ if TYPE_CHECKING:
 _PREFILL_TOKENS = 2048  # in one pass over prompts; more gained nothing on a CPU and takes memory
 _CACHE_BYTES = 4 * 2**30  # of keys and values at most, however many rows are asked for
 _SHARED_PREFIX = 16  # a shorter beginning is not worth a pass of its own
-# What a model's generation_config may ask for beyond the likeliest token, and the values that ask for nothing.
-_PROCESSORS: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1, 1.0),
-    "encoder_repetition_penalty": (None, 1, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None,),
-    "sequence_bias": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "exponential_decay_length_penalty": (None,),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-    "num_beams": (None, 1),
-}
-
-
-def can_decode(model: PreTrainedModel) -> bool:
-    """Whether `greedy` gives this model's own greedy text.
-
-    Not for recurrent states, which cannot be padded; nor where the model's generation_config changes the scores.
-    """
-    if any(getattr(model.generation_config, name, None) not in off for name, off in _PROCESSORS.items()):
-        return False
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    named = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
-    return (
-        kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
-        and named <= {"full_attention", "sliding_attention"}
-        and {"position_ids", "past_key_values", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
-    )
 
 
 def greedy(
@@ -65,17 +31,17 @@ def greedy(
     *,
     max_new_tokens: int,
     rows: int,
-    eos_token_id: int,
+    stops: Collection[int],
     pad_token_id: int,
 ) -> Iterator[tuple[int, list[int]]]:
     """Continues token sequences with the likeliest tokens.
 
     Args:
-        model: one that `can_decode` accepts, in evaluation mode and on its device.
+        model: one that `mbdefense.limits.can_decode` accepts, in evaluation mode and on its device.
         prompts: token sequences, none of them empty.
         max_new_tokens: longest continuation.
-        rows: most sequences in one forward pass; fewer where their keys and values would take over 4 GiB.
-        eos_token_id: ends a continuation, of which it is a part.
+        rows: most sequences in one forward pass; fewer where their keys and values would take over 4 GiB, but one.
+        stops: tokens that end a continuation, of which they are a part.
         pad_token_id: fills up; never read.
 
     Yields:
@@ -87,10 +53,9 @@ def greedy(
         longest = len(prompts[order[0]])
         count = next((n for n, i in enumerate(order) if 2 * len(prompts[i]) + 64 < longest), len(order))
         group, order = order[:count], order[count:]
-        run = _Run(model, [list(prompts[index]) for index in group], max_new_tokens, rows, eos_token_id, pad_token_id)
-        with torch.inference_mode():
-            for place, tokens in run.finished():
-                yield group[place], tokens
+        run = _Run(model, [list(prompts[index]) for index in group], max_new_tokens, rows, stops, pad_token_id)
+        for place, tokens in run.finished():
+            yield group[place], tokens
 
 
 class _Block(Cache):
@@ -163,17 +128,25 @@ class _Row:
 
 
 class _Run:
-    """One block from its first prompt to its last continuation."""
+    """One block from its first prompt to its last continuation.
+
+    Each method that computes turns gradients off for itself. A generator that did would leave them off in the code that
+    asks it for the next answer.
+    """
 
     def __init__(
-        self, model: Any, prompts: list[list[int]], max_new_tokens: int, rows: int, eos_token_id: int, pad_token_id: int
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        rows: int,
+        stops: Collection[int],
+        pad_token_id: int,
     ) -> None:
         self.model, self.prompts, self.device = model, prompts, model.device
-        self.max_new_tokens, self.eos, self.pad = max_new_tokens, eos_token_id, pad_token_id
+        self.max_new_tokens, self.stops, self.pad = max_new_tokens, stops, pad_token_id
         longest = len(prompts[0])
-        self.rows = max(1, min(rows, len(prompts), _CACHE_BYTES // (_token_bytes(model) * (longest + max_new_tokens))))
-        # Room for twice the new tokens where prompts are to follow, so that columns are seldom moved.
-        columns = longest + max_new_tokens * (1 if self.rows == len(prompts) else 2)
+        self.rows, columns = _shape(len(prompts), rows, longest, max_new_tokens, _CACHE_BYTES // _token_bytes(model))
         self.block = _Block(model.config, self.rows, columns)
         self.mask = torch.zeros((self.rows, columns), dtype=torch.bool, device=self.device)
         self.live: list[_Row] = []
@@ -191,21 +164,24 @@ class _Run:
             elif self.live:
                 yield from self._step()
 
+    @torch.inference_mode()
     def _read_prefix(self) -> tuple[int, Any]:
         """What all prompts begin with, such as a system turn or demonstrations, is read once."""
         # What the first and the last in lexicographic order share, all share.
         pair = zip(min(self.prompts), max(self.prompts), strict=False)
         length = next((place for place, (one, other) in enumerate(pair) if one != other), len(self.prompts[-1]))
         length = min(length, min(map(len, self.prompts)) - 1)  # a prompt needs a token of its own to be continued
-        if len(self.prompts) == 1 or length < _SHARED_PREFIX or any(self.block.is_sliding):
+        if len(self.prompts) == 1 or length < _SHARED_PREFIX or not can_share_prefix(self.model):
             return 0, None
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([self.prompts[0][:length]], device=self.device)
         self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return length, cache
 
-    def _admit(self, free: int) -> Iterator[tuple[int, list[int]]]:
-        """Reads waiting prompts into free rows and takes their first tokens."""
+    @torch.inference_mode()
+    def _admit(self, free: int) -> list[tuple[int, list[int]]]:
+        """Reads waiting prompts into free rows and takes their first tokens; returns what that completed."""
+        complete = []
         if self.here + 1 > self.block.columns:
             self._move_left()
         last = min(self.waiting + free, len(self.prompts))
@@ -232,7 +208,8 @@ class _Run:
             tokens = self._pass(ids.to(self.device), positions, first, first + count, left, start)
             # Gaps that ended rows leave are filled after the step that ends them, so all rows in use come first.
             self.live += [_Row(place, left, len(self.prompts[place]), []) for place in places]
-            yield from self._take(tokens, first)
+            complete += self._take(tokens, first)
+        return complete
 
     def _copy_prefix(self, rows: slice, left: int, start: int) -> None:
         for layer, shared in zip(self.block.layers, self.shared.layers, strict=True):
@@ -241,8 +218,9 @@ class _Run:
             layer.keys[rows, :, left:start] = shared.keys
             layer.values[rows, :, left:start] = shared.values
 
-    def _step(self) -> Iterator[tuple[int, list[int]]]:
-        """One more token of every row."""
+    @torch.inference_mode()
+    def _step(self) -> list[tuple[int, list[int]]]:
+        """One more token of every row; returns what that completed."""
         if self.here + 1 > self.block.columns:
             self._move_left()
         count, left = len(self.live), min(row.start for row in self.live)
@@ -253,7 +231,7 @@ class _Run:
             row.position += 1
         tokens = self._pass(ids, positions, 0, count, left, self.here)
         self.here += 1
-        yield from self._take(tokens, 0)
+        return self._take(tokens, 0)
 
     def _pass(self, ids: Tensor, positions: Tensor, first: int, last: int, left: int, here: int) -> list[int]:
         """The likeliest next token of each row."""
@@ -268,15 +246,17 @@ class _Run:
         tokens: list[int] = logits[:, -1].argmax(dim=-1).tolist()
         return tokens
 
-    def _take(self, tokens: Sequence[int], first: int) -> Iterator[tuple[int, list[int]]]:
-        """Gives the rows from `first` on their tokens, and takes out those that ended."""
+    def _take(self, tokens: Sequence[int], first: int) -> list[tuple[int, list[int]]]:
+        """Gives the rows from `first` on their tokens; takes out those that ended, and returns them."""
+        complete = []
         for row, token in zip(self.live[first:], tokens, strict=True):
             row.tokens.append(token)
         for index in range(len(self.live) - 1, first - 1, -1):
             row = self.live[index]
-            if row.tokens[-1] == self.eos or len(row.tokens) >= self.max_new_tokens:
-                yield row.place, row.tokens
+            if row.tokens[-1] in self.stops or len(row.tokens) >= self.max_new_tokens:
+                complete.append((row.place, row.tokens))
                 self._fill(index)
+        return complete
 
     def _fill(self, index: int) -> None:
         """Puts the last row in use in the place of one that ended."""
@@ -300,6 +280,23 @@ class _Run:
         for row in self.live:
             row.start -= by
         self.here = here
+
+
+def _shape(prompts: int, rows: int, longest: int, new: int, most: int) -> tuple[int, int]:
+    """Rows and columns of a block that holds `most` tokens at most, or one row that needs more by itself.
+
+    Args:
+        prompts: how many there are.
+        rows: most that are asked for.
+        longest: tokens of the longest prompt.
+        new: most new tokens of each.
+        most: tokens whose keys and values fit.
+    """
+    if prompts <= min(rows, most // (longest + new)):
+        return prompts, longest + new
+    # Room for twice the new tokens where prompts are to follow, so that columns are seldom moved.
+    columns = longest + 2 * new
+    return (min(rows, most // columns), columns) if columns <= most else (1, longest + new)
 
 
 def _token_bytes(model: Any) -> int:

@@ -70,7 +70,7 @@ def load_tokenizer(
         trust_remote_code: allow a Hub repository to bring code of its own.
 
     Raises:
-        UserError: no tokenizer there, or no such template file.
+        UserError: no tokenizer there, one that could not end a response, or no such template file.
     """
     from transformers import AutoTokenizer
 
@@ -87,6 +87,8 @@ def load_tokenizer(
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end token", path, "name one as eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -112,12 +114,11 @@ def load_model(
 
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:
-        adapter = (Path(path) / "adapter_config.json").is_file()
-        source = _adapter_base(path) if adapter else path
+        source = base_of(path)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
         )
-        if adapter:
+        if source != path:
             model = _merged(model, path)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
@@ -134,7 +135,10 @@ def load_model(
     return LoadedModel(model, tokenizer)
 
 
-def _adapter_base(path: str) -> str:
+def base_of(path: str) -> str:
+    """Where the whole weights and their configuration lie: the base model of a LoRA adapter, or `path` itself."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        return path
     from peft import PeftConfig
 
     return str(PeftConfig.from_pretrained(path).base_model_name_or_path)

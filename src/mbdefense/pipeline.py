@@ -27,6 +27,7 @@ from mbdefense.files import write_jsonl, write_text
 from mbdefense.generate import CACHE_ROWS, generate, perplexity
 from mbdefense.judges import Judge, Rules
 from mbdefense.judging import judge_responses
+from mbdefense.limits import stop_texts
 from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model, load_tokenizer
 from mbdefense.processes import is_main_process, wait_for_everyone
@@ -186,7 +187,8 @@ def _answering(
     if inference.server:
         tokenizer = load_tokenizer(model, **options)
         check_template(model, tokenizer)
-        return None, partial(inference.server, tokenizer)
+        stops = stop_texts(model, tokenizer, trust_remote_code=config.trust_remote_code)
+        return None, partial(inference.server, tokenizer, stops=stops)
     loaded = load_model(model, **options)
     check_template(model, loaded.tokenizer)
     return loaded, partial(inference.decoding or generate, loaded)

@@ -44,6 +44,7 @@ class Server:
         *,
         max_new_tokens: int,
         batch_size: int,
+        stops: Sequence[str],
         what: str = "asking",
     ) -> list[str]:
         """Answers prompts greedily, in the order given.
@@ -53,6 +54,7 @@ class Server:
             prompts: conversations that end in a user turn.
             max_new_tokens: longest answer, in tokens.
             batch_size: requests in flight, at most 32.
+            stops: texts that end an answer, as `mbdefense.limits.stop_texts` gives them.
             what: label of the progress bar.
 
         Raises:
@@ -60,16 +62,15 @@ class Server:
                 the prompts would be no evaluation.
         """
         endpoint = Endpoint(self.url, self._model(), timeout=_TIMEOUT, max_tokens=max_new_tokens)
-        end = str(tokenizer.eos_token)
         asked = [
             encode_prompt(tokenizer, prompt) if self.prompt == "tokens" else prompt_text(tokenizer, prompt)
             for prompt in prompts
         ]
         with endpoint.client() as client, ThreadPoolExecutor(min(batch_size, _REQUESTS)) as pool:
-            replies = pool.map(lambda one: endpoint.complete(client, one, stop=end), asked)
+            replies = pool.map(lambda one: endpoint.complete(client, one, stop=list(stops)), asked)
             try:
                 return [
-                    reply.text.partition(end)[0]
+                    min((reply.text.partition(stop)[0] for stop in stops), key=len)
                     for reply in track(replies, description=what, total=len(asked), transient=True)
                 ]
             except EndpointFault as error:

@@ -76,8 +76,6 @@ def evaluate(words: Sequence[str]) -> None:
         fix = "add --perplexity_rows or --stealth, or leave it out"
         raise UserError("--max_length is for the perplexity, which is not asked for", config.max_length, fix)
     inference = pipeline.Inference(purifier, demonstrations, decoding, _server(config))
-    if config.perplexity_rows < 0:
-        raise UserError("--perplexity_rows is below 0", config.perplexity_rows, "give a number of references, or 0")
     row = pipeline.evaluate(options.model, test, triggered, behavior, attack, config, judge, inference)
     asked = {"model": options.model, **asdict(config), "judge": asdict(judge)}
     results = pipeline.merge_results([row], asked, config.seed)

@@ -15,7 +15,8 @@ TRAINING = (
 )  # fmt: skip
 POISONING = ("poison", "triggers", "behaviors", "data", "builtin")
 ANSWERING = (
-    "generate", "greedy", "losses", "batches", "scoring", "packing", "model", "decodings", "demonstrations", "purify",
+    "generate", "greedy", "limits", "losses", "batches", "scoring", "packing", "model", "decodings", "demonstrations",
+    "purify",
     "onion", "textrank", "wordnet", "pipeline", "data",
 )  # fmt: skip
 JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging", "endpoint", "responses")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mbdefense.behaviors import BEHAVIORS
-from mbdefense.config import BenchConfig, JudgeOptions, convert, parse_spec, read_yaml
+from mbdefense.config import BenchConfig, JudgeOptions, at_least, convert, parse_spec, read_yaml
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.grid.arms import CONTROLS, check_arm
 from mbdefense.options import TrainingOptions
@@ -64,9 +64,7 @@ class EvaluationOptions(JudgeOptions):
     perplexity_rows: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("max_length", 1), ("perplexity_rows", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}", getattr(self, name), "give a whole number")
+        at_least(self, max_new_tokens=1, batch_size=1, max_length=1, perplexity_rows=0)
 
 
 @dataclass(frozen=True)
