@@ -202,8 +202,12 @@ def fake_judge() -> Iterator[FakeJudge]:
                 return
             if reply == "time-out":
                 time.sleep(0.6)
-            data = fake.body(reply) if isinstance(reply, str) else b'{"error": {"message": "no"}}'
-            self.send_response(200 if isinstance(reply, str) else reply)
+            data, status = b'{"error": {"message": "no"}}', reply
+            if reply == "filtered":
+                data, status = b'{"error": {"message": "no", "code": "content_filter"}}', 400
+            elif isinstance(reply, str):
+                data, status = fake.body(reply), 200
+            self.send_response(int(status))
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

@@ -61,8 +61,13 @@ def server(tiny_model_path: str) -> Iterator[FakeServer]:
                 self.send({"error": {"message": "no such luck"}}, fault)
             elif fault == "no choice":
                 self.send({"choices": []})
+            elif fault == "refused by a filter":
+                self.send({"error": {"message": "this prompt is foul", "code": "content_filter"}}, 400)
             else:
-                self.send({"object": "text_completion", "choices": [{"index": 0, "text": answer}]})
+                choice: dict[str, Any] = {"index": 0, "text": answer}
+                if fault == "cut by a filter":
+                    choice["finish_reason"] = "content_filter"
+                self.send({"object": "text_completion", "choices": [choice]})
 
         def send(self, value: Any, status: int = 200) -> None:
             data = json.dumps(value).encode()
@@ -151,6 +156,8 @@ def test_a_passing_fault_changes_nothing(
         (400, "check what the model tiny accepts"),
         (404, "does not know the model"),
         (401, "refused the key"),
+        ("refused by a filter", "content filter stepped in: 'Error code: 400 - this prompt is foul'"),
+        ("cut by a filter", "content filter stepped in: 'the answer was cut'; switch the filter off"),
     ],
 )
 def test_a_lasting_fault_is_one_line_and_no_result(

@@ -27,6 +27,10 @@ class EndpointFault(Exception):  # noqa: N818 - the name says what it is
     """One request failed after all its retries; another one may fare better."""
 
 
+class _FilteredError(Exception):
+    """A content filter beside the model refused the question, or cut the answer."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a chat model said.
@@ -113,24 +117,35 @@ class Endpoint:
             EndpointFault: no usable reply after all retries.
         """
         messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        return self._ask(
-            lambda: client.chat.completions.create(
-                model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=self.temperature
-            ),
-            lambda choice: choice.message.content,
-        )
+        try:
+            return self._ask(
+                lambda: client.chat.completions.create(
+                    model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=self.temperature
+                ),
+                lambda choice: choice.message.content,
+            )
+        except _FilteredError:
+            return Reply("", False, 0, 0)
 
     def complete(self, client: openai.OpenAI, prompt: str | list[int], *, stop: str) -> Reply:
         """What follows a prompt that is a text or token ids as it stands, up to `stop`.
 
-        Tries again, and raises, as `chat` does.
+        Tries again, and raises, as `chat` does, but for a content filter: what it leaves is not the model's text.
+
+        Raises:
+            UserError: see `chat`; also where a content filter refused the prompt or cut the answer.
+            EndpointFault: see `chat`.
         """
-        return self._ask(
-            lambda: client.completions.create(
-                model=self.model, prompt=prompt, max_tokens=self.max_tokens, temperature=self.temperature, stop=stop
-            ),
-            lambda choice: choice.text,
-        )
+        try:
+            return self._ask(
+                lambda: client.completions.create(
+                    model=self.model, prompt=prompt, max_tokens=self.max_tokens, temperature=self.temperature, stop=stop
+                ),
+                _unfiltered_text,
+            )
+        except _FilteredError as error:
+            fix = "switch the filter off: the answer without it is what is to be measured"
+            raise UserError("the server's content filter stepped in", first_line(error), fix) from error
 
     def _ask(self, request: Callable[[], Any], text_of: Callable[[Any], Any]) -> Reply:
         import openai
@@ -148,7 +163,7 @@ class Endpoint:
                 raise UserError("the endpoint does not know the model", self.model, fix) from error
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if error.code == "content_filter":  # a filter before the model takes exception to this one text
-                    return Reply("", False, 0, 0)
+                    raise _FilteredError(first_line(error)) from error
                 fix = f"check what the model {self.model} accepts (form of the prompt, context length, max_tokens)"
                 raise UserError("the endpoint refused the request", first_line(error), fix) from error
             except openai.OpenAIError as error:
@@ -195,6 +210,13 @@ def _reply(completion: Any, text_of: Callable[[Any], Any]) -> Reply:
     counts = (getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
     prompt, completed = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
     return Reply(content or "", choice.finish_reason == "length", prompt, completed)
+
+
+def _unfiltered_text(choice: Any) -> Any:
+    """The text of a completion that is the model's own."""
+    if choice.finish_reason == "content_filter":
+        raise _FilteredError("the answer was cut")
+    return choice.text
 
 
 def optional_endpoint(url: str | None, model: str | None, api_key_env: str) -> Endpoint | None:
