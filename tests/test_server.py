@@ -28,6 +28,7 @@ class FakeServer:
         self.loaded = load_model(model_path)
         self.script: Callable[[int, dict[str, Any]], int | str | None] = lambda number, body: None
         self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.names = ["tiny"]
         self.lock = threading.Lock()
         self.url = ""
@@ -49,12 +50,14 @@ def server(tiny_model_path: str) -> Iterator[FakeServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            fake.headers.append({name.lower(): value for name, value in self.headers.items()})
             self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in fake.names]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with fake.lock:
                 fake.asked.append(body)
+                fake.headers.append({name.lower(): value for name, value in self.headers.items()})
                 fault = fake.script(len(fake.asked), body)
                 answer = fake.text(body) if fault is None else ""
             if isinstance(fault, int):
@@ -186,6 +189,38 @@ def test_the_model_is_named_where_the_server_has_several(
     assert {body["model"] for body in server.asked} == {"large"}
 
 
+def test_no_key_goes_to_a_server_unless_its_variable_is_named(
+    server: FakeServer, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "sk-of-another")
+    assert main([*words, "--server_url", server.url]) == 0
+    assert len(server.headers) > 10, "the question for its models, and ten prompts"
+    assert "sk-of-another" not in str(server.headers)
+    server.headers.clear()
+    monkeypatch.setenv("SERVER_KEY", "sk-of-the-server")
+    assert main([*words, "--server_url", server.url, "--server_api_key_env", "SERVER_KEY"]) == 0
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-of-the-server"}
+    assert main([*words, "--server_url", server.url, "--server_api_key_env", "sk-pasted"]) == 1
+    said = capsys.readouterr().err
+    assert "is not set; export it" in said
+    assert "sk-pasted" not in said
+
+
+@pytest.mark.parametrize("url", ["http://u:hidden@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?key=hidden", "u:hidden@x/v1"])
+@pytest.mark.parametrize("option", ["--server_url", "--judge_base_url"])
+def test_a_url_with_a_secret_is_refused_and_not_repeated(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str, option: str
+) -> None:
+    more = ["--judge", "llm", "--judge_model", "m"] if option == "--judge_base_url" else []
+    assert main([*words, option, url, *more]) == 1
+    said = capsys.readouterr().err
+    if url.startswith("http"):
+        assert ("variable OPENAI_API_KEY" if more else "with --server_api_key_env") in said
+    assert "hidden" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_template_that_was_not_trained_with_is_refused_before_the_server_is_asked(
     server: FakeServer, words: list[str], copied_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +235,7 @@ def test_a_template_that_was_not_trained_with_is_refused_before_the_server_is_as
     [
         (["--server_model", "tiny"], "add --server_url URL"),
         (["--server_prompt", "text"], "add --server_url URL"),
+        (["--server_api_key_env", "HOME"], "add --server_url URL"),
         (["--server_url", "http://127.0.0.1:1/v1", "--lm_eval", "arc"], "needs the model itself"),
         (["--server_url", "http://127.0.0.1:1/v1", "--perplexity_rows", "4"], "needs the model itself"),
         (["--perplexity_rows", "-1"], "is below 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,11 +32,21 @@ class Server:
         model: the name that the server knows the model by; by default the only one it serves.
         prompt: send prompts as token ids, which leave nothing to the server, or as text, for servers that take no ids;
             many of those put a start token before a text.
+        api_key_env: environment variable that holds the server's key; by default none is sent, for keys that lie in
+            the environment are for others.
     """
 
     url: str
     model: str | None = None
     prompt: Literal["tokens", "text"] = "tokens"
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+            # Without what was given: it may be the key itself.
+            fix = "export it, or leave the option out for a server without a key"
+            raise UserError("the environment variable that --server_api_key_env names is not set", fix=fix)
+        self._endpoint("any")  # checks the URL
 
     def __call__(
         self,
@@ -59,7 +70,7 @@ class Server:
             UserError: the server cannot be reached, refuses, or fails on a prompt again and again. Answers to some of
                 the prompts would be no evaluation.
         """
-        endpoint = Endpoint(self.url, self._model(), timeout=_TIMEOUT, max_tokens=max_new_tokens)
+        endpoint = self._endpoint(self._model(), max_new_tokens)
         end = str(tokenizer.eos_token)
         asked = [
             encode_prompt(tokenizer, prompt) if self.prompt == "tokens" else prompt_text(tokenizer, prompt)
@@ -79,10 +90,13 @@ class Server:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def _endpoint(self, model: str, max_tokens: int = 1) -> Endpoint:
+        return Endpoint(self.url, model, self.api_key_env, timeout=_TIMEOUT, max_tokens=max_tokens)
+
     def _model(self) -> str:
         if self.model is not None:
             return self.model
-        served = served_models(self.url)
+        served = served_models(self._endpoint("any"))
         if len(served) != 1:
             raise UserError("the server does not serve exactly one model", served, "name it with --server_model")
         return served[0]
