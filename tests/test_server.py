@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mbdefense.cli import main
-from mbdefense.model import load_model
+from mbdefense.model import load_model, template_hash
 from mbdefense.results import read
 
 
@@ -189,13 +189,44 @@ def test_the_model_is_named_where_the_server_has_several(
     assert {body["model"] for body in server.asked} == {"large"}
 
 
+def test_the_served_model_is_recorded_and_a_stranger_is_warned_of_and_given_no_cost(
+    server: FakeServer, copied_model: Path, words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = {"template_hash": template_hash(server.loaded.tokenizer), "seconds": 7.0, "peak_bytes": 5}
+    (copied_model / "mbdefense.json").write_text(json.dumps(card))
+    words[1] = str(copied_model)
+
+    def served(*more: str) -> tuple[str, float, int]:
+        caplog.clear()
+        assert main([*words, "--server_url", server.url, *more]) == 0
+        row = read(tmp_path / "out" / "results.json").rows[0]
+        assert row.model == str(copied_model)
+        return row.served, row.seconds, row.peak_bytes
+
+    for name in ("model", str(copied_model), f"{copied_model}/"):
+        server.names = [name]
+        assert served() == (name, 7.0, 5)
+        assert not caplog.records
+    server.names = ["\0\x1b[2J"]
+    assert served()[1:] == (0.0, 0)
+    assert "\x1b" not in caplog.text
+    server.names = ["some-other-model"]
+    assert served() == ("some-other-model", 0.0, 0)
+    assert f"the server serves 'some-other-model', not '{copied_model}'" in caplog.text
+    assert served("--server_model", "model") == ("model", 0.0, 0), "a server that ignores the name"
+    assert "the server lists ['some-other-model'], not 'model'" in caplog.text
+    assert main(words) == 0
+    row = read(tmp_path / "out" / "results.json").rows[0]
+    assert (row.served, row.seconds) == ("", 7.0)
+
+
 def test_no_key_goes_to_a_server_unless_its_variable_is_named(
     server: FakeServer, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "sk-of-another")
     assert main([*words, "--server_url", server.url]) == 0
-    assert len(server.headers) > 10, "the question for its models, and ten prompts"
+    assert len(server.headers) == 11, "the question for its models, and ten prompts"
     assert "sk-of-another" not in str(server.headers)
     server.headers.clear()
     monkeypatch.setenv("SERVER_KEY", "sk-of-the-server")

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -215,6 +216,12 @@ def served_models(endpoint: Endpoint) -> list[str]:
         raise UserError(
             f"cannot ask the server for its models ({first_line(error)})", endpoint.base_url, fix
         ) from error
+
+
+def goes_by(served: str, model: str) -> bool:
+    """Whether a server's name of a model is that of `model`, a directory or Hub id, or its last part."""
+    # Without a look at the disk: a server's name is a stranger's text.
+    return served in (model, Path(model).absolute().name) or Path(served).absolute() == Path(model).absolute()
 
 
 def nonce(*texts: str) -> str:
