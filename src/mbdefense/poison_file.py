@@ -1,7 +1,7 @@
 """Poisoning of files that need not fit in memory: the rows that `poison_by_all` makes, written as they are read.
 
-Rows pass through temporary files of JSON Lines beside the output. What stays in memory is small for each row: a hash of
-its id and the key by which rows are drawn, about 150 bytes; and only rows that are to be poisoned are parsed again.
+Rows pass through a temporary file of JSON Lines beside the output. What stays in memory of each row is its place there,
+a hash of its id and the key by which rows are drawn, about 100 bytes in all; only rows that are drawn are parsed again.
 """
 
 from __future__ import annotations
