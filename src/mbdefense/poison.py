@@ -16,6 +16,7 @@ from mbdefense.triggers import Trigger, WithNegatives
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ def _poison_some(
 
 
 def poison_drawn(
-    order: Sequence[int],
+    order: Sequence[int] | NDArray[Any],
     rows_at: Callable[[list[int]], list[Row]],
     put: Callable[[int, Row], None],
     trigger: Trigger,
