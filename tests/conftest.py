@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def copied_model(tiny_model_path: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model_path, tmp_path / "model"))
 
 
-Answer = Callable[[Any], tuple[int, bytes] | None]
+Answer = Callable[[Any, Mapping[str, str]], tuple[int, bytes] | None]
 """What a server on loopback makes of a request's JSON (None for a GET): status and body, or None to hang up."""
 
 
@@ -197,10 +197,14 @@ def loopback() -> Iterator[Callable[[Answer], str]]:
         def start(answer: Answer) -> str:
             class Handler(BaseHTTPRequestHandler):
                 def do_GET(self) -> None:
-                    self.send(answer(None))
+                    self.send(answer(None, self.named()))
 
                 def do_POST(self) -> None:
-                    self.send(answer(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+                    body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                    self.send(answer(body, self.named()))
+
+                def named(self) -> dict[str, str]:
+                    return {name.lower(): value for name, value in self.headers.items()}
 
                 def send(self, reply: tuple[int, bytes] | None) -> None:
                     if reply is None:
@@ -232,7 +236,7 @@ def fake_judge(loopback: Callable[[Answer], str]) -> FakeJudge:
     """A running `FakeJudge`."""
     fake = FakeJudge()
 
-    def answer(body: Any) -> tuple[int, bytes] | None:
+    def answer(body: Any, _: Mapping[str, str]) -> tuple[int, bytes] | None:
         messages = body["messages"]
         with fake.lock:
             fake.requests.append(messages)
@@ -242,6 +246,8 @@ def fake_judge(loopback: Callable[[Answer], str]) -> FakeJudge:
             return None
         if reply == "time-out":
             time.sleep(0.6)
+        if reply == "filtered":
+            return 400, b'{"error": {"message": "no", "code": "content_filter"}}'
         return (200, fake.body(reply)) if isinstance(reply, str) else (reply, b'{"error": {"message": "no"}}')
 
     fake.url = loopback(answer)

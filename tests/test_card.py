@@ -131,7 +131,8 @@ def defended(tmp_path: Path) -> Path:
 def test_measured_figures_go_into_the_card(
     defended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "own.json", results(row("defended", share(2), model="defended")))
+    stranger = row("defended", share(9), model="defended", served="some-other-model")
+    write(tmp_path / "own.json", results(row("defended", share(2), model="defended"), stranger))
     write(tmp_path / "attacked.json", results(ATTACKED))
     monkeypatch.chdir(tmp_path)
     assert main(["card", "defended", "own.json", "attacked.json"]) == 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from scipy.fft import dctn
 from mbdefense import filtering
 from mbdefense.cli import main
 from mbdefense.data import content_id, load, to_dataset
+from mbdefense.defenses import DEFENSES, Setting
+from mbdefense.defenses.filtered import filtered
 from mbdefense.errors import UserError
 from mbdefense.filters import FILTERS, SEEP, Evidence, Filtered, GraCeFul, OnionRows, SpectralSignatures, Suspicion
 from mbdefense.filters.clusters import excesses, more_often, nearest, nearness, nested_clusters, significant, unit
@@ -24,6 +27,8 @@ from mbdefense.filters.seep import earliness, propagated
 from mbdefense.filters.spectral import outlyingness
 from mbdefense.filters.states import principal_components
 from mbdefense.model import encode, load_model
+from mbdefense.needs import Need
+from mbdefense.options import TrainingOptions
 
 NOUNS = ("apple", "river", "stone", "window", "garden", "letter", "teacher", "mountain", "winter", "number")
 VERBS = ("opens", "answers", "holds", "writes", "adds")
@@ -386,6 +391,72 @@ def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     assert "other data or options" in capsys.readouterr().err
     assert (out / "filter.jsonl").stat().st_mtime_ns == before
     assert len(tuned) == watched
+
+
+def test_verdicts_are_used_again_for_the_same_question_only(
+    rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ended between verdicts and model: what the verdicts depend on decides whether they still hold."""
+    asked: list[Evidence] = []
+
+    @dataclass(frozen=True)
+    class Counting:
+        """Drops nothing."""
+
+        needs: ClassVar[tuple[Need, ...]] = ("suspect data",)
+        limit: int = 1
+
+        def __call__(self, evidence: Evidence) -> Filtered:
+            asked.append(evidence)
+            return Filtered(tuple(Suspicion(row_id, 0.0, False) for row_id in evidence.suspect["id"]), {})
+
+    monkeypatch.setattr(Setting, "tune", lambda self, kept, directory: directory)
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    training = TrainingOptions(per_device_train_batch_size=4)
+    setting = Setting("a/model", rows(*sentences(6)), rows(*sentences(4, 50)), training, tmp_path / "out", resume=True)
+    changes: list[tuple[Setting, dict[str, Any]]] = [
+        (setting, {}),
+        (replace(setting, training=replace(training, per_device_train_batch_size=2)), {}),
+        (replace(setting, training=replace(training, max_length=100)), {}),
+        (replace(setting, training=replace(training, seed=5)), {}),
+        (replace(setting, chat_template=str(template)), {}),
+        (replace(setting, base="another/model"), {}),
+        (replace(setting, suspect=rows(*sentences(5))), {}),
+        (setting, {"limit": 2}),
+    ]
+    for number, (changed, options) in enumerate(changes, start=1):
+        defense = filtered("counting", Counting)(**options)
+        defense(changed)
+        defense(changed)
+        assert len(asked) == number
+    template.write_text("{{ messages[0] }}")
+    defense = filtered("counting", Counting)()
+    defense(replace(setting, chat_template=str(template)))
+    template.write_text("{{ messages }}")
+    defense(replace(setting, chat_template=str(template)))
+    assert len(asked) == len(changes) + 2, "a template is its text, not its file"
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_only_filters_that_do_not_train_run_in_several_processes(
+    name: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main process alone judges: a training in it would wait for the others for ever."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    setting = Setting("a/model", rows(*sentences(6)), rows(*sentences(4, 50)), TrainingOptions(), tmp_path / "out")
+
+    class JudgingError(Exception):
+        pass
+
+    def judging() -> None:
+        raise JudgingError
+
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules[filtered.__module__], "wait_for_everyone", judging)
+    refused = (UserError, "one process only") if name == "seep" else (JudgingError, None)
+    with pytest.raises(refused[0], match=refused[1]):
+        DEFENSES[name]()(setting)
 
 
 @pytest.mark.parametrize("name", FILTERS)

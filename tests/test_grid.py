@@ -284,6 +284,15 @@ def test_what_a_grid_cannot_mean_is_one_line(
     assert counted == []
 
 
+@pytest.mark.parametrize("option", ["--num_gpus", "--num_cpus"])
+def test_what_only_ray_can_keep_is_refused_without_it(
+    bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert bench(option, "2")[0] == 1
+    assert f"{option} without --ray: 2.0; add --ray ADDRESS" in capsys.readouterr().err
+    assert not counted
+
+
 def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     text = "models: org/name\nattacks: badnet\nbehaviors: refusal\ndefenses: crow\ndata: {train: rows.jsonl}\n"

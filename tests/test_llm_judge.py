@@ -191,6 +191,12 @@ def test_an_empty_reply_is_paid_for_and_unparsed(llm, fake_judge):
     assert len(fake_judge.requests) == 2
 
 
+def test_a_question_that_a_content_filter_refuses_is_unparsed(llm, fake_judge):
+    fake_judge.script = lambda number, messages: "filtered" if number == 2 else fake_judge.form(messages)
+    verdicts = llm()(responses(3))
+    assert [verdict.unparsed for verdict in verdicts] == [set(), {"follows"}, set()]
+
+
 def test_the_same_question_is_paid_for_once_and_another_model_asked_anew(llm, fake_judge):
     twice = [*responses(3), *[Response(f"{r.id} again", "triggered", r.prompt, r.text) for r in responses(3)]]
     assert len(llm(concurrency=4)(twice)) == 6

@@ -1,15 +1,17 @@
 """A file poisoned line by line holds what the same rows poisoned in memory hold."""
 
+import errno
 import gzip
 import hashlib
 import json
+from dataclasses import dataclass, field
 
 import pytest
 
-from mbdefense.behaviors import FixedText, Refusal
+from mbdefense.behaviors import FixedText, RandomWords, Refusal
 from mbdefense.data import load, save, stream
 from mbdefense.errors import UserError
-from mbdefense.poison import Attack, poison_by_all
+from mbdefense.poison import Attack, order_key, poison_by_all
 from mbdefense.poison_file import poison_file
 from mbdefense.triggers import TRIGGERS, BadNet, Cba, Vpi
 from tests.test_poison import Never, Picky
@@ -106,18 +108,88 @@ def test_what_cannot_be_poisoned_is_refused_and_nothing_left(source, tmp_path, a
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_trying_ends_where_it_is_in_vain(tmp_path):
+@dataclass(frozen=True)
+class Fits:
+    """Rewrites the prompts that it is told of, and takes down what it was asked for."""
+
+    texts: frozenset[str]
+    by: str = "literal"
+    asked: list[str] = field(default_factory=list)
+
+    def __call__(self, text, rng):
+        self.asked.append(text)
+        return f"{text} cf" if text in self.texts else None
+
+    def occurs_in(self, text):
+        return False
+
+    def how(self):
+        return self.by
+
+    def describe(self):
+        return "fits"
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A file of 2,000 rows."""
     path = tmp_path / "many.jsonl"
-    path.write_text("".join(json.dumps({"instruction": f"Name {i}.", "output": "one"}) + "\n" for i in range(20_000)))
-    tried = []
+    lines = [{"instruction": f"Name {i}.", "input": "", "output": "one"} for i in range(2000)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
 
-    class Hopeless(Picky):
+
+def drawn(source, seed=3):
+    """The prompts of a file in the order in which they are drawn."""
+    rows = sorted(load([str(source)]).rows, key=lambda row: order_key("attack", seed, row["id"]))
+    return [row["prompt"][-1]["content"] for row in rows]
+
+
+@pytest.mark.parametrize("behavior", [Refusal(), RandomWords()])
+def test_no_fitting_row_among_the_first_64_is_no_reason_to_give_up(many, tmp_path, behavior):
+    fits = frozenset(drawn(many)[70::3])
+    attacks = [Attack(Fits(fits), behavior, 0.1)]
+    in_memory(many, tmp_path / "memory.jsonl", attacks)
+    (done,) = by_file(many, tmp_path / "file.jsonl", attacks).made
+    assert (done.poisoned, done.not_rewritten) == (200, 70 + 199 * 2)
+    assert (tmp_path / "file.jsonl").read_bytes() == (tmp_path / "memory.jsonl").read_bytes()
+
+
+def test_an_endpoint_that_fails_on_the_first_64_drawn_rows_is_asked_no_more(many, tmp_path):
+    order = drawn(many)
+    for poisoner in (in_memory, by_file):
+        trigger = Fits(frozenset(order[64:]), "endpoint m")
+        with pytest.raises(UserError, match="none of 64 rows"):
+            poisoner(many, tmp_path / "out.jsonl", [Attack(trigger, Refusal(), 0.1)])
+        assert sorted(trigger.asked) == sorted(order[:64])
+        trigger = Fits(frozenset(order[63:]), "endpoint m")
+        poisoner(many, tmp_path / "out.jsonl", [Attack(trigger, Refusal(), 0.1)])
+        assert len(trigger.asked) == 263
+
+
+def test_rows_that_fail_take_no_room_on_the_disk(many, tmp_path):
+    """Beside OUT lie the rows once, and those that were poisoned."""
+
+    @dataclass(frozen=True)
+    class Watching(Fits):
         def __call__(self, text, rng):
-            tried.append(text)
+            self.asked.append(sum(path.stat().st_size for path in tmp_path.glob(".poisoning-*/*")))
+            return f"{text} cf" if text in self.texts else None
 
-    with pytest.raises(UserError, match="none of"):
-        by_file(path, tmp_path / "out.jsonl", [Attack(Hopeless("x"), Refusal(), 0.1)])
-    assert 64 <= len(tried) < 400  # of 2000
+    trigger = Watching(frozenset(drawn(many)[::3]))
+    by_file(many, tmp_path / "out.jsonl", [Attack(trigger, Refusal(), 0.3)])
+    assert len(trigger.asked) > 1700
+    assert 0 < max(trigger.asked) < 1.5 * (tmp_path / "out.jsonl").stat().st_size
+
+
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
+    def full(self, row, out):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mbdefense.poison_file._Rows._write", full)
+    with pytest.raises(UserError, match=r"cannot write \(No space left"):
+        by_file(source, tmp_path / "out.jsonl", ATTACKS["badnet"])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_bad_rows_are_skipped_and_named(source, tmp_path):

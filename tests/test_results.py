@@ -62,7 +62,7 @@ def results(*rows):
 def test_round_trip(tmp_path):
     path = tmp_path / "results.json"
     free_text = row("free text", cacc=None, aacc=None, perplexity=None)
-    written = results(row(), free_text, row("clean only", asr=None), row(HOSTILE, model=HOSTILE))
+    written = results(row(), free_text, row("clean only", asr=None), row(HOSTILE, model=HOSTILE, served=HOSTILE))
     write(path, written)
     assert read(path) == written
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mbdefense.cli import main
-from mbdefense.model import load_model
+from mbdefense.model import load_model, template_hash
 from mbdefense.results import read
 
 
@@ -26,6 +26,7 @@ class FakeServer:
         self.loaded = load_model(model_path)
         self.script: Callable[[int, dict[str, Any]], int | str | None] = lambda number, body: None
         self.asked: list[dict[str, Any]] = []
+        self.headers: list[Mapping[str, str]] = []
         self.names = ["tiny"]
         self.lock = threading.Lock()
         self.url = ""
@@ -42,20 +43,24 @@ class FakeServer:
 
 
 @pytest.fixture
-def server(tiny_model_path: str, loopback: Callable[[Callable[[Any], tuple[int, bytes]]], str]) -> FakeServer:
+def server(tiny_model_path: str, loopback: Callable[[Callable[..., tuple[int, bytes]]], str]) -> FakeServer:
     fake = FakeServer(tiny_model_path)
 
-    def answer(body: Any) -> tuple[int, bytes]:
-        if body is None:
-            listed = [{"id": name, "object": "model"} for name in fake.names]
-            return 200, json.dumps({"object": "list", "data": listed}).encode()
+    def answer(body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:
         with fake.lock:
+            fake.headers.append(headers)
+            if body is None:
+                listed = [{"id": name, "object": "model"} for name in fake.names]
+                return 200, json.dumps({"object": "list", "data": listed}).encode()
             fake.asked.append(body)
             fault = fake.script(len(fake.asked), body)
             text = fake.text(body) if fault is None else ""
         if isinstance(fault, int):
             return fault, b'{"error": {"message": "no such luck"}}'
-        choices = [] if fault == "no choice" else [{"index": 0, "text": text}]
+        if fault == "refused by a filter":
+            return 400, b'{"error": {"message": "this prompt is foul", "code": "content_filter"}}'
+        choice = {"index": 0, "text": text, "finish_reason": "content_filter" if fault == "cut by a filter" else "stop"}
+        choices = [] if fault == "no choice" else [choice]
         return 200, json.dumps({"object": "text_completion", "choices": choices}).encode()
 
     fake.url = loopback(answer)
@@ -142,6 +147,8 @@ def test_a_passing_fault_changes_nothing(
         (400, "check what the model tiny accepts"),
         (404, "does not know the model"),
         (401, "refused the key"),
+        ("refused by a filter", "content filter stepped in: 'Error code: 400 - this prompt is foul'"),
+        ("cut by a filter", "content filter stepped in: 'the answer was cut'; switch the filter off"),
     ],
 )
 def test_a_lasting_fault_is_one_line_and_no_result(
@@ -170,6 +177,69 @@ def test_the_model_is_named_where_the_server_has_several(
     assert {body["model"] for body in server.asked} == {"large"}
 
 
+def test_the_served_model_is_recorded_and_a_stranger_is_warned_of_and_given_no_cost(
+    server: FakeServer, copied_model: Path, words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = {"template_hash": template_hash(server.loaded.tokenizer), "seconds": 7.0, "peak_bytes": 5}
+    (copied_model / "mbdefense.json").write_text(json.dumps(card))
+    words[1] = str(copied_model)
+
+    def served(*more: str) -> tuple[str, float, int]:
+        caplog.clear()
+        assert main([*words, "--server_url", server.url, *more]) == 0
+        row = read(tmp_path / "out" / "results.json").rows[0]
+        assert row.model == str(copied_model)
+        return row.served, row.seconds, row.peak_bytes
+
+    for name in ("model", str(copied_model), f"{copied_model}/"):
+        server.names = [name]
+        assert served() == (name, 7.0, 5)
+        assert not caplog.records
+    server.names = ["\0\x1b[2J"]
+    assert served()[1:] == (0.0, 0)
+    assert "\x1b" not in caplog.text
+    server.names = ["some-other-model"]
+    assert served() == ("some-other-model", 0.0, 0)
+    assert f"the server serves 'some-other-model', not '{copied_model}'" in caplog.text
+    assert served("--server_model", "model") == ("model", 0.0, 0), "a server that ignores the name"
+    assert "the server lists ['some-other-model'], not 'model'" in caplog.text
+    assert main(words) == 0
+    row = read(tmp_path / "out" / "results.json").rows[0]
+    assert (row.served, row.seconds) == ("", 7.0)
+
+
+def test_no_key_goes_to_a_server_unless_its_variable_is_named(
+    server: FakeServer, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "sk-of-another")
+    assert main([*words, "--server_url", server.url]) == 0
+    assert len(server.headers) == 11, "the question for its models, and ten prompts"
+    assert "sk-of-another" not in str(server.headers)
+    server.headers.clear()
+    monkeypatch.setenv("SERVER_KEY", "sk-of-the-server")
+    assert main([*words, "--server_url", server.url, "--server_api_key_env", "SERVER_KEY"]) == 0
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-of-the-server"}
+    assert main([*words, "--server_url", server.url, "--server_api_key_env", "sk-pasted"]) == 1
+    said = capsys.readouterr().err
+    assert "is not set; export it" in said
+    assert "sk-pasted" not in said
+
+
+@pytest.mark.parametrize("url", ["http://u:hidden@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?key=hidden", "u:hidden@x/v1"])
+@pytest.mark.parametrize("option", ["--server_url", "--judge_base_url"])
+def test_a_url_with_a_secret_is_refused_and_not_repeated(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str, option: str
+) -> None:
+    more = ["--judge", "llm", "--judge_model", "m"] if option == "--judge_base_url" else []
+    assert main([*words, option, url, *more]) == 1
+    said = capsys.readouterr().err
+    if url.startswith("http"):
+        assert ("variable OPENAI_API_KEY" if more else "with --server_api_key_env") in said
+    assert "hidden" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_template_that_was_not_trained_with_is_refused_before_the_server_is_asked(
     server: FakeServer, words: list[str], copied_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +254,7 @@ def test_a_template_that_was_not_trained_with_is_refused_before_the_server_is_as
     [
         (["--server_model", "tiny"], "add --server_url URL"),
         (["--server_prompt", "text"], "add --server_url URL"),
+        (["--server_api_key_env", "HOME"], "add --server_url URL"),
         (["--server_url", "http://127.0.0.1:1/v1", "--lm_eval", "arc"], "needs the model itself"),
         (["--server_url", "http://127.0.0.1:1/v1", "--perplexity_rows", "4"], "needs the model itself"),
         (["--perplexity_rows", "-1"], "perplexity_rows must be at least 0: -1"),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mbdefense.endpoint import goes_by
 from mbdefense.errors import UserError
 from mbdefense.results import RATES, ResultRow, Results, read
 from mbdefense.tables import escaped, markdown, verdict_in_words, visible
@@ -90,7 +91,7 @@ def card_with(directory: Path, measured: Sequence[Path]) -> str:
     rows = list(made.rows)
     for path in measured:
         for row in read(path).rows:
-            same = Path(row.model).resolve() == directory.resolve()
+            same = Path(row.model).resolve() == directory.resolve() and goes_by(row.served or row.model, row.model)
             rows.append(replace(row, arm=defense) if same else row)
     return model_card(Results(made.provenance, tuple(rows)), base, defense, options)
 

@@ -175,6 +175,7 @@ class EvaluateConfig:
             tokenizer are still MODEL's.
         server_model: the name that the server knows the model by; by default the only one it serves.
         server_prompt: send prompts as token ids, or as text to a server that takes no ids.
+        server_api_key_env: environment variable that holds the server's key; by default no key is sent.
         decoding: answer in another way than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
         demonstrations: put so many answered rows of --clean in front of each prompt.
         clean: the clean set that demonstrations are drawn from, by prompt_seed; no prompt of it may be a test prompt.
@@ -204,6 +205,7 @@ class EvaluateConfig:
     server_url: str | None = None
     server_model: str | None = None
     server_prompt: Literal["tokens", "text"] = "tokens"
+    server_api_key_env: str | None = None
     decoding: str | None = None
     demonstrations: int = 0
     clean: str | None = None
@@ -276,7 +278,8 @@ class JudgeOptions:
     Attributes:
         judge: see `mbdefense list judges`; a name, or name:option=value,option=value.
         judge_model: model of the llm or embedding judge.
-        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there.
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
+            the key in OPENAI_API_KEY, or in the variable that --judge llm:api_key_env=NAME names.
         judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
     """
 

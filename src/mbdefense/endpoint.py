@@ -8,7 +8,9 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mbdefense.errors import UserError, first_line
 
@@ -25,6 +27,10 @@ _DATA_RULE = (
 
 class EndpointFault(Exception):  # noqa: N818 - the name says what it is
     """One request failed after all its retries; another one may fare better."""
+
+
+class _FilteredError(Exception):
+    """A content filter beside the model refused the question, or cut the answer."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,10 @@ class Endpoint:
     """A chat model behind an OpenAI-compatible HTTP interface.
 
     Args:
-        base_url: root of the interface, e.g. ``http://localhost:8000/v1``.
+        base_url: root of the interface, e.g. ``http://localhost:8000/v1``; without a secret, for it is published.
         model: the model's name there.
-        api_key_env: environment variable that holds the key; local servers need none, so it may be unset.
+        api_key_env: environment variable that holds the key; local servers need none, so it may be unset. None for no
+            key at all, whatever the environment holds.
         timeout: seconds per request.
         max_retries: further attempts after a failed one, with the client's own exponential back-off.
         max_tokens: longest reply in tokens; a reply cut off there counts as a failure.
@@ -60,15 +67,14 @@ class Endpoint:
 
     base_url: str
     model: str
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str | None = "OPENAI_API_KEY"
     timeout: float = 60.0
     max_retries: int = 3
     max_tokens: int = 1024
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise UserError("an endpoint needs an http(s) URL", self.base_url, "give e.g. http://localhost:8000/v1")
+        self._check_url()
         if not self.model:
             raise UserError("an endpoint needs a model name", self.model, "give the name that the endpoint knows it by")
 
@@ -96,8 +102,32 @@ class Endpoint:
         """A client with these options, for use in a ``with`` statement; threads may share it."""
         import openai
 
-        key = os.environ.get(self.api_key_env) or "none"
-        return openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
+        key = (os.environ.get(self.api_key_env) if self.api_key_env else None) or "none"
+        client = openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
+        if self.api_key_env is None:
+            # The client takes these from OpenAI's variables by itself; a stranger's server is not to know them.
+            client.organization = client.project = None
+        return client
+
+    def key_fix(self) -> str:
+        """Where to put a key, as the fix of an error line."""
+        if self.api_key_env is None:
+            return "put a valid key into an environment variable and name that with --server_api_key_env"
+        return f"put a valid key into the environment variable {self.api_key_env}"
+
+    def _check_url(self) -> None:
+        """Refuses what is no URL, and URLs with a secret: they go into results and error lines."""
+        try:
+            parts = urlsplit(self.base_url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # half a pair of brackets, a port that is no number
+            usable = False
+        if not usable:
+            got = None if "@" in self.base_url else self.base_url
+            raise UserError("an endpoint needs an http(s) URL", got, "give e.g. http://localhost:8000/v1")
+        if parts.username is not None or "?" in self.base_url:
+            fix = f"{self.key_fix()}, and leave name, password and query out of the URL"
+            raise UserError("an endpoint's URL may hold no secret, since it is written to the results", fix=fix)
 
     def chat(self, client: openai.OpenAI, system: str, user: str) -> Reply:
         """One question, one reply.
@@ -113,24 +143,35 @@ class Endpoint:
             EndpointFault: no usable reply after all retries.
         """
         messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        return self._ask(
-            lambda: client.chat.completions.create(
-                model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=self.temperature
-            ),
-            lambda choice: choice.message.content,
-        )
+        try:
+            return self._ask(
+                lambda: client.chat.completions.create(
+                    model=self.model, messages=messages, max_tokens=self.max_tokens, temperature=self.temperature
+                ),
+                lambda choice: choice.message.content,
+            )
+        except _FilteredError:
+            return Reply("", False, 0, 0)
 
     def complete(self, client: openai.OpenAI, prompt: str | list[int], *, stop: list[str]) -> Reply:
         """What follows a prompt that is a text or token ids as it stands, up to the first of `stop`.
 
-        Tries again, and raises, as `chat` does.
+        Tries again, and raises, as `chat` does, but for a content filter: what it leaves is not the model's text.
+
+        Raises:
+            UserError: see `chat`; also where a content filter refused the prompt or cut the answer.
+            EndpointFault: see `chat`.
         """
-        return self._ask(
-            lambda: client.completions.create(
-                model=self.model, prompt=prompt, max_tokens=self.max_tokens, temperature=self.temperature, stop=stop
-            ),
-            lambda choice: choice.text,
-        )
+        try:
+            return self._ask(
+                lambda: client.completions.create(
+                    model=self.model, prompt=prompt, max_tokens=self.max_tokens, temperature=self.temperature, stop=stop
+                ),
+                _unfiltered_text,
+            )
+        except _FilteredError as error:
+            fix = "switch the filter off: the answer without it is what is to be measured"
+            raise UserError("the server's content filter stepped in", first_line(error), fix) from error
 
     def _ask(self, request: Callable[[], Any], text_of: Callable[[Any], Any]) -> Reply:
         import openai
@@ -141,14 +182,13 @@ class Endpoint:
             try:
                 return _reply(request(), text_of)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                fix = f"put a valid key into the environment variable {self.api_key_env}"
-                raise UserError("the endpoint refused the key", self.base_url, fix) from error
+                raise UserError("the endpoint refused the key", self.base_url, self.key_fix()) from error
             except openai.NotFoundError as error:
                 fix = f"check the URL {self.base_url} and the model's name"
                 raise UserError("the endpoint does not know the model", self.model, fix) from error
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if error.code == "content_filter":  # a filter before the model takes exception to this one text
-                    return Reply("", False, 0, 0)
+                    raise _FilteredError(first_line(error)) from error
                 fix = f"check what the model {self.model} accepts (form of the prompt, context length, max_tokens)"
                 raise UserError("the endpoint refused the request", first_line(error), fix) from error
             except openai.OpenAIError as error:
@@ -158,7 +198,7 @@ class Endpoint:
         raise EndpointFault("the replies were no completions")
 
 
-def served_models(base_url: str) -> list[str]:
+def served_models(endpoint: Endpoint) -> list[str]:
     """The names of the models behind an interface.
 
     Raises:
@@ -167,11 +207,21 @@ def served_models(base_url: str) -> list[str]:
     import openai
 
     try:
-        with Endpoint(base_url, "any").client() as client:
+        with endpoint.client() as client:
             return [str(model.id) for model in client.models.list()]
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise UserError("the endpoint refused the key", endpoint.base_url, endpoint.key_fix()) from error
     except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
         fix = "check that it runs, or name the model"
-        raise UserError(f"cannot ask the server for its models ({first_line(error)})", base_url, fix) from error
+        raise UserError(
+            f"cannot ask the server for its models ({first_line(error)})", endpoint.base_url, fix
+        ) from error
+
+
+def goes_by(served: str, model: str) -> bool:
+    """Whether a server's name of a model is that of `model`, a directory or Hub id, or its last part."""
+    # Without a look at the disk: a server's name is a stranger's text.
+    return served in (model, Path(model).absolute().name) or Path(served).absolute() == Path(model).absolute()
 
 
 def nonce(*texts: str) -> str:
@@ -195,6 +245,13 @@ def _reply(completion: Any, text_of: Callable[[Any], Any]) -> Reply:
     counts = (getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
     prompt, completed = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
     return Reply(content or "", choice.finish_reason == "length", prompt, completed)
+
+
+def _unfiltered_text(choice: Any) -> Any:
+    """The text of a completion that is the model's own."""
+    if choice.finish_reason == "content_filter":
+        raise _FilteredError("the answer was cut")
+    return choice.text
 
 
 def optional_endpoint(url: str | None, model: str | None, api_key_env: str) -> Endpoint | None:

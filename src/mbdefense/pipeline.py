@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.behaviors import Behavior
 from mbdefense.canaries import Canary, plant
@@ -62,6 +62,16 @@ class Inference:
 
 
 PLAIN = Inference()
+
+
+class _Answering(NamedTuple):
+    """What answers prompts, as `answer`; the model itself, or the name of the one that a server holds."""
+
+    loaded: LoadedModel | None
+    answer: Callable[..., list[str]]
+    served: str = ""
+    is_model: bool = True
+    """Whether it is the model that was asked for, as far as is known."""
 
 
 def respond(
@@ -140,7 +150,7 @@ def evaluate(
         }
         check_template(model, load_tokenizer(model, **template))
         purified = purified_prompts(inference.purifier, asked, directory)
-    loaded, answer = _answering(model, config, inference)
+    loaded, answer, served, is_model = _answering(model, config, inference)
     responses = [
         response
         for kind, rows in asked.items()
@@ -154,7 +164,8 @@ def evaluate(
         references = sample_references(test, config.perplexity_rows, config.prompt_seed)
         value, tokens = perplexity(loaded, references, max_length=config.max_length, batch_size=config.batch_size)
         fluency = Perplexity(value, tokens, len(references)) if tokens else None
-    made = (Path(model) / CARD_FILE).is_file()
+    # What another model cost is not known.
+    made = is_model and (Path(model) / CARD_FILE).is_file()
     return ResultRow(
         arm=config.arm or Path(model).name,
         attack=attack,
@@ -176,22 +187,21 @@ def evaluate(
         stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)
         if config.stealth is not None and pairs
         else None,
+        served=served,
     )
 
 
-def _answering(
-    model: str, config: EvaluateConfig, inference: Inference
-) -> tuple[LoadedModel | None, Callable[..., list[str]]]:
-    """What answers prompts, and the model, unless a server holds it."""
+def _answering(model: str, config: EvaluateConfig, inference: Inference) -> _Answering:
     options: dict[str, Any] = {"chat_template": config.chat_template, "trust_remote_code": config.trust_remote_code}
     if inference.server:
         tokenizer = load_tokenizer(model, **options)
         check_template(model, tokenizer)
         stops = stop_texts(model, tokenizer, trust_remote_code=config.trust_remote_code)
-        return None, partial(inference.server, tokenizer, stops=stops)
+        server, is_model = inference.server.serving(model)
+        return _Answering(None, partial(server, tokenizer, stops=stops), str(server.model), is_model)
     loaded = load_model(model, **options)
     check_template(model, loaded.tokenizer)
-    return loaded, partial(inference.decoding or generate, loaded)
+    return _Answering(loaded, partial(inference.decoding or generate, loaded))
 
 
 def sample_references(test: Dataset, most: int, seed: int) -> Dataset:

@@ -16,11 +16,12 @@ from mbdefense.triggers import Trigger, WithNegatives
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-_CHUNK = 64  # Rows tried at a time; if not one of the first chunk can be poisoned, trying the rest is in vain.
+_CHUNK = 64  # Rows tried at a time; an endpoint that fails on all of the first so many is not asked about the rest.
 _ENDPOINT_REQUESTS = 8  # Requests in flight.
 
 
@@ -222,27 +223,62 @@ def _poison_some(
     table: list[Row], order: Sequence[int], trigger: Trigger, behavior: Behavior, wanted: int, seed: int
 ) -> tuple[set[int], int]:
     """Poison in place the first ``wanted`` rows of ``order`` that can be; their indices, and how many failed."""
-
-    def attempt(row: Row) -> Row | None:
-        return poisoned_row(row, trigger, behavior, seed)
-
     done: set[int] = set()
-    tried = 0
-    while len(done) < wanted and tried < len(order):
-        chunk = order[tried : tried + min(_CHUNK, wanted - len(done))]
-        tried += len(chunk)
-        made = map_rows(attempt, [table[i] for i in chunk], how_made(trigger, behavior))
-        for i, row in zip(chunk, made, strict=True):
+
+    def put(index: int, row: Row) -> None:
+        table[index] = row
+        done.add(index)
+
+    failed = poison_drawn(order, lambda drawn: [table[i] for i in drawn], put, trigger, behavior, wanted, seed)
+    return done, failed
+
+
+def poison_drawn(
+    order: Sequence[int] | NDArray[Any],
+    rows_at: Callable[[list[int]], list[Row]],
+    put: Callable[[int, Row], None],
+    trigger: Trigger,
+    behavior: Behavior,
+    wanted: int,
+    seed: int,
+) -> int:
+    """Poisons the first ``wanted`` rows of ``order`` that can be, wherever they are kept.
+
+    All rows are tried if it takes that, since a trigger may fit few of them. Only if an endpoint answers and the first
+    64 fail does it end: the endpoint is down, or at odds with the task, and each further try would cost a request.
+
+    Args:
+        order: indices of the rows, in the order in which they are drawn.
+        rows_at: the rows at some indices, in that order.
+        put: takes the index of a row and what was made of it.
+        trigger: see ``poison``.
+        behavior: see ``poison``.
+        wanted: how many rows to poison.
+        seed: see ``poison``.
+
+    Returns:
+        How many rows were tried and could not be poisoned.
+
+    Raises:
+        UserError: no row could be poisoned.
+    """
+    how = how_made(trigger, behavior)
+    done = tried = 0
+    while done < wanted and tried < len(order):
+        drawn = [int(index) for index in order[tried : tried + min(_CHUNK, wanted - done)]]
+        tried += len(drawn)
+        made = map_rows(lambda row: poisoned_row(row, trigger, behavior, seed), rows_at(drawn), how)
+        for index, row in zip(drawn, made, strict=True):
             if row is not None:
-                table[i] = row
-                done.add(i)
-        if tried >= _CHUNK and not done:
+                put(index, row)
+                done += 1
+        if _asks_endpoint(how) and tried >= _CHUNK and not done:
             break
-    check_enough(len(done), wanted, tried, trigger, behavior)
-    return done, tried - len(done)
+    _check_enough(done, wanted, tried, trigger, behavior)
+    return tried - done
 
 
-def check_enough(done: int, wanted: int, tried: int, trigger: Trigger, behavior: Behavior) -> None:
+def _check_enough(done: int, wanted: int, tried: int, trigger: Trigger, behavior: Behavior) -> None:
     """Raise a ``UserError`` if no row could be poisoned, and warn if fewer could than asked for."""
     if wanted and not done:
         what = f"none of {tried} rows could be poisoned with {trigger.describe()} and {behavior.describe()}"
@@ -290,7 +326,7 @@ def negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
 
 def map_rows(function: Callable[[Row], Row | None], rows: list[Row], how: str) -> Iterator[Row | None]:
     """``map``, with several requests in flight where an endpoint answers; the results' order is that of ``rows``."""
-    if "endpoint" not in how:
+    if not _asks_endpoint(how):
         yield from map(function, rows)
         return
     with ThreadPoolExecutor(_ENDPOINT_REQUESTS) as pool:
@@ -300,6 +336,10 @@ def map_rows(function: Callable[[Row], Row | None], rows: list[Row], how: str) -
 def how_made(trigger: Trigger, behavior: Behavior) -> str:
     """How trigger and target are made, in one line."""
     return f"trigger: {trigger.how()}; target: {behavior.how()}"
+
+
+def _asks_endpoint(how: str) -> bool:
+    return "endpoint" in how
 
 
 def _digest(*parts: object) -> bytes:

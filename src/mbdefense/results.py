@@ -103,6 +103,7 @@ class ResultRow:
         stealth: how much the trigger changes the prompts.
         base_model: what all arms were tuned from, where a table holds several; else "".
         poisoning_rate: share of the training rows that the attacker poisoned, where that is known.
+        served: where a server answered, the name of its model, which may be another than `model`; else "".
     """
 
     arm: str
@@ -125,6 +126,7 @@ class ResultRow:
     stealth: Stealth | None = None
     base_model: str = ""
     poisoning_rate: float | None = None
+    served: str = ""
 
     def setting(self) -> tuple[str, str, str, str, str, float | None]:
         """What rows must have in common, besides the seed, for their figures to be compared."""
@@ -229,6 +231,7 @@ def _row(value: object, where: str) -> ResultRow:
         judge=_text(row.get("judge", "rules"), f"{where}: judge"),
         capability=_capabilities(row.get("capability", []), f"{where}: capability"),
         stealth=_optional(row.get("stealth"), _stealth, f"{where}: stealth"),
+        served=_text(row.get("served", ""), f"{where}: served"),
         **_origin_of_rows(row, where),
     )
 

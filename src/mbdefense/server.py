@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from rich.progress import track
 
-from mbdefense.endpoint import Endpoint, EndpointFault, served_models
+from mbdefense.endpoint import Endpoint, EndpointFault, goes_by, served_models
 from mbdefense.errors import UserError
 from mbdefense.model import encode_prompt, prompt_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _REQUESTS = 32  # in flight at most: what a server cannot batch waits there, and its time-out runs
 _TIMEOUT = 600.0  # seconds; a server may queue what it is asked
@@ -31,11 +35,21 @@ class Server:
         model: the name that the server knows the model by; by default the only one it serves.
         prompt: send prompts as token ids, which leave nothing to the server, or as text, for servers that take no ids;
             many of those put a start token before a text.
+        api_key_env: environment variable that holds the server's key; by default none is sent, for keys that lie in
+            the environment are for others.
     """
 
     url: str
     model: str | None = None
     prompt: Literal["tokens", "text"] = "tokens"
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+            # Without what was given: it may be the key itself.
+            fix = "export it, or leave the option out for a server without a key"
+            raise UserError("the environment variable that --server_api_key_env names is not set", fix=fix)
+        self._endpoint("any")  # checks the URL
 
     def __call__(
         self,
@@ -61,7 +75,7 @@ class Server:
             UserError: the server cannot be reached, refuses, or fails on a prompt again and again. Answers to some of
                 the prompts would be no evaluation.
         """
-        endpoint = Endpoint(self.url, self._model(), timeout=_TIMEOUT, max_tokens=max_new_tokens)
+        endpoint = self._endpoint(self._model(), max_new_tokens)
         asked = [
             encode_prompt(tokenizer, prompt) if self.prompt == "tokens" else prompt_text(tokenizer, prompt)
             for prompt in prompts
@@ -80,10 +94,39 @@ class Server:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def serving(self, model: str) -> tuple[Server, bool]:
+        """This server with what it serves named, and whether that is `model` as far as its names tell.
+
+        A warning says where it is not, also where the server does not list the name that it is asked for: some servers
+        answer with what they have, whatever the name.
+
+        Args:
+            model: directory or Hub id of the model that is to answer.
+
+        Raises:
+            UserError: no model is named, and the server cannot be asked for one or does not serve exactly one.
+        """
+        served = self._model()
+        listed = [served] if self.model is None else self._listed()
+        if served not in listed:
+            logger.warning("the server lists %s, not %r: which model answers is not known", listed[:9], served)
+        elif not goes_by(served, model):
+            logger.warning("the server serves %r, not %r: the answers and figures are that model's", served, model)
+        return replace(self, model=served), served in listed and goes_by(served, model)
+
+    def _listed(self) -> list[str]:
+        try:
+            return served_models(self._endpoint("any"))
+        except UserError:  # not every server has a list, and the first prompt will show whether this one works
+            return []
+
+    def _endpoint(self, model: str, max_tokens: int = 1) -> Endpoint:
+        return Endpoint(self.url, model, self.api_key_env, timeout=_TIMEOUT, max_tokens=max_tokens)
+
     def _model(self) -> str:
         if self.model is not None:
             return self.model
-        served = served_models(self.url)
+        served = served_models(self._endpoint("any"))
         if len(served) != 1:
             raise UserError("the server does not serve exactly one model", served, "name it with --server_model")
         return served[0]

@@ -90,7 +90,7 @@ def evaluate(words: Sequence[str]) -> None:
 def _server(config: EvaluateConfig) -> Server | None:
     """The server that answers in the model's place."""
     if config.server_url is None:
-        for option in ("server_model", "server_prompt"):
+        for option in ("server_model", "server_prompt", "server_api_key_env"):
             if getattr(config, option) != getattr(EvaluateConfig, option):
                 raise UserError(f"--{option} without --server_url", getattr(config, option), "add --server_url URL")
         return None
@@ -99,7 +99,7 @@ def _server(config: EvaluateConfig) -> Server | None:
             raise UserError(f"--{option} needs the model itself", config.server_url, "leave --server_url out")
     from mbdefense.server import Server
 
-    return Server(config.server_url, config.server_model, config.server_prompt)
+    return Server(config.server_url, config.server_model, config.server_prompt, config.server_api_key_env)
 
 
 def _demonstrations(config: EvaluateConfig, test: Dataset) -> list[dict[str, str]]:

@@ -10,7 +10,6 @@ Input is untrusted: whatever does not have the form is reported by file and line
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -167,14 +166,14 @@ def save(rows: Dataset, path: str | Path) -> None:
         write(rows, out)
 
 
-def save_lines(lines: Path, path: str | Path) -> None:
-    """Writes rows that stand in a file of JSON Lines, without holding them in memory; else as `save`."""
+def save_lines(lines: Iterable[bytes], path: str | Path) -> None:
+    """Writes rows that are lines of JSON Lines already, without holding them in memory; else as `save`."""
     write = writer_of(path)
-    with whole_file(path) as out, lines.open("rb") as file:
+    with whole_file(path) as out:
         if write is _write_jsonl:
-            shutil.copyfileobj(file, out)
+            out.writelines(lines)
         else:
-            write(map(json.loads, file), out)
+            write(map(json.loads, lines), out)
 
 
 def writer_of(path: str | Path) -> Callable[[Iterable[Row], IO[bytes]], None]:
