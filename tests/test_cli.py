@@ -152,7 +152,7 @@ def test_defend_and_evaluate_run_from_data_to_figures(
     assert {"model.safetensors", "mbdefense.json", "results.json", "README.md"} <= {file.name for file in out.iterdir()}
     assert all((out / control / "model.safetensors").is_file() for control in ("attacked", "clean_set"))
     assert not (out / "checkpoints").exists()
-    assert [row.arm for row in read_results(out / "results.json").rows] == ["base", "merged", "mb_defense"]
+    assert [row.arm for row in read_results(out / "results.json").rows] == ["base", "merged", "mb_defense"] * 4
 
     # A second run is refused, unless it goes on; then nothing is trained again.
     before = (out / "model.safetensors").stat().st_mtime_ns
