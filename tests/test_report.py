@@ -244,6 +244,14 @@ def test_a_failed_cell_takes_everywhere_from_a_defense(tmp_path):
     assert "mb_defense lowered the ASR in 1 of 2 settings where the attack landed (1 not measured)" in found.points[1]
 
 
+def test_where_nothing_was_right_no_loss_of_accuracy_is_ruled_out(tmp_path):
+    nothing_right = {name: {"right": 0} for name in ARMS}
+    found = summarize(read_sources([write_evaluations(tmp_path / "run", **nothing_right)]))
+    assert found.headline == "mb_defense (to .05) lowers the attack success rate where the attack landed."
+    assert not any("no loss shown" in point for point in found.points)
+    assert any("In 1 of 1 setting the undefended model answered no prompt right" in point for point in found.points)
+
+
 @pytest.mark.parametrize(
     ("arms", "said"),
     [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from mbdefense.report.sources import Sources
 from mbdefense.report.view import SIGNIFICANT, arm_order, model_name, role_of, share
-from mbdefense.results import ResultRow, Results
+from mbdefense.results import UNDEFENDED, ResultRow, Results
 from mbdefense.statistics import Score
 from mbdefense.tables import groups, landing_of, row_verdicts, verdict_in_words, visible
 
@@ -24,7 +24,8 @@ class Standing:
         tried: those of them where the attack landed.
         lower: those of these where its ASR is lower than the undefended model's.
         worse: result rows where its CACC is lower than the undefended model's on the same prompts (Holm).
-        paired: result rows whose CACC was compared on the same prompts.
+        paired: result rows whose CACC was compared on the same prompts, where a loss could show: the undefended model
+            answered some of them right.
         asr: least and most, where the attack landed; None without any.
         cacc: least and most.
         seconds: median of making the model, and the most.
@@ -74,10 +75,18 @@ def summarize(sources: Sources) -> Summary:
     attacks = Results({}, rows)
     landed = [landing_of(group).landed for group in groups(attacks)]
     verdicts = dict(zip(map(id, rows), row_verdicts(attacks), strict=True))
+    silent = [group for group in groups(attacks) if _says_nothing_of_accuracy(group)]
+    unable = {id(row) for group in silent for row in group}
     standings = tuple(
-        _standing(arm, [row for row in rows if row.arm == arm], verdicts) for arm in arm_order(row.arm for row in rows)
+        _standing(arm, [row for row in rows if row.arm == arm], verdicts, unable)
+        for arm in arm_order(row.arm for row in rows)
     )
     points = [_landed(landed), *_of_defenses(standings, landed.count(True))]
+    if silent:
+        points.append(
+            f"In {len(silent)} of {_count(len(landed), 'setting')} the undefended model answered no prompt right: "
+            "CACC says nothing there, and no loss of it could show."
+        )
     if sources.unfinished:
         failed = sum(cell.status == "failed" for cell in sources.unfinished)
         pending = len(sources.unfinished) - failed
@@ -86,10 +95,15 @@ def summarize(sources: Sources) -> Summary:
     return Summary(_headline(landed, standings), tuple(points), standings, words)
 
 
-def _standing(arm: str, rows: Sequence[ResultRow], verdicts: dict[int, str]) -> Standing:
+def _says_nothing_of_accuracy(rows: Sequence[ResultRow]) -> bool:
+    """Whether an undefended model without a right answer leaves nothing to lose."""
+    return any(row.arm == UNDEFENDED[row.origin] and row.cacc is not None and row.cacc.value == 0 for row in rows)
+
+
+def _standing(arm: str, rows: Sequence[ResultRow], verdicts: dict[int, str], unable: Collection[int]) -> Standing:
     told = [(row, verdicts[id(row)]) for row in rows]
     tried = [row for row, verdict in told if verdict in ("ASR lower", "ASR higher", "no difference shown")]
-    changes = [row.cacc_change for row in rows if row.cacc_change]
+    changes = [row.cacc_change for row in rows if row.cacc_change and id(row) not in unable]
     seconds = [row.seconds for row in rows]
     landed = tried if role_of(arm) == "defense" else rows
     return Standing(
