@@ -43,6 +43,7 @@ class TrainingOptions:
             between; all for those that are installed, none for none.
         seed: seed of everything random.
         use_peft: train LoRA adapters, merged into the weights at the end of each stage.
+        load_in_4bit: train the adapters beside weights of four bits (QLoRA), to save a GPU's memory; needs [qlora].
         lora_r: rank.
         lora_alpha: scale.
         lora_dropout: dropout before the adapters.
@@ -68,6 +69,7 @@ class TrainingOptions:
     report_to: str = "none"
     seed: int = 0
     use_peft: bool = False
+    load_in_4bit: bool = False
     lora_r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -81,6 +83,8 @@ class TrainingOptions:
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be at least 0", getattr(self, name), f"set --{name} to 0 or more")
+        if self.load_in_4bit and not self.use_peft:
+            raise UserError("weights of four bits cannot be trained themselves", fix="add --use_peft true")
         if self.max_length < 16:
             raise UserError(
                 "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"

@@ -20,6 +20,7 @@ from mbdefense.errors import UserError, did_you_mean, first_line
 from mbdefense.model import LoadedModel, bf16_pays
 from mbdefense.options import TrainingOptions
 from mbdefense.train.own_loss import NOT_FINITE
+from mbdefense.train.quantized import in_four_bits, with_whole_weights
 
 
 class Trained(NamedTuple):
@@ -106,6 +107,8 @@ def with_lora(model: Any, options: TrainingOptions) -> Any:
     """The model, with adapters to train in its place if the options ask for them."""
     if not options.use_peft:
         return model
+    if options.load_in_4bit:
+        model = in_four_bits(model, options)
     from peft import LoraConfig, get_peft_model
 
     targets = options.lora_target_modules
@@ -184,7 +187,7 @@ def run(
     whole = trainer.model_wrapped if in_deepspeed else trained
     state = accelerator.get_state_dict(whole) if in_pieces else None
     model = accelerator.unwrap_model(trained)
-    tuned = LoadedModel(model.merge_and_unload() if options.use_peft else model, loaded.tokenizer)
+    tuned = LoadedModel(with_whole_weights(model).merge_and_unload() if options.use_peft else model, loaded.tokenizer)
     return Trained(tuned, trainer.state.log_history, truncated, state)
 
 
