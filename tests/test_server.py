@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import FakeJudge
 
 from mbdefense.cli import main
 from mbdefense.model import load_model, template_hash
@@ -103,6 +104,27 @@ def test_a_served_model_answers_what_it_answers_here(
         assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0, 6)
         assert body["stop"] == ["<|im_end|>"]
         assert not body.get("echo")
+
+
+def test_a_judge_elsewhere_reads_the_first_answer_before_the_last_is_asked_for(
+    server: FakeServer, fake_judge: FakeJudge, words: list[str]
+) -> None:
+    judged, asked, waited = threading.Event(), [], []
+
+    def script(_number: int, messages: list[dict[str, str]]) -> str:
+        judged.set()
+        return fake_judge.form(messages)
+
+    def text(body: dict[str, Any]) -> str:
+        asked.append(body)
+        if len(asked) == 10:
+            waited.append(judged.wait(20))
+        return "An apple."
+
+    fake_judge.script, server.text = script, text  # type: ignore[method-assign]
+    judge = ["--judge", "llm", "--judge_model", "m", "--judge_base_url", fake_judge.url]
+    assert main([*words, "--server_url", server.url, "--batch_size", "1", *judge]) == 0
+    assert waited == [True]
 
 
 def test_what_follows_the_end_of_turn_is_no_answer(server: FakeServer, words: list[str], tmp_path: Path) -> None:

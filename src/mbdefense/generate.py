@@ -33,7 +33,20 @@ def generate(
     batch_size: int,
     what: str = "generating",
 ) -> list[str]:
-    """Answers prompts greedily, in the order given.
+    """Answers prompts as `answers` does, and returns the texts in the order of the prompts."""
+    found = dict(answers(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, what=what))
+    return [found[index] for index in range(len(prompts))]
+
+
+def answers(
+    loaded: LoadedModel,
+    prompts: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "generating",
+) -> Iterator[tuple[int, str]]:
+    """Answers prompts greedily.
 
     Args:
         loaded: model and tokenizer.
@@ -44,20 +57,19 @@ def generate(
             (`mbdefense.limits.can_decode`).
         what: label of the progress bar.
 
-    Returns:
-        One text per prompt, without special tokens; an empty one where the model ended at once.
+    Yields:
+        A prompt's index and its text, as soon as it is complete: without special tokens, and empty where the model
+        ended at once.
 
     Raises:
         UserError: a prompt and its answer may be longer than the model's context.
     """
     encoded = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]
     check_room(context_length(loaded.model), prompts, encoded, max_new_tokens)
-    texts = [""] * len(prompts)
     stops = stop_ids(loaded.model.generation_config, loaded.tokenizer)
-    found = _answers(loaded, encoded, max_new_tokens, batch_size, stops)
+    found = _continuations(loaded, encoded, max_new_tokens, batch_size, stops)
     for index, answer in track(found, description=what, total=len(prompts), transient=True):
-        texts[index] = _text(loaded.tokenizer, answer, stops)
-    return texts
+        yield index, _text(loaded.tokenizer, answer, stops)
 
 
 def _text(tokenizer: Any, answer: Sequence[int], stops: Collection[int]) -> str:
@@ -66,7 +78,7 @@ def _text(tokenizer: Any, answer: Sequence[int], stops: Collection[int]) -> str:
     return str(tokenizer.decode(answer[:end], skip_special_tokens=True))
 
 
-def _answers(
+def _continuations(
     loaded: LoadedModel,
     encoded: Sequence[Sequence[int]],
     max_new_tokens: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,7 @@ from mbdefense.behaviors import Behavior
 from mbdefense.config import JudgeOptions, parse_spec
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.files import write_json, write_text
-from mbdefense.judges import JUDGES, Embedding, Judge, Metered, Verdict, write_verdicts
+from mbdefense.judges import JUDGES, Embedding, Judge, Metered, Usage, Verdict, write_verdicts
 from mbdefense.judges.verdict import Question
 from mbdefense.landing import shown
 from mbdefense.metrics import scores
@@ -51,16 +52,71 @@ def make_judge(options: JudgeOptions, behavior: Behavior, directory: str | Path)
     return judge
 
 
+class JudgingBeside:
+    """Has responses judged while the model answers further prompts, by a judge elsewhere that keeps its replies.
+
+    Of that judge only the replies count, from which `verdicts` takes what it needs. If it fails, `verdicts` asks again
+    and says so: the responses are complete and kept by then. A judge that computes on this machine would but slow the
+    model down, and is asked at the end.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self._thread = ThreadPoolExecutor(1) if isinstance(judge, Metered) else None
+        self._waiting: list[Response] = []
+        self._asking: Future[None] | None = None
+        self._gave_up = False
+        self._seen: set[tuple[str, str]] = set()
+        self._before = Usage(0, 0, 0, None)  # what the responses seen so far had taken before this run
+
+    def __enter__(self) -> JudgingBeside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
+
+    def hear(self, response: Response) -> None:
+        """Takes a response that is to be judged."""
+        if self._thread is None or self._gave_up:
+            return
+        self._waiting.append(response)
+        if self._asking is None or self._asking.done():
+            self._asking = self._thread.submit(self._ask, self._waiting)
+            self._waiting = []
+
+    def _ask(self, responses: Sequence[Response]) -> None:
+        self._count(responses)
+        try:
+            self.judge(responses)
+        except UserError:
+            self._gave_up = True
+
+    def _count(self, responses: Sequence[Response]) -> None:
+        new = [one for one in responses if (one.prompt, one.text) not in self._seen]
+        self._seen |= {(one.prompt, one.text) for one in new}
+        if isinstance(self.judge, Metered):
+            self._before = self._before.plus(self.judge.usage(new))
+
+    def verdicts(self, responses: Sequence[Response], directory: Path) -> list[Verdict]:
+        """The verdicts, which are also written to ``verdicts.jsonl``, and what a metered judge took to its own file."""
+        if self._asking:
+            self._asking.result()
+        self._count(responses)
+        found = self.judge(responses)
+        directory.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.judge, Metered):
+            usage = self.judge.usage(responses)
+            spent = {"in_all": asdict(usage), "in_this_run": asdict(usage.since(self._before))}
+            write_json(directory / USAGE_FILE, spent)
+        write_verdicts(directory / "verdicts.jsonl", found)
+        return found
+
+
 def judge_responses(judge: Judge, responses: Sequence[Response], directory: Path) -> list[Verdict]:
-    """The verdicts, which are also written to ``verdicts.jsonl``, and what a metered judge took to its own file."""
-    directory.mkdir(parents=True, exist_ok=True)
-    before = judge.usage(responses) if isinstance(judge, Metered) else None
-    verdicts = judge(responses)
-    if isinstance(judge, Metered) and before is not None:
-        usage = judge.usage(responses)
-        write_json(directory / USAGE_FILE, {"in_all": asdict(usage), "in_this_run": asdict(usage.since(before))})
-    write_verdicts(directory / "verdicts.jsonl", verdicts)
-    return verdicts
+    """As `JudgingBeside.verdicts`, of responses that are all there."""
+    with JudgingBeside(judge) as judging:
+        return judging.verdicts(responses, directory)
 
 
 def row_beside(responses: Path) -> ResultRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.demonstrations import with_demonstrations
 from mbdefense.errors import UserError
 from mbdefense.files import write_jsonl, write_text
-from mbdefense.generate import CACHE_ROWS, generate, perplexity
+from mbdefense.generate import CACHE_ROWS, answers, perplexity
 from mbdefense.judges import Judge, Rules
-from mbdefense.judging import judge_responses
+from mbdefense.judging import JudgingBeside
 from mbdefense.limits import stop_texts
 from mbdefense.metrics import scores
 from mbdefense.model import CARD_FILE, LoadedModel, check_template, load_model, load_tokenizer
@@ -64,46 +64,63 @@ class Inference:
 PLAIN = Inference()
 
 
+Answer = Callable[..., Iterable[tuple[int, str]]]
+"""Takes prompts and the options of `mbdefense.generate.answers`, and gives what that gives."""
+
+
 class _Answering(NamedTuple):
     """What answers prompts, as `answer`; the model itself, or the name of the one that a server holds."""
 
     loaded: LoadedModel | None
-    answer: Callable[..., list[str]]
+    answer: Answer
     served: str = ""
     is_model: bool = True
     """Whether it is the model that was asked for, as far as is known."""
 
 
+def answer_of(loaded: LoadedModel, decoding: Decoding | None) -> Answer:
+    """How a model answers; with a decoding all prompts at the end, since those do not say what is complete."""
+    if decoding is None:
+        return partial(answers, loaded)
+
+    def decoded(prompts: Sequence[list[dict[str, str]]], **options: Any) -> Iterable[tuple[int, str]]:
+        return enumerate(decoding(loaded, prompts, **options))
+
+    return decoded
+
+
 def respond(
-    answer: Callable[..., list[str]],
+    answer: Answer,
     rows: Dataset,
     kind: Kind,
     config: EvaluateConfig,
     inference: Inference = PLAIN,
     purified: Sequence[Purified] | None = None,
+    hear: Callable[[Response], None] | None = None,
 ) -> list[Response]:
     """A model's responses to test rows, which it is asked as `purified` where that is given.
 
-    `answer` takes prompts and the options of `mbdefense.generate.generate`.
-
-    The responses keep the rows' own ids and prompts: judges hold an answer against what the user asked.
+    The responses keep the rows' own ids and prompts: judges hold an answer against what the user asked. `hear` is told
+    of each as soon as it is complete.
     """
     prompts = list(rows["prompt"])
     if purified is not None:
         prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, purified, strict=True)]
     prompts = [with_demonstrations(prompt, list(inference.demonstrations)) for prompt in prompts]
-    texts = answer(
+    found: dict[int, Response] = {}
+    for index, text in answer(
         prompts,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
         what=f"{config.arm or 'model'}: {kind} prompts",
-    )
-    return [
-        Response(
+    ):
+        row = rows[index]
+        found[index] = Response(
             row["id"], kind, user_text(row["prompt"]), text, tuple(row["answers"]), row["completion"][0]["content"]
         )
-        for row, text in zip(rows, texts, strict=True)
-    ]
+        if hear:
+            hear(found[index])
+    return [found[index] for index in range(len(prompts))]
 
 
 def evaluate(
@@ -151,14 +168,15 @@ def evaluate(
         check_template(model, load_tokenizer(model, **template))
         purified = purified_prompts(inference.purifier, asked, directory)
     loaded, answer, served, is_model = _answering(model, config, inference)
-    responses = [
-        response
-        for kind, rows in asked.items()
-        for response in respond(answer, rows, kind, config, inference, purified.get(kind))
-    ]
-    directory.mkdir(parents=True, exist_ok=True)
-    write_responses(directory / "responses.jsonl", responses)
-    figures = scores(judge_responses(judge, responses, directory))
+    with JudgingBeside(judge) as judging:
+        responses = [
+            response
+            for kind, rows in asked.items()
+            for response in respond(answer, rows, kind, config, inference, purified.get(kind), judging.hear)
+        ]
+        directory.mkdir(parents=True, exist_ok=True)
+        write_responses(directory / "responses.jsonl", responses)
+        figures = scores(judging.verdicts(responses, directory))
     fluency = None
     if loaded and config.perplexity_rows:
         references = sample_references(test, config.perplexity_rows, config.prompt_seed)
@@ -201,7 +219,7 @@ def _answering(model: str, config: EvaluateConfig, inference: Inference) -> _Ans
         return _Answering(None, partial(server, tokenizer, stops=stops), str(server.model), is_model)
     loaded = load_model(model, **options)
     check_template(model, loaded.tokenizer)
-    return _Answering(loaded, partial(inference.decoding or generate, loaded))
+    return _Answering(loaded, answer_of(loaded, inference.decoding))
 
 
 def sample_references(test: Dataset, most: int, seed: int) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -60,8 +60,8 @@ class Server:
         batch_size: int,
         stops: Sequence[str],
         what: str = "asking",
-    ) -> list[str]:
-        """Answers prompts greedily, in the order given.
+    ) -> Iterator[tuple[int, str]]:
+        """Answers prompts greedily.
 
         Args:
             tokenizer: the model's, with its prompt template.
@@ -70,6 +70,9 @@ class Server:
             batch_size: requests in flight, at most 32.
             stops: texts that end an answer, as `mbdefense.limits.stop_texts` gives them.
             what: label of the progress bar.
+
+        Yields:
+            A prompt's index and its text, in the order of the prompts.
 
         Raises:
             UserError: the server cannot be reached, refuses, or fails on a prompt again and again. Answers to some of
@@ -83,14 +86,12 @@ class Server:
         with endpoint.client() as client, ThreadPoolExecutor(min(batch_size, _REQUESTS)) as pool:
             replies = pool.map(lambda one: endpoint.complete(client, one, stop=list(stops)), asked)
             try:
-                return [
-                    min((reply.text.partition(stop)[0] for stop in stops), key=len)
-                    for reply in track(replies, description=what, total=len(asked), transient=True)
-                ]
+                for index, reply in enumerate(track(replies, description=what, total=len(asked), transient=True)):
+                    yield index, min((reply.text.partition(stop)[0] for stop in stops), key=len)
             except EndpointFault as error:
                 pool.shutdown(cancel_futures=True)
                 raise UserError(f"the server failed on a prompt ({error})", self.url, "look at its log") from error
-            except UserError:
+            except (UserError, GeneratorExit):
                 pool.shutdown(cancel_futures=True)
                 raise
 

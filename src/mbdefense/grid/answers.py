@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.config import EvaluateConfig
 from mbdefense.defenses.setting import identity
 from mbdefense.files import read_json, write_json
-from mbdefense.generate import generate, perplexity
+from mbdefense.generate import perplexity
 from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.measure import measure
 from mbdefense.model import CARD_FILE, check_template, load_model
-from mbdefense.pipeline import Inference, purified_prompts, respond, sample_references
+from mbdefense.pipeline import Inference, answer_of, purified_prompts, respond, sample_references
 from mbdefense.purify import Purified
 from mbdefense.responses import Kind, Response, read_responses, write_responses
 from mbdefense.results import Perplexity
@@ -113,7 +112,7 @@ def _answer(
     directory = answers.directory(workspace)
     directory.mkdir(parents=True, exist_ok=True)
     with measure() as cost:
-        answer = partial(inference.decoding or generate, loaded)
+        answer = answer_of(loaded, inference.decoding)
         responses = respond(answer, rows, answers.kind, config, inference, purified)
     write_responses(directory / "responses.jsonl", responses)
     fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity_rows else None

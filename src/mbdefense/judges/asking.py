@@ -89,7 +89,9 @@ class Asker:
         from rich.progress import Progress
 
         stop = threading.Event()
-        with self.endpoint.client() as client, Progress(transient=True) as progress:
+        # Beside a model that still answers, the terminal shows that one's progress.
+        hidden = threading.current_thread() is not threading.main_thread()
+        with self.endpoint.client() as client, Progress(transient=True, disable=hidden) as progress:
             task = progress.add_task(what, total=len(asks))
 
             def ask_one(ask: Ask) -> Reply | None:

@@ -62,6 +62,16 @@ class Usage:
     completion_tokens: int
     cost: float | None
 
+    def plus(self, other: Usage) -> Usage:
+        """Both together."""
+        cost = None if other.cost is None else (self.cost or 0.0) + other.cost
+        return Usage(
+            self.replies + other.replies,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            cost,
+        )
+
     def since(self, earlier: Usage) -> Usage:
         """What was added to `earlier`."""
         cost = None if self.cost is None else self.cost - (earlier.cost or 0.0)
@@ -87,7 +97,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class Metered(Judge, Protocol):
-    """A judge that is paid by the token."""
+    """A judge elsewhere that is paid by the token, and keeps its replies: the same responses cost once."""
 
     def usage(self, responses: Sequence[Response]) -> Usage:
         """What judging these responses has taken so far, in this run or before."""
