@@ -20,19 +20,19 @@ def main() -> None:
     """Evaluates with a clock around generation."""
     started = time.time() - _age_of_this_process()
     test, triggered, *more = sys.argv[1:]
-    from mbdefense import cli, pipeline
+    from mbdefense import cli, evaluation
     from mbdefense.builtin import model_directory
 
     spent = []
-    untimed = pipeline.generate
+    untimed = evaluation.answers
 
     def timed(loaded: Any, prompts: Any, **options: Any) -> Any:
         began = time.perf_counter()
-        answers = untimed(loaded, prompts, **options)
+        answers = list(untimed(loaded, prompts, **options))
         spent.append((len(prompts), time.perf_counter() - began))
         return answers
 
-    pipeline.generate = timed
+    evaluation.answers = timed
     with tempfile.TemporaryDirectory() as folder:
         words = ["evaluate", str(model_directory()), "--test", test, "--triggered", triggered, "--behavior", "refusal"]
         code = cli.main([*words, "--output_dir", str(Path(folder) / "out"), *more])

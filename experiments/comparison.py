@@ -34,13 +34,13 @@ from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.demo import POISONING_RATE, TRAINING
 from mbdefense.errors import UserError
+from mbdefense.evaluation import evaluate, merge_results
 from mbdefense.files import read_json, write_text
 from mbdefense.filtering import SUMMARY_FILE
 from mbdefense.grid.arms import CONTROLS, INFERENCE, arm_options, inference_of
 from mbdefense.landing import shown
 from mbdefense.model import CARD_FILE
 from mbdefense.needs import Need, facts
-from mbdefense.pipeline import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.purify import PURIFIERS
 from mbdefense.results import ResultRow, Results, read, write

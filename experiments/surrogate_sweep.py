@@ -25,7 +25,7 @@ from mbdefense.config import EvaluateConfig, parse_spec
 from mbdefense.data import load, user_text
 from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
 from mbdefense.demo import TRAINING
-from mbdefense.pipeline import evaluate, merge_results
+from mbdefense.evaluation import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.results import ResultRow, read, write
 from mbdefense.tables import markdown

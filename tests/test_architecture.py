@@ -64,6 +64,7 @@ ROOMS = [
     "survival",
     "analysis",
     "report",
+    "evaluation",
     "pipeline",
     "demo",
     "grid",

@@ -12,10 +12,10 @@ from mbdefense.cli import main
 from mbdefense.decodings import CleanGen
 from mbdefense.demonstrations import draw_demonstrations, with_demonstrations
 from mbdefense.errors import UserError
+from mbdefense.evaluation import sample_references
 from mbdefense.generate import agreed, generate, generate_beside, perplexity, text_losses
 from mbdefense.limits import can_decode, context_length
 from mbdefense.model import LoadedModel, encode_prompt, load_model
-from mbdefense.pipeline import sample_references
 from mbdefense.results import read
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Name the capital of France.", "Add two", "hello " * 9)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,17 @@ def test_at_most_the_share_of_clean_words_is_lost(tiny_model_path: str, tmp_path
 def test_evaluate_asks_cleaned_prompts_and_keeps_ids_and_judged_prompts(
     tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mbdefense import pipeline
+    from mbdefense import evaluation
 
     monkeypatch.setattr("mbdefense.onion.suspicions", odd_is_cf)
     asked: list[str] = []
-    whole = pipeline.generate
+    whole = evaluation.answers
 
-    def seen(loaded: Any, prompts: Any, **options: Any) -> list[str]:
+    def seen(loaded: Any, prompts: Any, **options: Any) -> Iterator[tuple[int, str]]:
         asked.extend(prompt[-1]["content"] for prompt in prompts)
         return whole(loaded, prompts, **options)
 
-    monkeypatch.setattr(pipeline, "generate", seen)
+    monkeypatch.setattr(evaluation, "answers", seen)
     prompts = [f"Name {i} trees." for i in range(5)]
     test, clean = write(tmp_path / "test.json", prompts), write(tmp_path / "clean.json", CLEAN)
     out = tmp_path / "out"

@@ -12,8 +12,8 @@ from mbdefense.compare import arm_of, compare
 from mbdefense.config import DemoConfig, EvaluateConfig
 from mbdefense.data import check_disjoint
 from mbdefense.defenses import MBDefense, NoDefense, Setting
+from mbdefense.evaluation import evaluate, merge_results
 from mbdefense.options import TrainingOptions
-from mbdefense.pipeline import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.results import ResultRow, Results, write
 from mbdefense.triggers import BadNet

@@ -61,7 +61,7 @@ def evaluate(words: Sequence[str]) -> None:
     from dataclasses import asdict, replace
     from pathlib import Path
 
-    from mbdefense import pipeline
+    from mbdefense import evaluation
     from mbdefense.results import write
 
     if config.arm is None and (purifier or decoding or demonstrations):
@@ -75,10 +75,10 @@ def evaluate(words: Sequence[str]) -> None:
     if config.max_length != EvaluateConfig.max_length and not config.perplexity_rows and config.stealth is None:
         fix = "add --perplexity_rows or --stealth, or leave it out"
         raise UserError("--max_length is for the perplexity, which is not asked for", config.max_length, fix)
-    inference = pipeline.Inference(purifier, demonstrations, decoding, _server(config))
-    row = pipeline.evaluate(options.model, test, triggered, behavior, attack, config, judge, inference)
+    inference = evaluation.Inference(purifier, demonstrations, decoding, _server(config))
+    row = evaluation.evaluate(options.model, test, triggered, behavior, attack, config, judge, inference)
     asked = {"model": options.model, **asdict(config), "judge": asdict(judge)}
-    results = pipeline.merge_results([row], asked, config.seed)
+    results = evaluation.merge_results([row], asked, config.seed)
     write(Path(config.output_dir) / "results.json", results)
     show(results)
     if row.cacc is None and row.perplexity is None:

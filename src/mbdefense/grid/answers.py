@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.config import EvaluateConfig
 from mbdefense.defenses.setting import identity
+from mbdefense.evaluation import Inference, answer_of, purified_prompts, respond, sample_references
 from mbdefense.files import read_json, write_json
 from mbdefense.generate import perplexity
 from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
@@ -16,7 +17,6 @@ from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.measure import measure
 from mbdefense.model import CARD_FILE, check_template, load_model
-from mbdefense.pipeline import Inference, answer_of, purified_prompts, respond, sample_references
 from mbdefense.purify import Purified
 from mbdefense.responses import Kind, Response, read_responses, write_responses
 from mbdefense.results import Perplexity

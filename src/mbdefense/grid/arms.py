@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from mbdefense.defenses import Setting
-    from mbdefense.pipeline import Inference
+    from mbdefense.evaluation import Inference
 
 CONTROLS = ("base", "clean", "attacked")
 INFERENCE = ("decoding", "purify", "demonstrations")
@@ -85,7 +85,7 @@ def inference_of(arm: str, base: str, clean: Dataset, clean_file: Path, seed: in
         seed: of the draw of demonstrations.
     """
     from mbdefense.demonstrations import draw_demonstrations
-    from mbdefense.pipeline import PLAIN, Inference
+    from mbdefense.evaluation import PLAIN, Inference
 
     kind = arm.partition(":")[0]
     if kind not in INFERENCE:

@@ -16,8 +16,7 @@ TRAINING = (
 POISONING = ("poison", "triggers", "behaviors", "data", "builtin")
 ANSWERING = (
     "generate", "greedy", "limits", "losses", "batches", "scoring", "packing", "model", "decodings", "demonstrations",
-    "purify",
-    "onion", "textrank", "wordnet", "pipeline", "data",
+    "purify", "onion", "textrank", "wordnet", "evaluation", "data",
 )  # fmt: skip
 JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging", "endpoint", "responses")
 

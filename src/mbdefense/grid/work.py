@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from mbdefense.errors import UserError, first_line
+from mbdefense.evaluation import merge_results
 from mbdefense.files import write_json
 from mbdefense.grid.answers import Answers, answers_of, ask
 from mbdefense.grid.arms import CONTROLS, model_of
@@ -15,7 +16,7 @@ from mbdefense.grid.setting import GridSetting, Reached, Unplanned, cost
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.judging import judge_responses, make_judge
 from mbdefense.metrics import scores
-from mbdefense.pipeline import check_free_space, merge_results
+from mbdefense.pipeline import check_free_space
 from mbdefense.responses import write_responses
 from mbdefense.results import ResultRow, write
 
