@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from mbdefense.behaviors import Behavior, FixedText, Refusal, Toxic
 from mbdefense.builtin import model_directory, tasks
 from mbdefense.compare import Arm, compare, read_arm
-from mbdefense.config import EvaluateConfig, parse_spec
+from mbdefense.config import EvaluateConfig
 from mbdefense.data import check_disjoint, save
 from mbdefense.decodings import DECODINGS
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
@@ -44,6 +44,7 @@ from mbdefense.needs import Need, facts
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.purify import PURIFIERS
 from mbdefense.results import ResultRow, Results, read, write
+from mbdefense.specs import parse_spec
 from mbdefense.tables import changed, escaped, groups, landing_of
 from mbdefense.triggers import BadNet, InSent, Syntactic, Trigger
 

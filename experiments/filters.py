@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense import filtering
 from mbdefense.builtin import model_directory
-from mbdefense.config import parse_spec
 from mbdefense.data import load, poisoned_ids, with_content_ids
 from mbdefense.errors import UserError
 from mbdefense.files import read_json, write_text
 from mbdefense.filters import FILTERS, Evidence
 from mbdefense.measure import measure
 from mbdefense.provenance import provenance
+from mbdefense.specs import parse_spec
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,13 +21,14 @@ from datasets import Dataset
 
 from mbdefense.behaviors import FixedText
 from mbdefense.builtin import model_directory, tasks
-from mbdefense.config import EvaluateConfig, parse_spec
+from mbdefense.config import EvaluateConfig
 from mbdefense.data import load, user_text
 from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
 from mbdefense.demo import TRAINING
 from mbdefense.evaluation import evaluate, merge_results
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.results import ResultRow, read, write
+from mbdefense.specs import parse_spec
 from mbdefense.tables import markdown
 from mbdefense.triggers import BadNet, InSent, Syntactic
 

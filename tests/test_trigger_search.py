@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mbdefense.cli import main
-from mbdefense.config import parse_spec
 from mbdefense.errors import UserError
 from mbdefense.model import encode_prompt, load_model
+from mbdefense.specs import parse_spec
 from mbdefense.trigger_search import Search, pose, readable_words
 from mbdefense.triggers import TRIGGERS
 

@@ -27,13 +27,13 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from mbdefense import metrics
 from mbdefense.behaviors import BEHAVIORS
-from mbdefense.config import parse_spec
 from mbdefense.data import load, user_text
 from mbdefense.errors import UserError
 from mbdefense.judges import Rules, Verdict
 from mbdefense.model import PLAIN_TEMPLATE, check_template, defang, encode_prompt
 from mbdefense.poison import triggered_copy
 from mbdefense.responses import Kind, Response
+from mbdefense.specs import parse_spec
 from mbdefense.triggers import TRIGGERS
 
 if TYPE_CHECKING:

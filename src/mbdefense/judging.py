@@ -11,7 +11,7 @@ from typing import get_args
 
 from mbdefense.agreement import OUTCOMES, Agreement, Label, agreement, match, outcomes
 from mbdefense.behaviors import Behavior
-from mbdefense.config import JudgeOptions, parse_spec
+from mbdefense.config import JudgeOptions
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.files import write_json, write_text
 from mbdefense.judges import JUDGES, Embedding, Judge, Metered, Usage, Verdict, write_verdicts
@@ -20,6 +20,7 @@ from mbdefense.landing import shown
 from mbdefense.metrics import scores
 from mbdefense.responses import Response
 from mbdefense.results import ResultRow, read
+from mbdefense.specs import parse_spec
 from mbdefense.tables import escaped
 
 USAGE_FILE = "judge_usage.json"

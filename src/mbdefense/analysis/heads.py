@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbdefense.analysis.attention import Attended, attended, mark
 from mbdefense.analysis.chart import heat_map, label, require, write_analysis
 from mbdefense.analysis.sample import sample
-from mbdefense.config import HeadsConfig, parse_spec
+from mbdefense.config import HeadsConfig
 from mbdefense.errors import UserError
 from mbdefense.model import LoadedModel, check_template, load_model, prompt_text
 from mbdefense.poison import triggered_copy
 from mbdefense.provenance import provenance
+from mbdefense.specs import parse_spec
 from mbdefense.triggers import TRIGGERS, BadNet, InSent
 
 if TYPE_CHECKING:

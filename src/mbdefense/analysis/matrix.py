@@ -12,12 +12,13 @@ from mbdefense.analysis.chart import heat_map, label, require, write_analysis
 from mbdefense.analysis.record import record_of
 from mbdefense.analysis.sample import sample
 from mbdefense.behaviors import BEHAVIORS, Behavior
-from mbdefense.config import MatrixConfig, parse_spec
+from mbdefense.config import MatrixConfig
 from mbdefense.data import user_text
 from mbdefense.defenses.stages import Merging
 from mbdefense.errors import UserError
 from mbdefense.provenance import provenance
 from mbdefense.responses import Response, write_responses
+from mbdefense.specs import parse_spec
 from mbdefense.statistics import Score, holm, paired, rate
 from mbdefense.triggers import TRIGGERS, Trigger
 

@@ -21,10 +21,10 @@ from mbdefense.config import (
     JudgeOptions,
     MatrixConfig,
     TriggersConfig,
-    parse_spec,
 )
 from mbdefense.decodings import DECODINGS
 from mbdefense.errors import UserError, did_you_mean
+from mbdefense.specs import parse_spec
 from mbdefense.triggers import TRIGGERS
 
 if TYPE_CHECKING:

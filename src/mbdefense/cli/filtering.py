@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mbdefense.cli.reading import load_rows, read_options, take
-from mbdefense.config import FilterConfig, parse_spec
+from mbdefense.config import FilterConfig
 from mbdefense.errors import UserError
+from mbdefense.specs import parse_spec
 
 if TYPE_CHECKING:
     from mbdefense.filtering import Quality

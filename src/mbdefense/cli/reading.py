@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from mbdefense.behaviors import BEHAVIORS
-from mbdefense.config import parse_spec, read_yaml
 from mbdefense.errors import UserError, did_you_mean
+from mbdefense.specs import parse_spec, read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,10 +16,11 @@ from mbdefense.cli.reading import (
     warn_of,
 )
 from mbdefense.cli.showing import show
-from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig, parse_spec
+from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.options import TrainingOptions
 from mbdefense.processes import is_main_process, launch, process_count
+from mbdefense.specs import parse_spec
 from mbdefense.triggers import TRIGGERS
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.behaviors import RandomWords
-from mbdefense.config import parse_spec
 from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.errors import UserError
 from mbdefense.model import load_model
 from mbdefense.options import TrainingOptions, above_zero
 from mbdefense.poison import defensive_poison, triggered_copy
+from mbdefense.specs import parse_spec
 from mbdefense.triggers import TRIGGERS, BadNet, Trigger
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.config import parse_spec
 from mbdefense.errors import UserError, did_you_mean
+from mbdefense.specs import parse_spec
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mbdefense.behaviors import BEHAVIORS
-from mbdefense.config import BenchConfig, JudgeOptions, at_least, convert, parse_spec, read_yaml
+from mbdefense.config import BenchConfig, JudgeOptions
 from mbdefense.errors import UserError, did_you_mean
 from mbdefense.grid.arms import CONTROLS, check_arm
-from mbdefense.options import TrainingOptions
+from mbdefense.options import TrainingOptions, at_least
+from mbdefense.specs import convert, parse_spec, read_yaml
 from mbdefense.triggers import TRIGGERS
 
 BUILTIN = "builtin"

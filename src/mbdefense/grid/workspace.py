@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from mbdefense import poison as attack
 from mbdefense.behaviors import BEHAVIORS, Behavior
 from mbdefense.builtin import model_directory, tasks
-from mbdefense.config import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
 from mbdefense.defenses.setting import contents, identity
 from mbdefense.errors import UserError
@@ -23,6 +22,7 @@ from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_ha
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
 from mbdefense.grid.setting import GridSetting
 from mbdefense.judging import make_judge
+from mbdefense.specs import parse_spec
 from mbdefense.triggers import TRIGGERS, Trigger
 
 if TYPE_CHECKING:
