@@ -55,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--arms", default="", help="names of arms, separated by commas; all by default")
     for field in fields(Workload):
-        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+        if isinstance(field.default, bool):
+            parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="peaks, in fresh processes"
     )

@@ -38,18 +38,20 @@ def matmul_rate(config: Any, dtype: str, tokens: int = 1024) -> float:
     return len(products) * 2 * tokens * hidden * inner / best
 
 
-def training_flops(model: Any, tokens: int, scored: int) -> float:
+def training_flops(model: Any, tokens: int, scored: int, *, adapters: bool = False) -> float:
     """Operations that a training step needs: 6 for each weight of a matrix product and each token that passes it.
 
-    Forward 2, gradients of inputs and weights 4. The vocabulary's matrix counts for scored tokens only, the embedding's
+    Forward 2, gradients of inputs 2, of weights 2. Weights beside adapters need none of the last, and the adapters'
+    own (some hundredths) do not count. The vocabulary's matrix counts for scored tokens only, the embedding's
     look-up and attention's products (a few hundredths at these lengths) not at all: a lower bound.
 
     Args:
         model: the causal language model.
         tokens: real tokens, each once.
         scored: those whose next token is predicted.
+        adapters: whether they alone are trained.
     """
     body = sum(p.numel() for p in model.base_model.parameters() if p.dim() == 2)
     embedding = model.get_input_embeddings().weight.numel()
     head = model.get_output_embeddings().weight.numel()
-    return 6.0 * ((body - embedding) * tokens + head * scored)
+    return (4.0 if adapters else 6.0) * ((body - embedding) * tokens + head * scored)

@@ -30,7 +30,7 @@ from mbdefense.poison import triggered_copy
 from mbdefense.train import RecoveryObjective, encode_triples, recover
 from mbdefense.train.own_loss import OwnLoss
 from mbdefense.train.recovery import TripleRow
-from mbdefense.train.running import arguments
+from mbdefense.train.running import arguments, with_lora
 
 LAMBDA = BETA = 1.0
 
@@ -97,10 +97,10 @@ def _triples(workload: Workload, loaded: LoadedModel) -> list[TripleRow]:
     )
 
 
-def _work(loaded: LoadedModel, triples: Sequence[TripleRow]) -> Done:
+def _work(workload: Workload, loaded: LoadedModel, triples: Sequence[TripleRow]) -> Done:
     packed = pack([tree for row in triples for tree in (row.plain, *row.triggered)])
     tokens = packed["input_ids"].shape[1]
-    flops = training_flops(loaded.model, tokens, len(packed["targets"]))
+    flops = training_flops(loaded.model, tokens, len(packed["targets"]), adapters=workload.use_peft)
     return Done(sum(len(row.triggered) for row in triples), tokens, flops)
 
 
@@ -108,7 +108,7 @@ def _ours(workload: Workload) -> Callable[[], Done]:
     loaded = workload.load()
     triples = _triples(workload, loaded)
     objective = RecoveryObjective(len(triples[0].triggered), LAMBDA, "mean", BETA)
-    done = _work(loaded, triples)
+    done = _work(workload, loaded, triples)
 
     def work() -> Done:
         with tempfile.TemporaryDirectory() as folder:
@@ -122,12 +122,12 @@ def _ours(workload: Workload) -> Callable[[], Done]:
 def _naive(workload: Workload) -> Callable[[], Done]:
     loaded = workload.load()
     triples = _triples(workload, loaded)
-    done = _work(loaded, triples)
+    done = _work(workload, loaded, triples)
 
     def work() -> Done:
         with tempfile.TemporaryDirectory() as folder:
             trainer = NaiveTrainer(
-                model=loaded.model,
+                model=with_lora(loaded.model, options(workload)),
                 args=arguments(TrainingArguments, options(_samples(workload)), Path(folder), disable_tqdm=True),
                 train_dataset=triples,
                 data_collator=lambda rows: naive_batch(rows, loaded.tokenizer.pad_token_id),
@@ -145,7 +145,7 @@ def _dpo(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
     from trl.trainer.dpo_trainer import DPOTrainer
 
     loaded = workload.load()
-    done = _work(loaded, _triples(workload, loaded))
+    done = _work(workload, loaded, _triples(workload, loaded))
     pairs = Dataset.from_list(
         [
             {
@@ -164,7 +164,7 @@ def _dpo(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
         with tempfile.TemporaryDirectory() as folder:
             settings = {**shared_settings(workload, folder), "precompute_ref_log_probs": True, **special}
             trainer = DPOTrainer(
-                model=loaded.model,
+                model=with_lora(loaded.model, options(workload)),
                 args=DPOConfig(**settings),
                 train_dataset=pairs,
                 processing_class=loaded.tokenizer,

@@ -32,6 +32,10 @@ def options(workload: Workload) -> TrainingOptions:
         save_strategy="no",
         logging_steps=1,
         seed=workload.seed,
+        use_peft=workload.use_peft,
+        load_in_4bit=workload.load_in_4bit,
+        optim=workload.optim,
+        gradient_checkpointing=workload.gradient_checkpointing,
     )
 
 
@@ -39,11 +43,18 @@ def shared_settings(workload: Workload, directory: str) -> dict[str, Any]:
     """The same in the words of TRL's configurations; what else they have keeps TRL's default."""
     import torch
 
-    same = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "warmup_steps")
+    same = (
+        "learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "optim",
+    )
     ours = options(workload)
     return {
         "output_dir": directory,
-        **{name: getattr(ours, name) for name in same},
+        **{name: getattr(ours, name) for name in (*same, "optim")},
         "max_length": workload.max_length,
         "save_strategy": "no",
         "logging_steps": 1,
@@ -83,7 +94,7 @@ def _work(workload: Workload, loaded: Any) -> Done:
     ]
     tokens = sum(len(e.prompt) + len(e.response) - 1 for e in encoded)
     scored = sum(len(e.response) for e in encoded)
-    return Done(len(encoded), tokens, training_flops(loaded.model, tokens, scored))
+    return Done(len(encoded), tokens, training_flops(loaded.model, tokens, scored, adapters=workload.use_peft))
 
 
 def _ours(workload: Workload, *, packed: bool) -> Callable[[], Done]:
@@ -107,6 +118,8 @@ def _trl(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
+    from mbdefense.train.running import with_lora
+
     loaded = workload.load()
     done = _work(workload, loaded)
     rows = workload.dataset.select_columns(["prompt", "completion"])
@@ -114,7 +127,7 @@ def _trl(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
     def work() -> Done:
         with tempfile.TemporaryDirectory() as folder:
             trainer = SFTTrainer(
-                model=loaded.model,
+                model=with_lora(loaded.model, options(workload)),
                 args=SFTConfig(**{**shared_settings(workload, folder), **special}),
                 train_dataset=rows,
                 processing_class=loaded.tokenizer,

@@ -35,6 +35,10 @@ class Workload:
         batch_size: rows (or clean samples) of an optimizer step.
         max_length: most tokens of a row.
         seed: seed of everything random.
+        use_peft: train LoRA adapters, in all arms that train.
+        load_in_4bit: beside weights of four bits.
+        optim: name of the optimizer.
+        gradient_checkpointing: compute activations again; TRL does by default, but for the arms that say so.
     """
 
     model: str = ""
@@ -45,6 +49,10 @@ class Workload:
     batch_size: int = 8
     max_length: int = 1024
     seed: int = 0
+    use_peft: bool = False
+    load_in_4bit: bool = False
+    optim: str = "adamw_torch_fused"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.shape and self.shape not in SHAPES:

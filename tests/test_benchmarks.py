@@ -55,21 +55,23 @@ def test_operations_of_a_step_are_six_for_each_weight_and_token(tiny_model_path:
     layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
     vocabulary = model.config.vocab_size
     assert training_flops(model, tokens=7, scored=3) == 6 * (7 * 2 * layer + 3 * vocabulary * 32)
+    assert training_flops(model, tokens=7, scored=3, adapters=True) == 4 * (7 * 2 * layer + 3 * vocabulary * 32)
     assert matmul_rate(model.config, "float32", tokens=8) > 0
 
 
+@pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize(
     ("benchmark", "other", "items"),
     [(SFT, "padded", 3), (SFT, "trl_plain", 3), (SFT, "trl_packing_plain", 3), (RECOVERY, "naive", 12)],
 )
 def test_arms_that_minimise_the_same_have_the_same_loss(
-    benchmark: Benchmark, other: str, items: int, copied_model: Path
+    benchmark: Benchmark, other: str, items: int, adapters: bool, copied_model: Path
 ) -> None:
     tokenizer = load_tokenizer(str(copied_model))
     tokenizer.chat_template = ENDS_WITH_THE_TURN
     tokenizer.save_pretrained(copied_model)
     # All rows in one batch, and in one row where TRL packs: the order of drawing differs.
-    workload = Workload(model=str(copied_model), rows=3, batch_size=12, max_length=512)
+    workload = Workload(model=str(copied_model), rows=3, batch_size=12, max_length=512, use_peft=adapters)
     done = {arm.name: arm.prepare()() for arm in benchmark.arms(workload) if arm.name in ("ours", other)}
     ours, theirs = done["ours"], done[other]
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
