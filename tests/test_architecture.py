@@ -13,6 +13,7 @@ SOURCE = Path(mbdefense.__file__).parent
 ROOMS = [
     "errors",
     "files",
+    "forms",
     "processes",
     "statistics",
     "options",

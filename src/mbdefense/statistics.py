@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Interval, MinLen
 
 from mbdefense.errors import UserError
+from mbdefense.forms import Count, Form, Positive, Share
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
+Difference = Annotated[float, Interval(ge=-1, le=1)]
 _LEVEL = 0.05
 _RESAMPLES = 4000
 _BATCH = 500  # resamples held in memory at once
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Form):
     """A share in [0, 1] of ``n`` outcomes with its Wilson 95 % interval from ``low`` to ``high``.
 
     ``unparsed`` of the ``n`` are outcomes that nobody knows, since the judge's reply could not be read. They count as
@@ -27,25 +31,33 @@ class Score:
     are. So an answer that the judge chokes on can neither lower an upper bound nor lift a lower one.
     """
 
-    value: float
-    n: int
-    low: float
-    high: float
-    unparsed: int = 0
+    value: Share
+    n: Positive
+    low: Share
+    high: Share
+    unparsed: Count = 0
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        return _misplaced(self.low, self.value, self.high) or _too_many_unparsed(self.unparsed, self.n, self.value)
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Form):
     """A mean of ``n`` measured values with its 95 % interval from ``low`` to ``high``."""
 
     value: float
-    n: int
+    n: Annotated[int, Ge(2)]
     low: float
     high: float
 
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        return _misplaced(self.low, self.value, self.high)
+
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(Form):
     """How the outcomes of two models differ on the same prompts.
 
     Attributes:
@@ -61,19 +73,27 @@ class Paired:
             `difference`, and in the worst way in the interval and the p-value.
     """
 
-    n: int
-    only_before: int
-    only_after: int
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    p_holm: float
-    unparsed: int = 0
+    n: Positive
+    only_before: Count
+    only_after: Count
+    difference: Difference
+    low: Difference
+    high: Difference
+    p_value: Share
+    p_holm: Share
+    unparsed: Count = 0
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        if self.only_before + self.only_after + self.unparsed > self.n:
+            return "more prompts differ than were compared"
+        if self.p_value > self.p_holm:
+            return "a p-value that Holm's correction lowered"
+        return _misplaced(self.low, self.difference, self.high)
 
 
 @dataclass(frozen=True)
-class SeedScore:
+class SeedScore(Form):
     """The mean rate of several training seeds on the same prompts, with a bootstrap 95 % interval.
 
     Attributes:
@@ -85,12 +105,26 @@ class SeedScore:
         unparsed: outcomes of all seeds together that are not known; see `Score`.
     """
 
-    value: float
-    seeds: tuple[int, ...]
-    n: int
-    low: float
-    high: float
-    unparsed: int = 0
+    value: Share
+    seeds: Annotated[tuple[int, ...], MinLen(2)]
+    n: Positive
+    low: Share
+    high: Share
+    unparsed: Count = 0
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        outcomes = self.n * len(self.seeds)
+        return _misplaced(self.low, self.value, self.high) or _too_many_unparsed(self.unparsed, outcomes, self.value)
+
+
+def _misplaced(low: float, value: float, high: float) -> str:
+    return "" if low <= value <= high else "a value outside of its interval"
+
+
+def _too_many_unparsed(unparsed: int, n: int, share: float) -> str:
+    # They are among those that do not count as true.
+    return "" if unparsed <= round(n * (1 - share)) else "more unparsed outcomes than do not count as true"
 
 
 def rate(outcomes: Sequence[bool | None]) -> Score:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
-
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing import Any, ClassVar, Literal
 
 from mbdefense.errors import UserError
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-_STRICT = ConfigDict(strict=True, extra="ignore")
-_T = TypeVar("_T")
+from mbdefense.forms import Count, Form, Positive, Share
 
 
-class _Form:
-    # Values are of their type, without conversion; keys that the page has no use for are passed over.
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+class _Form(Form):
+    # Keys that the page has no use for are passed over.
+    __pydantic_config__: ClassVar[dict[str, object]] = {**Form.__pydantic_config__, "extra": "ignore"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class Rate(_Form):
     """A share with its interval."""
 
     value: Share
-    n: Annotated[int, Field(ge=1)]
+    n: Positive
     low: Share
     high: Share
 
@@ -102,9 +95,9 @@ class Matrix(_Form):
 class Bounds(_Form):
     """A figure with its bootstrap interval."""
 
-    value: Finite
-    low: Finite
-    high: Finite
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -181,6 +174,8 @@ class Triggers(_Form):
 class LogEntry(_Form):
     """What the trainer said at one step, or at the end (`train_loss`); not finite where training diverged."""
 
+    __pydantic_config__: ClassVar[dict[str, object]] = {**_Form.__pydantic_config__, "allow_inf_nan": True}
+
     step: Count
     loss: float | None = None
     eval_loss: float | None = None
@@ -192,20 +187,6 @@ class TrainingLog(_Form):
     """``training_log.json`` of a model that ``mbdefense`` trained."""
 
     history: tuple[LogEntry, ...]
-
-
-def parse(form: type[_T], data: bytes, where: str) -> _T:
-    """A file's content in one of the forms above.
-
-    Raises:
-        UserError: not JSON, a key missing, or a value of the wrong type or range; the first is named.
-    """
-    try:
-        return TypeAdapter(form).validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {place or 'content'}: {first['msg']}", first["input"], "make it again") from error
 
 
 def read_bytes(path: Path) -> bytes:

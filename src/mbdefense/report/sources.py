@@ -11,9 +11,10 @@ from typing import Any
 
 from mbdefense.compare import Arm, arm_of, compare
 from mbdefense.errors import UserError
+from mbdefense.forms import parse
 from mbdefense.judges.verdict import Verdict, read_verdicts
 from mbdefense.metrics import scores
-from mbdefense.report.files import Grid, GridCell, Heads, Matrix, TrainingLog, Triggers, parse, read_bytes
+from mbdefense.report.files import Grid, GridCell, Heads, Matrix, TrainingLog, Triggers, read_bytes
 from mbdefense.responses import Response, read_responses
 from mbdefense.results import ResultRow, SeedRow, read
 
