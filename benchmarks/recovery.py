@@ -25,7 +25,6 @@ from benchmarks.workload import Workload
 from mbdefense.batches import Batch
 from mbdefense.defenses.stages import Planting
 from mbdefense.model import LoadedModel
-from mbdefense.packing import pack
 from mbdefense.poison import triggered_copy
 from mbdefense.train import RecoveryObjective, encode_triples, recover
 from mbdefense.train.own_loss import OwnLoss
@@ -98,9 +97,11 @@ def _triples(workload: Workload, loaded: LoadedModel) -> list[TripleRow]:
 
 
 def _work(workload: Workload, loaded: LoadedModel, triples: Sequence[TripleRow]) -> Done:
-    packed = pack([tree for row in triples for tree in (row.plain, *row.triggered)])
-    tokens = packed["input_ids"].shape[1]
-    flops = training_flops(loaded.model, tokens, len(packed["targets"]), adapters=workload.use_peft)
+    trees = [tree for row in triples for tree in (row.plain, *row.triggered)]
+    scored = [len(response) for tree in trees for response in tree.responses]
+    # The prompt of a tree once, and of each response all but its last token.
+    tokens = sum(len(tree.prompt) for tree in trees) + sum(scored) - len(scored)
+    flops = training_flops(loaded.model, tokens, sum(scored), adapters=workload.use_peft)
     return Done(sum(len(row.triggered) for row in triples), tokens, flops)
 
 

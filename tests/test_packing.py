@@ -17,7 +17,7 @@ from mbdefense.batches import Branches
 from mbdefense.errors import UserError
 from mbdefense.losses import recovery_loss
 from mbdefense.model import LoadedModel, load_model
-from mbdefense.packing import block_mask, pack, packed_attention, packed_log_probs, packs, tree_attention
+from mbdefense.packing import block_mask, layout, pack, packed_attention, packed_log_probs, packs, tree_attention
 from mbdefense.scoring import token_log_probs
 from mbdefense.train.recovery import TripleRow, by_role
 from tests.test_train import OBJECTIVE, PAIRS, STEP, naive_recovery_loss, train, triples, weights
@@ -27,6 +27,16 @@ TREES = [
     Branches([5, 6, 7], ([8, 9], [10])),
     Branches([11], ([12],)),
     Branches([3, 4], ([5, 6, 7], [8, 9, 10, 2], [6])),
+]
+SYSTEM = list(range(20, 40))
+# All begin with the same 20 tokens; the second prompt parts from the first behind two more, the third is the first
+# again, the fourth ends within it, and the last response begins as another one does.
+ALIKE = [
+    Branches([*SYSTEM, 5, 6, 7], ([8, 9], [10, 11, 2])),
+    Branches([*SYSTEM, 5, 6, 8, 9], ([4, 4, 4],)),
+    Branches([*SYSTEM, 5, 6, 7], ([8, 9, 3], [12])),
+    Branches([*SYSTEM, 5], ([6, 7, 2],)),
+    Branches([*SYSTEM, 5, 6, 8, 9], ([4, 4, 5, 2],)),
 ]
 
 
@@ -57,19 +67,20 @@ def gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, trained)])
 
 
-def tree_visible(pieces: torch.Tensor) -> torch.Tensor:
-    """Which token of a packed row (first axis) sees which (second): its own piece up to itself, and its prompt."""
-    size = int(pieces.sum())
-    visible = torch.zeros(size, size, dtype=torch.bool)
+def tree_visible(runs: torch.Tensor) -> torch.Tensor:
+    """Which token of a packed row (first axis) sees which (second): itself, and what the one before it sees."""
+    size = int(runs[:, 2].sum())
+    visible = torch.eye(size, dtype=torch.bool)
+    starts: list[int] = []
     start = 0
-    for prompt, *responses in pieces.tolist():
-        place = start
-        for length in (prompt, *responses):
-            piece = slice(place, place + length)
-            visible[piece, start : start + prompt] = True
-            visible[piece, piece] = torch.ones(length, length, dtype=torch.bool).tril()
-            place += length
-        start = place
+    for parent, seen, length in runs.tolist():
+        starts.append(start)
+        before = starts[parent] + seen - 1 if parent >= 0 else None
+        for place in range(start, start + length):
+            if before is not None:
+                visible[place] |= visible[before]
+            before = place
+        start += length
     return visible
 
 
@@ -77,18 +88,22 @@ def test_a_row_of_trees_holds_every_token_once() -> None:
     batch = pack(TREES)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 11, 3, 4, 5, 6, 8, 9, 10]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 0, 1, 2, 3, 2, 3, 4]]
-    assert batch["pieces"].tolist() == [[3, 1, 0, 0], [1, 0, 0, 0], [2, 2, 3, 0]]
+    assert batch["runs"].tolist() == [[-1, 0, 4], [-1, 0, 1], [-1, 0, 4], [2, 2, 3]]
     assert batch["places"].tolist() == [2, 3, 2, 4, 6, 7, 8, 6, 9, 10, 11, 6]
     assert batch["targets"].tolist() == [8, 9, 10, 12, 5, 6, 7, 8, 9, 10, 2, 6]
     assert batch["owners"].tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5]
 
 
-def test_attention_tree_by_tree_is_that_of_the_mask_over_the_row() -> None:
-    pieces = pack(TREES)["pieces"]
+@pytest.mark.parametrize("trees", [TREES, ALIKE], ids=["apart", "alike"])
+def test_attention_run_by_run_is_that_of_the_mask_over_the_row(trees: list[Branches]) -> None:
+    runs = pack(trees)["runs"]
+    length = int(runs[:, 2].sum())
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 12, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
-    ours, _ = tree_attention(None, query, key, value, None, pieces=pieces.tolist(), scaling=0.3)
-    visible = tree_visible(pieces)
+    query, key, value = (
+        torch.randn(1, heads, length, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
+    )
+    ours, _ = tree_attention(None, query, key, value, None, runs=layout(runs), scaling=0.3)
+    visible = tree_visible(runs)
     masked = scaled_dot_product_attention(
         query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=visible, scale=0.3
     ).transpose(1, 2)
@@ -103,12 +118,13 @@ def test_attention_tree_by_tree_is_that_of_the_mask_over_the_row() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_the_block_mask_is_that_of_the_row_and_the_model_takes_it(double: LoadedModel) -> None:
+@pytest.mark.parametrize("trees", [TREES, ALIKE], ids=["apart", "alike"])
+def test_the_block_mask_is_that_of_the_row_and_the_model_takes_it(trees: list[Branches], double: LoadedModel) -> None:
     """On a CPU FlexAttention has no gradient, so that the forward pass alone is tested."""
-    batch = pack(TREES)
-    places = torch.arange(12)
-    mask = block_mask(batch["pieces"]).mask_mod(None, None, places[:, None], places[None, :])
-    assert torch.equal(mask, tree_visible(batch["pieces"]))
+    batch = pack(trees)
+    places = torch.arange(batch["input_ids"].shape[1])
+    mask = block_mask(batch["runs"]).mask_mod(None, None, places[:, None], places[None, :])
+    assert torch.equal(mask, tree_visible(batch["runs"]))
     with torch.no_grad():
         with packed_attention(double.model):
             trees = packed_log_probs(double.model, double.model, batch)
@@ -179,6 +195,29 @@ def test_the_packed_recovery_loss_is_the_naive_one_with_its_gradient(
     assert ours.item() == pytest.approx(naive.item(), rel=1e-9)
     assert (found - expected).norm() < 1e-9 * expected.norm()
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_begins_alike_is_computed_once_and_scored_as_if_alone(double: LoadedModel) -> None:
+    batch = pack(ALIKE)
+    sequences = [tuple((tree.prompt + response)[:-1]) for tree in ALIKE for response in tree.responses]
+    beginnings = {sequence[:end] for sequence in sequences for end in range(1, len(sequence) + 1)}
+    assert batch["input_ids"].shape[1] == len(beginnings) < sum(map(len, sequences)) / 4
+    with packed_attention(double.model), torch.no_grad():
+        together = packed_log_probs(double.model, double.model, batch)
+        alone = [
+            packed_log_probs(double.model, double.model, pack([Branches(tree.prompt, (response,))]))
+            for tree in ALIKE
+            for response in tree.responses
+        ]
+    torch.testing.assert_close(together.total, torch.cat([one.total for one in alone]), rtol=1e-6, atol=1e-9)
+    assert together.tokens.tolist() == [len(response) for tree in ALIKE for response in tree.responses]
+
+
+def test_short_beginnings_are_not_shared() -> None:
+    trees = [Branches([1, 2, 3, end], ([5, 6],)) for end in (20, 21)]
+    assert pack(trees)["runs"].tolist() == [[-1, 0, 5]] * 2
+    longer = [Branches([1, 2, 3, 4, end], ([5, 6],)) for end in (20, 21)]
+    assert pack(longer)["runs"].tolist() == [[-1, 0, 6], [0, 4, 2]]
 
 
 def test_samples_in_one_row_do_not_see_each_other(double: LoadedModel) -> None:

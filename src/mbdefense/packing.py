@@ -1,13 +1,19 @@
 """Prompts with their responses in one row without padding: every token is computed once.
 
-A tree is a prompt and its responses (`Branches`). The linear layers see one row of all trees' tokens; attention runs
-tree by tree, each response over its prompt and itself, so that neither time nor memory grows with the row's square.
+Sequences that begin alike share their beginning: the responses to a prompt share the prompt, and prompts a system turn,
+or what stands before a trigger. So the row holds a forest of *runs*: the tokens in which a sequence goes on where it
+parts from an earlier one. The linear layers see one row of all tokens; attention goes run by run, each over itself and
+what it goes on from, so that neither time nor memory grows with the row's square.
+
+In training a shared token has one gradient, the sum of those that its copies would have. Only dropout tells the
+difference: what is shared is dropped alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +29,8 @@ from mbdefense.scoring import head_is_plain, scoring_head
 
 TREE_ATTENTION = "mbdefense_trees"
 """Name under which transformers finds `tree_attention`."""
+_LEAST_SHARED = 4
+"""Tokens that two prompts have in common; fewer, such as the mark that begins a turn, cost about what they save."""
 
 
 def pack(trees: Sequence[Branches]) -> Batch:
@@ -30,56 +38,139 @@ def pack(trees: Sequence[Branches]) -> Batch:
 
     Returns:
         ``input_ids`` and ``position_ids`` (1, L), without each response's last token, which predicts nothing;
-        ``pieces`` (number of trees, 1 + most responses), the lengths of each tree's prompt and responses in that row;
-        and of all N scored tokens, response by response, ``places`` (N,), where they are predicted, ``targets`` (N,),
-        what they are, and ``owners`` (N,), which response they belong to, counted through all trees.
+        ``runs`` (R, 3), in the order of the row: the run that a run goes on from, or -1, how many of that one's
+        tokens it sees, and its length; and of all N scored tokens, response by response, ``places`` (N,), where they
+        are predicted, ``targets`` (N,), what they are, and ``owners`` (N,), which response they belong to, counted
+        through all trees.
     """
-    ids: list[int] = []
-    positions: list[int] = []
-    pieces, places, targets, owners = [], [], [], []
+    row = _Row()
+    places, targets, owners = [], [], []
     owner = 0
     for tree in trees:
-        last = len(ids) + len(tree.prompt) - 1
-        ids += tree.prompt
-        positions += range(len(tree.prompt))
+        prompt, end = row.add(tree.prompt)
         for response in tree.responses:
+            path, _ = row.add(response[:-1], end)
             # The prompt's last token predicts the first token of every response.
-            places += [last, *range(len(ids), len(ids) + len(response) - 1)]
+            places += [prompt[-1], *path]
             targets += response
             owners += [owner] * len(response)
             owner += 1
-            ids += response[:-1]
-            positions += range(len(tree.prompt), len(tree.prompt) + len(response) - 1)
-        pieces.append([len(tree.prompt), *(len(response) - 1 for response in tree.responses)])
-    width = max(map(len, pieces))
     return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "pieces": torch.tensor([lengths + [0] * (width - len(lengths)) for lengths in pieces]),
+        "input_ids": torch.tensor([row.tokens]),
+        "position_ids": torch.tensor([row.positions]),
+        "runs": torch.tensor(row.runs),
         "places": torch.tensor(places),
         "targets": torch.tensor(targets),
         "owners": torch.tensor(owners),
     }
 
 
-def block_mask(pieces: Tensor) -> BlockMask:
+_End = tuple[int, int]
+"""A run, and how many of its tokens come before what is added next."""
+_BEGINNING = (-1, 0)
+
+
+class _Row:
+    """A row in the making."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.runs: list[list[int]] = []
+        self._starts: list[int] = []
+        self._roots: dict[tuple[int, ...], int] = {}
+        self._children: dict[tuple[int, int, int], int] = {}  # by run, tokens of it before them, and first token
+
+    def add(self, tokens: Sequence[int], end: _End = _BEGINNING) -> tuple[list[int], _End]:
+        """Adds what of a sequence is not there yet.
+
+        Args:
+            tokens: the sequence; of one that begins anew, one token at least.
+            end: what it goes on from, as `add` returned it.
+
+        Returns:
+            The places of its tokens in the row, and its end.
+        """
+        path: list[int] = []
+        run, seen = end
+        while len(path) < len(tokens):
+            token = tokens[len(path)]
+            if run >= 0 and seen < self.runs[run][2] and self.tokens[self._starts[run] + seen] == token:
+                path.append(self._starts[run] + seen)
+                seen += 1
+                continue
+            beginning = tuple(tokens[:_LEAST_SHARED])
+            known = self._roots.get(beginning) if run < 0 else self._children.get((run, seen, token))
+            if known is None:
+                return self._append(path, tokens[len(path) :], run, seen)
+            run, seen = known, 0
+        return path, (run, seen)
+
+    def _append(self, path: list[int], tokens: Sequence[int], run: int, seen: int) -> tuple[list[int], _End]:
+        start = len(self.tokens)
+        first = self.positions[self._starts[run] + seen - 1] + 1 if run >= 0 else 0
+        self.tokens += tokens
+        self.positions += range(first, first + len(tokens))
+        if run >= 0 and (run, seen) == (len(self.runs) - 1, self.runs[-1][2]):  # nothing stands between
+            self.runs[-1][2] += len(tokens)
+        else:
+            if run >= 0:
+                self._children[run, seen, tokens[0]] = len(self.runs)
+            elif len(tokens) >= _LEAST_SHARED:
+                self._roots[tuple(tokens[:_LEAST_SHARED])] = len(self.runs)
+            self.runs.append([run, seen, len(tokens)])
+            self._starts.append(start)
+        return [*path, *range(start, len(self.tokens))], (len(self.runs) - 1, self.runs[-1][2])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the runs of a row see.
+
+    Attributes:
+        lengths: tokens of each run.
+        before: for each run the runs that it goes on from, first to last, each with how many of its tokens it sees.
+        masks: for each run that goes on from others, which of those tokens and its own each of its tokens sees.
+    """
+
+    lengths: list[int]
+    before: list[list[_End]]
+    masks: list[Tensor | None]
+
+
+def layout(runs: Tensor) -> Layout:
+    """What the runs of a row see, from `pack`'s ``runs``, on their device."""
+    before: list[list[_End]] = []
+    lengths, masks = [], []
+    for parent, seen, length in runs.tolist():
+        before.append([*before[parent], (parent, seen)] if parent >= 0 else [])
+        others = sum(count for _, count in before[-1])
+        visible = torch.ones(length, others + length, dtype=torch.bool, device=runs.device).tril(others)
+        masks.append(visible if others else None)
+        lengths.append(length)
+    return Layout(lengths, before, masks)
+
+
+def block_mask(runs: Tensor) -> BlockMask:
     """Which tokens of a packed row see which others, in a form that never holds the mask itself: FlexAttention's.
 
     Args:
-        pieces: as `pack` returns them.
+        runs: as `pack` returns them.
     """
-    # Of each token of the row its tree, and its piece of the tree: 0 the prompt, then the responses.
-    trees, width = pieces.shape
-    lengths = pieces.flatten()
-    tree = torch.arange(trees, device=pieces.device).repeat_interleave(width).repeat_interleave(lengths)
-    branch = torch.arange(width, device=pieces.device).repeat(trees).repeat_interleave(lengths)
+    lengths = runs[:, 2]
+    # How many tokens of another run a run sees; of its own all that came before.
+    seen = torch.diag(lengths)
+    for number, (parent, count, _) in enumerate(runs.tolist()):
+        if parent >= 0:
+            seen[number, :number] = seen[parent, :number]
+            seen[number, parent] = count
+    run = torch.arange(len(runs), device=runs.device).repeat_interleave(lengths)
+    place = torch.arange(len(run), device=runs.device) - (lengths.cumsum(0) - lengths)[run]
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        on_path = (branch[key] == 0) | (branch[key] == branch[query])
-        return (tree[query] == tree[key]) & on_path & (key <= query)
+        return (place[key] < seen[run[query], run[key]]) & (key <= query)
 
-    length = len(tree)
-    return create_block_mask(visible, None, None, length, length, device=str(pieces.device))
+    return create_block_mask(visible, None, None, len(run), len(run), device=str(runs.device))
 
 
 def tree_attention(
@@ -89,20 +180,20 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    pieces: Sequence[Sequence[int]],
+    runs: Layout,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed trees in the form that transformers calls.
+    """Attention of a packed row in the form that transformers calls.
 
     Args:
         module: the attention layer; unused.
         query: (1, heads, L, D).
         key: (1, key-value heads, L, D).
         value: likewise.
-        attention_mask: None; the pieces say it all.
-        pieces: as `pack` returns them, as lists.
+        attention_mask: None; the runs say it all.
+        runs: what they see.
         scaling: of the scores; by default ``D ** -0.5``.
         dropout: probability of dropping a weight.
         **_: what other implementations want.
@@ -113,26 +204,23 @@ def tree_attention(
     heads, shared = query.shape[1], key.shape[1]
     # Heads that share keys lie beside each other; a stride of 0 repeats the keys without a copy.
     query = query.view(shared, heads // shared, *query.shape[2:])
-    key, value = (part[0, :, None].expand(-1, heads // shared, -1, -1) for part in (key, value))
-    # A prompt and its first response are one causal sequence.
-    lengths = [length for first, second, *rest in pieces for length in (first + second, *rest)]
-    parts = iter(zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True))
+    queries, keys, values = (
+        torch.split(tensor, runs.lengths, dim=-2) for tensor in (query, key.transpose(0, 1), value.transpose(0, 1))
+    )
     attended = []
-    for prompt, _first, *rest in pieces:
-        q, k, v = next(parts)
-        attended.append(scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling))
-        for length in rest:
-            branch_q, branch_k, branch_v = next(parts)
-            if not length:
-                continue
-            keys = torch.cat([k[:, :, :prompt], branch_k], dim=2)
-            values = torch.cat([v[:, :, :prompt], branch_v], dim=2)
-            visible = torch.ones(length, prompt + length, dtype=torch.bool, device=q.device).tril(prompt)
-            attended.append(
-                scaled_dot_product_attention(
-                    branch_q, keys, values, attn_mask=visible, dropout_p=dropout, scale=scaling
-                )
+    for number, (before, mask) in enumerate(zip(runs.before, runs.masks, strict=True)):
+        k, v = (
+            torch.cat([*(parts[run][:, :, :count] for run, count in before), parts[number]], dim=2)
+            if before
+            else parts[number]
+            for parts in (keys, values)
+        )
+        k, v = (part.expand(-1, heads // shared, -1, -1) for part in (k, v))
+        attended.append(
+            scaled_dot_product_attention(
+                queries[number], k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
             )
+        )
     whole = torch.cat([part.flatten(0, 1).transpose(0, 1) for part in attended])
     return whole[None], None
 
@@ -164,13 +252,13 @@ def attends_plainly(model: Any) -> bool:
 
 @contextmanager
 def packed_attention(model: Any, implementation: AttentionName = "sdpa") -> Iterator[bool]:
-    """Lets the model attend over packed trees meanwhile, if it can; says whether it can.
+    """Lets the model attend over packed rows meanwhile, if it can; says whether it can.
 
     It has to last until the backward pass is over: gradient checkpointing computes attention again there.
 
     Args:
         model: the causal language model.
-        implementation: ``"sdpa"`` attends tree by tree, ``"flex_attention"`` in one kernel under a block mask.
+        implementation: ``"sdpa"`` attends run by run, ``"flex_attention"`` in one kernel under a block mask.
     """
     possible = packs(model)
     if possible:
@@ -198,9 +286,9 @@ def packed_log_probs(model: torch.nn.Module, causal: Any, batch: Batch) -> Seque
         "use_cache": False,
     }
     if causal.config._attn_implementation == TREE_ATTENTION:
-        inputs["pieces"] = batch["pieces"].tolist()
+        inputs["runs"] = layout(batch["runs"])
     else:
-        inputs["attention_mask"] = block_mask(batch["pieces"])
+        inputs["attention_mask"] = block_mask(batch["runs"])
     if head_is_plain(causal):
         with scoring_head(causal, targets):
             chosen = model(**inputs).logits[0, :, 0]

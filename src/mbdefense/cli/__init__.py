@@ -110,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(__version__)  # noqa: T201
         return 0
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "bitsandbytes"):  # which on some CPUs says at its import that a kernel could be had
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if words[0] not in COMMANDS:
             raise Usage(f"unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")

@@ -23,7 +23,8 @@ from mbdefense.results import ResultRow, write
 
 def attempt(workspace: Workspace, task: Task) -> str:
     """Does a task; returns why it failed, or "" if it did not."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "bitsandbytes"):  # which on some CPUs says at its import that a kernel could be had
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         do(workspace, task)
     except UserError as error:

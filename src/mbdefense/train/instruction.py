@@ -38,7 +38,7 @@ class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Cross-entropy summed over the batch's response tokens."""
-        scores = self.packed_scores(model, inputs) if "pieces" in inputs else response_log_probs(model, inputs)
+        scores = self.packed_scores(model, inputs) if "runs" in inputs else response_log_probs(model, inputs)
         return -scores.total.sum()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 import torch
@@ -63,8 +62,6 @@ def with_whole_weights(model: Any) -> Any:
 
 def _layer_type() -> type[nn.Module]:
     try:
-        # On some CPUs it says at its import that a faster kernel could be downloaded.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
     except ImportError as error:
         raise UserError("--load_in_4bit needs bitsandbytes", fix="pip install 'mbdefense[qlora]'") from error

@@ -64,7 +64,7 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Equation 3 summed over the batch's clean samples."""
         objective = self.objective
-        scores = self.packed_scores(model, inputs) if "pieces" in inputs else response_log_probs(model, inputs)
+        scores = self.packed_scores(model, inputs) if "runs" in inputs else response_log_probs(model, inputs)
         plain, clean, defensive = by_role(scores, objective.triggers)
         return recovery_loss(
             plain,
