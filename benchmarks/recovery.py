@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import training_flops
-from benchmarks.sft import PLAIN_DTYPE, options, shared_settings, summary
+from benchmarks.sft import options, plain, shared_settings, summary
 from benchmarks.workload import Workload
 from mbdefense.batches import Batch
 from mbdefense.defenses.stages import Planting
@@ -74,12 +74,12 @@ def naive_batch(rows: Sequence[TripleRow], pad_token_id: int) -> Batch:
 
 
 def arms(workload: Workload) -> Sequence[Arm]:
-    """Ours, the naive loss, and DPO with TRL's defaults and without bfloat16 and checkpointing."""
+    """Ours, the naive loss, and DPO with TRL's defaults and as `plain` has them."""
     return [
         Arm("ours", "packed trees, labelled positions only", lambda: _ours(workload)),
         Arm("naive", "three padded passes for each pair, all logits", lambda: _naive(workload)),
         Arm("trl_dpo", "DPOTrainer, reference precomputed (not timed)", lambda: _dpo(workload, {})),
-        Arm("trl_dpo_plain", "the same, float32, no gradient checkpointing", lambda: _dpo(workload, PLAIN_DTYPE)),
+        Arm("trl_dpo_plain", "the same, our precision, no gradient checkpointing", lambda: _dpo(workload, plain())),
     ]
 
 

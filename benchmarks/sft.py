@@ -11,11 +11,10 @@ from unittest.mock import patch
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import training_flops
 from benchmarks.workload import Workload
+from mbdefense import model
 from mbdefense.model import encode
 from mbdefense.options import TrainingOptions
 
-PLAIN_DTYPE = {"bf16": False, "gradient_checkpointing": False}
-"""TRL's settings that are fastest where bfloat16 does not pay and memory suffices; ours computes so, too."""
 PACKING = {"packing": True, "per_device_train_batch_size": 1}
 """Rows of `max_length` tokens, one a step, so that a step has about as many tokens as elsewhere."""
 
@@ -37,6 +36,11 @@ def options(workload: Workload) -> TrainingOptions:
         optim=workload.optim,
         gradient_checkpointing=workload.gradient_checkpointing,
     )
+
+
+def plain() -> dict[str, bool]:
+    """TRL's settings that are fastest where memory suffices: our precision, and no activation computed twice."""
+    return {"bf16": model.bf16_pays(), "gradient_checkpointing": False}
 
 
 def shared_settings(workload: Workload, directory: str) -> dict[str, Any]:
@@ -73,17 +77,17 @@ def summary(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def arms(workload: Workload) -> Sequence[Arm]:
-    """Ours packed and padded; TRL padded and packed, each with its defaults and without bfloat16 and checkpointing."""
+    """Ours packed and padded; TRL padded and packed, each with its defaults and as `plain` has them."""
     return [
         Arm("ours", "packed rows, labelled positions only", lambda: _ours(workload, packed=True)),
         Arm("padded", "ours without packing: like lengths padded", lambda: _ours(workload, packed=False)),
         Arm("trl_default", "SFTTrainer", lambda: _trl(workload, {})),
-        Arm("trl_plain", "SFTTrainer, float32, no gradient checkpointing", lambda: _trl(workload, PLAIN_DTYPE)),
+        Arm("trl_plain", "SFTTrainer, our precision, no gradient checkpointing", lambda: _trl(workload, plain())),
         Arm("trl_packing", "SFTTrainer, packing, one row a step", lambda: _trl(workload, PACKING)),
         Arm(
             "trl_packing_plain",
-            "SFTTrainer, packing, float32, no gradient checkpointing",
-            lambda: _trl(workload, {**PACKING, **PLAIN_DTYPE}),
+            "SFTTrainer, packing, our precision, no gradient checkpointing",
+            lambda: _trl(workload, {**PACKING, **plain()}),
         ),
     ]
 

@@ -9,6 +9,7 @@ from mbdefense.files import read_json
 from mbdefense.model import (
     CARD_FILE,
     PLAIN_TEMPLATE,
+    bf16_pays,
     check_template,
     encode,
     encode_prompt,
@@ -319,3 +320,20 @@ def test_an_adapter_directory_loads_as_a_plain_merged_model(tiny_model_path, tmp
     assert merged.keys() == base.keys()
     changed = [name for name in base if not torch.equal(base[name], merged[name])]
     assert changed == [name for name in base if "q_proj" in name]
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "amd", "pays"),
+    [
+        (True, True, False, True),
+        (False, True, True, True),
+        (False, True, False, False),
+        (False, False, True, False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it_faster(amx, avx512, amd, pays, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("mbdefense.model._made_by_amd", lambda: amd)
+    assert bf16_pays() is pays

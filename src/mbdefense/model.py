@@ -47,16 +47,28 @@ class LoadedModel(NamedTuple):
 def bf16_pays() -> bool:
     """Whether this machine trains faster in bfloat16 than in float32.
 
-    On a CPU that takes AMX. AVX512-BF16 alone multiplied matrices of SmolLM2-135M's shapes at 140 GFLOP/s on two cores,
-    float32 at 200 to 250, and a training step took 1.6 times as long; a CPU without either emulates bfloat16, some
-    hundred times slower.
+    On a CPU that takes AMX, or AMD's AVX512-BF16: on an EPYC core bfloat16 multiplied matrices of SmolLM2-135M's shapes
+    at 205 GFLOP/s and float32 at 97, and a forward and backward pass took 3.8 seconds instead of 6.1. Intel's without
+    AMX reached 140 on two cores, float32 200 to 250, and a training step took 1.6 times as long. A CPU without any
+    emulates bfloat16, some hundred times slower.
     """
     import torch
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public question for it; the private one reads the processor's flags.
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    # torch has no public questions for it; the private ones read the processor's flags.
+    amx, avx512 = (
+        bool(getattr(torch.cpu, name, lambda: False)())
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    return amx or (avx512 and _made_by_amd())
+
+
+def _made_by_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux
+        return False
 
 
 def load_tokenizer(

@@ -44,7 +44,8 @@ class TrainingOptions:
         weight_decay: decoupled weight decay.
         max_grad_norm: gradients are clipped to this norm.
         optim: name of the optimizer.
-        bf16: compute in bfloat16; by default where that is faster: on a GPU that has it, and on a CPU with AMX.
+        bf16: compute in bfloat16; by default where that is faster: on a GPU that has it, on a CPU with AMX, and with
+            AVX512-BF16 if it is AMD's.
         attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
         gradient_checkpointing: recompute activations to save memory.
         save_strategy: when to save a checkpoint for --resume.
