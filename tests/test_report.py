@@ -244,6 +244,19 @@ def test_a_failed_cell_takes_everywhere_from_a_defense(tmp_path):
     assert "mb_defense lowered the ASR in 1 of 2 settings where the attack landed (1 not measured)" in found.points[1]
 
 
+def test_a_page_without_the_texts_has_all_figures(tmp_path):
+    grid, page = write_grid(tmp_path / "grid"), tmp_path / "page.html"
+    assert main(["report", str(grid), "--output", str(page)]) == 0
+    whole = page.read_text()
+    assert main(["report", str(grid), "--output", str(page), "--responses", "false"]) == 0
+    bare = page.read_text()
+    for text in ("I cannot help.", "What is 3?", "reference 3"):
+        assert text in whole
+        assert text not in bare
+    assert "prompts and responses were left out" in bare
+    assert "lowers the attack success rate" in bare
+
+
 def test_where_nothing_was_right_no_loss_of_accuracy_is_ruled_out(tmp_path):
     nothing_right = {name: {"right": 0} for name in ARMS}
     found = summarize(read_sources([write_evaluations(tmp_path / "run", **nothing_right)]))

@@ -232,11 +232,13 @@ class ReportConfig:
         output: the file to write.
         format: a page, or the same figures for other programs.
         compare: two folders, the first of which is compared with the second prompt by prompt.
+        responses: show prompts and responses; false for a page that may not hold those texts.
     """
 
     output: str
     format: Literal["html", "md", "csv", "json"] = "html"
     compare: list[str] = field(default_factory=list)
+    responses: bool = True
 
 
 @dataclass(frozen=True)

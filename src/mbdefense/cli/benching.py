@@ -40,7 +40,7 @@ def bench(words: Sequence[str]) -> int:
         with console.status("making rows and a plan"):
             workspace = open_workspace(grid, out)
             plan = make_plan(workspace)
-        console.print(in_words(workspace, plan), markup=False, highlight=False, soft_wrap=True)
+        console.print(in_words(workspace, plan), markup=False, emoji=False, highlight=False, soft_wrap=True)
         return 0 if config.plan else _run(workspace, plan, config, console)
 
 

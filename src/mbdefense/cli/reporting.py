@@ -15,6 +15,7 @@ def report(words: Sequence[str]) -> None:
     config: ReportConfig = take(ReportConfig, options)
     if config.compare and len(config.compare) != 2:
         raise UserError("compare takes two folders", config.compare, "write --compare A B")
+    from dataclasses import replace
     from pathlib import Path
 
     from mbdefense.files import write_text
@@ -25,6 +26,8 @@ def report(words: Sequence[str]) -> None:
     from mbdefense.report.summary import summarize
 
     sources = read_sources(options.directories)
+    if not config.responses:
+        sources = replace(sources, answers=(), notes=(*sources.notes, "prompts and responses were left out"))
     compared = differences(*config.compare) if config.compare else None
     text = render(sources, compared) if config.format == "html" else written(config.format, sources, compared)
     path = Path(config.output)

@@ -18,7 +18,7 @@ def show(results: Results) -> None:
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table(results))
-    console.print(verdict_in_words(results), markup=False, highlight=False)
+    console.print(verdict_in_words(results), markup=False, emoji=False, highlight=False)
 
 
 def show_usage(judge: Any, directory: str) -> None:

@@ -113,7 +113,7 @@ class Telling:
         self._ended += 1
         self._bar.update(self._task, advance=1)
         line = f"[{self._ended}/{self._total}] {task.id}" + (f": {text}" if text else "")
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, Task]) -> None:
