@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mbdefense import scoring
+from mbdefense import packing, scoring
 from mbdefense.batches import Branches
 from mbdefense.errors import UserError
 from mbdefense.losses import recovery_loss
@@ -94,8 +94,12 @@ def test_a_row_of_trees_holds_every_token_once() -> None:
     assert batch["owners"].tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5]
 
 
+@pytest.mark.parametrize("few", [256, 0], ids=["products", "fused"])
 @pytest.mark.parametrize("trees", [TREES, ALIKE], ids=["apart", "alike"])
-def test_attention_run_by_run_is_that_of_the_mask_over_the_row(trees: list[Branches]) -> None:
+def test_attention_run_by_run_is_that_of_the_mask_over_the_row(
+    trees: list[Branches], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_FEW_KEYS", few)
     runs = pack(trees)["runs"]
     length = int(runs[:, 2].sum())
     torch.manual_seed(0)
@@ -116,6 +120,19 @@ def test_attention_run_by_run_is_that_of_the_mask_over_the_row(trees: list[Branc
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_under_autocast_is_as_exact_as_bfloat16() -> None:
+    runs = pack(ALIKE)["runs"]
+    length = int(runs[:, 2].sum())
+    torch.manual_seed(0)
+    # Scores of some tens, which rounded to bfloat16 would be off by tenths.
+    query, key, value = (4 * torch.randn(1, heads, length, 64, dtype=torch.bfloat16) for heads in (4, 2, 2))
+    exact, _ = tree_attention(None, query.double(), key.double(), value.double(), None, runs=layout(runs))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, _ = tree_attention(None, query, key, value, None, runs=layout(runs))
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).norm() < 3e-3 * exact.norm()
 
 
 @pytest.mark.parametrize("trees", [TREES, ALIKE], ids=["apart", "alike"])

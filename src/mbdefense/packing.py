@@ -25,12 +25,14 @@ from transformers import AttentionInterface
 from mbdefense.batches import Batch, Branches
 from mbdefense.losses import SequenceLogProbs
 from mbdefense.options import AttentionName
-from mbdefense.scoring import head_is_plain, scoring_head
+from mbdefense.scoring import head_is_plain, raised, scoring_head
 
 TREE_ATTENTION = "mbdefense_trees"
 """Name under which transformers finds `tree_attention`."""
 _LEAST_SHARED = 4
 """Tokens that two prompts have in common; fewer, such as the mark that begins a turn, cost about what they save."""
+_FEW_KEYS = 256
+"""All weights of attention lie in memory up to here: a fifth more than the other activations of SmolLM2-135M take."""
 
 
 def pack(trees: Sequence[Branches]) -> Batch:
@@ -130,12 +132,12 @@ class Layout:
     Attributes:
         lengths: tokens of each run.
         before: for each run the runs that it goes on from, first to last, each with how many of its tokens it sees.
-        masks: for each run that goes on from others, which of those tokens and its own each of its tokens sees.
+        masks: for each run which of those tokens and its own (second axis) each of its tokens (first axis) sees.
     """
 
     lengths: list[int]
     before: list[list[_End]]
-    masks: list[Tensor | None]
+    masks: list[Tensor]
 
 
 def layout(runs: Tensor) -> Layout:
@@ -145,8 +147,7 @@ def layout(runs: Tensor) -> Layout:
     for parent, seen, length in runs.tolist():
         before.append([*before[parent], (parent, seen)] if parent >= 0 else [])
         others = sum(count for _, count in before[-1])
-        visible = torch.ones(length, others + length, dtype=torch.bool, device=runs.device).tril(others)
-        masks.append(visible if others else None)
+        masks.append(torch.ones(length, others + length, dtype=torch.bool, device=runs.device).tril(others))
         lengths.append(length)
     return Layout(lengths, before, masks)
 
@@ -215,14 +216,44 @@ def tree_attention(
             else parts[number]
             for parts in (keys, values)
         )
+        if query.device.type == "cpu" and k.shape[2] <= _FEW_KEYS:
+            attended.append(_attend_to_few(queries[number], k[:, 0], v[:, 0], mask, scaling, dropout))
+            continue
         k, v = (part.expand(-1, heads // shared, -1, -1) for part in (k, v))
         attended.append(
             scaled_dot_product_attention(
-                queries[number], k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                queries[number], k, v, attn_mask=mask if before else None, dropout_p=dropout, is_causal=not before,
+                scale=scaling,
             )
-        )
+        )  # fmt: skip
     whole = torch.cat([part.flatten(0, 1).transpose(0, 1) for part in attended])
     return whole[None], None
+
+
+def _attend_to_few(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float
+) -> Tensor:
+    """Attention as products of matrices, which on a CPU beats torch's fused kernel while the keys are few.
+
+    Scores and their softmax are in float32 at least, as in the fused kernel.
+
+    Args:
+        query: (key-value heads, heads that share one, length, D).
+        key: (key-value heads, keys, D).
+        value: likewise.
+        mask: (length, keys), true where a token sees a key.
+        scaling: of the scores; by default ``D ** -0.5``.
+        dropout: probability of dropping a weight.
+    """
+    shared, repeats, length, size = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        # Heads that share keys become rows of one product.
+        rows, columns = raised(query.reshape(shared, repeats * length, size)), raised(key).transpose(1, 2)
+        hidden = torch.zeros_like(mask, dtype=rows.dtype).masked_fill_(~mask, -torch.inf).repeat(repeats, 1)
+        scale = size**-0.5 if scaling is None else scaling
+        weights = torch.baddbmm(hidden.expand(shared, -1, -1), rows, columns, alpha=scale).softmax(dim=-1)
+        weights = torch.dropout(weights, dropout, train=True) if dropout else weights
+        return torch.bmm(weights.to(value.dtype), value).view(query.shape)
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)

@@ -30,7 +30,7 @@ class _TokenLogProbs(torch.autograd.Function):
         values, normalisers = [], []
         kept = None
         for part, chosen in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-            logits = _raised(linear(part, weight, bias))
+            logits = raised(linear(part, weight, bias))
             picked = logits.gather(-1, chosen[:, None])[:, 0]
             # Log-sum-exp by hand and in place: the exponentials become the probabilities without a second pass.
             top = logits.amax(dim=-1, keepdim=True)
@@ -50,13 +50,13 @@ class _TokenLogProbs(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         # Sums over chunks in float32 at least, as one product over all rows would have them.
-        of_weight = _raised(torch.zeros_like(weight)) if wants_weight and kept is None else None
-        of_bias = _raised(torch.zeros_like(bias)) if wants_bias else None
+        of_weight = raised(torch.zeros_like(weight)) if wants_weight and kept is None else None
+        of_bias = raised(torch.zeros_like(bias)) if wants_bias else None
         for start in range(0, len(hidden), ctx.rows):
             rows = slice(start, start + ctx.rows)
             # d log p_t / d logits = onehot(t) - p
             if kept is None:
-                probabilities = _raised(linear(hidden[rows], weight, bias)).sub_(normaliser[rows, None]).exp_()
+                probabilities = raised(linear(hidden[rows], weight, bias)).sub_(normaliser[rows, None]).exp_()
                 scale = gradient[rows, None].to(probabilities.dtype)
                 slope = probabilities.mul_(-scale)
             else:  # which another backward pass may want again
@@ -78,7 +78,8 @@ class _TokenLogProbs(torch.autograd.Function):
         )
 
 
-def _raised(values: Tensor) -> Tensor:
+def raised(values: Tensor) -> Tensor:
+    """The values in float32, or as they are in float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
