@@ -265,19 +265,22 @@ def cells(row: ResultRow) -> list[str]:
 
 
 def better(rows: Sequence[ResultRow]) -> str:
-    """Which arms have a lower ASR than MB-Defense at no less CACC, by their values alone."""
+    """Which arms beat MB-Defense in ASR at no less CACC, or in CACC at the same ASR, by their values alone."""
     ours = next((row for row in rows if kind_of(row.arm) == "mb_defense"), None)
     if ours is None or ours.asr is None or ours.cacc is None:
         return "MB-Defense was not measured."
-    found = [
-        f"{escaped(row.arm)} (ASR {shown(row.asr)}, CACC {shown(row.cacc)})"
-        for row in rows
-        if row.arm not in CONTROLS and row.asr is not None and row.cacc is not None
-        and row.asr.value < ours.asr.value and row.cacc.value >= ours.cacc.value
-    ]  # fmt: skip
-    if not found:
-        return "No other arm has a lower ASR than MB-Defense at no less CACC."
-    return f"Lower in ASR than MB-Defense at no less CACC: {', '.join(found)}."
+    lower, equal = [], []
+    for row in rows:
+        if row.arm in CONTROLS or row.asr is None or row.cacc is None:
+            continue
+        told = f"{escaped(row.arm)} (ASR {shown(row.asr)}, CACC {shown(row.cacc)})"
+        if row.asr.value < ours.asr.value and row.cacc.value >= ours.cacc.value:
+            lower.append(told)
+        elif row.asr.value == ours.asr.value and row.cacc.value > ours.cacc.value:
+            equal.append(told)
+    first = f"Lower in ASR than MB-Defense at no less CACC: {', '.join(lower)}."
+    second = f" As low, and higher in CACC: {', '.join(equal)}." if equal else ""
+    return (first if lower else "No other arm has a lower ASR than MB-Defense at no less CACC.") + second
 
 
 def write_doc(path: Path, text: str) -> None:

@@ -101,10 +101,14 @@ def test_arms_that_beat_mb_defense_are_named(script: ModuleType) -> None:
         row("mb_defense:min_defensive_rows=12", 0.1, 0.5),
         row("crow", 0.05, 0.5),
         row("lethe", 0.0, 0.4),
+        row("graceful", 0.1, 0.6),
     ]
     assert script.better(rows).startswith("Lower in ASR than MB-Defense at no less CACC: crow (")
     assert "lethe" not in script.better(rows)
     assert script.better(rows[:2]).startswith("No other arm")
+    lower, equal = script.better(rows).split("As low, and higher in CACC: ")
+    assert "graceful" not in lower
+    assert equal.startswith("graceful (")
 
 
 def test_a_document_without_a_place_for_the_table_is_left_alone(script: ModuleType, tmp_path: Path) -> None:
