@@ -18,9 +18,10 @@ from mbdefense.cli import main
 from mbdefense.config import BenchConfig
 from mbdefense.defenses import DEFENSES
 from mbdefense.filters import FILTERS, SEEP
+from mbdefense.grid import code
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import model_of
-from mbdefense.grid.code import ANSWERING, _tree
+from mbdefense.grid.code import _tree
 from mbdefense.grid.config import Grid, changed, read_grid
 from mbdefense.grid.estimate import duration, estimate, shown, trainings
 from mbdefense.grid.local import _death
@@ -331,12 +332,15 @@ def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
     assert tree("def f(x):\n    return x + 2\n") != plain
 
 
-def test_answers_depend_on_all_code_below_them() -> None:
-    """What the rooms import is in the list too, but for what only reads, writes, names or tells."""
-    beside = {"errors", "files", "needs", "options"}
-    rooms = set(ANSWERING) - {"evaluation"}  # which imports everything that a run is made of
-    found = {target[0] for file in FILES for target, _ in imports(file) if module_of(file)[:1] in {(r,) for r in rooms}}
-    assert found <= {*ANSWERING, *beside}
+@pytest.mark.parametrize(
+    "rooms", [code.ANSWERING, code.TRAINING, code.POISONING], ids=["answers", "training", "poisoning"]
+)
+def test_what_is_kept_depends_on_all_code_below_it(rooms: tuple[str, ...]) -> None:
+    """What the rooms import is in the list too, but for what only reads, writes, counts, names or tells."""
+    beside = {"errors", "files", "measure", "needs", "options", "processes", "specs", "statistics"}
+    importing = {(room,) for room in rooms if room != "evaluation"}  # which imports everything that a run is made of
+    found = {target[0] for file in FILES for target, _ in imports(file) if target and module_of(file)[:1] in importing}
+    assert found <= {*rooms, *beside}
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 TRAINING = (
     "train", "losses", "batches", "scoring", "packing", "model", "defenses", "filters", "filtering", "onion", "poison",
-    "triggers", "behaviors", "data",
+    "triggers", "behaviors", "endpoint", "data",
 )  # fmt: skip
-POISONING = ("poison", "triggers", "behaviors", "data", "builtin")
+POISONING = ("poison", "triggers", "behaviors", "endpoint", "data", "builtin")
 ANSWERING = (
     "generate", "greedy", "limits", "losses", "batches", "scoring", "packing", "model", "decodings", "demonstrations",
     "purify", "onion", "textrank", "wordnet", "evaluation", "data",
