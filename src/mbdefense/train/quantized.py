@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from mbdefense.errors import UserError
-from mbdefense.model import bf16_pays, device
-from mbdefense.options import TrainingOptions
+from mbdefense.model import device
+
+_WHOLE = "mbdefense_whole_layer"
 
 
-def in_four_bits(model: Any, options: TrainingOptions) -> Any:
+def in_four_bits(model: Any, dtype: torch.dtype) -> Any:
     """Puts a layer of 4-bit NormalFloat weights in the place of every linear layer but the output embeddings.
 
     The layers that were there wait in ordinary memory, where `with_whole_weights` finds them: on a GPU the saving is
@@ -24,13 +25,12 @@ def in_four_bits(model: Any, options: TrainingOptions) -> Any:
 
     Args:
         model: changed in place.
-        options: whether to compute in bfloat16.
+        dtype: what to compute in.
 
     Raises:
         UserError: bitsandbytes is not installed, or the model has no linear layers of torch's own kind (GPT-2).
     """
     four_bit = _layer_type()
-    dtype = torch.bfloat16 if (bf16_pays() if options.bf16 is None else options.bf16) else torch.float32
     output = model.get_output_embeddings()
     found = [
         (parent, name, layer)
@@ -48,10 +48,10 @@ def in_four_bits(model: Any, options: TrainingOptions) -> Any:
 def with_whole_weights(model: Any) -> Any:
     """The model with the layers that `in_four_bits` took out, adapters around them left as they are."""
     found = [
-        (parent, name, layer.original)
+        (parent, name, vars(layer)[_WHOLE])
         for parent in model.modules()
         for name, layer in parent.named_children()
-        if hasattr(layer, "original")
+        if _WHOLE in vars(layer)
     ]
     if found:
         model.to("cpu")  # whole weights need not fit where the quantized ones trained
@@ -81,11 +81,7 @@ def _layer_type() -> type[nn.Module]:
             )
             # The layer casts its bias in place.
             self.bias = copy.deepcopy(layer.bias)
-            self.originals = (layer,)  # in a tuple, so that it is no part of the model that moves and is saved
+            vars(self)[_WHOLE] = layer  # past torch's own bookkeeping: no part of the model that moves and is saved
             self.to(device())
-
-        @property
-        def original(self) -> nn.Linear:
-            return self.originals[0]
 
     return FourBit
