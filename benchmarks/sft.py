@@ -58,7 +58,7 @@ def shared_settings(workload: Workload, directory: str) -> dict[str, Any]:
     ours = options(workload)
     return {
         "output_dir": directory,
-        **{name: getattr(ours, name) for name in (*same, "optim")},
+        **{name: getattr(ours, name) for name in same},
         "max_length": workload.max_length,
         "save_strategy": "no",
         "logging_steps": 1,

@@ -11,6 +11,7 @@ from rich.console import Console
 import mbdefense
 from mbdefense import provenance as module
 from mbdefense.card import model_card
+from mbdefense.cli.showing import show
 from mbdefense.errors import UserError
 from mbdefense.metrics import Score, rate
 from mbdefense.provenance import provenance
@@ -288,6 +289,11 @@ def drawn(made):
     stream = io.StringIO()
     Console(file=stream, width=400, force_terminal=False).print(table(made))
     return stream.getvalue()
+
+
+def test_an_arm_named_like_an_emoji_is_printed_as_it_is(capsys):
+    show(results(row("base", share(0)), row("clean", share(0)), row(), row("purify:onion", share(2))))
+    assert "purify:onion: ASR from" in capsys.readouterr().out
 
 
 def cells(line):
