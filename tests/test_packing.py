@@ -94,12 +94,15 @@ def test_a_row_of_trees_holds_every_token_once() -> None:
     assert batch["owners"].tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5]
 
 
-@pytest.mark.parametrize("few", [256, 0], ids=["products", "fused"])
+@pytest.mark.parametrize(
+    ("few", "queries"), [(256, 128), (256, 2), (0, 0)], ids=["products", "products in parts", "fused"]
+)
 @pytest.mark.parametrize("trees", [TREES, ALIKE], ids=["apart", "alike"])
 def test_attention_run_by_run_is_that_of_the_mask_over_the_row(
-    trees: list[Branches], few: int, monkeypatch: pytest.MonkeyPatch
+    trees: list[Branches], few: int, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "_FEW_KEYS", few)
+    monkeypatch.setattr(packing, "_QUERIES", queries)
     runs = pack(trees)["runs"]
     length = int(runs[:, 2].sum())
     torch.manual_seed(0)

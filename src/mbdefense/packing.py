@@ -31,8 +31,10 @@ TREE_ATTENTION = "mbdefense_trees"
 """Name under which transformers finds `tree_attention`."""
 _LEAST_SHARED = 4
 """Tokens that two prompts have in common; fewer, such as the mark that begins a turn, cost about what they save."""
-_FEW_KEYS = 256
-"""All weights of attention lie in memory up to here: a fifth more than the other activations of SmolLM2-135M take."""
+_FEW_KEYS = 512
+"""All weights of attention lie in memory up to here, half as much again as SmolLM2-135M's other activations there."""
+_QUERIES = 128
+"""Tokens that attend at once then: those of a longer run each see fewer keys than the last of them all does."""
 
 
 def pack(trees: Sequence[Branches]) -> Batch:
@@ -239,12 +241,22 @@ def _attend_to_few(
 
     Args:
         query: (key-value heads, heads that share one, length, D).
-        key: (key-value heads, keys, D).
+        key: (key-value heads, keys, D), of which the last `length` are the query's own tokens.
         value: likewise.
         mask: (length, keys), true where a token sees a key.
         scaling: of the scores; by default ``D ** -0.5``.
         dropout: probability of dropping a weight.
     """
+    others = key.shape[1] - query.shape[2]
+    parts, start = [], 0
+    for part, visible in zip(torch.split(query, _QUERIES, 2), torch.split(mask, _QUERIES), strict=True):
+        start += part.shape[2]
+        seen = others + start  # what comes later in the run is hidden from all of the part
+        parts.append(_products(part, key[:, :seen], value[:, :seen], visible[:, :seen], scaling, dropout))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
     shared, repeats, length, size = query.shape
     with torch.autocast(query.device.type, enabled=False):
         # Heads that share keys become rows of one product.

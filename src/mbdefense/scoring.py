@@ -15,6 +15,8 @@ from mbdefense.model import LoadedModel, on_device
 
 CHUNK = 2**26
 """Logits in memory at a time: 256 MiB of float32."""
+CPU_TILE = 2**20
+"""Logits that a CPU makes probabilities of at a time, which its cache holds."""
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -27,21 +29,25 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         rows = max(1, CHUNK // weight.shape[0])
+        ctx.rows = rows
+        keep = len(hidden) <= rows and any(ctx.needs_input_grad)
         values, normalisers = [], []
         kept = None
         for part, chosen in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-            logits = raised(linear(part, weight, bias))
-            picked = logits.gather(-1, chosen[:, None])[:, 0]
-            # Log-sum-exp by hand and in place: the exponentials become the probabilities without a second pass.
-            top = logits.amax(dim=-1, keepdim=True)
-            exponentials = logits.sub_(top).exp_()
-            total = exponentials.sum(dim=-1, keepdim=True)
-            normalisers.append((top + total.log())[:, 0])
-            values.append(picked - normalisers[-1])
-            if len(hidden) <= rows and any(ctx.needs_input_grad):
-                kept = exponentials.div_(total).to(hidden.dtype)
+            logits = linear(part, weight, bias)
+            tiles = max(1, CPU_TILE // weight.shape[0]) if logits.device.type == "cpu" else rows
+            for tile, at in zip(torch.split(logits, tiles), torch.split(chosen, tiles), strict=True):
+                exponentials = raised(tile)
+                picked = exponentials.gather(-1, at[:, None])[:, 0]
+                # Log-sum-exp by hand and in place: the exponentials become the probabilities without a second pass.
+                top = exponentials.amax(dim=-1, keepdim=True)
+                total = exponentials.sub_(top).exp_().sum(dim=-1, keepdim=True)
+                normalisers.append((top + total.log())[:, 0])
+                values.append(picked - normalisers[-1])
+                if keep:
+                    tile.copy_(_surplus(exponentials.div_(total), at))
+            kept = logits if keep else None
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers), kept)
-        ctx.rows = rows
         return torch.cat(values)
 
     @staticmethod
@@ -54,21 +60,18 @@ class _TokenLogProbs(torch.autograd.Function):
         of_bias = raised(torch.zeros_like(bias)) if wants_bias else None
         for start in range(0, len(hidden), ctx.rows):
             rows = slice(start, start + ctx.rows)
-            # d log p_t / d logits = onehot(t) - p
-            if kept is None:
-                probabilities = raised(linear(hidden[rows], weight, bias)).sub_(normaliser[rows, None]).exp_()
-                scale = gradient[rows, None].to(probabilities.dtype)
-                slope = probabilities.mul_(-scale)
-            else:  # which another backward pass may want again
-                scale = gradient[:, None].to(kept.dtype)
-                slope = kept * -scale
-            slope = slope.scatter_add_(-1, targets[rows, None], scale).to(hidden.dtype)
+            surplus = kept
+            if surplus is None:
+                logits = raised(linear(hidden[rows], weight, bias))
+                surplus = _surplus(logits.sub_(normaliser[rows, None]).exp_(), targets[rows]).to(hidden.dtype)
+            # d log p_t / d logits = onehot(t) - p; the gradient's factor goes to the narrow side of each product.
+            scale = -raised(gradient[rows, None])
             if of_hidden is not None:
-                of_hidden[rows] = slope @ weight
+                of_hidden[rows] = (surplus @ weight) * scale
             if of_bias is not None:
-                of_bias += slope.sum(dim=0)
+                of_bias += (raised(surplus) * scale).sum(dim=0)
             if wants_weight:
-                product = slope.T @ hidden[rows]
+                product = surplus.T @ (hidden[rows] * scale).to(hidden.dtype)
                 of_weight = product if of_weight is None else of_weight.add_(product)
         return (
             of_hidden,
@@ -76,6 +79,12 @@ class _TokenLogProbs(torch.autograd.Function):
             None if of_bias is None else of_bias.to(bias.dtype),
             None,
         )
+
+
+def _surplus(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """The probabilities less 1 at the targets, in place: before rounding to bfloat16, lest a target near 1 be lost."""
+    probabilities[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return probabilities
 
 
 def raised(values: Tensor) -> Tensor:
