@@ -506,11 +506,12 @@ def test_deepspeed_s_engine_and_not_its_model_is_asked_for_the_weights(
         accelerator = Accelerator(cpu=True)
         model_wrapped = engine
         state = TrainerState()
+        args = arguments(TrainingArguments, STEP, Path("unused"))
 
         def remove_callback(self, _: Any) -> None: ...
 
         def train(self, **_: Any) -> None: ...
 
     Engine.model = model
-    running.run(Engine(), load_model(tiny_model_path), STEP, tmp_path, False, 0)
+    running.run(Engine(), load_model(tiny_model_path), STEP, tmp_path, False, [1], 0)
     assert asked == [engine]

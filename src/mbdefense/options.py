@@ -47,7 +47,8 @@ class TrainingOptions:
         bf16: compute in bfloat16; by default where that is faster: on a GPU that has it, on a CPU with AMX, and with
             AVX512-BF16 if it is AMD's.
         attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
-        gradient_checkpointing: recompute activations to save memory.
+        gradient_checkpointing: recompute activations to save memory; by default where a step of the longest samples
+            would not fit otherwise.
         save_strategy: when to save a checkpoint for --resume.
         save_steps: steps between checkpoints with save_strategy "steps".
         logging_steps: steps between entries of the training log.
@@ -74,7 +75,7 @@ class TrainingOptions:
     optim: str = "adamw_torch_fused"
     bf16: bool | None = None
     attn_implementation: AttentionName = "sdpa"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
     save_strategy: Literal["no", "epoch", "steps"] = "epoch"
     save_steps: int = 500
     logging_steps: int = 10

@@ -212,7 +212,7 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
             write_json(directory / "training_log.json", {"history": trained.history})
             _keep_tracked(checkpoints / "runs", directory / "runs")
             shutil.rmtree(checkpoints, ignore_errors=True)
-            facts = {"inputs_hash": made_of, "truncated": trained.truncated, **asdict(cost)}
+            facts = {"inputs_hash": made_of, "truncated": trained.truncated, **trained.settled, **asdict(cost)}
             save_model(trained.model, directory, facts, trained.state)
     except Exception as error:  # each library reports a full disk in its own way
         if not disk_is_full(error, directory):

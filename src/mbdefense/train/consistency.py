@@ -122,4 +122,5 @@ def tune_consistently(
             str(trainer.accelerator.distributed_type.value),
             "launch with DDP (accelerate launch --multi_gpu)",
         )
-    return running.run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))
+    lengths = [len(e.prompt) + len(e.response) for e in encoded]
+    return running.run(trainer, loaded, options, directory, resume, lengths, sum(e.truncated for e in encoded))

@@ -100,4 +100,6 @@ def instruction_tune(
             processing_class=loaded.tokenizer,
             data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
         )
-        return running.run(trainer, loaded, options, directory, resume, sum(e.truncated for e in encoded))
+        return running.run(
+            trainer, loaded, options, directory, resume, tokens["length"], sum(e.truncated for e in encoded)
+        )

@@ -205,4 +205,6 @@ def recover(
             processing_class=loaded.tokenizer,
             data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id, packed),
         )
-        return running.run(trainer, loaded, options, directory, resume, sum(row.truncated for row in training))
+        trees = [(row.plain, *row.triggered) for row in training]
+        lengths = [sum(len(t.prompt) + sum(map(len, t.responses)) for t in forest) for forest in trees]
+        return running.run(trainer, loaded, options, directory, resume, lengths, sum(row.truncated for row in training))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +21,14 @@ from mbdefense import packing
 from mbdefense.errors import UserError, did_you_mean, first_line
 from mbdefense.model import LoadedModel, bf16_pays
 from mbdefense.options import TrainingOptions
+from mbdefense.train.memory import outgrows
 from mbdefense.train.own_loss import NOT_FINITE
 from mbdefense.train.quantized import in_four_bits, with_whole_weights
+
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
+)
+"""What transformers calls recomputing activations: the first name in new versions, where the second one warns."""
 
 
 class Trained(NamedTuple):
@@ -31,6 +39,8 @@ class Trained(NamedTuple):
     """The Trainer's log: losses by step, evaluation losses by epoch."""
     truncated: int
     """Sequences longer than the maximum, whose prompt (or, rarely, response) was cut."""
+    settled: Mapping[str, bool] = MappingProxyType({})
+    """What the machine decided where the options leave it open: precision and gradient checkpointing."""
     state: dict[str, Tensor] | None = None
     """On the main process the whole weights, where FSDP or DeepSpeed left each process a part of the model."""
 
@@ -80,7 +90,7 @@ def arguments(
         "bf16": in_bfloat16(options),
         # transformers refuses bfloat16 on a CPU that multiplies it in hardware unless the CPU is asked for by name.
         "use_cpu": not torch.accelerator.is_available(),
-        "gradient_checkpointing": options.gradient_checkpointing,
+        CHECKPOINTING: bool(options.gradient_checkpointing),
         "save_strategy": options.save_strategy,
         "save_steps": options.save_steps,
         "logging_steps": options.logging_steps,
@@ -166,9 +176,24 @@ def _keep_freed_memory() -> None:
 
 
 def run(
-    trainer: Trainer, loaded: LoadedModel, options: TrainingOptions, directory: Path, resume: bool, truncated: int
+    trainer: Trainer,
+    loaded: LoadedModel,
+    options: TrainingOptions,
+    directory: Path,
+    resume: bool,
+    lengths: Sequence[int],
+    truncated: int,
 ) -> Trained:
     """Trains, and takes the model out of the trainer again.
+
+    Args:
+        trainer: before it trains.
+        loaded: whose model the trainer has.
+        options: those that the trainer was made with.
+        directory: where checkpoints are.
+        resume: go on from the last one.
+        lengths: of the items of the training data, in any unit.
+        truncated: see `Trained`.
 
     Raises:
         UserError: adapters in a model that is spread over processes in pieces; or weights that are no numbers any more.
@@ -182,6 +207,9 @@ def run(
             "launch with DDP (accelerate launch --multi_gpu), or set --use_peft false",
         )
     _keep_freed_memory()
+    if options.gradient_checkpointing is None and not in_pieces:
+        setattr(trainer.args, CHECKPOINTING, outgrows(trainer, lengths, options))
+    settled = {"bf16": trainer.args.bf16, "gradient_checkpointing": getattr(trainer.args, CHECKPOINTING)}
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(directory) if resume else None)
     # A loss is computed before its update, so that the last update shows in the weights alone.
@@ -193,7 +221,7 @@ def run(
     state = accelerator.get_state_dict(whole) if in_pieces else None
     model = accelerator.unwrap_model(trained)
     tuned = LoadedModel(with_whole_weights(model).merge_and_unload() if options.use_peft else model, loaded.tokenizer)
-    return Trained(tuned, trainer.state.log_history, truncated, state)
+    return Trained(tuned, trainer.state.log_history, truncated, settled, state)
 
 
 def sharded(trainer: Trainer) -> bool:
