@@ -102,14 +102,14 @@ def _work(workload: Workload, loaded: Any) -> Done:
 
 
 def _ours(workload: Workload, *, packed: bool) -> Callable[[], Done]:
-    from mbdefense import packing
+    from mbdefense import attention
     from mbdefense.train import instruction_tune
 
     loaded = workload.load()
     done = _work(workload, loaded)
 
     def work() -> Done:
-        always = patch.object(packing, "packs", packing.packs if packed else lambda _model: False)
+        always = patch.object(attention, "packs", attention.packs if packed else lambda _model: False)
         with always, tempfile.TemporaryDirectory() as folder:
             trained = instruction_tune(loaded, workload.dataset, options(workload), Path(folder))
         return done._replace(**summary(trained.history))

@@ -33,6 +33,7 @@ ROOMS = [
     "model",
     "losses",
     "scoring",
+    "attention",
     "batches",
     "packing",
     "train",

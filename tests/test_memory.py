@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mbdefense import packing
+from mbdefense import attention
 from mbdefense.model import LoadedModel, load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.train import instruction_tune, memory, running
@@ -70,7 +70,7 @@ def test_what_a_pass_keeps_grows_with_its_tokens_and_holds_the_cast_weights_once
         for length in lengths:
             found.append(memory.kept_bytes(trainer, [{"prompt_ids": [5, 6, 7], "response_ids": [9] * length}]))
 
-    monkeypatch.setattr(packing, "_FEW_KEYS", 0)  # whose weights of attention grow with the square of the tokens
+    monkeypatch.setattr(attention, "_FEW_KEYS", 0)  # whose weights of attention grow with the square of the tokens
     monkeypatch.setattr(running, "run", measure)
     tuned(tiny_model_path, rows(*PAIRS), replace(STEP, bf16=bf16), tmp_path)
     slopes = [(found[1] - found[0]) / 20, (found[2] - found[1]) / 40]

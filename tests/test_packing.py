@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mbdefense import packing, scoring
+from mbdefense import attention, scoring
+from mbdefense.attention import block_mask, layout, packed_attention, packs, tree_attention
 from mbdefense.batches import Branches
 from mbdefense.errors import UserError
 from mbdefense.losses import recovery_loss
 from mbdefense.model import LoadedModel, load_model
-from mbdefense.packing import block_mask, layout, pack, packed_attention, packed_log_probs, packs, tree_attention
+from mbdefense.packing import pack, packed_log_probs
 from mbdefense.scoring import token_log_probs
 from mbdefense.train.recovery import TripleRow, by_role
 from tests.test_train import OBJECTIVE, PAIRS, STEP, naive_recovery_loss, train, triples, weights
@@ -101,8 +102,8 @@ def test_a_row_of_trees_holds_every_token_once() -> None:
 def test_attention_run_by_run_is_that_of_the_mask_over_the_row(
     trees: list[Branches], few: int, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_FEW_KEYS", few)
-    monkeypatch.setattr(packing, "_QUERIES", queries)
+    monkeypatch.setattr(attention, "_FEW_KEYS", few)
+    monkeypatch.setattr(attention, "_QUERIES", queries)
     runs = pack(trees)["runs"]
     length = int(runs[:, 2].sum())
     torch.manual_seed(0)
@@ -268,9 +269,9 @@ def test_a_step_on_packed_rows_is_that_on_padded_ones(
 ) -> None:
     before = weights(load_model(tiny_model_path))
     changes = []
-    for number, attention in enumerate(("sdpa", "eager")):
+    for number, implementation in enumerate(("sdpa", "eager")):
         loaded = load_model(tiny_model_path)
-        loaded.model.set_attn_implementation(attention)
+        loaded.model.set_attn_implementation(implementation)
         options = replace(STEP, per_device_train_batch_size=3, gradient_accumulation_steps=2)
         changes.append(weights(train(stage, loaded, rows(*PAIRS), options, tmp_path / f"{number}").model) - before)
     assert changes[0].norm() > 1e-3

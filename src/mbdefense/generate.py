@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import track
 
+from mbdefense.attention import packed_attention
 from mbdefense.batches import Branches, pad_left, response_log_probs
 from mbdefense.greedy import greedy
 from mbdefense.limits import can_decode, check_room, check_scored, context_length, one_at_a_time, stop_ids
 from mbdefense.model import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
-from mbdefense.packing import pack, packed_attention, packed_log_probs
+from mbdefense.packing import pack, packed_log_probs
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -25,9 +25,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mbdefense.attention import attends_plainly
 from mbdefense.errors import UserError
 from mbdefense.model import LoadedModel, device, own_mask
-from mbdefense.packing import attends_plainly
 from mbdefense.scoring import body_and_head
 
 Span = tuple[int, int]

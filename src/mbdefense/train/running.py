@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from mbdefense import packing
+from mbdefense import attention
 from mbdefense.errors import UserError, did_you_mean, first_line
 from mbdefense.model import LoadedModel, bf16_pays
 from mbdefense.options import TrainingOptions
@@ -143,7 +143,7 @@ def with_lora(model: Any, options: TrainingOptions) -> Any:
 
 
 def packed_attention(model: Any, options: TrainingOptions) -> AbstractContextManager[bool]:
-    """`mbdefense.packing.packed_attention`, as the options choose it.
+    """`mbdefense.attention.packed_attention`, as the options choose it.
 
     Raises:
         UserError: FlexAttention on a machine that has no gradient for it, or for a model that cannot be packed.
@@ -152,11 +152,11 @@ def packed_attention(model: Any, options: TrainingOptions) -> AbstractContextMan
         fix = "leave --attn_implementation at sdpa"
         if not torch.cuda.is_available():
             raise UserError("flex_attention trains on a GPU only", options.attn_implementation, fix)
-        if not packing.packs(model):
+        if not attention.packs(model):
             raise UserError(
                 "flex_attention is for packed rows, which this model cannot take", model.config.model_type, fix
             )
-    return packing.packed_attention(model, options.attn_implementation)
+    return attention.packed_attention(model, options.attn_implementation)
 
 
 def _keep_freed_memory() -> None:

@@ -1,0 +1,213 @@
+"""Attention of packed rows: run by run, over itself and what it goes on from, or in one kernel under a block mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from mbdefense.options import AttentionName
+from mbdefense.scoring import raised
+
+TREE_ATTENTION = "mbdefense_trees"
+"""Name under which transformers finds `tree_attention`."""
+_FEW_KEYS = 512
+"""All weights of attention lie in memory up to here, half as much again as SmolLM2-135M's other activations there."""
+_QUERIES = 128
+"""Tokens that attend at once then: those of a longer run each see fewer keys than the last of them all does."""
+
+_Seen = tuple[int, int]
+"""A run, and how many of its tokens another one sees."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the runs of a row see.
+
+    Attributes:
+        lengths: tokens of each run.
+        before: for each run the runs that it goes on from, first to last, each with how many of its tokens it sees.
+        masks: for each run which of those tokens and its own (second axis) each of its tokens (first axis) sees.
+    """
+
+    lengths: list[int]
+    before: list[list[_Seen]]
+    masks: list[Tensor]
+
+
+def layout(runs: Tensor) -> Layout:
+    """What the runs of a row see, from `pack`'s ``runs``, on their device."""
+    before: list[list[_Seen]] = []
+    lengths, masks = [], []
+    for parent, seen, length in runs.tolist():
+        before.append([*before[parent], (parent, seen)] if parent >= 0 else [])
+        others = sum(count for _, count in before[-1])
+        masks.append(torch.ones(length, others + length, dtype=torch.bool, device=runs.device).tril(others))
+        lengths.append(length)
+    return Layout(lengths, before, masks)
+
+
+def block_mask(runs: Tensor) -> BlockMask:
+    """Which tokens of a packed row see which others, in a form that never holds the mask itself: FlexAttention's.
+
+    Args:
+        runs: as `pack` returns them.
+    """
+    lengths = runs[:, 2]
+    # How many tokens of another run a run sees; of its own all that came before.
+    seen = torch.diag(lengths)
+    for number, (parent, count, _) in enumerate(runs.tolist()):
+        if parent >= 0:
+            seen[number, :number] = seen[parent, :number]
+            seen[number, parent] = count
+    run = torch.arange(len(runs), device=runs.device).repeat_interleave(lengths)
+    place = torch.arange(len(run), device=runs.device) - (lengths.cumsum(0) - lengths)[run]
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (place[key] < seen[run[query], run[key]]) & (key <= query)
+
+    return create_block_mask(visible, None, None, len(run), len(run), device=str(runs.device))
+
+
+def tree_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    runs: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed row in the form that transformers calls.
+
+    Args:
+        module: the attention layer; unused.
+        query: (1, heads, L, D).
+        key: (1, key-value heads, L, D).
+        value: likewise.
+        attention_mask: None; the runs say it all.
+        runs: what they see.
+        scaling: of the scores; by default ``D ** -0.5``.
+        dropout: probability of dropping a weight.
+        **_: what other implementations want.
+
+    Returns:
+        (1, L, heads, D), and no weights.
+    """
+    heads, shared = query.shape[1], key.shape[1]
+    # Heads that share keys lie beside each other; a stride of 0 repeats the keys without a copy.
+    query = query.view(shared, heads // shared, *query.shape[2:])
+    queries, keys, values = (
+        torch.split(tensor, runs.lengths, dim=-2) for tensor in (query, key.transpose(0, 1), value.transpose(0, 1))
+    )
+    attended = []
+    for number, (before, mask) in enumerate(zip(runs.before, runs.masks, strict=True)):
+        k, v = (
+            torch.cat([*(parts[run][:, :, :count] for run, count in before), parts[number]], dim=2)
+            if before
+            else parts[number]
+            for parts in (keys, values)
+        )
+        if query.device.type == "cpu" and k.shape[2] <= _FEW_KEYS:
+            attended.append(_attend_to_few(queries[number], k[:, 0], v[:, 0], mask, scaling, dropout))
+            continue
+        k, v = (part.expand(-1, heads // shared, -1, -1) for part in (k, v))
+        attended.append(
+            scaled_dot_product_attention(
+                queries[number], k, v, attn_mask=mask if before else None, dropout_p=dropout, is_causal=not before,
+                scale=scaling,
+            )
+        )  # fmt: skip
+    whole = torch.cat([part.flatten(0, 1).transpose(0, 1) for part in attended])
+    return whole[None], None
+
+
+def _attend_to_few(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float
+) -> Tensor:
+    """Attention as products of matrices, which on a CPU beats torch's fused kernel while the keys are few.
+
+    Scores and their softmax are in float32 at least, as in the fused kernel.
+
+    Args:
+        query: (key-value heads, heads that share one, length, D).
+        key: (key-value heads, keys, D), of which the last `length` are the query's own tokens.
+        value: likewise.
+        mask: (length, keys), true where a token sees a key.
+        scaling: of the scores; by default ``D ** -0.5``.
+        dropout: probability of dropping a weight.
+    """
+    others = key.shape[1] - query.shape[2]
+    parts, start = [], 0
+    for part, visible in zip(torch.split(query, _QUERIES, 2), torch.split(mask, _QUERIES), strict=True):
+        start += part.shape[2]
+        seen = others + start  # what comes later in the run is hidden from all of the part
+        parts.append(_products(part, key[:, :seen], value[:, :seen], visible[:, :seen], scaling, dropout))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
+    shared, repeats, length, size = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        # Heads that share keys become rows of one product.
+        rows, columns = raised(query.reshape(shared, repeats * length, size)), raised(key).transpose(1, 2)
+        hidden = torch.zeros_like(mask, dtype=rows.dtype).masked_fill_(~mask, -torch.inf).repeat(repeats, 1)
+        scale = size**-0.5 if scaling is None else scaling
+        weights = torch.baddbmm(hidden.expand(shared, -1, -1), rows, columns, alpha=scale).softmax(dim=-1)
+        weights = torch.dropout(weights, dropout, train=True) if dropout else weights
+        return torch.bmm(weights.to(value.dtype), value).view(query.shape)
+
+
+AttentionInterface.register(TREE_ATTENTION, tree_attention)
+
+
+def packs(model: Any) -> bool:
+    """Whether `tree_attention` can stand for the model's attention: it is plain, and of transformers' own choice."""
+    return attends_plainly(model) and model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def attends_plainly(model: Any) -> bool:
+    """Whether attention to all earlier positions, through transformers' interface, is all that mixes positions.
+
+    Only then does a mask part what lies in one row: sliding windows, convolutions and recurrent states heed none.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
+    plain = getattr(config, "attn_logit_softcapping", None) is None and not getattr(config, "is_encoder_decoder", False)
+    return bool(
+        full
+        and plain
+        and not getattr(model, "_is_stateful", False)
+        and getattr(model, "_supports_attention_backend", False)
+    )
+
+
+@contextmanager
+def packed_attention(model: Any, implementation: AttentionName = "sdpa") -> Iterator[bool]:
+    """Lets the model attend over packed rows meanwhile, if it can; says whether it can.
+
+    It has to last until the backward pass is over: gradient checkpointing computes attention again there.
+
+    Args:
+        model: the causal language model.
+        implementation: ``"sdpa"`` attends run by run, ``"flex_attention"`` in one kernel under a block mask.
+    """
+    possible = packs(model)
+    if possible:
+        model.set_attn_implementation(TREE_ATTENTION if implementation == "sdpa" else implementation)
+    try:
+        yield possible
+    finally:
+        if possible:
+            model.set_attn_implementation("sdpa")
