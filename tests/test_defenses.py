@@ -149,6 +149,13 @@ def test_nothing_of_a_stage_but_the_model_is_left(made: Made) -> None:
     assert (made.model / CARD_FILE).is_file()
 
 
+def test_a_model_says_in_which_precision_it_was_trained(made: Made) -> None:
+    cards = [json.loads(card.read_text()) for card in made.setting.directory.rglob(CARD_FILE)]
+    trained = [card for card in cards if "bf16" in card]
+    assert trained or made.name == "none"  # whose model is the shared victim, in another folder
+    assert all(card["bf16"] is False and card["gradient_checkpointing"] is False for card in trained)
+
+
 @named
 def test_it_refuses_options_that_cannot_work(name: str, setting: Setting, tmp_path: Path) -> None:
     assert bool(fields(DEFENSES[name])) == (name in REFUSED), "give options that cannot work in REFUSED"
