@@ -24,7 +24,7 @@ MEMORY_ROWS = (1_000, 10_000, 100_000)
 def arms(workload: Workload) -> Sequence[Arm]:
     """The same attack on more and more rows: is the cost of a row flat, and the memory bounded?"""
     return [
-        *(_file(rows, workload.seed) for rows in FILE_ROWS),
+        *(_file(rows, workload.seed) for rows in (*FILE_ROWS, workload.file_rows) if rows),
         *(_memory(rows, workload.seed) for rows in MEMORY_ROWS),
     ]
 

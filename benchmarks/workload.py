@@ -39,6 +39,7 @@ class Workload:
         load_in_4bit: beside weights of four bits.
         optim: name of the optimizer.
         gradient_checkpointing: compute activations again; TRL does by default, but for the arms that say so.
+        file_rows: of one file more to poison, 0 for none; ten million take 15 GB of disk and some minutes each time.
     """
 
     model: str = ""
@@ -53,6 +54,7 @@ class Workload:
     load_in_4bit: bool = False
     optim: str = "adamw_torch_fused"
     gradient_checkpointing: bool = False
+    file_rows: int = 0
 
     def __post_init__(self) -> None:
         if self.shape and self.shape not in SHAPES:

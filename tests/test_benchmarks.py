@@ -94,10 +94,11 @@ def test_arms_of_generation_give_the_same_answers(tiny_model_path: str, monkeypa
 def test_arms_of_poisoning_poison_the_same_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poison, "FILE_ROWS", (200, 50))
     monkeypatch.setattr(poison, "MEMORY_ROWS", (50,))
-    done = {arm.name: arm.prepare()() for arm in poison.arms(Workload())}
+    done = {arm.name: arm.prepare()() for arm in poison.arms(Workload(file_rows=100))}
     assert {name: (one.items, one.note) for name, one in done.items()} == {
         "file_200": (200, "(20 poisoned)"),
         "file_50": (50, "(5 poisoned)"),
+        "file_100": (100, "(10 poisoned)"),
         "memory_50": (50, "(5 poisoned)"),
     }
 
