@@ -220,7 +220,9 @@ def attempt(task: Task, options: argparse.Namespace, words: Sequence[str]) -> bo
 
 def measured(out: Path) -> Results:
     """All that was measured in a folder, paired with the victims, in the order of attacks and arms."""
-    arms = [read_arm(file.parent) for file in sorted(out.glob("seed*/*/responses/*/results.json"))]
+    files = sorted(out.glob("seed*/*/responses/*/results.json"))
+    arms = [read_arm(file.parent) for file in files]
+    commits = sorted({str(read(file).provenance["commit"])[:7] for file in files})
     attacks = [trigger.describe() for trigger, _ in ATTACKS.values()]
     names = [*CONTROLS, *DEFENSES, *INFERENCE]
 
@@ -229,7 +231,7 @@ def measured(out: Path) -> Results:
         return row.seed, attacks.index(row.attack), names.index(kind_of(row.arm)), row.arm
 
     rows, over_seeds = compare(sorted(arms, key=place))
-    return replace(merge_results(rows, {"out": str(out)}, rows[0].seed), over_seeds=over_seeds)
+    return replace(merge_results(rows, {"out": str(out), "commits": commits}, rows[0].seed), over_seeds=over_seeds)
 
 
 def table(results: Results) -> str:
@@ -244,8 +246,8 @@ def table(results: Results) -> str:
         drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"### {title}\n\n{drawn}\n\n{landed[0].upper()}{landed[1:]}. {better(rows)}")
     versions = ", ".join(f"{name} {version}" for name, version in results.provenance["packages"].items() if version)
-    commit = str(results.provenance["commit"])[:7]
-    return "\n\n".join([*parts, f"Commit {commit}; {versions}."]) + "\n"
+    commits = ", ".join(results.provenance["config"]["commits"])  # of the arms, which this table may be younger than
+    return "\n\n".join([*parts, f"Commit {commits}; {versions}."]) + "\n"
 
 
 def cells(row: ResultRow) -> list[str]:
