@@ -90,7 +90,7 @@ def _run(name: str, arms: Sequence[Arm], workload: Workload, options: argparse.N
         for dtype, measured in rates.items():
             measured.append(matmul_rate(config, dtype))
 
-    # Memory first: what timing leaves in this process and what an arm takes in its own may be more than the machine has.
+    # Memory first: what timing leaves in this process, beside an arm in its own, may be more than the machine has.
     memory = {arm.name: _peak(name, arm, workload) for arm in arms} if options.memory else {}
     times = interleave(arms, options.repeats, observe)
     result = _record(name, _benchmark(name).unit, times, rates, memory)
