@@ -148,12 +148,18 @@ def _table(result: dict[str, Any]) -> str:
 def _peak(name: str, arm: Arm, workload: Workload) -> dict[str, Any]:
     """The arm's peak memory in a process of its own: freed memory of the other arms would count here."""
     words = [sys.executable, "-m", "benchmarks", name, "--alone", arm.name]
-    words += [word for key, value in asdict(workload).items() if value for word in (f"--{key}", str(value))]
+    words += _words(workload)
     done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
     if done.returncode:
         raise UserError(f"{name} {arm.name} failed in a process of its own", done.stderr.strip()[-200:], "run it alone")
     found: dict[str, Any] = json.loads(done.stdout.rpartition("\n")[2])
     return found
+
+
+def _words(workload: Workload) -> list[str]:
+    """The options that make a workload; those that are on or off are flags."""
+    chosen = {f"--{key}": value for key, value in asdict(workload).items() if value}
+    return [word for flag, value in chosen.items() for word in ([flag] if value is True else [flag, str(value)])]
 
 
 def _alone(name: str, arm_name: str, workload: Workload) -> dict[str, int]:

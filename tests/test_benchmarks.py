@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,9 @@ def test_an_arm_that_is_not_there_is_named_before_anything_is_timed(
     monkeypatch.setattr(sys, "argv", ["benchmarks", *words[:2], "--arms", "ours,padded", *words[4:]])
     assert command.main() == 1
     assert "no such arm of recovery: 'padded'" in capsys.readouterr().err
+
+
+def test_an_arm_in_a_process_of_its_own_gets_the_whole_workload() -> None:
+    workload = Workload(rows=7, use_peft=True, gradient_checkpointing=True, optim="adafactor")
+    options = command._parser().parse_args(["sft", *command._words(workload)])
+    assert Workload(**{field.name: getattr(options, field.name) for field in fields(Workload)}) == workload

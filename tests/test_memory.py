@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from mbdefense import attention
-from mbdefense.model import LoadedModel, load_model
+from mbdefense.model import load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.train import instruction_tune, memory, running
 from mbdefense.train.running import Trained
+from tests.test_train import weights
 
 STEP = TrainingOptions(
     learning_rate=0.01,
@@ -30,10 +31,6 @@ PAIRS = tuple((f"Say the number {number}.", "one two three four five six " * num
 
 def tuned(path: str, rows: Any, options: TrainingOptions, directory: Path) -> Trained:
     return instruction_tune(load_model(path), rows, options, directory)
-
-
-def weights(loaded: LoadedModel) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten().double() for weight in loaded.model.parameters()])
 
 
 @pytest.mark.parametrize(("free", "on"), [(10**6, True), (10**12, False)], ids=["little memory", "much memory"])

@@ -48,7 +48,7 @@ class TrainingOptions:
             AVX512-BF16 if it is AMD's.
         attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
         gradient_checkpointing: recompute activations to save memory; by default where a step of the longest samples
-            would not fit otherwise.
+            would not fit otherwise, but not under FSDP or DeepSpeed.
         save_strategy: when to save a checkpoint for --resume.
         save_steps: steps between checkpoints with save_strategy "steps".
         logging_steps: steps between entries of the training log.
