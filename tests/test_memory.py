@@ -82,7 +82,7 @@ def test_what_a_pass_keeps_grows_with_its_tokens_and_holds_the_cast_weights_once
 def test_the_longest_samples_decide_and_the_optimizer_s_state_counts(
     tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def least(options: TrainingOptions) -> int:
+    def least(options: TrainingOptions, pairs: tuple[tuple[str, str], ...] = PAIRS) -> int:
         """The memory that lets activations be kept, by bisection, in KB."""
         found: list[int] = []
 
@@ -97,11 +97,13 @@ def test_the_longest_samples_decide_and_the_optimizer_s_state_counts(
             found.append(high)
 
         monkeypatch.setattr(running, "run", search)
-        tuned(tiny_model_path, rows(*PAIRS), options, tmp_path)
+        tuned(tiny_model_path, rows(*pairs), options, tmp_path)
         return found[0]
 
     weights = sum(weight.numel() for weight in load_model(tiny_model_path).model.parameters())
     one, two, four = (least(replace(STEP, optim="sgd", per_device_train_batch_size=size)) for size in (1, 2, 4))
     assert one < two < four < 2.5 * two  # the four samples are 1, 2, 4 and 8 sentences long
+    twins = least(replace(STEP, optim="sgd"), (PAIRS[0], PAIRS[0], PAIRS[3]))
+    assert twins > least(replace(STEP, optim="sgd"), (PAIRS[0], PAIRS[0]))
     adam = least(STEP)
     assert adam - two == pytest.approx(8 * weights / 1000 / 0.9, abs=3)

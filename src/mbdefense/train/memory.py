@@ -47,8 +47,8 @@ def outgrows(trainer: Trainer, lengths: Sequence[int], options: TrainingOptions)
     one, two, longest = ([data[index] for index in indices] for indices in chosen)
     tokens = [trainer.data_collator(rows)["input_ids"].numel() for rows in (one, two, longest)]
     of_one, of_two = kept_bytes(trainer, one), kept_bytes(trainer, two)
-    # Of a single sample, or of samples that are all the same, the longest batch is what was measured.
-    of_token = (of_two - of_one) / (tokens[1] - tokens[0]) if tokens[1] > tokens[0] else 0.0
+    # Two samples that are the same make no longer row than one: then all that one keeps is taken to grow.
+    of_token = (of_two - of_one) / (tokens[1] - tokens[0]) if tokens[1] > tokens[0] else of_one / tokens[0]
     needed = of_one + of_token * (tokens[2] - tokens[0]) + _update_bytes(trainer.model, options.optim)
     free = free_bytes(trainer.args.device)
     if needed <= _MARGIN * free:
