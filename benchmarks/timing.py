@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Times:
 def interleave(arms: Sequence[Arm], repeats: int, between: Callable[[], None] = lambda: None) -> list[Times]:
     """Times every arm once, then every arm again, `repeats` times; the order turns by one each time.
 
+    Each run is told on stderr at once, so that a run of hours that is cut off has not been for nothing.
+
     Args:
         arms: what to time.
         repeats: how often.
@@ -52,6 +55,7 @@ def interleave(arms: Sequence[Arm], repeats: int, between: Callable[[], None] = 
             whole = time.perf_counter() - start
             timed.seconds.append(whole if timed.done.seconds is None else timed.done.seconds)
             timed.processor_seconds.append(time.process_time() - used)
+            sys.stderr.write(f"\n{timed.arm.name} {number + 1}/{repeats}: {timed.seconds[-1]:.2f} s\n")
             del work
     return times
 
