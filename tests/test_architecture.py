@@ -33,6 +33,7 @@ ROOMS = [
     "model",
     "losses",
     "scoring",
+    "few_keys",
     "attention",
     "batches",
     "packing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,14 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from mbdefense.few_keys import Groups, Stretch, attend, grouped
 from mbdefense.options import AttentionName
-from mbdefense.scoring import raised
 
 TREE_ATTENTION = "mbdefense_trees"
 """Name under which transformers finds `tree_attention`."""
 _FEW_KEYS = 512
-"""All weights of attention lie in memory up to here, half as much again as SmolLM2-135M's other activations there."""
+"""A CPU attends to so many by `attend`, whose weights lie in memory: half as much again as SmolLM2-135M's other
+activations there."""
 _QUERIES = 128
 """Tokens that attend at once then: those of a longer run each see fewer keys than the last of them all does."""
 
@@ -35,23 +36,50 @@ class Layout:
         lengths: tokens of each run.
         before: for each run the runs that it goes on from, first to last, each with how many of its tokens it sees.
         masks: for each run which of those tokens and its own (second axis) each of its tokens (first axis) sees.
+        few: on a CPU, the runs that see few keys.
+        rest: the others.
+        order: of the tokens of both, one after the other, in the order of the row; None if that is their order.
     """
 
     lengths: list[int]
     before: list[list[_Seen]]
     masks: list[Tensor]
+    few: Groups | None
+    rest: list[int]
+    order: Tensor | None
 
 
 def layout(runs: Tensor) -> Layout:
     """What the runs of a row see, from `pack`'s ``runs``, on their device."""
     before: list[list[_Seen]] = []
-    lengths, masks = [], []
-    for parent, seen, length in runs.tolist():
+    masks = []
+    lengths: list[int] = []
+    starts: list[int] = []
+    few: list[Stretch] = []
+    rest: list[int] = []
+    for number, (parent, seen, length) in enumerate(runs.tolist()):
         before.append([*before[parent], (parent, seen)] if parent >= 0 else [])
-        others = sum(count for _, count in before[-1])
-        masks.append(torch.ones(length, others + length, dtype=torch.bool, device=runs.device).tril(others))
+        others = [place for run, count in before[-1] for place in range(starts[run], starts[run] + count)]
+        masks.append(torch.ones(length, len(others) + length, dtype=torch.bool, device=runs.device).tril(len(others)))
+        start = sum(lengths)
+        starts.append(start)
         lengths.append(length)
-    return Layout(lengths, before, masks)
+        if runs.device.type == "cpu" and len(others) + length <= _FEW_KEYS:
+            few += _stretches(start, length, others)
+        else:
+            rest.append(number)
+    order = None
+    if few and rest:
+        long = [place for run in rest for place in range(starts[run], starts[run] + lengths[run])]
+        order = torch.tensor(sorted(set(range(sum(lengths))) - set(long)) + long).argsort()
+    return Layout(lengths, before, masks, grouped(few) if few else None, rest, order)
+
+
+def _stretches(start: int, length: int, others: list[int]) -> list[Stretch]:
+    """A run in parts, of which all but the last see fewer keys than the whole."""
+    firsts = range(start, start + length, _QUERIES)
+    ends = [*firsts[1:], start + length]
+    return [Stretch(range(first, end), [*others, *range(start, end)]) for first, end in zip(firsts, ends, strict=True)]
 
 
 def block_mask(runs: Tensor) -> BlockMask:
@@ -104,68 +132,47 @@ def tree_attention(
     Returns:
         (1, L, heads, D), and no weights.
     """
+    few = None if dropout else runs.few
+    attended = []
+    if few is not None:
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        attended.append(attend(q, k, v, few, query.shape[-1] ** -0.5 if scaling is None else scaling))
+    numbers = range(len(runs.lengths)) if few is None else runs.rest
+    attended += _one_by_one(query, key, value, runs, numbers, scaling, dropout)
+    whole = torch.cat(attended) if len(attended) > 1 else attended[0]
+    return (whole if few is None or runs.order is None else whole[runs.order])[None], None
+
+
+def _one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Layout,
+    numbers: Iterable[int],
+    scaling: float | None,
+    dropout: float,
+) -> Iterator[Tensor]:
+    """Attention of some runs, each (its length, heads, D), by torch's own kernels; see `tree_attention`."""
     heads, shared = query.shape[1], key.shape[1]
     # Heads that share keys lie beside each other; a stride of 0 repeats the keys without a copy.
     query = query.view(shared, heads // shared, *query.shape[2:])
     queries, keys, values = (
         torch.split(tensor, runs.lengths, dim=-2) for tensor in (query, key.transpose(0, 1), value.transpose(0, 1))
     )
-    attended = []
-    for number, (before, mask) in enumerate(zip(runs.before, runs.masks, strict=True)):
+    for number in numbers:
+        before = runs.before[number]
         k, v = (
             torch.cat([*(parts[run][:, :, :count] for run, count in before), parts[number]], dim=2)
             if before
             else parts[number]
             for parts in (keys, values)
         )
-        if query.device.type == "cpu" and k.shape[2] <= _FEW_KEYS:
-            attended.append(_attend_to_few(queries[number], k[:, 0], v[:, 0], mask, scaling, dropout))
-            continue
         k, v = (part.expand(-1, heads // shared, -1, -1) for part in (k, v))
-        attended.append(
-            scaled_dot_product_attention(
-                queries[number], k, v, attn_mask=mask if before else None, dropout_p=dropout, is_causal=not before,
-                scale=scaling,
-            )
+        attended = scaled_dot_product_attention(
+            queries[number], k, v, attn_mask=runs.masks[number] if before else None, dropout_p=dropout,
+            is_causal=not before, scale=scaling,
         )  # fmt: skip
-    whole = torch.cat([part.flatten(0, 1).transpose(0, 1) for part in attended])
-    return whole[None], None
-
-
-def _attend_to_few(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float
-) -> Tensor:
-    """Attention as products of matrices, which on a CPU beats torch's fused kernel while the keys are few.
-
-    Scores and their softmax are in float32 at least, as in the fused kernel.
-
-    Args:
-        query: (key-value heads, heads that share one, length, D).
-        key: (key-value heads, keys, D), of which the last `length` are the query's own tokens.
-        value: likewise.
-        mask: (length, keys), true where a token sees a key.
-        scaling: of the scores; by default ``D ** -0.5``.
-        dropout: probability of dropping a weight.
-    """
-    others = key.shape[1] - query.shape[2]
-    parts, start = [], 0
-    for part, visible in zip(torch.split(query, _QUERIES, 2), torch.split(mask, _QUERIES), strict=True):
-        start += part.shape[2]
-        seen = others + start  # what comes later in the run is hidden from all of the part
-        parts.append(_products(part, key[:, :seen], value[:, :seen], visible[:, :seen], scaling, dropout))
-    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-
-
-def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
-    shared, repeats, length, size = query.shape
-    with torch.autocast(query.device.type, enabled=False):
-        # Heads that share keys become rows of one product.
-        rows, columns = raised(query.reshape(shared, repeats * length, size)), raised(key).transpose(1, 2)
-        hidden = torch.zeros_like(mask, dtype=rows.dtype).masked_fill_(~mask, -torch.inf).repeat(repeats, 1)
-        scale = size**-0.5 if scaling is None else scaling
-        weights = torch.baddbmm(hidden.expand(shared, -1, -1), rows, columns, alpha=scale).softmax(dim=-1)
-        weights = torch.dropout(weights, dropout, train=True) if dropout else weights
-        return torch.bmm(weights.to(value.dtype), value).view(query.shape)
+        yield attended.flatten(0, 1).transpose(0, 1)
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
