@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,25 @@ from mbdefense.results import Capability, read
 
 CHOICES = ["two", "three", "five"]
 ITEMS = [{"question": f"Two and three, counted {number} times, is", "gold": number % 3} for number in range(20)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_index() -> Iterator[None]:
+    """The harness's own tasks are indexed once: it reads thousands of files each time."""
+    try:
+        from lm_eval import tasks
+    except ImportError:
+        yield
+        return
+    made = tasks.TaskManager
+    default = functools.cache(made)
+
+    def manager(include_path: list[str] | None = None, **options: Any) -> Any:
+        return made(include_path=include_path, **options) if include_path or options else default()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "TaskManager", manager)
+        yield
 
 
 @pytest.fixture
