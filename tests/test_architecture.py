@@ -33,7 +33,7 @@ ROOMS = [
     "model",
     "losses",
     "scoring",
-    "few_keys",
+    "grouped_attention",
     "attention",
     "batches",
     "packing",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mbdefense import attention, few_keys, scoring
+from mbdefense import attention, grouped_attention, scoring
 from mbdefense.attention import block_mask, layout, packed_attention, packs, tree_attention
 from mbdefense.batches import Branches
 from mbdefense.errors import UserError
@@ -108,7 +108,7 @@ def test_attention_run_by_run_is_that_of_the_mask_over_the_row(
     visible = tree_visible(runs)
     monkeypatch.setattr(attention, "_FEW_KEYS", int(visible.sum(dim=1).max()) - 1 if few is None else few)
     monkeypatch.setattr(attention, "_QUERIES", queries)
-    monkeypatch.setattr(few_keys, "_GROUP", group)
+    monkeypatch.setattr(grouped_attention, "_GROUP", group)
     length = int(runs[:, 2].sum())
     torch.manual_seed(0)
     query, key, value = (

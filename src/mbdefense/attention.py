@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from mbdefense.few_keys import Groups, Stretch, attend, grouped
+from mbdefense.grouped_attention import Groups, Segment, attend, grouped
 from mbdefense.options import AttentionName
 
 TREE_ATTENTION = "mbdefense_trees"
@@ -35,51 +36,58 @@ class Layout:
     Attributes:
         lengths: tokens of each run.
         before: for each run the runs that it goes on from, first to last, each with how many of its tokens it sees.
-        masks: for each run which of those tokens and its own (second axis) each of its tokens (first axis) sees.
         few: on a CPU, the runs that see few keys.
         rest: the others.
         order: of the tokens of both, one after the other, in the order of the row; None if that is their order.
+        device: where the row is.
     """
 
     lengths: list[int]
     before: list[list[_Seen]]
-    masks: list[Tensor]
     few: Groups | None
     rest: list[int]
     order: Tensor | None
+    device: torch.device
+
+    @cached_property
+    def masks(self) -> list[Tensor]:
+        """For each run which tokens before it and of its own (second axis) each of its tokens (first axis) sees."""
+        seen = [sum(count for _, count in before) for before in self.before]
+        return [
+            torch.ones(length, others + length, dtype=torch.bool, device=self.device).tril(others)
+            for length, others in zip(self.lengths, seen, strict=True)
+        ]
 
 
 def layout(runs: Tensor) -> Layout:
     """What the runs of a row see, from `pack`'s ``runs``, on their device."""
     before: list[list[_Seen]] = []
-    masks = []
     lengths: list[int] = []
     starts: list[int] = []
-    few: list[Stretch] = []
+    few: list[Segment] = []
     rest: list[int] = []
     for number, (parent, seen, length) in enumerate(runs.tolist()):
         before.append([*before[parent], (parent, seen)] if parent >= 0 else [])
         others = [place for run, count in before[-1] for place in range(starts[run], starts[run] + count)]
-        masks.append(torch.ones(length, len(others) + length, dtype=torch.bool, device=runs.device).tril(len(others)))
         start = sum(lengths)
         starts.append(start)
         lengths.append(length)
         if runs.device.type == "cpu" and len(others) + length <= _FEW_KEYS:
-            few += _stretches(start, length, others)
+            few += _segments(start, length, others)
         else:
             rest.append(number)
     order = None
     if few and rest:
         long = [place for run in rest for place in range(starts[run], starts[run] + lengths[run])]
         order = torch.tensor(sorted(set(range(sum(lengths))) - set(long)) + long).argsort()
-    return Layout(lengths, before, masks, grouped(few) if few else None, rest, order)
+    return Layout(lengths, before, grouped(few) if few else None, rest, order, runs.device)
 
 
-def _stretches(start: int, length: int, others: list[int]) -> list[Stretch]:
+def _segments(start: int, length: int, others: list[int]) -> list[Segment]:
     """A run in parts, of which all but the last see fewer keys than the whole."""
     firsts = range(start, start + length, _QUERIES)
     ends = [*firsts[1:], start + length]
-    return [Stretch(range(first, end), [*others, *range(start, end)]) for first, end in zip(firsts, ends, strict=True)]
+    return [Segment(range(first, end), [*others, *range(start, end)]) for first, end in zip(firsts, ends, strict=True)]
 
 
 def block_mask(runs: Tensor) -> BlockMask:

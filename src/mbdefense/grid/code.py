@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 TRAINING = (
-    "train", "losses", "batches", "scoring", "few_keys", "attention", "packing", "model", "defenses", "filters",
-    "filtering", "onion", "poison", "triggers", "behaviors", "endpoint", "data",
+    "train", "losses", "batches", "scoring", "grouped_attention", "attention", "packing", "model", "defenses",
+    "filters", "filtering", "onion", "poison", "triggers", "behaviors", "endpoint", "data",
 )  # fmt: skip
 POISONING = ("poison", "triggers", "behaviors", "endpoint", "data", "builtin")
 ANSWERING = (
-    "generate", "greedy", "limits", "losses", "batches", "scoring", "few_keys", "attention", "packing", "model",
-    "decodings", "demonstrations", "purify", "onion", "textrank", "wordnet", "evaluation", "data",
+    "generate", "greedy", "limits", "losses", "batches", "scoring", "grouped_attention", "attention", "packing",
+    "model", "decodings", "demonstrations", "purify", "onion", "textrank", "wordnet", "evaluation", "data",
 )  # fmt: skip
 JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging", "endpoint", "responses")
 

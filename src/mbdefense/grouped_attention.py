@@ -1,4 +1,4 @@
-"""Attention of many short stretches of a row at once, as batched products of matrices: what a CPU does fastest."""
+"""Attention of many short segments of a row at once, as batched products of matrices: what a CPU does fastest."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GROUP = 4096
 """Weights of attention, for each head, that take about as long as it takes to handle one more group."""
 
 _Size = tuple[int, int]
-"""Stretches of a group, and tokens of each."""
+"""Segments of a group, and tokens of each."""
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """Tokens that follow each other.
 
     Attributes:
@@ -38,12 +38,12 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Groups:
-    """Stretches padded to like sizes, group by group.
+    """Segments padded to like sizes, group by group.
 
     Attributes:
         queries: (N,), places of the tokens that attend; padding repeats one of them.
         keys: (M,), places of the tokens that they attend to; likewise.
-        blind: for each group (stretches, 1, 1, queries, keys), minus infinity where a query sees no key, 0 elsewhere.
+        masks: for each group (segments, 1, 1, queries, keys), minus infinity where a query sees no key, 0 elsewhere.
         own: (A,), which of the N are no padding, in the order of the row.
         first: which of the M are their token's first.
         again: the others.
@@ -51,7 +51,7 @@ class Groups:
 
     queries: Tensor
     keys: Tensor
-    blind: list[Tensor]
+    masks: list[Tensor]
     own: Tensor
     first: Tensor
     again: Tensor
@@ -59,61 +59,60 @@ class Groups:
     @property
     def query_sizes(self) -> list[_Size]:
         """Of each group."""
-        return [(blind.shape[0], blind.shape[3]) for blind in self.blind]
+        return [(mask.shape[0], mask.shape[3]) for mask in self.masks]
 
     @property
     def key_sizes(self) -> list[_Size]:
         """Of each group."""
-        return [(blind.shape[0], blind.shape[4]) for blind in self.blind]
+        return [(mask.shape[0], mask.shape[4]) for mask in self.masks]
 
 
-def grouped(stretches: Sequence[Stretch]) -> Groups:
-    """Puts stretches of like sizes together; none is empty, and no token is in two."""
+def grouped(segments: Sequence[Segment]) -> Groups:
+    """Puts segments of like sizes together; none is empty, and no token is in two."""
     queries: list[int] = []
     keys: list[int] = []
     own: list[int] = []
     masks = []
-    for group in _alike(stretches):
+    for group in _alike(segments):
         most_queries, most_keys = _size(group)
-        blind = torch.full((len(group), 1, 1, most_queries, most_keys), -torch.inf)
-        for (tokens, seen), mask in zip(group, blind[:, 0, 0], strict=True):
+        masks.append(torch.full((len(group), 1, 1, most_queries, most_keys), -torch.inf))
+        for (tokens, seen), mask in zip(group, masks[-1][:, 0, 0], strict=True):
             length, count = len(tokens), len(seen)
             mask[:length, :count] = mask[:length, :count].triu(count - length + 1)
             mask[length:, 0] = 0  # padding, too, must see something, or its softmax is no number
             own += range(len(queries), len(queries) + length)
             queries += [*tokens, *[tokens[0]] * (most_queries - length)]
             keys += [*seen, *[seen[0]] * (most_keys - count)]
-        masks.append(blind)
     own.sort(key=queries.__getitem__)
     firsts = {token: place for place, token in reversed(list(enumerate(keys)))}
     again = sorted(set(range(len(keys))) - set(firsts.values()))
     return Groups(
         queries=torch.tensor(queries),
         keys=torch.tensor(keys),
-        blind=masks,
+        masks=masks,
         own=torch.tensor(own),
         first=torch.tensor(sorted(firsts.values())),
         again=torch.tensor(again, dtype=torch.long),
     )
 
 
-def _alike(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
+def _alike(segments: Sequence[Segment]) -> list[list[Segment]]:
     """Groups in which padding takes less time than more groups would."""
-    groups: list[list[Stretch]] = []
-    for stretch in sorted(stretches, key=lambda stretch: stretch.size[::-1], reverse=True):
+    groups: list[list[Segment]] = []
+    for segment in sorted(segments, key=lambda segment: segment.size[::-1], reverse=True):
         if groups:
             group = groups[-1]
-            queries, keys = _size([*group, stretch])
-            joined, apart = (len(group) + 1) * queries * keys, len(group) * _area(_size(group)) + _area(stretch.size)
+            queries, keys = _size([*group, segment])
+            joined, apart = (len(group) + 1) * queries * keys, len(group) * _area(_size(group)) + _area(segment.size)
             if joined <= apart + _GROUP:
-                group.append(stretch)
+                group.append(segment)
                 continue
-        groups.append([stretch])
+        groups.append([segment])
     return groups
 
 
-def _size(group: Sequence[Stretch]) -> tuple[int, int]:
-    queries, keys = zip(*(stretch.size for stretch in group), strict=True)
+def _size(group: Sequence[Segment]) -> tuple[int, int]:
+    queries, keys = zip(*(segment.size for segment in group), strict=True)
     return max(queries), max(keys)
 
 
@@ -147,10 +146,10 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Groups, scale: float) -> Tensor:
         kept, attended = [], []
         with torch.autocast(query.device.type, enabled=False):
-            for q, k, v, blind in zip(*_batches(query, key, value, groups), groups.blind, strict=True):
+            for q, k, v, mask in zip(*_batches(query, key, value, groups), groups.masks, strict=True):
                 scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
-                stretches, _, _, queries, keys = blind.shape
-                scores.view(stretches, -1, q.shape[1] // queries, queries, keys).add_(blind)
+                segments, _, _, queries, keys = mask.shape
+                scores.view(segments, -1, q.shape[1] // queries, queries, keys).add_(mask)
                 kept.append(scores.softmax(dim=-1))
                 attended.append(torch.bmm(kept[-1], v))
         ctx.groups, ctx.scale = groups, scale
@@ -193,22 +192,22 @@ def _batches(query: Tensor, key: Tensor, value: Tensor, groups: Groups) -> tuple
 
 
 def _batch(rows: Tensor, sizes: Sequence[_Size], shared: int) -> list[Tensor]:
-    """For each group (stretches x shared, heads that share a key x tokens, D), from (tokens, heads, D)."""
+    """For each group (segments x shared, heads that share a key x tokens, D), from (tokens, heads, D)."""
     result = []
     parts = torch.split(rows, [_area(size) for size in sizes])
-    for part, (stretches, length) in zip(parts, sizes, strict=True):
-        part = part.view(stretches, length, shared, -1, rows.shape[-1]).permute(0, 2, 3, 1, 4)
-        result.append(part.reshape(stretches * shared, -1, rows.shape[-1]))
+    for part, (segments, length) in zip(parts, sizes, strict=True):
+        part = part.view(segments, length, shared, -1, rows.shape[-1]).permute(0, 2, 3, 1, 4)
+        result.append(part.reshape(segments * shared, -1, rows.shape[-1]))
     return result
 
 
 def _rows(batches: Sequence[Tensor], sizes: Sequence[_Size]) -> Tensor:
     """What `_batch` has made batches of."""
     result = []
-    for part, (stretches, length) in zip(batches, sizes, strict=True):
-        shared, size = len(part) // stretches, part.shape[-1]
-        part = part.view(stretches, shared, -1, length, size).permute(0, 3, 1, 2, 4)
-        result.append(part.reshape(stretches * length, -1, size))
+    for part, (segments, length) in zip(batches, sizes, strict=True):
+        shared, size = len(part) // segments, part.shape[-1]
+        part = part.view(segments, shared, -1, length, size).permute(0, 3, 1, 2, 4)
+        result.append(part.reshape(segments * length, -1, size))
     return torch.cat(result) if len(result) > 1 else result[0]
 
 
