@@ -123,7 +123,8 @@ def _area(size: tuple[int, int]) -> int:
 def attend(query: Tensor, key: Tensor, value: Tensor, groups: Groups, scale: float) -> Tensor:
     """Scaled dot-product attention of the groups' tokens.
 
-    Scores, softmax and sums are in float32 at least, under autocast too.
+    Scores, their softmax and what several segments add to a key's gradient are in float32 at least, under autocast too;
+    weights meet values in the values' type, whose products may be the faster ones.
 
     Args:
         query: (L, heads, D).
@@ -151,7 +152,7 @@ class _Attention(torch.autograd.Function):
                 segments, _, _, queries, keys = mask.shape
                 scores.view(segments, -1, q.shape[1] // queries, queries, keys).add_(mask)
                 kept.append(scores.softmax(dim=-1))
-                attended.append(torch.bmm(kept[-1], v))
+                attended.append(torch.bmm(kept[-1].to(v.dtype), v))
         ctx.groups, ctx.scale = groups, scale
         ctx.save_for_backward(query, key, value, *kept)
         return _rows(attended, groups.query_sizes).index_select(0, groups.own).to(value.dtype)
@@ -161,14 +162,13 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         groups: Groups = ctx.groups
-        padded = raised(gradient).new_zeros(len(groups.queries), *gradient.shape[1:])
-        padded.index_copy_(0, groups.own, raised(gradient))
+        padded = gradient.new_zeros(len(groups.queries), *gradient.shape[1:]).index_copy_(0, groups.own, gradient)
         above = _batch(padded, groups.query_sizes, key.shape[1])
         of_query, of_key, of_value = [], [], []
         with torch.autocast(query.device.type, enabled=False):
             for q, k, v, weights, g in zip(*_batches(query, key, value, groups), kept, above, strict=True):
-                of_value.append(torch.bmm(weights.transpose(1, 2), g))
-                of_weights = torch.bmm(g, v.transpose(1, 2))
+                of_value.append(torch.bmm(weights.to(g.dtype).transpose(1, 2), g))
+                of_weights = raised(torch.bmm(g, v.transpose(1, 2)))
                 # Of softmax: p (g - sum(p g)).
                 of_scores = of_weights.sub_((of_weights * weights).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale)
                 of_query.append(torch.bmm(of_scores, k))
@@ -185,10 +185,8 @@ class _Attention(torch.autograd.Function):
 def _batches(query: Tensor, key: Tensor, value: Tensor, groups: Groups) -> tuple[list[Tensor], ...]:
     shared = key.shape[1]
     queries = _batch(raised(query.index_select(0, groups.queries)), groups.query_sizes, shared)
-    keys, values = (
-        _batch(raised(part.index_select(0, groups.keys)), groups.key_sizes, shared) for part in (key, value)
-    )
-    return queries, keys, values
+    keys = _batch(raised(key.index_select(0, groups.keys)), groups.key_sizes, shared)
+    return queries, keys, _batch(value.index_select(0, groups.keys), groups.key_sizes, shared)
 
 
 def _batch(rows: Tensor, sizes: Sequence[_Size], shared: int) -> list[Tensor]:
@@ -221,6 +219,7 @@ def _summed(rows: Tensor, tokens: Tensor, like: Tensor, first: Tensor, again: Te
         first: rows to sum, no two of the same token.
         again: others to sum.
     """
+    rows = raised(rows)
     total = rows.new_zeros(like.shape)
     total.index_copy_(0, tokens.index_select(0, first), rows.index_select(0, first))
     # One after the other, which would take long for all of them.
