@@ -96,6 +96,17 @@ TRIALS |= {
     for rate in ("5e-5", "1e-4", "2e-4", "5e-4")
     for epochs in (1, 3)
 }
+TRIALS |= {
+    f"32 rows, half base, {epochs} x {rate}": Trial(
+        replace(
+            MIXED, min_defensive_rows=32, base_share=0.5, recovery_learning_rate=float(rate),
+            recovery_num_train_epochs=epochs,
+        ),
+        128,
+    )
+    for rate in ("5e-5", "1e-4", "2e-4")
+    for epochs in (1, 3)
+}  # fmt: skip
 
 # CROW trains adapters, which take higher rates than whole weights.
 RATES = {
