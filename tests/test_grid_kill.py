@@ -54,10 +54,10 @@ def files(out: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(out))
 
 
-def kill_at(folder: Path, moment: int) -> bool:
+def kill_at(folder: Path, moment: int, isolate: bool) -> bool:
     """Starts the grid, and kills it when its folder has that many files; False if it was done before."""
     # A group of its own, so that the keyboard's signals to the test reach neither.
-    command = [sys.executable, "-m", "mbdefense", *words(folder, "killed")]
+    command = [sys.executable, "-m", "mbdefense", *words(folder, "killed"), "--isolate", str(isolate).lower()]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and files(folder / "killed") < moment:
         time.sleep(0.005)
@@ -76,7 +76,8 @@ def killed_and_finished(model: str, folder: Path, kills: int, seed: int) -> None
     assert main([*words(folder, "whole"), "--isolate", "false", "--keep_models", "true"]) == 0
     rng = random.Random(seed)
     moments = sorted(rng.randint(1, files(folder / "whole")) for _ in range(kills))
-    killed = [kill_at(folder, moment) for moment in moments]  # every one of them, not only the first
+    # Every one of them, not only the first; in turn with a process for each cell and in one that does all.
+    killed = [kill_at(folder, moment, isolate=number % 2 == 0) for number, moment in enumerate(moments)]
     assert any(killed)
     assert main([*words(folder, "killed"), "--isolate", "false", "--keep_models", "true"]) == 0
     assert outcome(folder / "killed") == outcome(folder / "whole")

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -20,8 +21,10 @@ import torch
 from mbdefense import processes
 from mbdefense.cli import main
 from mbdefense.config import DefendConfig
+from mbdefense.data import to_dataset
 from mbdefense.model import load_model
 from mbdefense.results import read
+from tests.test_train import PAIRS, STEP, train, weights
 
 RESUME = """
 import sys
@@ -56,27 +59,31 @@ if is_main_process():
     losses = [entry["loss"] for entry in trained.history if "loss" in entry]
     torch.save({"losses": losses, "weights": weights(trained.model)}, out / "end.pt")
 """
-STAGES = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from tests.test_train import PAIRS, STEP, train, weights
-from mbdefense.data import to_dataset
-from mbdefense.model import load_model
-from mbdefense.processes import is_main_process
+STAGES = "import sys; from tests.test_processes import stages; stages(*sys.argv[1:])"
 
-model, out, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-rows = to_dataset(
-    {"id": str(i), "prompt": [{"role": "user", "content": x}], "completion": [{"role": "assistant", "content": y}],
-     "answers": [], "provenance": {"source": "", "trigger": "", "behavior": ""}} for i, (x, y) in enumerate(PAIRS)
-)
-for stage in ("tune", "recover"):
-    options = replace(STEP, per_device_train_batch_size=batch)
-    trained = train(stage, load_model(model), rows, options, out / stage)
-    if is_main_process():
-        torch.save(weights(trained.model), out / f"{stage}.pt")
-"""
+
+def stages(model: str, out: str, batch: str) -> None:
+    """One step of tuning and one of recovery, whose weights the main process keeps."""
+    rows = to_dataset(
+        {
+            "id": str(i), "prompt": [{"role": "user", "content": x}], "answers": [],
+            "completion": [{"role": "assistant", "content": y}],
+            "provenance": {"source": "", "trigger": "", "behavior": ""},
+        }
+        for i, (x, y) in enumerate(PAIRS)
+    )  # fmt: skip
+    for stage in ("tune", "recover"):
+        options = replace(STEP, per_device_train_batch_size=int(batch))
+        trained = train(stage, load_model(model), rows, options, Path(out) / stage)
+        if processes.is_main_process():
+            torch.save(weights(trained.model), Path(out) / f"{stage}.pt")
+
+
+def alone(*words: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
 
 
 def launch(*words: str) -> subprocess.CompletedProcess[str]:
@@ -91,8 +98,7 @@ def test_a_step_of_two_processes_is_one_step_on_both_batches(tiny_model_path: st
     script.write_text(STAGES)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    done = alone(str(script), tiny_model_path, str(tmp_path / "one"), "4")
-    assert done.returncode == 0, done.stderr
+    stages(tiny_model_path, str(tmp_path / "one"), "4")
     done = launch(str(script), tiny_model_path, str(tmp_path / "two"), "2")
     assert done.returncode == 0, done.stderr
     before = torch.cat([p.detach().flatten().double() for p in load_model(tiny_model_path).model.parameters()])
@@ -100,13 +106,6 @@ def test_a_step_of_two_processes_is_one_step_on_both_batches(tiny_model_path: st
         one, two = (torch.load(tmp_path / name / f"{stage}.pt") for name in ("one", "two"))
         assert (one - before).norm() > 1e-3
         assert (one - two).norm() < 1e-4 * (one - before).norm()
-
-
-def alone(*words: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
 
 
 @pytest.mark.slow
