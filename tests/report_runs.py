@@ -18,7 +18,9 @@ PROVENANCE = {
     "packages": {"mbdefense": "0.1.0", "torch": "2.13.0"},
     "python": "3.12",
     "machine": "x86_64",
+    "processor": "Some CPU 9000",
     "cpu_count": 2,
+    "gpus": ["Some GPU 5", "Some GPU 5"],
     "seeds": [0],
     "config": {"learning_rate": 3e-4},
 }

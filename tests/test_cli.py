@@ -279,6 +279,7 @@ def test_a_full_disk_in_a_checkpoint_costs_that_checkpoint_only(
     assert main([*words, "--resume"]) == 0
     log = json.loads((out / "merged" / "training_log.json").read_text())
     assert [round(entry["epoch"]) for entry in log["history"] if "train_runtime" in entry] == [3]
+    assert log["bf16"] in (True, False)
 
 
 def test_too_little_free_space_is_refused_before_training(

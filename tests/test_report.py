@@ -297,7 +297,27 @@ def test_analyses_and_logs_are_shown(tmp_path):
     assert len(page.ids) == len(set(page.ids))
     assert "the models also differ in lora_r" in text
     # A loss that was no number is counted, not drawn.
-    assert re.search(r"<td>2\.500</td><td>2\.500</td><td>2\.000</td><td>1\.500</td><td>1</td>", text)
+    assert re.search(r"<td>2\.500</td><td>2\.500</td><td>2\.000</td><td>1\.500</td><td>1</td><td>-</td>", text)
+
+
+def test_trainings_of_unlike_precision_are_told_apart(tmp_path):
+    logs = {}
+    for name, bf16 in (("one", True), ("other", False)):
+        made = write_analyses(tmp_path / name / "made")
+        log = next(made.rglob("training_log.json"))
+        log.write_text(json.dumps({**json.loads(log.read_text()), "bf16": bf16}))
+        logs[name] = made
+    text = render(read_sources(list(logs.values())))
+    assert "<td>bfloat16</td>" in text
+    assert "<td>float32</td>" in text
+    warning = "Some computed in bfloat16 and some in float32"
+    assert warning in text
+    assert warning not in render(read_sources([logs["one"]]))
+
+
+def test_the_page_names_processor_and_gpus(tmp_path):
+    text = render(read_sources([write_grid(tmp_path / "grid")]))
+    assert "x86_64, Some CPU 9000, Some GPU 5, Some GPU 5, 2 CPU cores, Python 3.12" in text
 
 
 def test_charts_are_text_with_titles_and_no_style_of_their_own(tmp_path):

@@ -4,6 +4,8 @@ import io
 import json
 import re
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -258,7 +260,21 @@ def test_provenance_names_code_packages_and_machine(tmp_path):
     assert re.match(r"2\.", made["packages"]["torch"])
     assert made["packages"]["mbdefense"] == mbdefense.__version__
     assert made["cpu_count"] >= 1
+    assert made["processor"]
+    assert made["gpus"] == []
     json.dumps(made)
+
+
+def test_gpus_are_named_where_torch_was_in_use(monkeypatch):
+    class Cuda:
+        is_available = staticmethod(lambda: True)
+        device_count = staticmethod(lambda: 2)
+        get_device_name = staticmethod(lambda number: f"GPU {number}")
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=Cuda))
+    assert provenance({}, seeds=[])["gpus"] == ["GPU 0", "GPU 1"]
+    monkeypatch.delitem(sys.modules, "torch")
+    assert provenance({}, seeds=[])["gpus"] == []
 
 
 def test_commit_is_the_source_trees_own(tmp_path, monkeypatch):

@@ -45,7 +45,9 @@ def model_card(results: Results, base_model: str, defense: str, options: Mapping
     base = base_model if _HUB_ID.fullmatch(base_model) and not Path(base_model).exists() else Path(base_model).name
     origin = results.provenance
     packages = ", ".join(f"{name} {version}" for name, version in origin.get("packages", {}).items())
-    facts = {name: origin.get(name) for name in ("created", "commit", "python", "machine", "seeds")}
+    facts = {
+        name: origin.get(name) for name in ("created", "commit", "python", "machine", "processor", "gpus", "seeds")
+    }
     own = [row for row in results.rows if row.arm == defense]
     return "\n".join(
         [

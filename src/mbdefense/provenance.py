@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,11 +31,30 @@ def provenance(config: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any
         "packages": {"mbdefense": __version__, **{name: _version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processor": platform.processor() or None,
+        "processor": _processor(),
         "cpu_count": os.cpu_count(),
+        "gpus": _gpus(),
         "seeds": list(seeds),
         "config": json.loads(json.dumps(dict(config), default=str)),
     }
+
+
+def _processor() -> str | None:
+    """The processor's name; `platform` does not know it on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or None
+
+
+def _gpus() -> list[str]:
+    """The GPUs' names, where torch was in use and sees some."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def _version(package: str) -> str | None:

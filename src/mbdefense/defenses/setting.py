@@ -209,7 +209,9 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
             trained = make(checkpoints)
         if is_main_process():
             trained.model.model.config.use_cache = True
-            write_json(directory / "training_log.json", {"history": trained.history})
+            write_json(
+                directory / "training_log.json", {"history": trained.history, "bf16": trained.settled.get("bf16")}
+            )
             _keep_tracked(checkpoints / "runs", directory / "runs")
             shutil.rmtree(checkpoints, ignore_errors=True)
             facts = {"inputs_hash": made_of, "truncated": trained.truncated, **trained.settled, **asdict(cost)}

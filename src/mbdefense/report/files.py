@@ -184,9 +184,13 @@ class LogEntry(_Form):
 
 @dataclass(frozen=True)
 class TrainingLog(_Form):
-    """``training_log.json`` of a model that ``mbdefense`` trained."""
+    """``training_log.json`` of a model that ``mbdefense`` trained; `bf16` if it computed in bfloat16, else in float32.
+
+    None where that is not known: a model that was merged and not trained, or one of an earlier version.
+    """
 
     history: tuple[LogEntry, ...]
+    bf16: bool | None = None
 
 
 def read_bytes(path: Path) -> bytes:

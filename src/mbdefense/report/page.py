@@ -171,7 +171,9 @@ def _origins(found: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Origin]:
     for name, origin in found:
         packages = origin.get("packages")
         listed = ", ".join(f"{key} {value}" for key, value in packages.items()) if isinstance(packages, dict) else "?"
-        machine = f"{origin.get('machine')}, {origin.get('cpu_count')} CPU cores, Python {origin.get('python')}"
+        hardware = [origin.get("machine"), origin.get("processor"), *_list(origin.get("gpus"))]
+        named = ", ".join(str(part) for part in hardware if part)
+        machine = f"{named}, {origin.get('cpu_count')} CPU cores, Python {origin.get('python')}"
         facts: tuple[tuple[str, str], ...] = (
             ("Commit", str(origin.get("commit"))),
             ("Packages", listed),

@@ -15,6 +15,7 @@ from mbdefense.tables import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PRECISIONS = {True: "bfloat16", False: "float32", None: "-"}
 MOST_LOGS = 12  # pictures; all logs stand in the table
 
 
@@ -36,6 +37,7 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
                 f"{means[-1]:.3f}" if means else "-",
                 f"{checked[-1][1]:.3f}" if checked else "-",
                 str(lost),
+                PRECISIONS[log.bf16],
             )
         )
         if steps and len(pictures) < MOST_LOGS:
@@ -48,12 +50,22 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
     return Charts(
         "Training and recovery",
         "Loss by step, as the trainer logged it, and the loss on rows held out to choose an epoch where there are some."
-        f"{left}",
+        f"{left}{_mixed(logs)}",
         tuple(pictures),
         (("●", "s0", "training loss"), ("◆", "s1", "loss on held-out rows")),
-        ("Training", "Steps", "First loss", "Last loss", "Mean loss", "Last held-out loss", "Not finite"),
+        ("Training", "Steps", "First loss", "Last loss", "Mean loss", "Last held-out loss", "Not finite", "Precision"),
         tuple(body),
     )
+
+
+def _mixed(logs: Sequence[tuple[str, TrainingLog]]) -> str:
+    """A warning where trainings differ in precision, as those of a grid over unlike machines do by default."""
+    if {True, False} <= {log.bf16 for _, log in logs}:
+        return (
+            " Some computed in bfloat16 and some in float32, so that models differ by more than their arms: set"
+            " --bf16 to compare them."
+        )
+    return ""
 
 
 def _finite(value: float | None) -> bool:
