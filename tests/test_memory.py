@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from mbdefense.model import load_model
 from mbdefense.options import TrainingOptions
 from mbdefense.train import instruction_tune, memory, running
 from mbdefense.train.running import Trained
-from tests.test_train import weights
+from tests.test_train import train, weights
 
 STEP = TrainingOptions(
     learning_rate=0.01,
@@ -77,6 +78,19 @@ def test_what_a_pass_keeps_grows_with_its_tokens_and_holds_the_cast_weights_once
     cast = sum(weight.numel() for weight in [*matrices, model.get_output_embeddings().weight])
     # A row is a token shorter than its sample.
     assert found[0] - 20 * slopes[0] == pytest.approx(2 * cast if bf16 else 0, abs=20_000)
+
+
+@pytest.mark.parametrize("stage", ["tune", "recover"])
+def test_a_training_leaves_nothing_behind(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, stage: str
+) -> None:
+    def live() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    before = live()
+    train(stage, load_model(tiny_model_path), rows(*PAIRS), STEP, tmp_path)
+    assert live() == before
 
 
 def test_the_longest_samples_decide_and_the_optimizer_s_state_counts(

@@ -74,7 +74,8 @@ def kept_bytes(trainer: Trainer, rows: Sequence[Any]) -> int:
         storage = value.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return value
+        # An output that its own node keeps, history and all, would keep the node: neither would ever be freed.
+        return value.detach()
 
     model.train()
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
