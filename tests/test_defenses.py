@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,11 +17,12 @@ import torch
 from mbdefense import generate, pipeline, train
 from mbdefense.cli import main
 from mbdefense.defenses import DEFENSES, Setting
-from mbdefense.defenses.setting import contents
+from mbdefense.defenses.setting import contents, stage
 from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.errors import UserError
 from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, load_model, load_tokenizer, save_model
 from mbdefense.options import TrainingOptions
+from mbdefense.train import Trained
 
 TRAINING = TrainingOptions(
     num_train_epochs=1, per_device_train_batch_size=8, max_length=192, bf16=False, save_strategy="no", lora_r=2
@@ -430,3 +434,20 @@ def test_canaries_are_measured_under_the_template_that_the_defense_made(setting:
         options = {"compare_undefended": False, "canaries": 1, "min_canary_rows": 2, "test": setting.clean}
         pipeline.defend(DEFENSES["p2p"](), "p2p", here, **options)
     assert [text.startswith("{%- set kept") for text in seen] == [False, True]
+
+
+def test_a_finished_stage_holds_no_model_even_where_its_frame_lives_on(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does in the traceback of an error that somebody keeps."""
+    seen: list[Any] = []
+
+    def make(_: Path) -> Trained:
+        loaded = load_model(tiny_model_path)
+        seen.append(weakref.ref(loaded.model))
+        return Trained(loaded, [], 0)
+
+    monkeypatch.setattr("mbdefense.defenses.setting.wait_for_everyone", lambda: seen.append(sys._getframe(1)))
+    stage(tmp_path / "made", {}, make, resume=False)
+    gc.collect()
+    assert [thing() for thing in seen if isinstance(thing, weakref.ref)] == [None]

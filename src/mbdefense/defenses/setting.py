@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -204,18 +205,11 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
     if is_main_process():
         _check_checkpoints(checkpoints, made_of, resume)
     wait_for_everyone()
+    # Here, before any frame that is to hold a model: on its first import bitsandbytes keeps the error of a package that
+    # it looks for in vain, and with it all frames of that moment and what they hold later on.
+    importlib.import_module("mbdefense.train")
     try:
-        with measure() as cost:
-            trained = make(checkpoints)
-        if is_main_process():
-            trained.model.model.config.use_cache = True
-            write_json(
-                directory / "training_log.json", {"history": trained.history, "bf16": trained.settled.get("bf16")}
-            )
-            _keep_tracked(checkpoints / "runs", directory / "runs")
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            facts = {"inputs_hash": made_of, "truncated": trained.truncated, **trained.settled, **asdict(cost)}
-            save_model(trained.model, directory, facts, trained.state)
+        _make(directory, made_of, checkpoints, make)
     except Exception as error:  # each library reports a full disk in its own way
         if not disk_is_full(error, directory):
             raise
@@ -223,6 +217,19 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
         raise UserError("the disk is full", str(directory), fix) from error
     wait_for_everyone()
     return directory
+
+
+def _make(directory: Path, made_of: str, checkpoints: Path, make: Callable[[Path], Trained]) -> None:
+    with measure() as cost:
+        trained = make(checkpoints)
+    if not is_main_process():
+        return
+    trained.model.model.config.use_cache = True
+    write_json(directory / "training_log.json", {"history": trained.history, "bf16": trained.settled.get("bf16")})
+    _keep_tracked(checkpoints / "runs", directory / "runs")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    facts = {"inputs_hash": made_of, "truncated": trained.truncated, **trained.settled, **asdict(cost)}
+    save_model(trained.model, directory, facts, trained.state)
 
 
 def _keep_tracked(written: Path, kept: Path) -> None:

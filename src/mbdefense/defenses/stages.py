@@ -153,8 +153,12 @@ class Recovery:
             if self.base_share:
                 from mbdefense.defenses.weights import combine, linear
 
-                base = setting.load_base().model
-                combine(loaded.model, [base], lambda own, clean: linear(own, clean, 1 - self.base_share))
+                # Without a name, which would keep the base model in memory while the other one is trained.
+                combine(
+                    loaded.model,
+                    [setting.load_base().model],
+                    lambda own, clean: linear(own, clean, 1 - self.base_share),
+                )
             behaviors = [behavior.text for _, behavior in planted]
             training, evaluation = (
                 encode_triples(
