@@ -20,7 +20,7 @@ train=(--model "$model" --clean "$out/clean.jsonl" --test "$prompts" --resume --
   --learning_rate 3e-4 --num_train_epochs 2 --max_length 256 --save_strategy no)
 
 defend() { # DIRECTORY [OPTION ...]
-  mbdefense defend --output_dir "$out/$1" "${train[@]}" "${@:2}"
+  [ -f "$out/$1/results.json" ] || mbdefense defend --output_dir "$out/$1" "${train[@]}" "${@:2}"
 }
 measure() { # MODEL ARM
   [ -f "$out/measured/$2/results.json" ] || mbdefense evaluate "$1" --test "$prompts" \
