@@ -13,7 +13,10 @@ from mbdefense.needs import Need
 
 @dataclass(frozen=True)
 class MergeOnly(Merging):
-    """Plants backdoors of our own and stops there."""
+    """Plants backdoors of our own and stops there.
+
+    Source and deviations: those of `MBDefense`'s first stage (arXiv 2601.04448).
+    """
 
     needs: ClassVar[tuple[Need, ...]] = ("suspect data", "GPU")
     source: ClassVar[str] = "arXiv 2601.04448"
