@@ -28,7 +28,9 @@ def filtered(name: str, kind: type) -> type:
     def defend(self: Any, setting: Setting) -> Path:
         return _tune_on_rest(name, self, lambda evidence: kind.__call__(self, evidence), setting)
 
-    return dataclass(frozen=True)(type(kind.__name__, (kind,), {"__call__": defend, "__doc__": kind.__doc__}))
+    needs = tuple(dict.fromkeys((*getattr(kind, "needs", ()), "GPU")))  # to tune, whatever the filter does without
+    body = {"__call__": defend, "__doc__": kind.__doc__, "needs": needs}
+    return dataclass(frozen=True)(type(kind.__name__, (kind,), body))
 
 
 def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered], setting: Setting) -> Path:
