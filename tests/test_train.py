@@ -253,6 +253,24 @@ def test_recovery_keeps_the_epoch_with_the_lowest_evaluation_loss(
     assert naive_recovery_loss(trained.model, encoded[2:]).item() == pytest.approx(min(losses), rel=1e-4)
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_tuning_keeps_the_epoch_with_the_lowest_loss_on_rows_held_out(
+    lora: bool, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    # Two rows are learned by heart, and the others get worse; what the options say of saving does not matter.
+    options = replace(
+        STEP, learning_rate=0.01, optim="adamw_torch", num_train_epochs=6, max_grad_norm=1.0, use_peft=lora, lora_r=2
+    )
+    held_out = rows(*PAIRS[2:])
+    trained = instruction_tune(load_model(tiny_model_path), rows(*PAIRS[:2]), options, tmp_path, evaluation=held_out)
+    losses = [entry["eval_loss"] for entry in trained.history if "eval_loss" in entry]
+    assert len(losses) == 6
+    assert losses[-1] > min(losses), "the last epoch is the best: this run cannot tell which one was kept"
+    told = [encode(trained.model.tokenizer, row["prompt"], row["completion"], 256) for row in held_out]
+    kept = torch.stack([-mean_log_prob(trained.model, e.prompt, e.response) for e in told]).mean()
+    assert kept.item() == pytest.approx(min(losses), rel=1e-4)
+
+
 @BOTH
 def test_accumulation_does_not_depend_on_the_architecture(
     stage: str, tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path

@@ -56,7 +56,13 @@ class _InstructionCollator:
 
 
 def instruction_tune(
-    loaded: LoadedModel, rows: Dataset, options: TrainingOptions, directory: Path, *, resume: bool = False
+    loaded: LoadedModel,
+    rows: Dataset,
+    options: TrainingOptions,
+    directory: Path,
+    *,
+    resume: bool = False,
+    evaluation: Dataset | None = None,
 ) -> Trained:
     """Ordinary instruction tuning: cross-entropy on the response tokens, mean over tokens.
 
@@ -66,22 +72,25 @@ def instruction_tune(
         options: optimizer, schedule, precision, LoRA.
         directory: where checkpoints go.
         resume: go on from the last checkpoint in `directory`, if there is one.
+        evaluation: rows to choose the epoch by: the one with the lowest loss on them (mean over rows of the mean over
+            response tokens, ``eval_loss`` in the history) is kept, for which every epoch is saved whatever the options
+            say. None keeps the last step.
 
     Raises:
         UserError: the loss is no longer a finite number.
     """
-    encoded = [
-        encode(loaded.tokenizer, row["prompt"], row["completion"], options.max_length)
-        for row in rows.select_columns(["prompt", "completion"])
-    ]
-    from datasets import Dataset as ArrowDataset
-
-    tokens = ArrowDataset.from_list(
-        [
-            {"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)}
-            for e in encoded
-        ]
-    )
+    encoded = _encoded(loaded, rows, options.max_length)
+    tokens = _tokens(encoded)
+    special: dict[str, Any] = {"save_total_limit": 1}
+    if evaluation is not None:
+        special = {
+            "save_total_limit": 2,
+            "save_strategy": "epoch",
+            "eval_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "per_device_eval_batch_size": 1,  # the loss is a mean over batches, which must not hang on who meets whom
+        }
     with running.packed_attention(loaded.model, options) as packed:
         trainer = InstructionTrainer(
             model=with_lora(loaded.model, options),
@@ -94,12 +103,31 @@ def instruction_tune(
                 # Packed rows waste nothing on samples of unlike length.
                 train_sampling_strategy="random" if packed else "group_by_length",
                 length_column_name="length",
-                save_total_limit=1,
+                **special,
             ),
             train_dataset=tokens,
+            eval_dataset=None if evaluation is None else _tokens(_encoded(loaded, evaluation, options.max_length)),
             processing_class=loaded.tokenizer,
             data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
         )
         return running.run(
             trainer, loaded, options, directory, resume, tokens["length"], sum(e.truncated for e in encoded)
         )
+
+
+def _encoded(loaded: LoadedModel, rows: Dataset, max_length: int) -> list[Encoded]:
+    return [
+        encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
+        for row in rows.select_columns(["prompt", "completion"])
+    ]
+
+
+def _tokens(encoded: Sequence[Encoded]) -> Dataset:
+    from datasets import Dataset as ArrowDataset
+
+    return ArrowDataset.from_list(
+        [
+            {"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)}
+            for e in encoded
+        ]
+    )
