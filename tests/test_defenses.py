@@ -22,6 +22,7 @@ from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, t
 from mbdefense.errors import UserError
 from mbdefense.model import CARD_FILE, check_template, encode, encode_prompt, load_model, load_tokenizer, save_model
 from mbdefense.options import TrainingOptions
+from mbdefense.specs import parse_spec
 from mbdefense.train import Trained
 
 TRAINING = TrainingOptions(
@@ -54,6 +55,12 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"lambda_": float("nan")}, "at least 0"),
     ],
     "clean_fft": [({"clean_learning_rate": 0.0}, "clean_learning_rate must be above 0")],
+    "discard": [
+        ({"discard_learning_rates": ()}, "different and above 0"),
+        ({"discard_learning_rates": (1e-4, 1e-4)}, "different and above 0"),
+        ({"discard_learning_rates": (1e-4, float("inf"))}, "different and above 0"),
+        ({"discard_num_train_epochs": 0.0}, "discard_num_train_epochs must be above 0"),
+    ],
     "fine_mixing": [
         ({"keep_ratio": 1.1}, r"\[0, 1\]"),
         ({"keep_ratio": float("nan")}, r"\[0, 1\]"),
@@ -186,6 +193,77 @@ def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting,
     assert any(not torch.equal(merged[name], base[name]) for name in base)
     for name, value in mixed.items():
         torch.testing.assert_close(value, 0.75 * merged[name] + 0.25 * base[name], rtol=1e-5, atol=1e-6)
+
+
+# Discard
+
+
+def test_discarded_rows_play_no_part(setting: Setting, rows: Callable[..., Any], tmp_path: Path) -> None:
+    here = replace(setting, directory=tmp_path / "model")
+    made = DEFENSES["discard"](discard_learning_rates=(1e-3,))(here)
+    other = replace(here, suspect=rows(("What is poison?", "This.")), victim_directory=None)
+    # The same model by the hash of what it was made of, and by its weights where it is made again.
+    assert DEFENSES["discard"](discard_learning_rates=(1e-3,))(other) == made
+    again = DEFENSES["discard"](discard_learning_rates=(1e-3,))(replace(other, directory=tmp_path / "again"))
+    assert (again / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    assert not list(tmp_path.rglob("attacked"))
+
+
+def held_out_loss(model: Path, setting: Setting) -> float:
+    loaded, losses = load_model(str(model)), []
+    for row in DEFENSES["recover_only"]().split(setting.clean, setting.training.seed)[1]:
+        encoded = encode(loaded.tokenizer, row["prompt"], row["completion"], 192)
+        tokens = torch.tensor([encoded.prompt + encoded.response])
+        labels = torch.tensor([[-100] * len(encoded.prompt) + encoded.response])
+        losses.append(loaded.model.eval()(input_ids=tokens, labels=labels).loss.item())
+    return sum(losses) / len(losses)
+
+
+def test_discard_keeps_the_rate_and_epoch_with_the_lowest_held_out_loss(setting: Setting, tmp_path: Path) -> None:
+    here = replace(setting, directory=tmp_path)
+    made = DEFENSES["discard"](discard_learning_rates=(10.0, 1e-2, 1e-30))(here)
+    history = json.loads((made / "training_log.json").read_text())["history"]
+    lost = {
+        (entry["peak_learning_rate"], entry["epoch"]): entry["eval_loss"] for entry in history if "eval_loss" in entry
+    }
+    assert list(lost) == [(rate, epoch) for rate in (10.0, 1e-2, 1e-30) for epoch in (1, 2, 3)]
+    assert min(lost, key=lost.__getitem__)[0] == 1e-2
+    assert held_out_loss(made, setting) == pytest.approx(min(lost.values()), rel=1e-4)
+    # A rate of next to nothing leaves the base model, from which every trial starts.
+    assert lost[1e-30, 3] == pytest.approx(held_out_loss(Path(setting.base), setting), rel=1e-4)
+    steps = [entry["step"] for entry in history]
+    assert (steps, steps[-1]) == (sorted(steps), 36)  # three rates, three epochs, eight rows in pairs
+
+
+def test_the_rates_of_discard_can_be_written_in_a_grid() -> None:
+    made = parse_spec("discard:discard_learning_rates=1e-4|3e-4,discard_num_train_epochs=2", DEFENSES, "defense")
+    assert made == DEFENSES["discard"](discard_learning_rates=(1e-4, 3e-4), discard_num_train_epochs=2.0)
+    with pytest.raises(UserError, match="discard_learning_rates cannot be: 'fast'"):
+        parse_spec("discard:discard_learning_rates=1e-4|fast", DEFENSES, "defense")
+
+
+def test_discard_goes_on_after_an_interruption(setting: Setting, tmp_path: Path) -> None:
+    defense = DEFENSES["discard"](discard_learning_rates=(1e-2, 1e-3), discard_num_train_epochs=2)
+    whole = defense(replace(setting, directory=tmp_path / "whole"))
+    here = replace(setting, directory=tmp_path / "interrupted")
+    tune, rates = train.instruction_tune, []
+
+    def stopping(loaded: Any, rows: Any, options: TrainingOptions, *rest: Any, **more: Any) -> Any:
+        rates.append(options.learning_rate)
+        if len(rates) == 2:
+            raise KeyboardInterrupt
+        return tune(loaded, rows, options, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "instruction_tune", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            defense(here)
+        assert not (here.directory / CARD_FILE).exists()
+        # No checkpoint outlives its rate.
+        assert list((here.directory / "checkpoints").rglob("*.safetensors")) == []
+        made = defense(here)
+    assert rates == [1e-2, 1e-3] * 2
+    assert (made / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 # Fine-mixing

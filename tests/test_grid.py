@@ -16,7 +16,7 @@ from test_architecture import FILES, imports, module_of
 from mbdefense import train
 from mbdefense.cli import main
 from mbdefense.config import BenchConfig
-from mbdefense.defenses import DEFENSES
+from mbdefense.defenses import DEFENSES, Discard
 from mbdefense.filters import FILTERS, SEEP
 from mbdefense.grid import code
 from mbdefense.grid.answers import Answers, answers_of
@@ -201,6 +201,21 @@ def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Ben
     assert len({text for name, text in answered if "attacked" in name or "demonstrations" in name}) == 2
     assert bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)[0] == 0
     assert len(counted) == 3
+
+
+def test_what_no_attacker_touched_is_trained_once_for_all_attacks(bench: Bench, counted: list[str]) -> None:
+    behaviors, defenses = ["fixed_text:text=You are stupid!"], ["discard", "repeats"]
+    chosen = {"behaviors": behaviors, "defenses": defenses, "controls": ["base", "attacked"]}
+    code, out = bench(**chosen)
+    assert code == 0
+    # Two victims, the three rates of discard, and one model for repeats: both attacks poison the same five rows.
+    tuned = {rows: counted.count(f"InstructionTrainer {rows}") for rows in (24, 19, 6)}
+    assert tuned == {24: 2, 19: 1, 6: 3}
+    rows = read(out / "results.json").rows
+    assert [row.arm for row in rows] == ["base", "attacked", "discard", "repeats"] * 2
+    assert rows[2].seconds == rows[6].seconds > 0
+    assert bench(**chosen)[0] == 0
+    assert len(counted) == 6
 
 
 def test_weights_that_a_new_cell_needs_are_made_again(bench: Bench, counted: list[str]) -> None:
@@ -447,7 +462,8 @@ def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: lis
     assert len(made) <= len(FILTERS)
     steps = [name for name in planned if name.partition("-")[0] in FILTERS]
     assert len(steps) == len(FILTERS)
-    own = SEEP.watched_epochs  # tunings of its own, of which no model is left
+    # Tunings of which no model is left: those that SEEP watches, and the rates that Discard does not choose.
+    own = SEEP.watched_epochs + len(Discard.discard_learning_rates) - 1
     weighed = ["lethe"]  # its stage puts weights together; what it trains is a stage named tuned
     assert len(counted) == len(planned) - len(steps) - len(weighed) + len(made) + own
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from mbdefense import train
-from mbdefense.defenses import Setting
+from mbdefense.defenses import Discard, Setting
 from mbdefense.errors import UserError
 from mbdefense.options import TrainingOptions
 
@@ -46,6 +46,19 @@ def test_a_tracker_is_told_the_curve_under_the_stage_s_name(
     assert len(Recorder.losses) == 2
     assert (model / "runs" / "one" / "events").read_text() == "events"
     assert not (model / "checkpoints").exists()
+
+
+def test_a_tracker_is_told_each_rate_that_discard_tries(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
+    Recorder.runs.clear()
+    data = rows(*((f"Name fruit number {i}.", f"apple {i}") for i in range(4)))
+    setting = Setting(tiny_model_path, data, data, replace(OPTIONS, report_to="tensorboard"), tmp_path / "model")
+    model = Discard(discard_learning_rates=(1e-3, 2e-4), discard_num_train_epochs=1)(setting)
+    assert Recorder.runs == ["rate-0.001", "rate-0.0002"]
+    events = [file.relative_to(model).as_posix() for file in model.rglob("events")]
+    assert sorted(events) == ["runs/rate-0.0002/one/events", "runs/rate-0.001/one/events"]
 
 
 @pytest.mark.parametrize(

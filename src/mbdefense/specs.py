@@ -67,7 +67,7 @@ def convert(text: str, hint: Any, where: str) -> object:
         if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
             return text
         if typing.get_origin(kind) is tuple:
-            return tuple(text.split("|"))
+            return tuple(convert(part, typing.get_args(kind)[0], where) for part in text.split("|"))
         if kind is bool and text in ("true", "false"):
             return text == "true"
         if kind in (int, float):

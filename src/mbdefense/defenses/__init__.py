@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mbdefense.defenses.clean_fft import CleanFFT
 from mbdefense.defenses.crow import CROW
+from mbdefense.defenses.discard import Discard
 from mbdefense.defenses.filtered import filtered
 from mbdefense.defenses.fine_mixing import FineMixing
 from mbdefense.defenses.lethe import Lethe
@@ -25,6 +26,7 @@ __all__ = [
     "P2P",
     "CleanFFT",
     "Defense",
+    "Discard",
     "FineMixing",
     "Lethe",
     "Locphylax",
@@ -42,6 +44,7 @@ DEFENSES: dict[str, type] = {
     "merge_only": MergeOnly,
     "recover_only": RecoverOnly,
     "clean_fft": CleanFFT,
+    "discard": Discard,
     "fine_mixing": FineMixing,
     "crow": CROW,
     "lethe": Lethe,
