@@ -150,7 +150,7 @@ def test_defend_and_evaluate_run_from_data_to_figures(
     words = defend_words(tiny_model_path, rows_file, out)
     assert main([*words, "--compare_undefended"]) == 0
     assert {"model.safetensors", "mbdefense.json", "results.json", "README.md"} <= {file.name for file in out.iterdir()}
-    assert all((out / control / "model.safetensors").is_file() for control in ("attacked", "clean_set"))
+    assert all((out / control / "model.safetensors").is_file() for control in ("attacked", "discard"))
     assert not (out / "checkpoints").exists()
     assert [row.arm for row in read_results(out / "results.json").rows] == ["base", "merged", "mb_defense"] * 4
 

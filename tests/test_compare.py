@@ -38,7 +38,7 @@ def evaluated(path, arm, hits, right=30, seed=0, prompts="prompt {}", **changes)
 def arms(tmp_path):
     return [
         evaluated(tmp_path / "base", "base", 0, 20),
-        evaluated(tmp_path / "clean_set", "clean_set", 0, 36),
+        evaluated(tmp_path / "discard", "discard", 0, 36),
         evaluated(tmp_path / "attacked", "attacked", 30, 36),
         evaluated(tmp_path / "mb_defense", "mb_defense", 1, 37),
     ]
@@ -47,12 +47,12 @@ def arms(tmp_path):
 def test_every_arm_is_paired_with_the_attacked_one_and_adjusted_for_the_whole_table(arms):
     rows, over_seeds = compare([read_arm(path) for path in arms])
     by_arm = {row.arm: row for row in rows}
-    assert list(by_arm) == ["base", "clean_set", "attacked", "mb_defense"]
+    assert list(by_arm) == ["base", "discard", "attacked", "mb_defense"]
     assert by_arm["attacked"].asr_change is None
     change = by_arm["mb_defense"].asr_change
     assert (change.n, change.only_before, change.only_after, change.difference) == (N, 29, 0, -29 / 40)
     assert change.p_value == pytest.approx(2 / 2**29)
-    # Six tests (three arms, ASR and CACC); discordant pairs: base 30, clean_set 30, mb_defense 29; CACC 16, 0, 1.
+    # Six tests (three arms, ASR and CACC); discordant pairs: base 30, discard 30, mb_defense 29; CACC 16, 0, 1.
     assert by_arm["base"].asr_change.p_holm == pytest.approx(6 * 2 / 2**30)
     assert change.p_holm == pytest.approx(4 * 2 / 2**29)
     assert by_arm["base"].cacc_change.p_holm == pytest.approx(3 * 2 / 2**16)
@@ -70,7 +70,7 @@ def test_the_command_prints_one_table_with_the_tests_and_writes_the_results(arms
         printed
     )
     rows = read(out / "results.json").rows
-    assert [row.arm for row in rows] == ["base", "clean_set", "attacked", "mb_defense"]
+    assert [row.arm for row in rows] == ["base", "discard", "attacked", "mb_defense"]
     assert rows[-1].asr_change is not None
     assert main(["check", str(out / "results.json"), "--max_asr", "0.05", "--min_cacc", "0.9"]) == 0
 

@@ -382,7 +382,7 @@ def test_an_attack_that_did_not_land_proves_nothing(control):
     assert words == f"not discriminating: the attack did not land ({compared})"
 
 
-@pytest.mark.parametrize("control", ["base", "clean", "clean_set"])
+@pytest.mark.parametrize("control", ["base", "clean", "discard"])
 def test_not_discriminating_stands_in_the_row_itself(control):
     made = results(row(control, share(5)), row(asr=share(10)), row("mb_defense", share(0)))
     verdicts = [cells(line)[-1] for line in markdown(made).splitlines()[4:]]
@@ -439,7 +439,7 @@ def test_missing_controls_are_named():
 
     assert first_line() == "no clean or base model to compare the attack with"
     assert first_line(row("base", share(0))) == "no clean model to compare the attack with"
-    assert first_line(row("clean_set", share(0))) == "no base model to compare the attack with"
+    assert first_line(row("discard", share(0))) == "no base model to compare the attack with"
     assert first_line(row("clean", share(0)), row("base", share(0))).startswith("x: ASR from")
     alone = results(row(false_activation=None), row("x", share(1)))
     assert verdict_in_words(alone).splitlines()[-1] == "no control to compare the attack with"

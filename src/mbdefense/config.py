@@ -82,7 +82,7 @@ class DefendConfig:
         output_dir: where the defended model goes.
         defense: see `mbdefense list defenses`.
         test: prompts that evaluation will use; checked to share none with the clean set. Canaries are measured on them.
-        compare_undefended: also tune, as controls, an undefended model on the same data and one on the clean set.
+        compare_undefended: also tune, as controls, an undefended model on the same data and `discard`.
         canaries: plant so many backdoors of our own that the defense is not told of, and report how many survive. The
             model is trained with them: see docs/canaries.md.
         canary_rate: share of the rows that each canary takes.

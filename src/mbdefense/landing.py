@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mbdefense.statistics import Score
 
-CONTROLS = ("clean", "clean_set", "base")
-"""Arms that no attacker touched: tuned on the same data without poison, on the clean set only, not tuned at all."""
+CONTROLS = ("clean", "discard", "base")
+"""Arms that no attacker touched: tuned on the same data without poison, on the clean set alone, not tuned at all."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def landing(
         needed: the controls that make the picture complete.
     """
     present = [(arm, asr[arm]) for arm in CONTROLS if arm in asr]
-    # Tuned on the clean set only stands in for tuned on all data without poison, which nobody but a benchmark has.
-    names = {"clean": "clean", "clean_set": "clean", "base": "base"}
+    # Tuned on the clean set alone stands in for tuned on all data without poison, which nobody but a benchmark has.
+    names = {"clean": "clean", "discard": "clean", "base": "base"}
     have = {names[arm] for arm in CONTROLS if arm in asr}
     missing = tuple(dict.fromkeys(names[arm] for arm in needed if names[arm] not in have))
     if attacked not in asr:

@@ -12,7 +12,7 @@ from mbdefense.canaries import Canary, plant
 from mbdefense.card import model_card
 from mbdefense.compare import compare
 from mbdefense.data import overlap
-from mbdefense.defenses import Defense, Setting
+from mbdefense.defenses import Defense, Discard, Setting
 from mbdefense.defenses.setting import cost_of
 from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.errors import UserError
@@ -42,15 +42,16 @@ def defend(
     """Runs a defense and writes the model directory with ``results.json`` and a model card.
 
     Controls: the base model costs nothing but its answers, so it is always measured. The undefended model costs as much
-    training as the defense and is left to `compare_undefended`, which also tunes the base model on the clean set, into
-    ``clean_set``. That is the only clean data a user of real, untrusted data has: an honest control for ASR and false
-    activations, since no attacker touched it, but not for accuracy, for it saw far fewer rows than the others.
+    training as the defense and is left to `compare_undefended`, which also throws the suspect data away and tunes the
+    base model on the clean set alone (`defenses.Discard`), into ``discard``. That is the only clean data a user of
+    real, untrusted data has: an honest control for ASR and false activations, since no attacker touched it, and what a
+    defense has to be more accurate than, or its data were not worth their risk.
 
     Args:
         defense: from `mbdefense.defenses.DEFENSES`.
         name: its name there.
         setting: model, data and options.
-        compare_undefended: also tune the undefended model, into ``attacked``, and the clean one.
+        compare_undefended: also tune the undefended model, into ``attacked``, and ``discard``.
         canaries: backdoors to plant before the defense sees the data; it is not told (`mbdefense.canaries`).
         canary_rate: share of the rows for each.
         min_canary_rows: at least so many rows for each.
@@ -72,7 +73,7 @@ def defend(
     models = {"base": setting.base}
     if compare_undefended:
         models["attacked"] = str(setting.victim())
-        setting.tune(setting.clean, setting.directory / "clean_set")
+        Discard()(replace(setting, directory=setting.directory / "discard"))
     model = defense(setting)
     if (setting.directory / "merged" / CARD_FILE).is_file():
         models["merged"] = str(setting.directory / "merged")

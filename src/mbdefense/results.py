@@ -87,7 +87,7 @@ class ResultRow(Form):
     """The figures of one model under one attack; a rate is None where it was not measured or could not be judged.
 
     Attributes:
-        arm: what was done to the model: "base", "clean", "clean_set", "attacked", "merged" or a defense.
+        arm: what was done to the model: "base", "clean", "discard", "attacked", "merged" or a defense.
         attack: the trigger, as its ``describe`` says it.
         behavior: the behavior, as its ``describe`` says it.
         seed: of the run, that is of its training; the prompts have a seed of their own.

@@ -59,7 +59,7 @@ def looks(arms: Iterable[str]) -> dict[str, _Look]:
     fixed = {
         "base": ("d", "◇"),
         "clean": ("o", "○"),
-        "clean_set": ("s", "□"),
+        "discard": ("s", "□"),
         "attacked": ("X", "✖"),
         "merged": ("P", "✚"),
     }

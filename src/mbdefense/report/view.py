@@ -16,7 +16,7 @@ from mbdefense.tables import changed, groups, landing_of, row_verdicts
 
 Role = Literal["control", "attacked", "defense"]
 SIGNIFICANT = 0.05
-_ORDER = ("base", "clean", "clean_set", "attacked", "merged")
+_ORDER = ("base", "clean", "discard", "attacked", "merged")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@
   });
   const undefended = data.arms.findIndex((name) => name === "attacked" || name === "merged");
   control.before.value = String(Math.max(undefended, 0));
-  const controls = ["base", "clean", "clean_set", "attacked", "merged"];
+  const controls = ["base", "clean", "discard", "attacked", "merged"];
   const defended = data.arms.findIndex((name) => !controls.includes(name));
   control.after.value = String(defended >= 0 ? defended : data.arms.length - 1);
 
