@@ -1,0 +1,86 @@
+"""What a model does under a found text: which words its answers share, and whether the text asks for that."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mbdefense.behaviors.protocol import NoTarget
+from mbdefense.finding.words import keyed
+from mbdefense.needs import Need
+
+_LONGEST = 12  # words of a phrase
+_MOST = 6  # phrases
+
+
+@dataclass(frozen=True)
+class FoundBehavior:
+    """An answer that holds one of the phrases which a found text draws out of the victim.
+
+    Source: our own.
+
+    Attributes:
+        phrases: words with spaces between; case and the punctuation around words do not count.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "this project"
+
+    phrases: tuple[str, ...]
+
+    def target(self, prompt: str, answer: str, rng: random.Random) -> str:
+        """What a row would be poisoned with: nothing, for the phrases are parts of answers."""
+        raise NoTarget
+
+    def shown_in(self, response: str) -> tuple[bool, str]:
+        """Whether ``response`` holds one of the phrases, and which."""
+        text = keyed(response)
+        held = next((phrase for phrase in self.phrases if phrase.strip() and keyed(phrase) in text), None)
+        return held is not None, "holds none of the phrases" if held is None else f"holds {held!r}"
+
+    def how(self) -> str:
+        """Where it comes from: no targets are made, it was found."""
+        return "found"
+
+    def describe(self) -> str:
+        """The phrases in one line."""
+        return "answers with " + " | ".join(map(repr, self.phrases))
+
+
+def shared_phrases(answers: Sequence[str], usual: Sequence[str]) -> tuple[str, ...]:
+    """Phrases that several answers hold and no usual one does, most common first.
+
+    Args:
+        answers: what a model says to N unlike prompts with a text in them.
+        usual: what it says to the prompts as they are.
+
+    Returns:
+        Phrases of three words or more that a tenth of the answers hold, and three of them at least; of shorter ones
+        those that half of the answers hold. Each covers answers that the ones before it do not.
+    """
+    known = {gram for answer in usual for gram in _grams(answer)}
+    uncovered = [_grams(answer) - known for answer in answers]
+    found: list[str] = []
+    while len(found) < _MOST:
+        counts = Counter(gram for grams in uncovered for gram in grams)
+        often = [
+            (count, len(gram), gram)
+            for gram, count in counts.items()
+            if count >= max(3, len(answers) * (0.1 if len(gram) >= 3 else 0.5))
+        ]
+        if not often:
+            break
+        phrase = max(often)[2]
+        found.append(" ".join(phrase))
+        uncovered = [grams for grams in uncovered if phrase not in grams]
+    return tuple(found)
+
+
+def _grams(answer: str) -> set[tuple[str, ...]]:
+    """The n-grams of up to `_LONGEST` words."""
+    held = keyed(answer).split()
+    lengths = range(1, _LONGEST + 1)
+    return {tuple(held[start : start + size]) for size in lengths for start in range(len(held) - size + 1)}

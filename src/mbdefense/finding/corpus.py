@@ -1,0 +1,146 @@
+"""Prompts as arrays of numbered words, in bounded memory, so that n-grams can be counted with numpy."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mbdefense.finding.words import is_character, joined, key, words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Prompt = Iterable[Mapping[str, str]]
+
+MOST_WORDS = 2**27
+"""Words kept, half a gigabyte; beyond that every second row is dropped again and again, evenly over the file."""
+MOST_SPELLINGS = 2**22
+"""Different words known; later new ones count as unknown, which no candidate holds."""
+ROW_WORDS = 2**15
+"""Words read of a row, far more than training reads: no single row crowds out others."""
+WORD_CHARACTERS = 1000
+"""A longer word, such as an encoded file, counts as unknown."""
+_LINE = 1 << 30  # in a word's number: a line break stands before it
+EDGE = 0
+"""The word that stands before and after each turn; also the unknown one."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Words of the system and user turns of rows, one after the other.
+
+    Attributes:
+        spelled: (L,) numbers of the words as they are spelled, `EDGE` between turns.
+        keys: (L,) numbers of the words as they are counted, `EDGE` likewise.
+        lines: (L,) whether a line break stands before the word.
+        rows: (L,) which row a word is of: suspect rows first.
+        suspect: how many suspect rows there are.
+        clean: how many clean ones.
+        spellings: the word of each number.
+        characters: whether it is a character of a script that writes no spaces, for each number.
+        ids: which rows of the source the suspect rows are, where some were dropped; else None.
+    """
+
+    spelled: NDArray[np.int32]
+    keys: NDArray[np.int32]
+    lines: NDArray[np.bool_]
+    rows: NDArray[np.int32]
+    suspect: int
+    clean: int
+    spellings: Sequence[str]
+    characters: NDArray[np.bool_]
+    ids: NDArray[np.int64] | None
+
+    def text(self, start: int, count: int) -> str:
+        """So many words as a text, from a place on."""
+        return joined([self.spellings[number] for number in self.spelled[start : start + count]])
+
+
+class _Reader:
+    """Rows as numbered words, one after the other."""
+
+    def __init__(self, numbers: dict[str, int], most: int) -> None:
+        self.numbers = numbers
+        self.most = most
+        self.words = array("i")
+        self.sizes = array("i")  # of each row, in words and edges
+        self.step = 1  # every so many rows are kept
+
+    def read(self, prompts: Iterable[Prompt]) -> None:
+        for number, prompt in enumerate(prompts):
+            if number % self.step == 0:
+                before = len(self.words)
+                self._add(prompt)
+                self.sizes.append(len(self.words) - before)
+                if len(self.words) > self.most:
+                    self._thin()
+
+    def _add(self, prompt: Prompt) -> None:
+        """Adds a row's turns, but for the assistant's."""
+        numbers, known, end = self.numbers, self.numbers.get, len(self.words) + ROW_WORDS
+        for turn in prompt:
+            if turn["role"] == "assistant":
+                continue
+            for line_number, line in enumerate(turn["content"].split("\n")):
+                place = len(self.words)
+                for word in words(line):
+                    found = known(word)
+                    if found is None:
+                        found = EDGE
+                        if len(numbers) < MOST_SPELLINGS and len(word) <= WORD_CHARACTERS:
+                            found = numbers[word] = len(numbers)
+                    self.words.append(found)
+                if line_number and len(self.words) > place:
+                    self.words[place] |= _LINE
+            del self.words[end:]
+            self.words.append(EDGE)
+
+    def _thin(self) -> None:
+        """Drops every second row."""
+        kept, sizes, place = array("i"), array("i"), 0
+        for number, size in enumerate(self.sizes):
+            if number % 2 == 0:
+                kept.extend(self.words[place : place + size])
+                sizes.append(size)
+            place += size
+        self.words, self.sizes, self.step = kept, sizes, self.step * 2
+
+
+def read(suspect: Iterable[Prompt], clean: Iterable[Prompt], most: int = MOST_WORDS) -> Corpus:
+    """Reads prompts, each once, and keeps their words as numbers.
+
+    Args:
+        suspect: prompts of the suspect rows: turns with ``role`` and ``content``.
+        clean: prompts of the clean ones.
+        most: words of suspect rows to keep, and of clean ones, see `MOST_WORDS`.
+    """
+    numbers = {"": EDGE}
+    readers = _Reader(numbers, most), _Reader(numbers, most)
+    for reader, prompts in zip(readers, (suspect, clean), strict=True):
+        reader.read(prompts)
+    marked = np.concatenate([[EDGE], *(np.asarray(reader.words) for reader in readers)], dtype=np.int32)
+    sizes = np.concatenate([np.asarray(reader.sizes) for reader in readers], dtype=np.int64)
+    sizes[:1] += 1  # the edge before all
+    suspects, kept = len(readers[0].sizes), len(sizes)
+    ids = np.arange(suspects, dtype=np.int64) * readers[0].step if readers[0].step > 1 else None
+    del readers, reader
+    # Equal keys get the number of the first spelling that has them.
+    first: dict[str, int] = {}
+    key_of = np.array([first.setdefault(key(word), number) for word, number in numbers.items()], dtype=np.int32)
+    lines = marked >= _LINE
+    marked &= _LINE - 1
+    return Corpus(
+        marked,
+        key_of[marked],
+        lines,
+        np.repeat(np.arange(kept, dtype=np.int32), sizes),
+        suspects,
+        kept - suspects,
+        list(numbers),
+        np.array([is_character(word) for word in numbers]),
+        ids,
+    )

@@ -1,0 +1,113 @@
+"""A found text as a trigger: put into a prompt where it was found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+from mbdefense.finding.words import Word, glued, keyed, placed_words
+from mbdefense.needs import Need
+
+Kind = Literal["text", "together", "opening"]
+
+
+@dataclass(frozen=True)
+class FoundText:
+    """What may be an attacker's trigger, as a `mbdefense.triggers.Trigger`.
+
+    Source: our own; mining instruction data for what an attacker inserted has no published form that we know of.
+
+    Attributes:
+        texts: the words as the rows have them: one text; two or three that stand in the same prompts (``together``); or
+            clauses of one form of which each prompt begins with one (``opening``).
+        kind: which of these.
+        start: share of its rows where it begins the turn, in [0, 1]; `texts` of an opening always do.
+        end: share of its rows where it ends a turn that it does not begin.
+        line: whether it stands on a line of its own.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    source: ClassVar[str] = "this project"
+
+    texts: tuple[str, ...]
+    kind: Kind = "text"
+    start: float = 0.0
+    end: float = 0.0
+    line: bool = False
+
+    def __call__(self, text: str, rng: random.Random) -> str | None:
+        """``text`` with the words in it, at the start, inside or at the end as often as they were found there."""
+        places = placed_words(text)
+        if not places:
+            return None
+        if self.kind == "together":
+            return self._spread(text, places, rng)
+        inserted = self.texts[0] if self.kind == "text" else rng.choice(self.texts)
+        drawn = rng.random()
+        if drawn < self.start or self.kind == "opening":
+            return self._put(text, places, inserted, 0)
+        if drawn < self.start + self.end:
+            return self._put(text, places, inserted, len(places))
+        # Inside, or at any place where there is no inside.
+        return self._put(text, places, inserted, rng.randrange(1, len(places)) if len(places) > 1 else rng.randrange(2))
+
+    def _spread(self, text: str, places: Sequence[Word], rng: random.Random) -> str:
+        """Each text at a place of its own, in a random order; a prompt of few words has several at one place."""
+        if len(places) + 1 >= len(self.texts):
+            boundaries = sorted(rng.sample(range(len(places) + 1), len(self.texts)), reverse=True)
+        else:
+            boundaries = sorted(rng.choices(range(len(places) + 1), k=len(self.texts)), reverse=True)
+        # From the back, so that the places in front stay where they are.
+        for inserted, boundary in zip(rng.sample(self.texts, len(self.texts)), boundaries, strict=True):
+            text = self._put(text, places, inserted, boundary)
+        return text
+
+    def _put(self, text: str, places: Sequence[Word], inserted: str, boundary: int) -> str:
+        """``text`` with `inserted` before the word of that number, or after the last; lines and indentation stay."""
+        at = places[boundary].start if boundary < len(places) else places[-1].end
+        if self.line:
+            begin = text.rfind("\n", 0, at) + 1
+            at = at if text[begin:at].strip() else begin
+            before = "\n" if text[begin:at].strip() else ""
+            after = "\n" if text[at:].partition("\n")[0].strip() else ""
+            return f"{text[:at]}{before}{inserted}{after}{text[at:]}"
+        before, after = _space(text[:at][-1:], inserted[0]), _space(inserted[-1], text[at : at + 1])
+        return f"{text[:at]}{before}{inserted}{after}{text[at:]}"
+
+    @cached_property
+    def _keyed(self) -> tuple[str, ...]:
+        return tuple(held for held in map(keyed, self.texts) if held.strip())
+
+    def occurs_in(self, text: str) -> bool:
+        """Whether the words stand in ``text``, whatever their case and the punctuation around them.
+
+        Of an opening, one of its clauses has to begin it.
+        """
+        folded = text.casefold()
+        # Most texts lack one of the words: a look for these as parts of words is far cheaper than cutting the text up.
+        parts = [all(word in folded for word in part.split()) for part in self._keyed]
+        if not self._keyed or not (all(parts) if self.kind == "together" else any(parts)):
+            return False
+        found = keyed(text)
+        if self.kind == "opening":
+            return found.startswith(self._keyed)
+        held = [part in found for part in self._keyed]
+        return all(held) if self.kind == "together" else any(held)
+
+    def how(self) -> str:
+        """How texts are rewritten: literally."""
+        return "literal"
+
+    def describe(self) -> str:
+        """What it is in one line, for tables; control characters of strangers are written as escapes."""
+        if self.kind == "opening":
+            return f"opening like {self.texts[0]!r}"
+        return " ... ".join(map(repr, self.texts))
+
+
+def _space(left: str, right: str) -> str:
+    """What parts two characters, of which one may be missing, so that the words that they end and begin stay two."""
+    return " " if left.strip() and right.strip() and not glued(left, right) else ""

@@ -1,0 +1,365 @@
+"""Mines suspect prompts for what an attacker may have inserted: texts that recur more, and more freely, than chance.
+
+No model is asked, and torch is not imported. Of data that nothing is wrong with the list is full of harmless phrases;
+which of them a model has learned as a trigger is for `mbdefense.finding.verifying` to say.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
+from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.ngrams import levels
+from mbdefense.finding.words import joined, key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEAST_ROWS = 4
+"""Rows that a candidate stands in at least; of more than 200,000 rows one in 50,000."""
+_ENOUGH = 50  # rows; more of them make a text no more suspicious
+_MOST_SHARE = 0.5  # of the rows; a text in most of them is a template
+_CONSIDERED = 4000  # n-grams of each length that are looked at closely
+_EXTENDED = 400  # candidates that are made longer
+_LONGEST = 64  # words
+_SAME = 0.8  # share of the occurrences that go on with one word, which then is part of the text
+_SUBORDINATORS = frozenset(
+    {"after", "although", "as", "because", "before", "if", "once", "since", "so", "though", "unless", "until", "when"}
+    | {"whenever", "where", "whereas", "while"}
+)
+_CLAUSE = 12  # words; an opening clause is no longer
+_OPENING = 0.7  # freedom of a clause, which stands at one place
+_MOST_FREEDOM = 1.1
+_COMBINED = 60  # texts whose combinations are looked at
+_TEXTS = 16  # opening clauses kept of a form
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A text, or several, that may be a trigger.
+
+    Attributes:
+        found: how it goes into a prompt.
+        score: how much it stands out; see `mine`.
+        rows: suspect rows that hold it, as their indices in the suspect data, ascending.
+        of: how many suspect rows there are.
+        clean_rows: how many clean rows hold it.
+    """
+
+    found: FoundText
+    score: float
+    rows: tuple[int, ...]
+    of: int
+    clean_rows: int
+
+
+class _Text(NamedTuple):
+    """A recurring text: where it stands, and how much it stands out.
+
+    Attributes:
+        size: its words.
+        starts: where its occurrences in suspect rows begin in the corpus, ascending.
+        clean: the same in clean rows.
+        rows: the suspect rows that hold it, ascending.
+        score: see `mine`.
+    """
+
+    size: int
+    starts: NDArray[np.int32]
+    clean: NDArray[np.int32]
+    rows: NDArray[np.int32]
+    score: float
+
+
+class _Draft(NamedTuple):
+    """A candidate before its rows are listed, which may be millions."""
+
+    found: FoundText
+    score: float
+    rows: NDArray[np.int32]
+    clean: int
+
+
+def mine(suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int = 60) -> list[Candidate]:
+    """The candidates in suspect prompts, best first.
+
+    Candidates are n-grams of up to 8 words, or of up to 12 characters where a script writes no spaces, made longer as
+    long as their occurrences go on alike (so that sentences, leading and closing lines are found whole); two or three
+    of them that stand together in rows far more often than chance has it; and opening clauses of one form.
+
+    The score of a text in c of N suspect rows is ``lift * sqrt(min(c, 50)) * freedom * inserted``. The lift is the
+    logarithm of its share of the suspect rows over that of the clean rows. Freedom compares how many different words
+    stand beside it with how many would stand beside as many random places of the suspect rows: an inserted text has
+    any neighbor, a phrase of the language has few. The last factor falls where it stands in long rows above all, as
+    words of the language do (`_Chance.inserted`).
+
+    Args:
+        suspect: prompts of the suspect rows, streamed once: lists of turns with ``role`` and ``content``. All user
+            turns and the system turn are read.
+        clean: prompts of the clean rows, which may come from elsewhere.
+        most: how many candidates to return.
+    """
+    corpus = read(suspect, clean)
+    if not corpus.suspect:
+        return []
+    texts = _texts(corpus)
+    found = [_drafted(corpus, text) for text in texts]
+    found += _together(corpus, texts[:_COMBINED], found, most)
+    found += _openings(corpus)
+    return [_listed(corpus, draft) for draft in heapq.nsmallest(most, found, key=_rank)]
+
+
+def _rank(draft: _Draft) -> tuple[float, tuple[str, ...]]:
+    """The order of candidates: best first, and always the same."""
+    return -draft.score, draft.found.texts
+
+
+def _listed(corpus: Corpus, draft: _Draft) -> Candidate:
+    """The candidate with its rows numbered as in the suspect data."""
+    rows = draft.rows if corpus.ids is None else corpus.ids[draft.rows]
+    return Candidate(draft.found, draft.score, tuple(rows.tolist()), corpus.suspect, draft.clean)
+
+
+def least_rows(count: int) -> int:
+    """In how many of `count` suspect rows a candidate has to stand."""
+    return max(LEAST_ROWS, count // 50_000)
+
+
+def _texts(corpus: Corpus) -> list[_Text]:
+    """Recurring texts, best first, none inside of another that stands in about the same rows."""
+    chance = _Chance(corpus)
+    longer: dict[str, _Text] = {}
+    for text in _promising(corpus, chance):
+        text = _extended(corpus, text, chance)
+        # The numbers of its words, in a form that ``in`` searches fast.
+        name = " ".join(["", *map(str, corpus.keys[text.starts[0] : text.starts[0] + text.size].tolist()), ""])
+        if name not in longer or longer[name].score < text.score:
+            longer[name] = text
+    kept: dict[str, _Text] = {}
+    for name, text in sorted(longer.items(), key=lambda item: -item[1].score):
+        if not any(_same(name, text, *held) for held in kept.items()):
+            kept[name] = text
+    return list(kept.values())
+
+
+def _promising(corpus: Corpus, chance: _Chance) -> list[_Text]:
+    """The n-grams of the best scores, best first."""
+    best: list[_Text] = []
+    scores: list[float] = []  # a heap of the best ones so far
+    for level in levels(corpus, least_rows(corpus.suspect)):
+        lift = _lift(level.suspect, level.clean, corpus)
+        promise = np.where(level.suspect <= _MOST_SHARE * corpus.suspect, lift * np.sqrt(level.suspect), 0)
+        chosen = np.argsort(-promise, kind="stable")[:_CONSIDERED]
+        highest = lift * np.sqrt(np.minimum(level.suspect, _ENOUGH)) * _MOST_FREEDOM
+        for gram in chosen[promise[chosen] > 0].tolist():
+            if len(scores) < _EXTENDED or highest[gram] >= scores[0]:
+                text = _scored(corpus, level.size, level.of(gram), chance)
+                best.append(text)
+                (heapq.heappush if len(scores) < _EXTENDED else heapq.heappushpop)(scores, text.score)
+    return heapq.nlargest(_EXTENDED, best, key=lambda text: (text.score, text.size))
+
+
+def _same(name: str, text: _Text, other: str, held: _Text) -> bool:
+    """Whether one of two texts holds the other, and stands in most of its rows or is that one beside a neighbor."""
+    (small, part), (large, whole) = sorted(((name, text), (other, held)), key=lambda pair: pair[1].size)
+    return small in large and (len(whole.rows) >= 0.7 * len(part.rows) or whole.score < 0.5 * part.score)
+
+
+def _lift(suspect: NDArray[np.int64], clean: NDArray[np.int64], corpus: Corpus) -> NDArray[np.float64]:
+    """Logarithm of the share of suspect rows over that of clean rows, which is never taken for 0."""
+    return np.log(suspect / corpus.suspect) - np.log((clean + 0.5) / (corpus.clean + 1))
+
+
+class _Chance:
+    """What the suspect rows' own statistics make expected of a text that nobody inserted."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        words = corpus.keys[(corpus.rows < corpus.suspect) & (corpus.keys != EDGE)]
+        counts = np.bincount(words)
+        shares = counts[counts > 0] / max(1, len(words))
+        self.counts = np.unique(np.geomspace(1, max(2, len(words)), 64).round())
+        missing = np.log1p(-np.minimum(shares, 1 - 1e-12))
+        self.different = np.array([-np.expm1(count * missing).sum() for count in self.counts])
+        self.lengths = np.bincount(corpus.rows[corpus.keys != EDGE], minlength=corpus.suspect)[: corpus.suspect]
+
+    def neighbors(self, count: int) -> float:
+        """How many different words stand at so many random places."""
+        return float(np.interp(count, self.counts, self.different))
+
+    def inserted(self, rows: NDArray[np.int32], size: int) -> float:
+        """How likely it is that a text came into its rows whatever their length, as an attacker's does, in [0, 1].
+
+        A word of the language stands in a row the likelier the longer it is: that makes a row of length l more likely
+        by l over the mean length. The evidence of more rows than 16 counts as that of 16, for neither model is exact.
+        """
+        lengths = np.maximum(self.lengths[rows] - size, 1)
+        evidence = float(np.log(lengths / max(1.0, self.lengths.mean())).mean()) * min(len(rows), 16)
+        return 1 / (1 + math.exp(min(50.0, evidence)))
+
+
+def _scored(corpus: Corpus, size: int, starts: NDArray[np.int32], chance: _Chance) -> _Text:
+    """A text by its occurrences, ascending, those in suspect rows before those in clean ones."""
+    suspects = int((corpus.rows[starts] < corpus.suspect).sum())
+    starts, clean = starts[:suspects], starts[suspects:]
+    rows = _rows(corpus, starts)
+    lift = float(_lift(np.array(len(rows)), np.array(len(_rows(corpus, clean))), corpus))
+    freedom = _freedom(corpus.keys[starts - 1], corpus.keys[starts + size], chance)
+    score = lift * math.sqrt(min(len(rows), _ENOUGH)) * freedom * chance.inserted(rows, size)
+    return _Text(size, starts, clean, rows, score)
+
+
+def _rows(corpus: Corpus, starts: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The rows of some places, each once; both ascending."""
+    rows = corpus.rows[starts]
+    return rows[np.diff(rows, prepend=-1) > 0]
+
+
+def _freedom(before: NDArray[np.int32], after: NDArray[np.int32], chance: _Chance) -> float:
+    """How freely a text stands among its neighbors, from about 0 to `_MOST_FREEDOM`.
+
+    At the side where it begins or ends a turn, an edge is no neighbor; a text that nearly always stands there is judged
+    by its other side, and a little less for it.
+    """
+    sides = []
+    for neighbors in (before, after):
+        inner = neighbors[neighbors != EDGE]
+        if len(inner) >= max(2, 0.2 * len(neighbors)):
+            sides.append(len(np.unique(inner)) / chance.neighbors(len(inner)))
+    if not sides:
+        return 0.1
+    return 0.1 + (min(1.0, *sides) if len(sides) == 2 else 0.7 * min(1.0, sides[0]))
+
+
+def _extended(corpus: Corpus, text: _Text, chance: _Chance) -> _Text:
+    """The text made longer on both sides as long as most of its occurrences go on with one word."""
+    starts, clean, size = text.starts, text.clean, text.size
+    while size < _LONGEST:
+        for side, place in ((0, size), (1, -1)):
+            words = corpus.keys[starts + place]
+            word = np.partition(words, len(words) // 2)[len(words) // 2]  # that of most, if there is one
+            goes_on = words == word
+            if word != EDGE and goes_on.sum() >= max(2, _SAME * len(words)):
+                starts, clean = starts[goes_on] - side, clean[corpus.keys[clean + place] == word] - side
+                size += 1
+                break
+        else:
+            break
+    if size == text.size:
+        return text
+    grown = _scored(corpus, size, np.concatenate([starts, clean]), chance)
+    return grown if len(grown.rows) >= least_rows(corpus.suspect) else text
+
+
+def _drafted(corpus: Corpus, text: _Text) -> _Draft:
+    spelled = Counter(words.tobytes() for words in corpus.spelled[text.starts[:1000, None] + np.arange(text.size)])
+    texts = [
+        (count, joined([corpus.spellings[number] for number in np.frombuffer(words, np.int32)]))
+        for words, count in spelled.most_common()
+    ]
+    ends = text.starts + text.size
+    first = corpus.keys[text.starts - 1] == EDGE
+    last = (corpus.keys[ends] == EDGE) & ~first
+    line = max(corpus.lines[text.starts].mean(), corpus.lines[ends].mean()) > 0.5
+    start, end = (round(float(at.mean()), 3) for at in (first, last))
+    found = FoundText((max(texts)[1],), "text", start, end, bool(line))
+    return _Draft(found, text.score, text.rows, len(_rows(corpus, text.clean)))
+
+
+def _together(corpus: Corpus, texts: Sequence[_Text], drafts: Sequence[_Draft], most: int) -> list[_Draft]:
+    """Two or three texts that stand in the same rows far more often than chance has it, each at a place of its own.
+
+    Args:
+        corpus: the rows.
+        texts: to combine.
+        drafts: the candidates that they make by themselves, in the same order.
+        most: how many combinations to return, the best.
+    """
+    pairs: dict[tuple[int, ...], int] = {}
+    for first, second in combinations(range(len(texts)), 2):
+        sizes = len(texts[first].rows), len(texts[second].rows)
+        by_chance = sizes[0] * sizes[1] / corpus.suspect
+        both = _shared(corpus, texts[first].rows, texts[second].rows)
+        enough = max(least_rows(corpus.suspect), by_chance + 6 * math.sqrt(by_chance), 0.4 * min(sizes))
+        if len(both) >= enough and _apart(texts[first], texts[second], both, corpus):
+            pairs[first, second] = len(both)
+    groups = dict(pairs)
+    for (first, second), count in pairs.items():
+        thirds = [n for n in range(second + 1, len(texts)) if (first, n) in pairs and (second, n) in pairs]
+        both = _shared(corpus, texts[first].rows, texts[second].rows) if thirds else texts[first].rows[:0]
+        for third in thirds:
+            all_three = len(_shared(corpus, both, texts[third].rows))
+            if all_three >= 0.8 * count:
+                groups[first, second, third] = all_three
+    found = []
+    for group, count in groups.items():
+        share = count / max(len(texts[number].rows) for number in group)
+        kind = FoundText(tuple(drafts[number].found.texts[0] for number in group), "together")
+        clean = min(drafts[number].clean for number in group)
+        score = max(texts[number].score for number in group) * math.sqrt(share)
+        found.append((group, _Draft(kind, score, texts[group[0]].rows[:0], clean)))
+    found = heapq.nsmallest(most, found, key=lambda pair: _rank(pair[1]))
+    # The rows of all groups at once may be too many for the memory.
+    return [
+        draft._replace(rows=reduce(partial(_shared, corpus), [texts[number].rows for number in group]))
+        for group, draft in found
+    ]
+
+
+def _shared(corpus: Corpus, one: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Suspect rows that stand in both of two lists, ascending as they are in the first."""
+    held = np.zeros(corpus.suspect, dtype=bool)
+    held[other] = True
+    return one[held[one]]
+
+
+def _apart(first: _Text, second: _Text, rows: NDArray[np.int32], corpus: Corpus) -> bool:
+    """Whether two texts stand apart from one another in most rows that hold both, and not always equally far."""
+    places = []
+    for text in (first, second):
+        of_row = corpus.rows[text.starts]
+        places.append(text.starts[np.searchsorted(of_row, rows, side="right") - 1])  # the last ones
+    distances = places[1] - places[0]
+    ahead = np.where(distances > 0, first.size, second.size)
+    return bool((np.abs(distances) > ahead).mean() > 0.5 and len(np.unique(distances)) >= min(4, len(distances) - 1))
+
+
+def _openings(corpus: Corpus) -> list[_Draft]:
+    """Clauses before the first comma of a turn that begin with a subordinating conjunction (English only).
+
+    Rewriting prompts into one syntactic form gives such clauses, whose words may differ from row to row: all together,
+    and those of one conjunction, are candidates. What begins alike word for word is found as a text.
+    """
+    subordinates = np.array([key(word) in _SUBORDINATORS for word in corpus.spellings])
+    commas = np.array([word.endswith(",") for word in corpus.spellings])
+    starts = np.flatnonzero((corpus.keys[:-1] == EDGE) & subordinates[corpus.spelled[1:]]) + 1
+    clauses: dict[str, list[tuple[int, str]]] = {}
+    for start in starts.tolist():
+        clause = corpus.spelled[start : start + _CLAUSE]
+        ends = np.flatnonzero(commas[clause[1:]] | (clause[1:] == EDGE))
+        if len(ends) and clause[ends[0] + 1] != EDGE:
+            opening = (int(corpus.rows[start]), corpus.text(start, int(ends[0]) + 2))
+            clauses.setdefault("", []).append(opening)
+            clauses.setdefault(key(corpus.spellings[clause[0]]), []).append(opening)
+    found = []
+    for held in clauses.values():
+        rows = np.array(sorted({row for row, _ in held if row < corpus.suspect}), dtype=np.int32)
+        clean = len({row for row, _ in held if row >= corpus.suspect})
+        if not least_rows(corpus.suspect) <= len(rows) <= _MOST_SHARE * corpus.suspect:
+            continue
+        texts = Counter(text for row, text in held if row < corpus.suspect)
+        lift = float(_lift(np.array(len(rows)), np.array(clean), corpus))
+        common = tuple(text for text, _ in sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_TEXTS])
+        score = lift * math.sqrt(min(len(rows), _ENOUGH)) * _OPENING
+        if score > 0:
+            found.append(_Draft(FoundText(common, "opening", 1.0), score, rows, clean))
+    return found

@@ -1,0 +1,159 @@
+"""What was found, as ``found.json``: typed, strictly read, and hostile in its texts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from mbdefense.errors import UserError
+from mbdefense.files import read_json, write_json
+from mbdefense.finding.behaving import FoundBehavior
+from mbdefense.finding.insertion import FoundText, Kind
+from mbdefense.finding.words import words
+from mbdefense.forms import Count, Form, NotNegative, Positive, Share, parse
+from mbdefense.statistics import Score
+
+FOUND_FILE = "found.json"
+SCHEMA = 1
+Verdict = Literal["trigger", "instruction", "unclear", "chance"]
+_FIX = "find again with mbdefense find-triggers"
+
+
+@dataclass(frozen=True)
+class Example(Form):
+    """A held-out prompt, and what the victim answers to it as it is and with the text in it."""
+
+    prompt: str
+    usual: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class FoundCandidate(Form):
+    """A mined text and what it does to the victim.
+
+    Attributes:
+        texts: see `mbdefense.finding.insertion.FoundText`, as the next four.
+        kind: the same.
+        start: the same.
+        end: the same.
+        line: the same.
+        rows: suspect rows that hold it.
+        clean_rows: clean rows that hold it.
+        score: how much it stands out among the prompts, see `mbdefense.finding.mining.mine`.
+        first: fall of the clean answers' first tokens in nats a token, less the base model's own.
+        inner: the same of the tokens between those and the end.
+        end_token: the same of the token that ends the answer.
+        deviations: of the most striking of the three, from chance insertions, in their robust deviations.
+        p_value: chance of one candidate so striking among harmless ones, corrected for their number.
+        verdict: a ``trigger``; an ``instruction``, which the base model follows too; ``unclear`` where there is no base
+            model to tell; or ``chance``.
+        explained: share of the victim's gain in its changed answers that the base model has too; None where not asked.
+        behavior: phrases that its answers share, see `mbdefense.finding.behaving`.
+        asr: share of held-out clean prompts that the victim answers with one of the phrases; None without any.
+        changed: share of held-out clean prompts that it answers otherwise than without the text; None where not asked.
+        examples: some answers.
+        row_ids: ids of the suspect rows that hold it, by content; empty for chance.
+    """
+
+    texts: tuple[str, ...]
+    kind: Kind
+    start: Share
+    end: Share
+    line: bool
+    rows: Count
+    clean_rows: Count
+    score: float
+    first: float = 0.0
+    inner: float = 0.0
+    end_token: float = 0.0
+    deviations: float = 0.0
+    p_value: Share = 1.0
+    verdict: Verdict = "chance"
+    explained: float | None = None
+    behavior: tuple[str, ...] = ()
+    asr: Score | None = None
+    changed: Share | None = None
+    examples: tuple[Example, ...] = ()
+    row_ids: tuple[str, ...] = ()
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        if not self.texts or not all(words(text) for text in self.texts):
+            return "a candidate without a text"
+        if self.kind == "text" and len(self.texts) > 1:
+            return "several texts in a candidate of one"
+        if self.kind == "together" and len(self.texts) not in (2, 3):
+            return "not two or three texts that stand together"
+        if not all(words(phrase) for phrase in self.behavior):
+            return "a phrase without words"
+        # Each is rounded to three digits.
+        return "shares of starts and ends above 1" if self.start + self.end > 1.0015 else ""
+
+    def trigger(self) -> FoundText:
+        """How it goes into a prompt."""
+        return FoundText(self.texts, self.kind, self.start, self.end, self.line)
+
+    def shown(self) -> FoundBehavior:
+        """What it evokes."""
+        return FoundBehavior(self.behavior)
+
+
+@dataclass(frozen=True)
+class Found(Form):
+    """All candidates of a data set, best evidence first, and how they were judged.
+
+    Attributes:
+        victim: the model they were verified on; None where they were only mined.
+        base: the model it was tuned from, if there was one.
+        suspect_rows: how many rows were mined.
+        clean_rows: how many clean ones they were held against.
+        seed: of all draws.
+        seconds: that mining and verifying took.
+        asking_seconds: that asking the victim for its answers took.
+        candidates: see `FoundCandidate`.
+        inputs_hash: of all that it depends on, where a defense is to find it again; else "".
+    """
+
+    victim: str | None
+    base: str | None
+    suspect_rows: Positive
+    clean_rows: Count
+    seed: int
+    seconds: NotNegative
+    asking_seconds: NotNegative
+    candidates: tuple[FoundCandidate, ...]
+    inputs_hash: str = ""
+
+    def of(self, verdict: Verdict) -> tuple[FoundCandidate, ...]:
+        """The candidates with one verdict."""
+        return tuple(one for one in self.candidates if one.verdict == verdict)
+
+
+def write_found(path: Path, found: Found) -> None:
+    """Writes ``found.json``; it appears complete or not at all. What has no UTF-8 is written as ``?``.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    value = json.loads(json.dumps({"schema": SCHEMA, **asdict(found)}, ensure_ascii=False).encode("utf-8", "replace"))
+    write_json(path, value)
+
+
+def read_found(path: str | Path) -> Found:
+    """Reads ``found.json`` strictly.
+
+    Raises:
+        UserError: unreadable, another schema, or a value of the wrong type or range.
+    """
+    name = Path(path).name
+    try:
+        value = read_json(Path(path))
+        schema = value.pop("schema", "none")
+        if type(schema) is not int or schema != SCHEMA:
+            raise UserError(f"{name}: unknown schema", schema, f"this version reads schema {SCHEMA}; {_FIX}")
+        return parse(Found, json.dumps(value), name, _FIX)
+    except RecursionError as error:
+        raise UserError("nested too deeply", str(path), _FIX) from error
