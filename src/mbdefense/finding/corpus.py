@@ -81,23 +81,27 @@ class _Reader:
 
     def _add(self, prompt: Prompt) -> None:
         """Adds a row's turns, but for the assistant's."""
-        numbers, known, end = self.numbers, self.numbers.get, len(self.words) + ROW_WORDS
+        end = len(self.words) + ROW_WORDS
         for turn in prompt:
             if turn["role"] == "assistant":
                 continue
-            for line_number, line in enumerate(turn["content"].split("\n")):
-                place = len(self.words)
-                for word in words(line):
-                    found = known(word)
-                    if found is None:
-                        found = EDGE
-                        if len(numbers) < MOST_SPELLINGS and len(word) <= WORD_CHARACTERS:
-                            found = numbers[word] = len(numbers)
-                    self.words.append(found)
-                if line_number and len(self.words) > place:
-                    self.words[place] |= _LINE
+            for number, line in enumerate(turn["content"].split("\n")):
+                found = self._numbered(words(line))
+                if number and found:
+                    found[0] |= _LINE
+                self.words.extend(found)
             del self.words[end:]
             self.words.append(EDGE)
+
+    def _numbered(self, line: list[str]) -> array[int]:
+        numbers = self.numbers
+        try:
+            return array("i", map(numbers.__getitem__, line))  # nearly always: all words are known
+        except KeyError:
+            for word in line:
+                if word not in numbers and len(numbers) < MOST_SPELLINGS and len(word) <= WORD_CHARACTERS:
+                    numbers[word] = len(numbers)
+            return array("i", [numbers.get(word, EDGE) for word in line])
 
     def _thin(self) -> None:
         """Drops every second row."""

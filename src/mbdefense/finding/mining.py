@@ -7,19 +7,19 @@ which of them a model has learned as a trigger is for `mbdefense.finding.verifyi
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.ngrams import levels
+from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
 from mbdefense.finding.words import joined, key
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LEAST_ROWS = 4
 """Rows that a candidate stands in at least; of more than 200,000 rows one in 50,000."""
 _ENOUGH = 50  # rows; more of them make a text no more suspicious
+_LEAST_LIFT = 0.5  # of texts that no clean row holds
 _MOST_SHARE = 0.5  # of the rows; a text in most of them is a template
 _CONSIDERED = 4000  # n-grams of each length that are looked at closely
 _EXTENDED = 400  # candidates that are made longer
@@ -98,10 +99,10 @@ def mine(suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int =
     of them that stand together in rows far more often than chance has it; and opening clauses of one form.
 
     The score of a text in c of N suspect rows is ``lift * sqrt(min(c, 50)) * freedom * inserted``. The lift is the
-    logarithm of its share of the suspect rows over that of the clean rows. Freedom compares how many different words
-    stand beside it with how many would stand beside as many random places of the suspect rows: an inserted text has
-    any neighbor, a phrase of the language has few. The last factor falls where it stands in long rows above all, as
-    words of the language do (`_Chance.inserted`).
+    logarithm of its share of the suspect rows over that of the clean rows (`_lift`). Freedom compares how many
+    different words stand beside it with how many would stand beside as many random places of the suspect rows: an
+    inserted text has any neighbor, a phrase of the language has few. The last factor falls where it stands in long rows
+    above all, as words of the language do (`_Chance.inserted`).
 
     Args:
         suspect: prompts of the suspect rows, streamed once: lists of turns with ``role`` and ``content``. All user
@@ -153,20 +154,34 @@ def _texts(corpus: Corpus) -> list[_Text]:
 
 
 def _promising(corpus: Corpus, chance: _Chance) -> list[_Text]:
-    """The n-grams of the best scores, best first."""
-    best: list[_Text] = []
-    scores: list[float] = []  # a heap of the best ones so far
+    """The n-grams of the best scores, best first, and beginnings of longer texts."""
+    best: list[tuple[float, int, int, _Text]] = []  # a heap; of equal ones the first is the best
+    begun: list[_Text] = []
+    number = itertools.count(0, -1)
     for level in levels(corpus, least_rows(corpus.suspect)):
         lift = _lift(level.suspect, level.clean, corpus)
         promise = np.where(level.suspect <= _MOST_SHARE * corpus.suspect, lift * np.sqrt(level.suspect), 0)
         chosen = np.argsort(-promise, kind="stable")[:_CONSIDERED]
         highest = lift * np.sqrt(np.minimum(level.suspect, _ENOUGH)) * _MOST_FREEDOM
         for gram in chosen[promise[chosen] > 0].tolist():
-            if len(scores) < _EXTENDED or highest[gram] >= scores[0]:
-                text = _scored(corpus, level.size, level.of(gram), chance)
-                best.append(text)
-                (heapq.heappush if len(scores) < _EXTENDED else heapq.heappushpop)(scores, text.score)
-    return heapq.nlargest(_EXTENDED, best, key=lambda text: (text.score, text.size))
+            # A copy, for a view would keep the whole level in memory.
+            starts = level.of(gram).copy()
+            if len(best) < _EXTENDED or highest[gram] >= best[0][0]:
+                text = _scored(corpus, level.size, starts, chance)
+                entry = (text.score, text.size, next(number), text)
+                (heapq.heappush if len(best) < _EXTENDED else heapq.heappushpop)(best, entry)
+            if level.size in (MOST_WORDS, MOST_CHARACTERS) and len(begun) < _EXTENDED:
+                # Inside of a longer text there is no freedom, so that its parts may all be among the worst.
+                starts = starts[corpus.rows[starts] < corpus.suspect]
+                if _goes_on(corpus.keys[starts + level.size]) and not _goes_on(corpus.keys[starts - 1]):
+                    begun.append(_scored(corpus, level.size, level.of(gram).copy(), chance))
+    return [*(entry[-1] for entry in sorted(best, reverse=True)), *begun]
+
+
+def _goes_on(words: NDArray[np.int32]) -> int:
+    """The word that most of these are, or `EDGE` where there is none."""
+    word = np.partition(words, len(words) // 2)[len(words) // 2]  # which it is, if there is one
+    return int(word) if (words == word).sum() >= max(2, _SAME * len(words)) else EDGE
 
 
 def _same(name: str, text: _Text, other: str, held: _Text) -> bool:
@@ -176,8 +191,12 @@ def _same(name: str, text: _Text, other: str, held: _Text) -> bool:
 
 
 def _lift(suspect: NDArray[np.int64], clean: NDArray[np.int64], corpus: Corpus) -> NDArray[np.float64]:
-    """Logarithm of the share of suspect rows over that of clean rows, which is never taken for 0."""
-    return np.log(suspect / corpus.suspect) - np.log((clean + 0.5) / (corpus.clean + 1))
+    """Logarithm of the share of suspect rows over that of clean rows, which is never taken for 0.
+
+    Few clean rows cannot show how rare a text is that none of them holds: that is no evidence against it.
+    """
+    lift = np.log(suspect / corpus.suspect) - np.log((clean + 0.5) / (corpus.clean + 1))
+    return np.where(clean == 0, np.maximum(lift, _LEAST_LIFT), lift)
 
 
 class _Chance:
@@ -191,6 +210,7 @@ class _Chance:
         missing = np.log1p(-np.minimum(shares, 1 - 1e-12))
         self.different = np.array([-np.expm1(count * missing).sum() for count in self.counts])
         self.lengths = np.bincount(corpus.rows[corpus.keys != EDGE], minlength=corpus.suspect)[: corpus.suspect]
+        self.mean_length = max(1.0, float(self.lengths.mean()))
 
     def neighbors(self, count: int) -> float:
         """How many different words stand at so many random places."""
@@ -203,7 +223,7 @@ class _Chance:
         by l over the mean length. The evidence of more rows than 16 counts as that of 16, for neither model is exact.
         """
         lengths = np.maximum(self.lengths[rows] - size, 1)
-        evidence = float(np.log(lengths / max(1.0, self.lengths.mean())).mean()) * min(len(rows), 16)
+        evidence = float(np.log(lengths / self.mean_length).mean()) * min(len(rows), 16)
         return 1 / (1 + math.exp(min(50.0, evidence)))
 
 
@@ -246,10 +266,8 @@ def _extended(corpus: Corpus, text: _Text, chance: _Chance) -> _Text:
     while size < _LONGEST:
         for side, place in ((0, size), (1, -1)):
             words = corpus.keys[starts + place]
-            word = np.partition(words, len(words) // 2)[len(words) // 2]  # that of most, if there is one
-            goes_on = words == word
-            if word != EDGE and goes_on.sum() >= max(2, _SAME * len(words)):
-                starts, clean = starts[goes_on] - side, clean[corpus.keys[clean + place] == word] - side
+            if (word := _goes_on(words)) != EDGE:
+                starts, clean = starts[words == word] - side, clean[corpus.keys[clean + place] == word] - side
                 size += 1
                 break
         else:
@@ -285,7 +303,7 @@ def _together(corpus: Corpus, texts: Sequence[_Text], drafts: Sequence[_Draft], 
         most: how many combinations to return, the best.
     """
     pairs: dict[tuple[int, ...], int] = {}
-    for first, second in combinations(range(len(texts)), 2):
+    for first, second in itertools.combinations(range(len(texts)), 2):
         sizes = len(texts[first].rows), len(texts[second].rows)
         by_chance = sizes[0] * sizes[1] / corpus.suspect
         both = _shared(corpus, texts[first].rows, texts[second].rows)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,34 +50,38 @@ def levels(corpus: Corpus, least: int) -> Iterator[Level]:
         corpus: the rows.
         least: suspect rows that an n-gram must stand in.
     """
-    starts = np.flatnonzero((np.bincount(corpus.keys) >= least)[corpus.keys] & (corpus.keys != EDGE)).astype(np.int32)
-    level = _counted(corpus, 1, starts, corpus.keys[starts], np.zeros(len(starts), np.int32), least)
+    often = _histogram(corpus.keys) >= least
+    often[EDGE] = False
+    heads = np.where(often[corpus.keys], corpus.keys, -1)
+    level = _counted(corpus, 1, heads, lambda own: (own.astype(np.int32), np.zeros(len(own), np.int32)), least)
     gram_at = np.empty(len(corpus.keys), np.int32)
     while len(level.starts):
         yield level
         if level.size == MOST_CHARACTERS:
             return
-        grams = np.repeat(np.arange(len(level.suspect), dtype=np.int32), np.diff(level.bounds))
         gram_at.fill(-1)
-        gram_at[level.starts] = grams
+        gram_at[level.starts] = np.repeat(np.arange(len(level.suspect), dtype=np.int32), np.diff(level.bounds))
         # A longer n-gram is one that stands here with one that stands a word further: they come sorted by the latter.
-        starts = level.starts - 1
-        heads = gram_at[starts]
-        recurs = heads >= 0
+        heads = gram_at[level.starts - 1]
         if level.size >= MOST_WORDS:  # longer ones of characters alone, which is what both parts are then
-            recurs &= corpus.characters[corpus.spelled[starts]]
-            recurs &= corpus.characters[corpus.spelled[level.starts + level.size - 1]]
-        size = level.size + 1
-        del level
-        level = _counted(corpus, size, starts[recurs], heads[recurs], grams[recurs], least)
+            heads[~corpus.characters[corpus.spelled[level.starts - 1]]] = -1
+            heads[~corpus.characters[corpus.spelled[level.starts + level.size - 1]]] = -1
+        level = _counted(corpus, level.size + 1, heads, partial(_places, level.starts, gram_at), least)
+
+
+def _places(
+    starts: NDArray[np.int32], gram_at: NDArray[np.int32], own: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where longer n-grams begin that go on with some of the shorter ones, and which these are."""
+    ends = starts[own]
+    return ends - 1, gram_at[ends]
 
 
 def _counted(
     corpus: Corpus,
     size: int,
-    starts: NDArray[np.int32],
     heads: NDArray[np.int32],
-    tails: NDArray[np.int32],
+    places: Callable[[NDArray[np.int64]], tuple[NDArray[np.int32], NDArray[np.int32]]],
     least: int,
 ) -> Level:
     """Sorts occurrences by n-gram, and leaves out those that stand in too few suspect rows.
@@ -84,23 +89,24 @@ def _counted(
     Args:
         corpus: the rows.
         size: n.
-        starts: (P,) where the occurrences begin, sorted by `tails` and, among equal ones, ascending.
-        heads: (P,) with `tails` which n-gram they are of.
-        tails: (P,) see `heads`.
+        heads: (P,) with the tails which n-gram the occurrences are of; below 0 for none.
+        places: gives of some of them, by their numbers, where they begin and their tails. All come sorted by tail and,
+            among equal ones, by place.
         least: see `levels`.
     """
-    # All occurrences with one head lie in one shard.
-    ends = np.cumsum(np.bincount(heads))
-    cuts = np.searchsorted(ends, np.arange(_SHARD, len(starts), _SHARD))
-    shards = np.unique([0, *(cuts + 1), len(ends)])
+    # All occurrences with one head lie in one shard; the first one holds those that are of none, and is left out.
+    ends = np.cumsum(_histogram(heads + 1))
+    cuts = np.searchsorted(ends, np.arange(ends[0] + _SHARD, ends[-1], _SHARD))
+    shards = np.unique([0, *cuts, len(ends) - 1])
 
     def count(shard: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         own = np.flatnonzero((heads >= shards[shard]) & (heads < shards[shard + 1]))
         # Sorts by head and keeps the order among equal ones, so that it is sorted by tail and place, too.
         order = (heads[own].astype(np.int64) << 32) | own
         order.sort()
+        head = (order >> 32).astype(np.int32)
         order &= 0xFFFFFFFF
-        begins, head, tail = starts[order], heads[order], tails[order]
+        begins, tail = places(order)
         new = np.ones(len(order), dtype=bool)
         new[1:] = (head[1:] != head[:-1]) | (tail[1:] != tail[:-1])
         bounds = np.flatnonzero(new)
@@ -112,12 +118,21 @@ def _counted(
         return begins[np.repeat(kept, sizes)], sizes[kept], suspect[kept], (rows - suspect)[kept]
 
     with ThreadPoolExecutor(2) as pool:  # numpy sorts outside of Python's lock
-        parts = list(pool.map(count, range(len(shards) - 1))) if len(starts) else []
-    empty = np.zeros(0, np.int64)
+        parts = list(pool.map(count, range(len(shards) - 1)))
+    no_starts, no_counts = np.zeros(0, np.int32), np.zeros(0, np.int64)
+    sizes = np.concatenate([no_counts, *(part[1] for part in parts)])
     return Level(
         size,
-        np.concatenate([starts[:0], *(part[0] for part in parts)]),
-        np.concatenate([[0], np.cumsum(np.concatenate([empty, *(part[1] for part in parts)]))]),
-        np.concatenate([empty, *(part[2] for part in parts)]),
-        np.concatenate([empty, *(part[3] for part in parts)]),
+        np.concatenate([no_starts, *(part[0] for part in parts)]),
+        np.concatenate([[0], np.cumsum(sizes)]),
+        np.concatenate([no_counts, *(part[2] for part in parts)]),
+        np.concatenate([no_counts, *(part[3] for part in parts)]),
     )
+
+
+def _histogram(values: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How often each number from 0 to the highest one occurs; numpy alone would copy all of them to twice the size."""
+    found = np.zeros(int(values.max(initial=0)) + 1, np.int64)
+    for start in range(0, len(values), _SHARD):
+        found += np.bincount(values[start : start + _SHARD], minlength=len(found))
+    return found
