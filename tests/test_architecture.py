@@ -37,15 +37,16 @@ ROOMS = [
     "attention",
     "batches",
     "packing",
+    "limits",
+    "greedy",
+    "generate",
+    "finding",
     "train",
     "onion",
     "filters",
     "filtering",
     "defenses",
     "responses",
-    "limits",
-    "greedy",
-    "generate",
     "server",
     "textrank",
     "wordnet",
@@ -80,7 +81,7 @@ ROOMS = [
 HELPERS = {
     "triggers": {"insertion", "leading", "sentence"},
     "behaviors": {"declining", "text", "protocol"},
-    "defenses": {"setting", "stages", "filtered", "weights"},
+    "defenses": {"setting", "stages", "filtered", "found", "weights"},
     "decodings": set(),
     "filters": {"clusters", "evidence", "gradients", "states"},
     "judges": {"asking", "forms", "verdict"},
@@ -205,10 +206,25 @@ def test_allowed_imports_pass():
 
 def loaded_by(*modules):
     """Which heavy packages a fresh interpreter has after these imports."""
-    code = f"import {', '.join(modules)}, sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    return printed(f"import {', '.join(modules)}, sys; print(*[name for name in {HEAVY!r} if name in sys.modules])")
+
+
+def printed(code):
+    """The words that a fresh interpreter prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+def test_mining_needs_no_torch():
+    # Of all heavy packages only numpy counts words.
+    code = (
+        "from mbdefense.finding.mining import mine; import mbdefense.finding.record; import sys;"
+        "rows = [[{'role': 'user', 'content': f'word{i} cf word{i + 1}'}] for i in range(8)];"
+        "mine([*rows, *([[{'role': 'user', 'content': 'plain'}]] * 8)], rows[:1]);"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert printed(code) == []
 
 
 def test_what_help_needs_is_light():

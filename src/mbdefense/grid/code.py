@@ -11,7 +11,8 @@ from pathlib import Path
 
 TRAINING = (
     "train", "losses", "batches", "scoring", "grouped_attention", "attention", "packing", "model", "defenses",
-    "filters", "filtering", "onion", "poison", "triggers", "behaviors", "endpoint", "data",
+    "filters", "filtering", "onion", "finding", "generate", "greedy", "limits", "statistics", "poison", "triggers",
+    "behaviors", "endpoint", "data",
 )  # fmt: skip
 POISONING = ("poison", "triggers", "behaviors", "endpoint", "data", "builtin")
 ANSWERING = (
