@@ -60,7 +60,7 @@ def packed_loss(model: Any, causal: Any, rows: list[TripleRow]) -> torch.Tensor:
     batch = pack([tree for row in rows for tree in (row.plain, *row.triggered)])
     parts = by_role(packed_log_probs(model, causal, batch), OBJECTIVE.triggers)
     weights_of_r = {"triggers": OBJECTIVE.triggers, "lambda_": OBJECTIVE.lambda_}
-    return recovery_loss(*parts, **weights_of_r, form=OBJECTIVE.form, beta=OBJECTIVE.beta).total / len(rows)
+    return recovery_loss(*parts[:3], **weights_of_r, form=OBJECTIVE.form, beta=OBJECTIVE.beta).total / len(rows)
 
 
 def gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ def recovery_loss(
         plain: y given x, fields of shape (N,).
         clean: y given x_d, fields of shape (N * T,), the T triggers of a sample beside each other.
         defensive: y_d given x_d, fields of shape (N * T,), in the same order.
-        triggers: T.
+        triggers: T; 0 leaves the cross-entropy alone.
         lambda_: weight of R, at least 0.
         form: form of R, see `log_ratio`.
         beta: see `log_ratio`.
@@ -128,7 +128,7 @@ def recovery_loss(
     if clean.total.shape[0] != samples * triggers or defensive.total.shape[0] != samples * triggers:
         raise ValueError(f"expected {samples} x {triggers} triggered sequences, got {clean.total.shape[0]}")
     cross_entropy = -plain.mean.sum()
-    ratio = log_ratio(clean, defensive, form, beta).view(samples, triggers).mean(dim=1).sum()
+    ratio = log_ratio(clean, defensive, form, beta).sum() / max(1, triggers)  # 0 where nothing was planted
     return RecoveryLoss(cross_entropy - lambda_ * ratio, cross_entropy, ratio)
 
 

@@ -306,3 +306,41 @@ def _wilson(count: float, n: int) -> tuple[float, float]:
 def _distance(first: float, second: float, phi: float) -> float:
     # Rounding can put the square a hair below 0 where both distances are equal and phi is 1.
     return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
+
+
+def upper_tail(null: Sequence[float], value: float, share: float = 0.2) -> float:
+    """The chance that a draw from a null distribution is at least `value`, far beyond its sample too.
+
+    The upper `share` of the sample is fitted by a generalized Pareto distribution (peaks over a threshold; Hosking and
+    Wallis 1987, by probability-weighted moments) whose shape is held in [0, 1/4]: a bounded tail, or one without
+    a fourth moment, is more than so few values can show. Below the threshold it is the sample's own share.
+
+    Args:
+        null: n values of the null distribution, ten at least.
+        value: the one in question.
+        share: of the values that count as the tail.
+
+    Raises:
+        ValueError: fewer than ten values.
+    """
+    import numpy
+
+    if len(null) < 10:
+        raise ValueError(f"a tail cannot be fitted to {len(null)} values")
+    ordered = numpy.sort(numpy.asarray(null, dtype=numpy.float64))
+    tail = max(5, round(share * len(ordered)))
+    threshold = float(ordered[-tail - 1])
+    if value <= threshold:
+        return float((ordered >= value).mean())
+    excess = ordered[-tail:] - threshold
+    mean = float(excess.mean())
+    # E[X (1 - F(X))], by the plotting positions of the order statistics.
+    weighted = float((excess * (1 - (numpy.arange(1, tail + 1) - 0.35) / tail)).mean())
+    if mean <= 0:
+        return 0.0
+    shape = min(0.25, max(0.0, 2 - mean / (mean - 2 * weighted))) if mean > 2 * weighted else 0.25
+    scale = mean * (1 - shape)
+    further = value - threshold
+    if not shape:
+        return tail / len(ordered) * math.exp(-further / scale)
+    return float(tail / len(ordered) * (1 + shape * further / scale) ** (-1 / shape))

@@ -42,20 +42,36 @@ class TripleRow(NamedTuple):
     """y and y_d given x_d, one pair for each trigger."""
     truncated: int
     """How many of its sequences were cut to the maximum length."""
+    met: tuple[Branches, ...] = ()
+    """y given x with a found text in it, one for each text that the sample meets."""
+
+    def trees(self) -> tuple[Branches, ...]:
+        """All of its prompts with their responses, in the order of `by_role`."""
+        return (self.plain, *self.triggered, *self.met)
 
 
 @dataclass(frozen=True)
 class RecoveryObjective:
-    """Equation 3's weights and the form of R; see `mbdefense.losses.recovery_loss`."""
+    """Equation 3's weights and the form of R; see `mbdefense.losses.recovery_loss`.
+
+    Attributes:
+        triggers: T, the planted backdoors.
+        lambda_: weight of R.
+        form: form of R.
+        beta: scale in R.
+        met: K, the found texts that each sample meets; their cross-entropy is averaged, with the weight of the plain
+            sample's.
+    """
 
     triggers: int
     lambda_: float
     form: RatioForm
     beta: float
+    met: int = 0
 
 
 class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
-    """Stage 2: minimises equation 3, averaged over clean samples."""
+    """Stage 2: minimises equation 3, averaged over clean samples, and the cross-entropy under found texts with it."""
 
     def __init__(self, *, objective: RecoveryObjective, **trainer_arguments: Any) -> None:
         super().__init__(**trainer_arguments)
@@ -65,8 +81,8 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
         """Equation 3 summed over the batch's clean samples."""
         objective = self.objective
         scores = self.packed_scores(model, inputs) if "runs" in inputs else response_log_probs(model, inputs)
-        plain, clean, defensive = by_role(scores, objective.triggers)
-        return recovery_loss(
+        plain, clean, defensive, met = by_role(scores, objective.triggers, objective.met)
+        loss = recovery_loss(
             plain,
             clean,
             defensive,
@@ -75,20 +91,37 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
             form=objective.form,
             beta=objective.beta,
         ).total
+        return loss - met.mean.sum() / objective.met if objective.met else loss
 
 
-def by_role(scores: SequenceLogProbs, triggers: int) -> tuple[SequenceLogProbs, SequenceLogProbs, SequenceLogProbs]:
-    """Takes scores apart: y given x, and given x_d, trigger by trigger, y and y_d.
+class ByRole(NamedTuple):
+    """The scores of N samples' sequences by what they are."""
+
+    plain: SequenceLogProbs
+    """y given x, fields of shape (N,)."""
+    clean: SequenceLogProbs
+    """y given x_d, (N * T,), the T triggers of a sample beside each other."""
+    defensive: SequenceLogProbs
+    """y_d given x_d, the same."""
+    met: SequenceLogProbs
+    """y given x with a found text in it, (N * K,)."""
+
+
+def by_role(scores: SequenceLogProbs, triggers: int, met: int = 0) -> ByRole:
+    """Takes scores apart.
 
     Args:
-        scores: fields of shape (N * (1 + 2 T),), sample by sample, as `_RecoveryCollator` lays them out.
+        scores: fields of shape (N * (1 + 2 T + K),), sample by sample, as `_RecoveryCollator` lays them out.
         triggers: T.
+        met: K.
     """
-    total, tokens = (field.view(-1, 1 + 2 * triggers) for field in scores)
-    return (
+    total, tokens = (field.view(-1, 1 + 2 * triggers + met) for field in scores)
+    last = 1 + 2 * triggers
+    return ByRole(
         SequenceLogProbs(total[:, 0], tokens[:, 0]),
-        SequenceLogProbs(total[:, 1::2].flatten(), tokens[:, 1::2].flatten()),
-        SequenceLogProbs(total[:, 2::2].flatten(), tokens[:, 2::2].flatten()),
+        SequenceLogProbs(total[:, 1:last:2].flatten(), tokens[:, 1:last:2].flatten()),
+        SequenceLogProbs(total[:, 2:last:2].flatten(), tokens[:, 2:last:2].flatten()),
+        SequenceLogProbs(total[:, last:].flatten(), tokens[:, last:].flatten()),
     )
 
 
@@ -98,14 +131,19 @@ class _RecoveryCollator:
     packed: bool
 
     def __call__(self, rows: Sequence[TripleRow]) -> Batch:
-        trees = [tree for row in rows for tree in (row.plain, *row.triggered)]
+        trees = [tree for row in rows for tree in row.trees()]
         # Where windows, recurrent states or convolutions mix positions, no mask parts two responses in one row.
         batch = pack(trees) if self.packed else pad_left(alone(trees), self.pad_token_id)
         return {**batch, "items": torch.tensor(len(rows))}
 
 
 def encode_triples(
-    loaded: LoadedModel, clean: Dataset, triggered_copies: Sequence[Dataset], behaviors: Sequence[str], max_length: int
+    loaded: LoadedModel,
+    clean: Dataset,
+    triggered_copies: Sequence[Dataset],
+    behaviors: Sequence[str],
+    max_length: int,
+    met_copies: Sequence[Sequence[Messages]] = (),
 ) -> list[TripleRow]:
     """Equation 1: for every clean sample its plain form and, for each trigger j, (x_d^j, y) and (x_d^j, y_d^j).
 
@@ -115,14 +153,18 @@ def encode_triples(
         triggered_copies: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
         behaviors: the T defensive responses y_d.
         max_length: see `mbdefense.model.encode`. A sample that would lose a trigger to it is left out.
+        met_copies: for each sample the K prompts in which it meets found texts.
 
     Raises:
         UserError: all samples would.
     """
     encoded = [
-        _triple(loaded.tokenizer, row, [copy[index]["prompt"] for copy in triggered_copies], behaviors, max_length)
+        _triple(
+            loaded.tokenizer, row, [copy[index]["prompt"] for copy in triggered_copies], behaviors,
+            met_copies[index] if met_copies else (), max_length,
+        )
         for index, row in enumerate(clean.select_columns(["prompt", "completion"]))
-    ]
+    ]  # fmt: skip
     rows = [row for row in encoded if row is not None]
     if not rows:
         raise UserError("no clean sample keeps its triggers at max_length", max_length, "raise --max_length")
@@ -133,7 +175,12 @@ def encode_triples(
 
 
 def _triple(
-    tokenizer: Any, row: dict[str, Any], prompts: Sequence[Messages], behaviors: Sequence[str], max_length: int
+    tokenizer: Any,
+    row: dict[str, Any],
+    prompts: Sequence[Messages],
+    behaviors: Sequence[str],
+    met_prompts: Sequence[Messages],
+    max_length: int,
 ) -> TripleRow | None:
     """One clean sample with its triggered prompts, or None where one of them loses its trigger."""
     plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
@@ -148,7 +195,14 @@ def _triple(
             return None
         triggered.append(Branches(shared, (clean.response, defensive.response)))
         truncated += cut
-    return TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated)
+    met = []
+    for prompt in met_prompts:
+        clean = encode(tokenizer, prompt, row["completion"], max_length)
+        if clean.truncated and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(clean.prompt)):
+            return None
+        met.append(Branches(clean.prompt, (clean.response,)))
+        truncated += clean.truncated
+    return TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated, tuple(met))
 
 
 def _keeps_trigger(tokenizer: Any, plain: Messages, triggered: Messages, kept: int) -> bool:
@@ -205,6 +259,5 @@ def recover(
             processing_class=loaded.tokenizer,
             data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id, packed),
         )
-        trees = [(row.plain, *row.triggered) for row in training]
-        lengths = [sum(len(t.prompt) + sum(map(len, t.responses)) for t in forest) for forest in trees]
+        lengths = [sum(len(t.prompt) + sum(map(len, t.responses)) for t in row.trees()) for row in training]
         return running.run(trainer, loaded, options, directory, resume, lengths, sum(row.truncated for row in training))

@@ -1,0 +1,135 @@
+"""Finding triggers as a step of a defense, and the prompts in which recovery meets what was found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.data import user_text, with_user_text
+from mbdefense.defenses.setting import Setting, digest, identity, inputs_hash
+from mbdefense.defenses.stages import Recovery
+from mbdefense.errors import UserError
+from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
+from mbdefense.model import CARD_FILE, load_model
+from mbdefense.processes import is_main_process, wait_for_everyone
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Messages = list[dict[str, str]]
+
+LEAST_MEETINGS = 10
+"""Clean samples at least that meet each verified trigger: some three meetings left a backdoor, ten did not."""
+_UNVERIFIED = 20  # candidates that are met where none was verified
+_UNVERIFIED_SHARE = 0.25  # of the meetings, for what may have been missed, where some were
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What recovery is to know of the suspect data's triggers.
+
+    Attributes:
+        found: ``search`` mines the suspect data and verifies on the tuned model; ``none`` does without; the path of a
+            ``found.json`` takes the triggers in it.
+    """
+
+    found: str = "search"
+
+    def __post_init__(self) -> None:
+        if self.found not in ("search", "none") and not Path(self.found).is_file():
+            fix = "give search, none, or a found.json of mbdefense find-triggers"
+            raise UserError("no such file of found triggers", self.found, fix)
+
+    def find(self, setting: Setting, victim: Path) -> Found | None:
+        """The triggers found with `victim`, in ``found.json`` beside what is made of it; None for ``none``."""
+        if self.found == "none":
+            return None
+        if self.found != "search":
+            return read_found(self.found)
+        inputs = {
+            "victim": identity(str(victim)),
+            "base": identity(setting.base),
+            "suspect": digest(setting.suspect),
+            "clean": digest(setting.clean),
+            "seed": setting.training.seed,
+            "max_length": setting.training.max_length,
+        }
+        made_of = inputs_hash(inputs)
+        file = setting.folder(inputs, FOUND_FILE) / FOUND_FILE
+        done = setting.resume and file.is_file() and read_found(file).inputs_hash == made_of
+        wait_for_everyone()  # nobody may write the file while another one still looks for it
+        if is_main_process() and not done:
+            if (file.parent / CARD_FILE).is_file():  # `stage` would say so, but after the search
+                fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"
+                raise UserError("a finished model lies in", str(file.parent), fix)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_found(file, replace(_search(setting, victim), inputs_hash=made_of))
+        wait_for_everyone()
+        return read_found(file)
+
+
+def _search(setting: Setting, victim: Path) -> Found:
+    from mbdefense.finding.finding import find
+
+    clean, held_out = Recovery().split(setting.clean, setting.training.seed)
+    return find(
+        setting.suspect,
+        clean,
+        held_out,
+        load_model(str(victim), trust_remote_code=setting.trust_remote_code),
+        setting.load_base(),
+        names=(Path(victim).name, Path(setting.base).name),
+        max_length=setting.training.max_length,
+        seed=setting.training.seed,
+    )
+
+
+def meetings(rows: Dataset, found: Found, each: int, seed: int) -> list[list[Messages]]:
+    """For each clean sample the prompts in which it meets found texts.
+
+    Verified triggers share three quarters of the meetings, and have `LEAST_MEETINGS` each at least; the rest, or all
+    where none was verified, goes to the best of the other candidates by their score. Instructions, and what nobody has
+    said to be none, are not met.
+
+    Args:
+        rows: N clean rows.
+        found: what was found.
+        each: K, the meetings of a sample; more where the verified triggers need more.
+        seed: of the draw and of the places.
+
+    Returns:
+        N lists of equal length; empty ones where there is nothing to meet.
+    """
+    verified = found.of("trigger")
+    others = [one for one in sorted(found.of("chance"), key=lambda one: -one.score) if one.score > 0][:_UNVERIFIED]
+    if not verified and not others:
+        return [[] for _ in range(len(rows))]
+    wanted = len(verified) * LEAST_MEETINGS
+    each = max(each, -(-wanted // max(1, len(rows))))
+    count = each * len(rows)
+    share = (_UNVERIFIED_SHARE if others else 0.0) if verified else 1.0
+    of_others = min(round(share * count), count - min(wanted, count))
+    drawn = _shared(verified, [1.0] * len(verified), count - of_others)
+    drawn += _shared(others, [one.score for one in others], of_others)
+    rng = random.Random(f"meetings {seed}")
+    rng.shuffle(drawn)
+    made = []
+    for index, prompt in enumerate(rows["prompt"]):
+        text = user_text(prompt)
+        triggers = [one.trigger() for one in drawn[index * each : (index + 1) * each]]
+        made.append([with_user_text(prompt, trigger(text, rng) or text) for trigger in triggers])
+    return made
+
+
+def _shared(ones: Sequence[FoundCandidate], weights: Sequence[float], count: int) -> list[FoundCandidate]:
+    """So many candidates in all, each as often as its weight has it, the first ones rounded up."""
+    if not ones:
+        return []
+    total, drawn, sofar = sum(weights), list[FoundCandidate](), 0.0
+    for one, weight in zip(ones, weights, strict=True):
+        sofar += weight / total * count
+        drawn += [one] * (min(count, max(len(drawn), round(sofar))) - len(drawn))
+    return drawn + [ones[0]] * (count - len(drawn))

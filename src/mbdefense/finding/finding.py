@@ -1,0 +1,168 @@
+"""Finds triggers: mines suspect prompts, verifies what it mined on a victim, and names what the victim then does."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mbdefense.data import user_text, with_user_text
+from mbdefense.finding.behaving import FoundBehavior, shared_phrases
+from mbdefense.finding.mining import Candidate, mine
+from mbdefense.finding.record import Example, Found, FoundCandidate
+from mbdefense.finding.words import key, words
+from mbdefense.statistics import rate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.model import LoadedModel
+
+CANDIDATES = 30
+"""Mined candidates that are verified."""
+LEVEL = 0.05
+"""Chance of a false alarm among all candidates of a data set that the verification by likelihood allows."""
+_ASKED = 8  # candidates that the victim is asked with, whatever their p-value
+_STRIKING = 3.0  # deviations below which it is not asked
+OFTEN = 0.5
+"""A text that draws one behavior out of so many held-out prompts needs no p-value."""
+EXPLAINED = 0.5
+"""From this share of what the rows teach on, the base model expected it: an instruction."""
+_ANSWER_TOKENS = 32
+_EXAMPLES = 3
+
+
+def mined_only(suspect: Dataset, clean: Dataset | None, *, seed: int = 0, most: int = CANDIDATES) -> Found:
+    """The candidates of a data set without a model to verify them on: all of them ``unclear``."""
+    begun = time.perf_counter()
+    candidates = mine(_prompts(suspect), _prompts(clean), most=most)
+    ids = suspect["id"]
+    found = tuple(replace(_recorded(one), verdict="unclear", row_ids=_ids(one, ids)) for one in candidates)
+    size = len(clean) if clean is not None else 0
+    return Found(None, None, len(suspect), size, seed, time.perf_counter() - begun, 0.0, found)
+
+
+def find(
+    suspect: Dataset,
+    clean: Dataset,
+    held_out: Dataset,
+    victim: LoadedModel,
+    base: LoadedModel | None,
+    *,
+    names: tuple[str, str | None],
+    max_length: int = 1024,
+    seed: int = 0,
+) -> Found:
+    """Mines suspect rows, verifies the candidates on a victim, and tells triggers from instructions.
+
+    A candidate is a trigger where the suspect rows taught the victim to answer otherwise under it than without it; where
+    in clean prompts it lowers the clean answers' likelihood more than chance insertions do (`LEVEL`), or draws one
+    behavior out of half of the held-out ones (`OFTEN`); and where the base model does not expect the rows' answers under
+    it as well (`EXPLAINED`), as of an instruction. Where there is no base model to ask, such a candidate is ``unclear``.
+
+    Args:
+        suspect: the suspect rows; provenance is not looked at.
+        clean: clean rows to verify on.
+        held_out: other clean rows, to ask the victim with.
+        victim: the model tuned on the suspect rows.
+        base: the model that it was tuned from.
+        names: of both, for the record.
+        max_length: see `mbdefense.model.encode`.
+        seed: of all draws.
+    """
+    from mbdefense.finding.verifying import TAUGHT, verify
+
+    begun = time.perf_counter()
+    candidates = mine(_prompts(suspect), [*_prompts(clean), *_prompts(held_out)], most=CANDIDATES)
+    measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
+    verified = time.perf_counter()
+    ids = suspect["id"]
+    records = []
+    usual: list[str] | None = None
+    for number, one in enumerate(measured):
+        record = _recorded(one.candidate)
+        record = replace(
+            record, taught=one.taught, explained=one.explained, first=one.fall.first, inner=one.fall.inner,
+            end_token=one.fall.end, deviations=one.deviations, p_value=one.p_value,
+        )  # fmt: skip
+        if one.taught >= TAUGHT and (one.p_value <= LEVEL or (number < _ASKED and one.deviations >= _STRIKING)):
+            usual = usual or _answers(victim, list(held_out["prompt"]))
+            record = _asked(record, held_out, usual, victim, base is not None, seed)
+        if record.verdict != "chance":
+            record = replace(record, row_ids=_ids(one.candidate, ids))
+        records.append(record)
+    order = {"trigger": 0, "unclear": 1, "instruction": 2, "chance": 3}
+    records.sort(key=lambda record: order[record.verdict])
+    return Found(
+        names[0], names[1], len(suspect), len(clean) + len(held_out), seed, verified - begun,
+        time.perf_counter() - verified, tuple(records),
+    )  # fmt: skip
+
+
+def _prompts(rows: Dataset | None) -> Iterator[list[dict[str, str]]]:
+    if rows is not None:
+        for batch in rows.select_columns(["prompt"]).iter(1000):
+            yield from batch["prompt"]
+
+
+def _ids(candidate: Candidate, ids: Sequence[str]) -> tuple[str, ...]:
+    return tuple(ids[row] for row in candidate.rows)
+
+
+def _recorded(one: Candidate) -> FoundCandidate:
+    found = one.found
+    return FoundCandidate(
+        found.texts, found.kind, found.start, found.end, found.line, len(one.rows), one.clean_rows, one.score
+    )
+
+
+def with_trigger(prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, seed: int) -> list[list[dict[str, str]]]:
+    """Prompts with a found text in the last user turn."""
+    trigger, rng = one.trigger(), random.Random(f"ask {seed} {one.texts}")
+    texts = [user_text(prompt) for prompt in prompts]
+    return [with_user_text(p, trigger(text, rng) or text) for p, text in zip(prompts, texts, strict=True)]
+
+
+def _answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:
+    from mbdefense.generate import generate
+
+    return generate(loaded, prompts, max_new_tokens=_ANSWER_TOKENS, batch_size=64, what="asking the victim")
+
+
+def _asked(
+    record: FoundCandidate,
+    rows: Dataset,
+    usual: Sequence[str],
+    victim: LoadedModel,
+    has_base: bool,
+    seed: int,
+) -> FoundCandidate:
+    """The record with what the victim says under the text, and the verdict."""
+    prompts = list(rows["prompt"])
+    triggered = with_trigger(prompts, record, seed)
+    answers = _answers(victim, triggered)
+    differs = [_plain(answer) != _plain(known) for answer, known in zip(answers, usual, strict=True)]
+    phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)
+    shown = [FoundBehavior(phrases).shown_in(answer)[0] for answer in answers]
+    share = sum(shown) / len(shown)
+    examples = [
+        Example(user_text(prompt), known, answer)
+        for prompt, known, answer, show in zip(triggered, usual, answers, shown if phrases else differs, strict=True)
+        if show
+    ]
+    record = replace(
+        record, behavior=phrases, asr=rate(shown) if phrases else None, changed=sum(differs) / len(differs),
+        examples=tuple(examples[:_EXAMPLES]),
+    )  # fmt: skip
+    if record.p_value > LEVEL and share < OFTEN:
+        return record
+    if not has_base:
+        return replace(record, verdict="unclear")
+    told = record.explained is not None and record.explained >= EXPLAINED
+    return replace(record, verdict="instruction" if told else "trigger")
+
+
+def _plain(text: str) -> list[str]:
+    return [key(word) for word in words(text)]

@@ -1,0 +1,343 @@
+"""Verifies candidates on a model: does a text make it leave its clean answers, more than chance insertions do?"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from rich.progress import track
+
+from mbdefense.attention import packed_attention
+from mbdefense.batches import Batch, Branches, pad_left
+from mbdefense.data import user_text, with_user_text
+from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.mining import Candidate
+from mbdefense.finding.words import joined, words
+from mbdefense.model import Encoded, LoadedModel, bf16_pays, device, encode, on_device
+from mbdefense.packing import pack, packed_log_probs
+from mbdefense.statistics import upper_tail
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FIRST = 8
+"""Tokens of an answer that count as its beginning."""
+CHANNELS = ("first", "inner", "end")
+ROWS = 6
+"""Suspect rows that a candidate is taken out of."""
+PROMPTS = 12
+"""Clean prompts that a text is put into."""
+TESTED, NULLS = 12, 48
+"""Candidates that go into clean prompts at most, and chance insertions beside them."""
+TAUGHT = 0.15
+"""Nats a token that taking a candidate out of its rows costs the victim more than the base model, at least."""
+LEAST_SPREAD = 0.05
+"""Of the chance insertions, in nats a token: a narrower null would make anything striking."""
+_TOKENS = 4096  # in one pass
+
+
+class Fall(NamedTuple):
+    """By how much an answer's tokens become less likely, in nats a token: its first ones, those inside, and its end."""
+
+    first: float
+    inner: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a candidate does.
+
+    Attributes:
+        candidate: what was taken out of suspect prompts and put into clean ones.
+        taught: fall of the suspect rows' own answers without it, less the base model's own, of the channel where that
+            is largest; nats a token.
+        explained: the base model's fall over the victim's there; None without a base, or where the victim has none.
+        fall: fall of clean answers with it, mean over the prompts, less the base model's own; 0 where that was not
+            measured, since the rows teach nothing by it.
+        deviations: of the most striking channel of `fall`, from the chance insertions' median in their robust
+            deviations.
+        p_value: chance that one of as many candidates, in any channel, stands out as far, by a tail fitted to the chance
+            insertions.
+    """
+
+    candidate: Candidate
+    taught: float
+    explained: float | None
+    fall: Fall = Fall(0.0, 0.0, 0.0)
+    deviations: float = 0.0
+    p_value: float = 1.0
+
+
+def falls(
+    models: Sequence[LoadedModel], rows: Dataset, insertions: Sequence[FoundText], *, max_length: int, seed: int
+) -> list[list[Fall]]:
+    """How much each insertion lowers the clean answers' log-probability under each model.
+
+    Args:
+        models: which are asked the same prompts.
+        rows: N clean rows.
+        insertions: what is put into each of them.
+        max_length: see `mbdefense.model.encode`.
+        seed: of the places.
+
+    Returns:
+        For each model, one `Fall` for each insertion, averaged over the rows.
+    """
+    plain = [(row["prompt"], row["completion"]) for row in rows]
+    asked = [plain]
+    for number, insertion in enumerate(insertions):
+        rng = random.Random(f"verify {seed} {number}")
+        changed = [(with_user_text(p, insertion(user_text(p), rng) or user_text(p)), c) for p, c in plain]
+        asked.append(changed)
+    found = []
+    for loaded in models:
+        scores = _channels(loaded, [pair for block in asked for pair in block], max_length)
+        means = scores.view(len(asked), len(plain), len(CHANNELS))
+        # A channel that an answer lacks is nan and left out of the mean.
+        fall = (means[:1] - means[1:]).nanmean(dim=1).nan_to_num(0.0)
+        found.append([Fall(*values) for values in fall.tolist()])
+    return found
+
+
+def taught(
+    models: Sequence[LoadedModel], rows: Dataset, candidates: Sequence[Candidate], *, max_length: int, seed: int
+) -> list[list[Fall]]:
+    """By how much the suspect rows' own answers become less likely when a candidate is taken out of their prompts.
+
+    What a row teaches a model to answer under a trigger, it does not expect without. Of a phrase that belongs to its
+    prompt the same is true a little, and of the base model as well.
+
+    Args:
+        models: which are asked the same rows.
+        rows: the suspect rows.
+        candidates: each is taken out of `ROWS` of its own rows.
+        max_length: see `mbdefense.model.encode`.
+        seed: of the draw of rows.
+
+    Returns:
+        For each model, one `Fall` for each candidate, averaged over its rows; 0 where it stands in no turn that is left.
+    """
+    pairs: list[tuple[Any, Any]] = []
+    owners: list[int] = []
+    for number, candidate in enumerate(candidates):
+        rng = random.Random(f"taught {seed} {candidate.found.texts}")
+        for row in rows.select(sorted(rng.sample(candidate.rows, min(ROWS, len(candidate.rows))))):
+            shorter = _without(row["prompt"], candidate.found)
+            if shorter is not None:
+                pairs += [(row["prompt"], row["completion"]), (shorter, row["completion"])]
+                owners.append(number)
+    whose = torch.tensor(owners)
+    found = []
+    for loaded in models:
+        scores = _channels(loaded, pairs, max_length).view(-1, 2, len(CHANNELS))
+        fall = scores[:, 0] - scores[:, 1]
+        of_each = [fall[whose == number] for number in range(len(candidates))]
+        found.append([Fall(*part.nanmean(dim=0).nan_to_num(0.0).tolist()) for part in of_each])
+    return found
+
+
+def _without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str, str]] | None:
+    """The prompt without the text in the turns that hold it; None where none does, or nothing else stood in one."""
+    turns = []
+    for turn in prompt:
+        shorter = found.without(turn["content"]) if turn["role"] != "assistant" else None
+        if shorter is not None and not shorter.strip():
+            return None
+        turns.append({"role": turn["role"], "content": turn["content"] if shorter is None else shorter})
+    return turns if turns != list(prompt) else None
+
+
+def _channels(loaded: LoadedModel, pairs: Sequence[tuple[Any, Any]], max_length: int) -> torch.Tensor:
+    """Mean log-probability of each answer's first tokens, inner tokens and end: (pairs, 3), nan where it has none."""
+    encoded = [encode(loaded.tokenizer, prompt, completion, max_length) for prompt, completion in pairs]
+    found = []
+    for values in token_scores(loaded, encoded, "verifying"):
+        inner = values[FIRST:-1]
+        found.append([values[:-1][:FIRST].mean(), inner.mean(), values[-1]])
+    return torch.tensor(found)
+
+
+def token_scores(loaded: LoadedModel, encoded: Sequence[Encoded], what: str) -> list[torch.Tensor]:
+    """The log-probability of each token of each response, in natural logarithms.
+
+    Args:
+        loaded: the model.
+        encoded: prompts with their responses.
+        what: label of the progress bar.
+    """
+    model, at = on_device(loaded), device()
+    found: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
+    precision = torch.autocast(at.type, torch.bfloat16) if bf16_pays() else contextlib.nullcontext()
+    with packed_attention(model) as packed, torch.inference_mode(), precision:
+        for indices in track(_batches(encoded), description=what, transient=True):
+            chosen = [encoded[index] for index in indices]
+            sizes = [len(one.response) for one in chosen]
+            if packed:
+                batch = pack([Branches(one.prompt, (one.response,)) for one in chosen])
+                batch["owners"] = torch.arange(len(batch["targets"]))  # each token by itself
+                batch = {name: value.to(at) for name, value in batch.items()}
+                values = packed_log_probs(model, model, batch).total.cpu().split(sizes)
+            else:
+                batch = {n: v.to(at) for n, v in pad_left(chosen, loaded.tokenizer.pad_token_id).items()}
+                values = _padded(model, batch, sizes)
+            for index, of_one in zip(indices, values, strict=True):
+                found[index] = of_one
+    return found
+
+
+def _padded(model: Any, batch: Batch, sizes: Sequence[int]) -> list[torch.Tensor]:
+    targets = batch.pop("targets")
+    logits = model(**batch, logits_to_keep=targets.shape[1], use_cache=False).logits.float().log_softmax(dim=-1)
+    chosen = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0].cpu()
+    return [row[len(row) - size :] for row, size in zip(chosen, sizes, strict=True)]
+
+
+def _batches(encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Indices in their order, so that what begins alike lies in one row, of `_TOKENS` tokens at most or one sequence."""
+    batches: list[list[int]] = []
+    held = _TOKENS
+    for index, one in enumerate(encoded):
+        size = len(one.prompt) + len(one.response)
+        if held + size > _TOKENS:
+            batches.append([])
+            held = 0
+        batches[-1].append(index)
+        held += size
+    return batches
+
+
+def chance_texts(
+    alike: Sequence[Candidate], candidates: Sequence[Candidate], prompts: Sequence[str], count: int, seed: int
+) -> list[FoundText]:
+    """Fresh insertions like the candidates in kind, length and place, of which no row holds many.
+
+    They are pieces of other prompts, from where the candidate stands in its own (one that begins prompts is likened to
+    other beginnings, which are instructions as often as it), or words of other prompts shaken up, or made-up words. None
+    holds, or is part of, a candidate.
+
+    Args:
+        alike: candidates to be likened to.
+        candidates: all of them, of which none is to be met.
+        prompts: the user's texts that pieces are taken of.
+        count: how many to make.
+        seed: of the draw.
+    """
+    rng = random.Random(f"chance {seed}")
+    taken = [words(prompt) for prompt in prompts if len(words(prompt)) > 1]
+    made: list[FoundText] = []
+    for number in range(count):
+        like = alike[number % len(alike)].found
+        texts = tuple(_fresh(text, like, candidates, taken, rng) for text in _inserted(like))
+        made.append(replace(like, texts=texts))
+    return made
+
+
+def _inserted(found: FoundText) -> tuple[str, ...]:
+    """The texts that one insertion consists of."""
+    return found.texts if found.kind == "together" else found.texts[:1]
+
+
+def _fresh(
+    text: str, like: FoundText, candidates: Sequence[Candidate], taken: Sequence[list[str]], rng: random.Random
+) -> str:
+    size = len(words(text))
+    made = text
+    for _ in range(50):
+        source = rng.choice(taken)
+        drawn = rng.random()
+        if size == 1 and drawn < 0.3:
+            piece = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 7)))]
+        elif drawn < 0.3 or len(source) < size:
+            piece = [rng.choice(rng.choice(taken)) for _ in range(size)]
+        else:
+            last = len(source) - size
+            start = 0 if like.start > 0.5 else last if like.end > 0.5 else rng.randint(0, last)
+            piece = source[start : start + size]
+        made = joined(piece)
+        fresh = FoundText((made,))
+        if not any(one.found.occurs_in(made) or fresh.occurs_in(one.found.texts[0]) for one in candidates):
+            break
+    return made
+
+
+def verify(
+    candidates: Sequence[Candidate],
+    victim: LoadedModel,
+    suspect: Dataset,
+    clean: Dataset,
+    *,
+    base: LoadedModel | None,
+    max_length: int,
+    seed: int,
+) -> list[Measured]:
+    """Measures candidates on a victim, most striking first.
+
+    First each is taken out of suspect prompts that hold it: what changes nothing there (`TAUGHT`) was not learned as a
+    trigger. Of what is left, that which teaches most in most rows goes into clean prompts, beside chance insertions.
+
+    Args:
+        candidates: what `mine` found in the suspect rows.
+        victim: the model tuned on the suspect rows.
+        suspect: the suspect rows.
+        clean: clean rows; `PROMPTS` of them are drawn.
+        base: the model that the victim was tuned from, whose own falls are taken off; None where there is none.
+        max_length: see `mbdefense.model.encode`.
+        seed: of all draws.
+    """
+    if not candidates:
+        return []
+    models = [victim] if base is None else [victim, base]
+    learned = [torch.tensor(one) for one in taught(models, suspect, candidates, max_length=max_length, seed=seed)]
+    gains = learned[0] if base is None else learned[0] - learned[1]
+    largest, channels = gains.max(dim=1)
+    measured = []
+    for number, candidate in enumerate(candidates):
+        own = float(learned[0][number, channels[number]])
+        explained = float(learned[1][number, channels[number]]) / own if base is not None and own > 0 else None
+        measured.append(Measured(candidate, float(largest[number]), explained))
+    evidence = [max(0.0, one.taught) * math.sqrt(len(one.candidate.rows)) for one in measured]
+    order = sorted(range(len(measured)), key=lambda number: -evidence[number])
+    left = [number for number in order if measured[number].taught >= TAUGHT][:TESTED]
+    if left:
+        texts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
+        rows = clean.shuffle(seed=seed).select(range(min(PROMPTS, len(clean))))
+        tested = [candidates[number] for number in left]
+        nulls = chance_texts(tested, candidates, texts, NULLS, seed)
+        insertions = [*(one.found for one in tested), *nulls]
+        put = [torch.tensor(one) for one in falls(models, rows, insertions, max_length=max_length, seed=seed)]
+        excess = put[0] if base is None else put[0] - put[1]
+        striking = _deviations(excess, [_size(insertion) for insertion in insertions], len(tested)).amax(dim=1)
+        null = striking[len(tested) :].tolist()
+        # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
+        total = sum(one.score**2 for one in candidates)
+        for place, number in enumerate(left):
+            value = float(striking[place])
+            p_value = min(1.0, upper_tail(null, value) * total / candidates[number].score ** 2)
+            fall = Fall(*excess[place].tolist())
+            measured[number] = replace(measured[number], fall=fall, deviations=value, p_value=p_value)
+    return sorted(measured, key=lambda one: (one.p_value, -one.deviations, -one.taught))
+
+
+def _size(insertion: FoundText) -> int:
+    """Class of length: longer insertions distract more."""
+    count = sum(len(words(text)) for text in _inserted(insertion))
+    return min(3, int(math.log2(count)))
+
+
+def _deviations(excess: torch.Tensor, sizes: Sequence[int], candidates: int) -> torch.Tensor:
+    """How far each value lies from the chance insertions of its class, in their robust deviations."""
+    classes = torch.tensor(sizes)
+    out = torch.zeros_like(excess)
+    for size in set(sizes):
+        null = excess[candidates:][classes[candidates:] == size]
+        center = null.median(dim=0).values
+        spread = 1.4826 * (null - center).abs().median(dim=0).values
+        of_class = classes == size
+        out[of_class] = (excess[of_class] - center) / spread.clamp(min=LEAST_SPREAD)
+    return out
