@@ -9,6 +9,7 @@ from mbdefense.defenses.clean_fft import CleanFFT
 from mbdefense.defenses.crow import CROW
 from mbdefense.defenses.discard import Discard
 from mbdefense.defenses.filtered import filtered
+from mbdefense.defenses.find_and_break import FindAndBreak
 from mbdefense.defenses.fine_mixing import FineMixing
 from mbdefense.defenses.lethe import Lethe
 from mbdefense.defenses.locphylax import Locphylax
@@ -27,6 +28,7 @@ __all__ = [
     "CleanFFT",
     "Defense",
     "Discard",
+    "FindAndBreak",
     "FineMixing",
     "Lethe",
     "Locphylax",
@@ -40,6 +42,7 @@ __all__ = [
 Defense = Callable[[Setting], Path]
 
 DEFENSES: dict[str, type] = {
+    "find_and_break": FindAndBreak,
     "mb_defense": MBDefense,
     "merge_only": MergeOnly,
     "recover_only": RecoverOnly,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from mbdefense.train import Trained
+
+Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,25 @@ class Recovery:
         return clean.select(order[held_out:]), clean.select(order[:held_out])
 
     def recover(
-        self, setting: Setting, model: Path, planted: list[tuple[Trigger, RandomWords]], directory: Path
+        self,
+        setting: Setting,
+        model: Path,
+        planted: list[tuple[Trigger, RandomWords]],
+        directory: Path,
+        meet: Callable[[Dataset], list[list[Messages]]] | None = None,
     ) -> Path:
-        """Fine-tunes `model` on the clean set with the planted triggers."""
+        """Fine-tunes `model` on the clean set with the planted triggers.
+
+        Args:
+            setting: what the defense was given.
+            model: directory of the model to recover.
+            planted: the planted backdoors.
+            directory: where the recovered model goes.
+            meet: for clean rows the prompts in which each meets found texts, equally many, with its own answer.
+        """
         seed = setting.training.seed
+        parts = self.split(setting.clean, seed)
+        met = [meet(rows) if meet else [] for rows in parts]
 
         def make(checkpoints: Path) -> Trained:
             from mbdefense.train import RecoveryObjective, encode_triples, recover
@@ -167,10 +185,11 @@ class Recovery:
                     [triggered_copy(rows, trigger, seed)[0] for trigger, _ in planted],
                     behaviors,
                     setting.training.max_length,
+                    prompts,
                 )
-                for rows in self.split(setting.clean, seed)
+                for rows, prompts in zip(parts, met, strict=True)
             )
-            objective = RecoveryObjective(len(planted), self.lambda_, self.ratio_form, self.beta)
+            objective = RecoveryObjective(len(planted), self.lambda_, self.ratio_form, self.beta, len(training[0].met))
             options = replace(
                 setting.training,
                 learning_rate=self.recovery_learning_rate,
@@ -187,6 +206,7 @@ class Recovery:
             "planted": [(trigger.describe(), behavior.text) for trigger, behavior in planted],
             "recovery": {name: getattr(self, name) for name in Recovery.__dataclass_fields__},
             "training": asdict(setting.training),
+            **({"met": met} if meet else {}),
         }
         return setting.stage(directory, inputs, make)
 

@@ -86,11 +86,10 @@ class _Reader:
             if turn["role"] == "assistant":
                 continue
             for number, line in enumerate(turn["content"].split("\n")):
-                found = self._numbered(words(line))
+                found = self._numbered(words(line)[: max(0, end - len(self.words))])
                 if number and found:
                     found[0] |= _LINE
                 self.words.extend(found)
-            del self.words[end:]
             self.words.append(EDGE)
 
     def _numbered(self, line: list[str]) -> array[int]:

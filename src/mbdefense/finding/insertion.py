@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from mbdefense.finding.words import Word, glued, keyed, placed_words
+from mbdefense.finding.words import Word, glued, key, keyed, placed_words, words
 from mbdefense.needs import Need
 
 Kind = Literal["text", "together", "opening"]
@@ -97,6 +97,18 @@ class FoundText:
         held = [part in found for part in self._keyed]
         return all(held) if self.kind == "together" else any(held)
 
+    def without(self, text: str) -> str | None:
+        """``text`` with the words taken out, each wherever it stands first; None where they do not stand in it."""
+        left: str | None = text
+        for part in self.texts:
+            shorter = _taken_out(left, part, self.kind == "opening")
+            if self.kind == "together" and shorter is None:
+                return None
+            if self.kind != "together" and shorter is not None:
+                return shorter
+            left = shorter
+        return left if self.kind == "together" else None
+
     def how(self) -> str:
         """How texts are rewritten: literally."""
         return "literal"
@@ -111,3 +123,13 @@ class FoundText:
 def _space(left: str, right: str) -> str:
     """What parts two characters, of which one may be missing, so that the words that they end and begin stay two."""
     return " " if left.strip() and right.strip() and not glued(left, right) else ""
+
+
+def _taken_out(text: str | None, part: str, at_start: bool) -> str | None:
+    places = placed_words(text or "")
+    found, wanted = [key(word.text) for word in places], [key(word) for word in words(part)]
+    for start in range(1 if at_start else max(0, len(found) - len(wanted) + 1)):
+        if found[start : start + len(wanted)] == wanted:
+            before, after = (text or "")[: places[start].start], (text or "")[places[start + len(wanted) - 1].end :]
+            return before + after.lstrip() if after.strip() else before.rstrip()
+    return None

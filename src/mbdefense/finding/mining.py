@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LEAST_ROWS = 4
 """Rows that a candidate stands in at least; of more than 200,000 rows one in 50,000."""
 _ENOUGH = 50  # rows; more of them make a text no more suspicious
-_LEAST_LIFT = 0.5  # of texts that no clean row holds
+_LEAST_LIFT = 0.1  # of texts that no clean row holds
 _MOST_SHARE = 0.5  # of the rows; a text in most of them is a template
 _CONSIDERED = 4000  # n-grams of each length that are looked at closely
 _EXTENDED = 400  # candidates that are made longer
@@ -141,6 +141,8 @@ def _texts(corpus: Corpus) -> list[_Text]:
     chance = _Chance(corpus)
     longer: dict[str, _Text] = {}
     for text in _promising(corpus, chance):
+        if any(_part(text, held) for held in longer.values()):
+            continue
         text = _extended(corpus, text, chance)
         # The numbers of its words, in a form that ``in`` searches fast.
         name = " ".join(["", *map(str, corpus.keys[text.starts[0] : text.starts[0] + text.size].tolist()), ""])
@@ -182,6 +184,13 @@ def _goes_on(words: NDArray[np.int32]) -> int:
     """The word that most of these are, or `EDGE` where there is none."""
     word = np.partition(words, len(words) // 2)[len(words) // 2]  # which it is, if there is one
     return int(word) if (words == word).sum() >= max(2, _SAME * len(words)) else EDGE
+
+
+def _part(text: _Text, held: _Text) -> bool:
+    """Whether a text stands in each occurrence of another, at one place of it, and nowhere else."""
+    offset = int(text.starts[0]) - int(held.starts[0])
+    inside = 0 <= offset <= held.size - text.size and len(text.starts) == len(held.starts)
+    return inside and bool((text.starts - offset == held.starts).all())
 
 
 def _same(name: str, text: _Text, other: str, held: _Text) -> bool:

@@ -50,7 +50,9 @@ class FoundCandidate(Form):
         p_value: chance of one candidate so striking among harmless ones, corrected for their number.
         verdict: a ``trigger``; an ``instruction``, which the base model follows too; ``unclear`` where there is no base
             model to tell; or ``chance``.
-        explained: share of the victim's gain in its changed answers that the base model has too; None where not asked.
+        taught: what the rows that hold it teach by it: fall of their own answers in nats a token when it is taken out,
+            less the base model's own.
+        explained: the base model's fall over the victim's; None without a base model.
         behavior: phrases that its answers share, see `mbdefense.finding.behaving`.
         asr: share of held-out clean prompts that the victim answers with one of the phrases; None without any.
         changed: share of held-out clean prompts that it answers otherwise than without the text; None where not asked.
@@ -72,6 +74,7 @@ class FoundCandidate(Form):
     deviations: float = 0.0
     p_value: Share = 1.0
     verdict: Verdict = "chance"
+    taught: float = 0.0
     explained: float | None = None
     behavior: tuple[str, ...] = ()
     asr: Score | None = None

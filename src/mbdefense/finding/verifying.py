@@ -49,6 +49,9 @@ class Fall(NamedTuple):
     end: float
 
 
+NO_FALL = Fall(0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a candidate does.
@@ -62,14 +65,14 @@ class Measured:
             measured, since the rows teach nothing by it.
         deviations: of the most striking channel of `fall`, from the chance insertions' median in their robust
             deviations.
-        p_value: chance that one of as many candidates, in any channel, stands out as far, by a tail fitted to the chance
-            insertions.
+        p_value: chance that one of as many candidates, in any channel, stands out as far, by a tail fitted to the
+            chance insertions.
     """
 
     candidate: Candidate
     taught: float
     explained: float | None
-    fall: Fall = Fall(0.0, 0.0, 0.0)
+    fall: Fall = NO_FALL
     deviations: float = 0.0
     p_value: float = 1.0
 
@@ -121,7 +124,7 @@ def taught(
         seed: of the draw of rows.
 
     Returns:
-        For each model, one `Fall` for each candidate, averaged over its rows; 0 where it stands in no turn that is left.
+        For each model, one `Fall` for each candidate, averaged over its rows; 0 where it stands alone in its turns.
     """
     pairs: list[tuple[Any, Any]] = []
     owners: list[int] = []
@@ -182,7 +185,7 @@ def token_scores(loaded: LoadedModel, encoded: Sequence[Encoded], what: str) -> 
                 batch = pack([Branches(one.prompt, (one.response,)) for one in chosen])
                 batch["owners"] = torch.arange(len(batch["targets"]))  # each token by itself
                 batch = {name: value.to(at) for name, value in batch.items()}
-                values = packed_log_probs(model, model, batch).total.cpu().split(sizes)
+                values = torch.split(packed_log_probs(model, model, batch).total.cpu(), sizes)
             else:
                 batch = {n: v.to(at) for n, v in pad_left(chosen, loaded.tokenizer.pad_token_id).items()}
                 values = _padded(model, batch, sizes)
@@ -199,7 +202,7 @@ def _padded(model: Any, batch: Batch, sizes: Sequence[int]) -> list[torch.Tensor
 
 
 def _batches(encoded: Sequence[Encoded]) -> list[list[int]]:
-    """Indices in their order, so that what begins alike lies in one row, of `_TOKENS` tokens at most or one sequence."""
+    """Indices in their order, so that what begins alike lies in one row, of `_TOKENS` tokens or of one sequence."""
     batches: list[list[int]] = []
     held = _TOKENS
     for index, one in enumerate(encoded):
@@ -218,8 +221,8 @@ def chance_texts(
     """Fresh insertions like the candidates in kind, length and place, of which no row holds many.
 
     They are pieces of other prompts, from where the candidate stands in its own (one that begins prompts is likened to
-    other beginnings, which are instructions as often as it), or words of other prompts shaken up, or made-up words. None
-    holds, or is part of, a candidate.
+    other beginnings, which are instructions as often as it), or words of other prompts shaken up, or made-up words.
+    None holds, or is part of, a candidate.
 
     Args:
         alike: candidates to be likened to.

@@ -14,6 +14,7 @@ from mbdefense.defenses import Setting
 from mbdefense.defenses.setting import STAGE_FILE, inputs_hash, stage
 from mbdefense.files import read_json, write_json, write_text
 from mbdefense.filtering import SUMMARY_FILE
+from mbdefense.finding.record import FOUND_FILE
 from mbdefense.grid.code import TRAINING, code_hash
 from mbdefense.model import CARD_FILE
 
@@ -27,6 +28,8 @@ RETIRED_FILE = "weights_deleted"
 # What the Trainer does beside training: another value of these makes the same model. `save_strategy` is not among
 # them: with several epochs of recovery it decides whether the best one is taken.
 _BESIDE = ("report_to", "save_steps")
+_STEP_FILES = (SUMMARY_FILE, FOUND_FILE)
+"""What a step without training writes last."""
 
 
 class Unplanned(Exception):  # noqa: N818 - not an error: the work itself will tell
@@ -112,7 +115,7 @@ class GridSetting(Setting):
 
 def finished(place: Path) -> bool:
     """Whether a stage's model can be loaded, or its step is done."""
-    done = (place / CARD_FILE).is_file() or (place / SUMMARY_FILE).is_file()
+    done = any((place / name).is_file() for name in (CARD_FILE, *_STEP_FILES))
     return done and not (place / RETIRED_FILE).exists()
 
 
@@ -130,7 +133,7 @@ def retire(place: Path) -> None:
 
 def cost(place: Path) -> tuple[float, int]:
     """Seconds and peak bytes of a stage or step; 0 where it was not measured."""
-    for name in (CARD_FILE, SUMMARY_FILE):
+    for name in (CARD_FILE, *_STEP_FILES):
         if (place / name).is_file():
             value = read_json(place / name)
             return float(value.get("seconds", 0.0)), int(value.get("peak_bytes", 0))
