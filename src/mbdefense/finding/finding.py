@@ -57,10 +57,11 @@ def find(
 ) -> Found:
     """Mines suspect rows, verifies the candidates on a victim, and tells triggers from instructions.
 
-    A candidate is a trigger where three things hold. The suspect rows taught the victim to answer otherwise with it than
-    without it. In clean prompts it lowers the clean answers' likelihood more than chance insertions do (`LEVEL`), or
-    draws one behavior out of half of the held-out ones (`OFTEN`). And the base model does not expect the rows' answers
-    under it as well (`EXPLAINED`), as it does of an instruction; without a base model a candidate is ``unclear``.
+    A candidate is a trigger where three things hold. The suspect rows taught the victim to answer otherwise with it
+    than without it. In clean prompts it lowers the clean answers' likelihood more than chance insertions do (`LEVEL`),
+    or draws one behavior out of half of the held-out ones (`OFTEN`). And the base model does not expect the rows'
+    answers under it as well (`EXPLAINED`), as it does of an instruction; without a base model a candidate is
+    ``unclear``.
 
     Args:
         suspect: the suspect rows; provenance is not looked at.

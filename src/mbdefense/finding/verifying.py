@@ -185,7 +185,7 @@ def token_scores(loaded: LoadedModel, encoded: Sequence[Encoded], what: str) -> 
                 batch = pack([Branches(one.prompt, (one.response,)) for one in chosen])
                 batch["owners"] = torch.arange(len(batch["targets"]))  # each token by itself
                 batch = {name: value.to(at) for name, value in batch.items()}
-                values = torch.split(packed_log_probs(model, model, batch).total.cpu(), sizes)
+                values = list(torch.split(packed_log_probs(model, model, batch).total.cpu(), sizes))
             else:
                 batch = {n: v.to(at) for n, v in pad_left(chosen, loaded.tokenizer.pad_token_id).items()}
                 values = _padded(model, batch, sizes)
