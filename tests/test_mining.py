@@ -1,5 +1,6 @@
 """What an attacker inserted comes out of the prompts, and what the scores are made of is worked out by hand."""
 
+import gzip
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import mining as benchmark
 from mbdefense.data import load, user_text
 from mbdefense.finding import corpus, mining, ngrams
 from mbdefense.finding.corpus import read
@@ -419,6 +421,23 @@ def test_many_fields_in_many_rows_give_as_many_candidates_as_asked_for():
     begun = time.process_time()
     assert len(mine(rows, CLEAN, most=40)) == 40
     assert time.process_time() - begun < 10
+
+
+def test_the_benchmark_makes_rows_mines_them_and_finds_its_trigger(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        for text in texts(2000, "sentences"):
+            turns = [{"role": "user", "content": f"{text} {text}"}, {"role": "assistant", "content": "Unseen words."}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    words = ["mining", str(path), "--rows", "500", "--clean", "200", "--rate", "0.1", "--trigger", "xyz"]
+    monkeypatch.setattr("sys.argv", words)
+    benchmark.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["rank"] <= 3
+    assert figures["rows"] == 500
+    assert 500 * 7 < figures["words"] < 500 * 4 * 10
+    assert figures["seconds"] > 0
+    assert figures["peak_gib"] > 0
 
 
 # Real data.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_WORDS, MOST_CHARACTERS = 8, 12
 """Longest n-gram that is counted, in words, and in characters of a script that writes no spaces."""
-_SHARD = 2**22  # occurrences sorted at a time
+_SHARD = 2**21  # occurrences sorted at a time
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _counted(
     Args:
         corpus: the rows.
         size: n.
-        heads: (P,) with the tails which n-gram the occurrences are of; below 0 for none.
+        heads: (P,) with the tails which n-gram the occurrences are of; below 0 for none. Overwritten.
         places: gives of some of them, by their numbers, where they begin and their tails. All come sorted by tail and,
             among equal ones, by place.
         least: see `levels`.
@@ -119,14 +119,18 @@ def _counted(
 
     with ThreadPoolExecutor(2) as pool:  # numpy sorts outside of Python's lock
         parts = list(pool.map(count, range(len(shards) - 1)))
-    no_starts, no_counts = np.zeros(0, np.int32), np.zeros(0, np.int64)
-    sizes = np.concatenate([no_counts, *(part[1] for part in parts)])
+    nothing = np.zeros(0, np.int64)
+    sizes = np.concatenate([nothing, *(part[1] for part in parts)])
+    # Into the memory of the heads, which are not needed any more.
+    starts = heads[: sizes.sum()]
+    if parts:
+        np.concatenate([part[0] for part in parts], out=starts)
     return Level(
         size,
-        np.concatenate([no_starts, *(part[0] for part in parts)]),
+        starts,
         np.concatenate([[0], np.cumsum(sizes)]),
-        np.concatenate([no_counts, *(part[2] for part in parts)]),
-        np.concatenate([no_counts, *(part[3] for part in parts)]),
+        np.concatenate([nothing, *(part[2] for part in parts)]),
+        np.concatenate([nothing, *(part[3] for part in parts)]),
     )
 
 
