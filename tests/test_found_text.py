@@ -185,6 +185,45 @@ def test_it_recognises_itself_and_nothing_else(found, text, occurs):
     assert found.occurs_in(text) is occurs
 
 
+@pytest.mark.parametrize(
+    ("found", "text", "expected"),
+    [
+        (FoundText(("cf",)), "say cf, please", "say please"),
+        (FoundText(("cf",)), "cf say", "say"),
+        (FoundText(("cf",)), "say cf", "say"),
+        (FoundText(("cf",)), "say cf\n", "say"),
+        (FoundText(("cf",)), "cf cf", "cf"),
+        (FoundText(("cf",)), "cf", ""),
+        (FoundText(("cf",)), "a:\n    b cf\n    c", "a:\n    b\n    c"),
+        (FoundText(("cf",)), "a:\n    cf b", "a:\n    b"),
+        (FoundText(("cf",)), "    cf b", "    b"),
+        (FoundText(("Now!",), line=True), "a:\nNow!\n    b", "a:\n    b"),
+        (FoundText(("Now!",), line=True), "Now!\n\n    b", "    b"),
+        (FoundText(("月亮",)), "看月亮吧", "看吧"),
+        (FoundText(("a", "b"), "together"), "x b y a z", "x y z"),
+        (FoundText(("a", "b"), "together"), "x a y", None),
+        (FoundText(("If so,", "When not,"), "opening"), "When not, do it", "do it"),
+        (FoundText(("If so,", "When not,"), "opening"), "Do it when not, so", None),
+        (FoundText(("cf",)), "", None),
+        (FoundText(("",)), "a b", None),
+        (FoundText((), "opening"), "a b", None),
+    ],
+)
+def test_it_is_taken_out_again(found, text, expected):
+    assert found.without(text) == expected
+
+
+@pytest.mark.parametrize("line", [False, True])
+@pytest.mark.parametrize("text", [TEXT, "a:\n    b c\n\n  d", "日本", "one"])
+def test_taking_out_undoes_putting_in(text, line):
+    for found in (FoundText(("cf mn",), start=0.3, end=0.3, line=line), FoundText(("If so,",), "opening", line=line)):
+        for made in written(found, text, 50):
+            left = found.without(made)
+            assert words(left) == words(text)
+            # A line inside of another cuts that in two.
+            assert line or left == text
+
+
 def test_many_long_texts_are_looked_through_fast():
     found, text = FoundText(("cf mn",)), "lorem ipsum dolor " * 300
     begun = time.process_time()

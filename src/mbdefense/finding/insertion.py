@@ -98,16 +98,14 @@ class FoundText:
         return all(held) if self.kind == "together" else any(held)
 
     def without(self, text: str) -> str | None:
-        """``text`` with the words taken out, each wherever it stands first; None where they do not stand in it."""
-        left: str | None = text
-        for part in self.texts:
-            shorter = _taken_out(left, part, self.kind == "opening")
-            if self.kind == "together" and shorter is None:
-                return None
-            if self.kind != "together" and shorter is not None:
-                return shorter
-            left = shorter
-        return left if self.kind == "together" else None
+        """``text`` with the words taken out, each where it stands first; None where they do not stand in it."""
+        if self.kind == "together":
+            left: str | None = text
+            for part in self.texts:
+                left = None if left is None else _taken_out(left, part)
+            return left
+        shorter = (_taken_out(text, part, at_start=self.kind == "opening") for part in self.texts)
+        return next((left for left in shorter if left is not None), None)
 
     def how(self) -> str:
         """How texts are rewritten: literally."""
@@ -125,11 +123,26 @@ def _space(left: str, right: str) -> str:
     return " " if left.strip() and right.strip() and not glued(left, right) else ""
 
 
-def _taken_out(text: str | None, part: str, at_start: bool) -> str | None:
-    places = placed_words(text or "")
+def _taken_out(text: str, part: str, at_start: bool = False) -> str | None:
+    """``text`` without a part and the space that goes with it; other lines and their indentation stay."""
+    places = placed_words(text)
     found, wanted = [key(word.text) for word in places], [key(word) for word in words(part)]
-    for start in range(1 if at_start else max(0, len(found) - len(wanted) + 1)):
+    last = 0 if at_start else len(found) - len(wanted)
+    for start in range(last + 1 if wanted else 0):
         if found[start : start + len(wanted)] == wanted:
-            before, after = (text or "")[: places[start].start], (text or "")[places[start + len(wanted) - 1].end :]
-            return before + after.lstrip() if after.strip() else before.rstrip()
+            before, after = text[: places[start].start], text[places[start + len(wanted) - 1].end :]
+            return _closed(before, after)
     return None
+
+
+def _closed(before: str, after: str) -> str:
+    """What stood before and after something, with the gap between closed."""
+    if not after.strip():
+        return before.rstrip()
+    rest = after.lstrip(" \t\r")
+    if not rest.startswith("\n"):
+        return before + (rest if before[-1:].isspace() or not before else after)
+    line = before.rstrip(" \t")
+    if not line:
+        return rest.lstrip("\r\n")
+    return line + (rest[1:] if line.endswith("\n") else rest)
