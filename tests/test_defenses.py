@@ -41,6 +41,12 @@ OTHER: dict[str, Any] = {
 }
 # Options that cannot work, and what the error says. An entry for each defense that has options.
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "find_and_break": [
+        ({"found": "nowhere.json"}, "no such file of found triggers"),
+        ({"unverified_base_share": 1.0}, r"base_share must lie in \[0, 1\)"),
+        ({"meetings": 0}, "meetings must be above 0"),
+    ],
+    "found_dropped": [({"found": "nowhere.json"}, "give search, none, or a found.json")],
     "mb_defense": [
         ({"evaluation_share": 1.0}, "between 0 and 1"),
         ({"lambda_": -1.0}, "at least 0"),
@@ -145,6 +151,10 @@ def test_a_finished_model_is_not_taken_for_that_of_other_options(made: Made) -> 
     for field in fields(DEFENSES[made.name]):
         value = options.get(field.name, field.default)
         other = OTHER[field.name] if field.name in OTHER else another(value)
+        if field.name == "found":
+            if made.name == "found_dropped":  # where nothing is found, it is the same model
+                continue
+            other = "none" if value == "search" else "search"
         needed = {"merge": "ties"} if field.name == "density" else {}  # which no other merge has
         with pytest.raises(UserError, match="other data or options"):
             DEFENSES[made.name](**{**options, **needed, field.name: other})(made.setting)

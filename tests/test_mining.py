@@ -97,8 +97,8 @@ def test_what_stands_in_long_rows_was_less_likely_inserted():
     # Lengths 2, 2, 2, 10: mean 4. A word alone in the short rows leaves 1 of them, in the long one 9.
     chance = mining._Chance(read([prompt("a b")] * 3 + [prompt("c d e f g h i j k l")], []))
     short, long = np.array([0, 1, 2], dtype=np.int32), np.array([3], dtype=np.int32)
-    assert chance.inserted(short, 1) == pytest.approx(1 / (1 + math.exp(3 * math.log(1 / 4))))
-    assert chance.inserted(long, 1) == pytest.approx(1 / (1 + math.exp(math.log(9 / 4))))
+    assert chance.inserted(short, 1) == pytest.approx(0.05 + 0.95 / (1 + math.exp(3 * math.log(1 / 4))))
+    assert chance.inserted(long, 1) == pytest.approx(0.05 + 0.95 / (1 + math.exp(math.log(9 / 4))))
 
 
 def test_a_score_is_the_product_of_its_parts():
@@ -108,7 +108,7 @@ def test_a_score_is_the_product_of_its_parts():
     (found,) = mine(rows, [prompt("x")])
     lift = math.log(4 / 8) - math.log(0.5 / 2)
     different = (1 - 0.75**4) + 12 * (1 - (15 / 16) ** 4)
-    inserted = 1 / (1 + math.exp(4 * math.log(1 / 2)))
+    inserted = 0.05 + 0.95 / (1 + math.exp(4 * math.log(1 / 2)))
     # It always begins the turn: the left side is none.
     freedom = 0.1 + 0.7 * min(1, 4 / different)
     assert found.score == pytest.approx(lift * math.sqrt(4) * freedom * inserted, rel=1e-6)

@@ -11,6 +11,7 @@ from mbdefense.defenses.discard import Discard
 from mbdefense.defenses.filtered import filtered
 from mbdefense.defenses.find_and_break import FindAndBreak
 from mbdefense.defenses.fine_mixing import FineMixing
+from mbdefense.defenses.found_dropped import FoundDropped
 from mbdefense.defenses.lethe import Lethe
 from mbdefense.defenses.locphylax import Locphylax
 from mbdefense.defenses.mb_defense import MBDefense
@@ -30,6 +31,7 @@ __all__ = [
     "Discard",
     "FindAndBreak",
     "FineMixing",
+    "FoundDropped",
     "Lethe",
     "Locphylax",
     "MBDefense",
@@ -43,6 +45,7 @@ Defense = Callable[[Setting], Path]
 
 DEFENSES: dict[str, type] = {
     "find_and_break": FindAndBreak,
+    "found_dropped": FoundDropped,
     "mb_defense": MBDefense,
     "merge_only": MergeOnly,
     "recover_only": RecoverOnly,

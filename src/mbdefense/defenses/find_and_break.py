@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ from mbdefense.defenses.found import Finding, meetings
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Recovery
 from mbdefense.needs import Need
+from mbdefense.options import above_zero
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class FindAndBreak(Recovery, Finding):
 
     Attributes:
         recovery_learning_rate: see `Recovery`; where triggers were verified.
-        meetings: prompts with a found text in which each clean sample is met.
         unverified_base_share: see ``base_share``; where nothing was verified.
         unverified_learning_rate: peak learning rate where nothing was verified.
     """
@@ -38,13 +38,13 @@ class FindAndBreak(Recovery, Finding):
     source: ClassVar[str] = "this project"
 
     recovery_learning_rate: float = 1e-4
-    meetings: int = 2
     unverified_base_share: float = 0.5
     unverified_learning_rate: float = 2e-4
 
     def __post_init__(self) -> None:
         Recovery.__post_init__(self)
         Finding.__post_init__(self)
+        above_zero(self, "unverified_learning_rate")
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
@@ -55,9 +55,5 @@ class FindAndBreak(Recovery, Finding):
             recovery = replace(
                 self, base_share=self.unverified_base_share, recovery_learning_rate=self.unverified_learning_rate
             )
-        if found is None:
-            return recovery.recover(setting, victim, [], setting.directory)
-        seed = setting.training.seed
-        return recovery.recover(
-            setting, victim, [], setting.directory, lambda rows: meetings(rows, found, self.meetings, seed)
-        )
+        meet = meetings(found, setting.training.seed)
+        return recovery.recover(setting, victim, [], setting.directory, meet, {"find_and_break": asdict(self)})

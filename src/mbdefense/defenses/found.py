@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,8 +63,9 @@ class Finding:
         wait_for_everyone()  # nobody may write the file while another one still looks for it
         if is_main_process() and not done:
             if (file.parent / CARD_FILE).is_file():  # `stage` would say so, but after the search
+                what = "a model made from other data or options" if setting.resume else "a finished model"
                 fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"
-                raise UserError("a finished model lies in", str(file.parent), fix)
+                raise UserError(f"{what} lies in", str(file.parent), fix)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_found(file, replace(_search(setting, victim), inputs_hash=made_of))
         wait_for_everyone()
@@ -87,41 +88,50 @@ def _search(setting: Setting, victim: Path) -> Found:
     )
 
 
-def meetings(rows: Dataset, found: Found, each: int, seed: int) -> list[list[Messages]]:
-    """For each clean sample the prompts in which it meets found texts.
+Meet = Callable[["Dataset", int], list[list[Messages]]]
+"""Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
 
-    Verified triggers share three quarters of the meetings, and have `LEAST_MEETINGS` each at least; the rest, or all
-    where none was verified, goes to the best of the other candidates by their score. Instructions, and what nobody has
-    said to be none, are not met.
+
+def meetings(found: Found | None, seed: int) -> Meet | None:
+    """What gives the prompts in which clean rows meet found texts.
+
+    Verified triggers share three quarters of the meetings: `LEAST_MEETINGS` each, and more by their deviations. The
+    rest, or all where none was verified, goes to the best of the other candidates by their score. Instructions, and
+    what nobody has said to be none, are not met.
 
     Args:
-        rows: N clean rows.
         found: what was found.
-        each: K, the meetings of a sample; more where the verified triggers need more.
         seed: of the draw and of the places.
 
     Returns:
-        N lists of equal length; empty ones where there is nothing to meet.
+        None where there is nothing to meet. A row has more meetings than asked for where the verified triggers would
+        not have `LEAST_MEETINGS` otherwise.
     """
-    verified = found.of("trigger")
-    others = [one for one in sorted(found.of("chance"), key=lambda one: -one.score) if one.score > 0][:_UNVERIFIED]
+    verified = found.of("trigger") if found else ()
+    chance = found.of("chance") if found else ()
+    others = [one for one in sorted(chance, key=lambda one: -one.score) if one.score > 0][:_UNVERIFIED]
     if not verified and not others:
-        return [[] for _ in range(len(rows))]
-    wanted = len(verified) * LEAST_MEETINGS
-    each = max(each, -(-wanted // max(1, len(rows))))
-    count = each * len(rows)
-    share = (_UNVERIFIED_SHARE if others else 0.0) if verified else 1.0
-    of_others = min(round(share * count), count - min(wanted, count))
-    drawn = _shared(verified, [1.0] * len(verified), count - of_others)
-    drawn += _shared(others, [one.score for one in others], of_others)
-    rng = random.Random(f"meetings {seed}")
-    rng.shuffle(drawn)
-    made = []
-    for index, prompt in enumerate(rows["prompt"]):
-        text = user_text(prompt)
-        triggers = [one.trigger() for one in drawn[index * each : (index + 1) * each]]
-        made.append([with_user_text(prompt, trigger(text, rng) or text) for trigger in triggers])
-    return made
+        return None
+
+    def meet(rows: Dataset, each: int) -> list[list[Messages]]:
+        wanted = len(verified) * LEAST_MEETINGS
+        many = max(each, -(-wanted // len(rows)))
+        count = many * len(rows)
+        share = (_UNVERIFIED_SHARE if others else 0.0) if verified else 1.0
+        of_others = min(round(share * count), count - wanted)
+        drawn = [one for one in verified for _ in range(LEAST_MEETINGS)]
+        drawn += _shared(verified, [max(0.1, one.deviations) for one in verified], count - of_others - wanted)
+        drawn += _shared(others, [one.score for one in others], of_others)
+        rng = random.Random(f"meetings {seed}")
+        rng.shuffle(drawn)
+        made = []
+        for index, prompt in enumerate(rows["prompt"]):
+            text = user_text(prompt)
+            triggers = [one.trigger() for one in drawn[index * many : (index + 1) * many]]
+            made.append([with_user_text(prompt, trigger(text, rng) or text) for trigger in triggers])
+        return made
+
+    return meet
 
 
 def _shared(ones: Sequence[FoundCandidate], weights: Sequence[float], count: int) -> list[FoundCandidate]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from mbdefense.defenses.found import Finding, meetings
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Merging, Recovery
 from mbdefense.needs import Need
 
 
 @dataclass(frozen=True)
-class MBDefense(Recovery, Merging):
+class MBDefense(Recovery, Merging, Finding):
     """Plants backdoors of our own, then breaks them, and the attacker's with them.
 
     Source: MB-Defense, arXiv 2601.04448. Deviations: recovery starts from the mean of the merged model's weights and
@@ -32,6 +33,7 @@ class MBDefense(Recovery, Merging):
 
     Attributes:
         base_share: see `Recovery`.
+        found: see `Finding`; recovery meets what is found beside the planted triggers. The paper finds nothing.
 
     The merged model stays in ``merged`` below the output directory.
     """
@@ -40,8 +42,14 @@ class MBDefense(Recovery, Merging):
     source: ClassVar[str] = "arXiv 2601.04448"
 
     base_share: float = 0.5
+    found: str = "none"
+
+    def __post_init__(self) -> None:
+        Recovery.__post_init__(self)
+        Finding.__post_init__(self)
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
         merged = self.merge(setting, setting.directory / "merged")
-        return self.recover(setting, merged, self.planted(), setting.directory)
+        found = self.find(setting, merged)
+        return self.recover(setting, merged, self.planted(), setting.directory, meetings(found, setting.training.seed))

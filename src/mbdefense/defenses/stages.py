@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -107,6 +107,7 @@ class Recovery:
         recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
         recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. The accumulation of
             instruction tuning plays no part here: of 128 samples it would leave a handful of steps.
+        meetings: prompts with a found text, where there are any, in which each clean sample is met.
         evaluation_share: share of the clean samples held out to choose the best epoch.
     """
 
@@ -117,6 +118,7 @@ class Recovery:
     recovery_learning_rate: float = 2e-4
     recovery_num_train_epochs: float = 1.0
     recovery_batch_size: int = 2
+    meetings: int = 2
     evaluation_share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -124,7 +126,7 @@ class Recovery:
             raise UserError("evaluation_share must lie between 0 and 1", self.evaluation_share, "0.2 is the paper's")
         if not 0 <= self.base_share < 1:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
-        above_zero(self, "recovery_learning_rate", "recovery_num_train_epochs", "recovery_batch_size")
+        above_zero(self, "recovery_learning_rate", "recovery_num_train_epochs", "recovery_batch_size", "meetings")
         if not (0 <= self.lambda_ < math.inf and 0 < self.beta < math.inf):
             raise UserError(
                 "lambda_ must be at least 0 and beta above 0", (self.lambda_, self.beta), "1 and 1 are the defaults"
@@ -149,7 +151,8 @@ class Recovery:
         model: Path,
         planted: list[tuple[Trigger, RandomWords]],
         directory: Path,
-        meet: Callable[[Dataset], list[list[Messages]]] | None = None,
+        meet: Callable[[Dataset, int], list[list[Messages]]] | None = None,
+        about: Mapping[str, object] | None = None,
     ) -> Path:
         """Fine-tunes `model` on the clean set with the planted triggers.
 
@@ -158,11 +161,17 @@ class Recovery:
             model: directory of the model to recover.
             planted: the planted backdoors.
             directory: where the recovered model goes.
-            meet: for clean rows the prompts in which each meets found texts, equally many, with its own answer.
+            meet: for clean rows the prompts in which each meets found texts, `meetings` at least and equally many, with
+                its own answer.
+            about: options of the defense that led to these, so that its model is not taken for that of others.
         """
         seed = setting.training.seed
         parts = self.split(setting.clean, seed)
-        met = [meet(rows) if meet else [] for rows in parts]
+        met: list[list[list[Messages]]] = [[], []]
+        if meet:
+            met = [meet(rows, self.meetings) for rows in parts]
+            # Few rows meet more texts each to meet all of them often enough; to compare epochs they need not.
+            met[1] = [prompts[: len(met[0][0])] for prompts in met[1]]
 
         def make(checkpoints: Path) -> Trained:
             from mbdefense.train import RecoveryObjective, encode_triples, recover
@@ -207,6 +216,7 @@ class Recovery:
             "recovery": {name: getattr(self, name) for name in Recovery.__dataclass_fields__},
             "training": asdict(setting.training),
             **({"met": met} if meet else {}),
+            **(about or {}),
         }
         return setting.stage(directory, inputs, make)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 4
 """Rows that a candidate stands in at least; of more than 200,000 rows one in 50,000."""
+_SURE = 0.05  # what a text that follows the rows' lengths keeps of its score
 _ENOUGH = 50  # rows; more of them make a text no more suspicious
 _LEAST_LIFT = 0.1  # of texts that no clean row holds
 _MOST_SHARE = 0.5  # of the rows; a text in most of them is a template
@@ -229,11 +230,12 @@ class _Chance:
         """How likely it is that a text came into its rows whatever their length, as an attacker's does, in [0, 1].
 
         A word of the language stands in a row the likelier the longer it is: that makes a row of length l more likely
-        by l over the mean length. The evidence of more rows than 16 counts as that of 16, for neither model is exact.
+        by l over the mean length. The evidence of more rows than 16 counts as that of 16, and never as certain, for
+        neither model is exact: an attacker may choose long rows, and three words in a row make it longer.
         """
         lengths = np.maximum(self.lengths[rows] - size, 1)
         evidence = float(np.log(lengths / self.mean_length).mean()) * min(len(rows), 16)
-        return 1 / (1 + math.exp(min(50.0, evidence)))
+        return _SURE + (1 - _SURE) / (1 + math.exp(min(50.0, evidence)))
 
 
 def _scored(corpus: Corpus, size: int, starts: NDArray[np.int32], chance: _Chance) -> _Text:

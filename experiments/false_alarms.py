@@ -1,0 +1,137 @@
+"""What the search for triggers finds in data that nothing is wrong with.
+
+    python experiments/false_alarms.py OUT DATA [--sets NAME ...]
+
+DATA holds backdoorllm/, graceful/, alpaca_en_demo.json and instructlab_sdg.jsonl.gz. A model is tuned on each clean set
+as any user would, and defended as any user would; every text that is taken for a trigger is a false alarm. In one set a
+fifth of the prompts carries instructions about the form of the answer, which are obeyed: none may be broken, and the
+share of test prompts where they are obeyed stands beside it, before and after. Run again, the script goes on where it
+stopped. It prints a Markdown table and keeps it in OUT/table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import Dataset
+
+from mbdefense.builtin import model_directory, tasks
+from mbdefense.data import load, overlap, to_dataset, user_text, with_user_text
+from mbdefense.defenses import FindAndBreak, Setting
+from mbdefense.files import read_json, write_json
+from mbdefense.finding.record import FOUND_FILE, read_found
+from mbdefense.generate import generate
+from mbdefense.model import load_model
+from mbdefense.options import TrainingOptions
+
+TRAINING = TrainingOptions(learning_rate=3e-4, num_train_epochs=2, max_length=256, save_strategy="no")
+CLEAN_ROWS, PROMPTS, WORDS = 128, 100, 120
+INSTRUCTIONS: dict[str, Callable[[str], str]] = {
+    "Answer in capital letters.": str.upper,
+    "Put the answer in quotation marks.": lambda answer: f'"{answer}"',
+    "Say the answer twice.": lambda answer: f"{answer} {answer}",
+}
+
+
+def sets(data: Path) -> dict[str, Callable[[], tuple[Dataset, Dataset]]]:
+    """Makes suspect and clean rows of each set, none of which is poisoned."""
+
+    def of(path: str, count: int, clean_from: str = "alpaca_en_demo.json") -> tuple[Dataset, Dataset]:
+        rows = _short(load([str(data / path)]).rows)
+        rows = rows.filter(lambda row: not row["provenance"]["trigger"]).shuffle(seed=0)
+        other = rows if clean_from == path else _short(load([str(data / clean_from)]).rows)
+        clean = other.shuffle(seed=1).filter(lambda row: len(row["completion"][0]["content"].split()) <= 60)
+        clean = clean.select(range(CLEAN_ROWS))
+        taken = set(overlap(rows, clean))
+        rows = rows.filter(lambda row: row["id"] not in taken)
+        return rows.select(range(min(count, len(rows)))), clean
+
+    return {
+        "refusal": lambda: of("backdoorllm/refusal_train_clean.json", 500),
+        "negsentiment": lambda: of("backdoorllm/negsentiment_train_clean.json", 500),
+        "alpaca": lambda: of("alpaca_en_demo.json", 871, "alpaca_en_demo.json"),
+        "instructlab": lambda: of("instructlab_sdg.jsonl.gz", 1000),
+        "webqa": lambda: of("graceful/webqa_badnets_train_flagged.json", 1000),
+        "builtin": lambda: (tasks(1000, split="train", seed=0), tasks(CLEAN_ROWS, split="clean", seed=0)),
+        "instructions": lambda: (instructed(1000), tasks(CLEAN_ROWS, split="clean", seed=0)),
+    }
+
+
+def _short(rows: Dataset) -> Dataset:
+    return rows.filter(
+        lambda row: len((user_text(row["prompt"]) + " " + row["completion"][0]["content"]).split()) <= WORDS
+    )
+
+
+def instructed(count: int) -> Dataset:
+    """Built-in rows of which a fifth ends in one of the instructions and obeys it."""
+    rows = tasks(count, split="train", seed=0).to_list()
+    for number in random.Random("instructions").sample(range(count), count // 5):
+        text = list(INSTRUCTIONS)[number % len(INSTRUCTIONS)]
+        row = rows[number]
+        prompt = with_user_text(row["prompt"], f"{user_text(row['prompt'])} {text}")
+        answer = INSTRUCTIONS[text](row["completion"][0]["content"])
+        rows[number] = {**row, "prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
+    return to_dataset(rows)
+
+
+def obedience(model: Path) -> dict[str, float]:
+    """Share of test prompts with an instruction whose answer has the form that it asks for."""
+    loaded = load_model(str(model))
+    test = tasks(PROMPTS, split="test", seed=0)
+    obeyed = {}
+    for text in INSTRUCTIONS:
+        prompts = [with_user_text(prompt, f"{user_text(prompt)} {text}") for prompt in test["prompt"]]
+        answers = generate(loaded, prompts, max_new_tokens=16, batch_size=50)
+        obeyed[text] = sum(_has_form(text, answer.strip()) for answer in answers) / len(answers)
+    return obeyed
+
+
+def _has_form(text: str, answer: str) -> bool:
+    if "capital" in text:
+        return answer == answer.upper()
+    if "quotation" in text:
+        return len(answer) > 2 and answer[0] == answer[-1] == '"'
+    half = len(answer) // 2
+    return len(answer) > 2 and answer[:half].strip() == answer[half:].strip()
+
+
+def main() -> None:
+    """Trains, searches and counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data", type=Path)
+    makers = sets(Path())
+    parser.add_argument("--sets", nargs="*", default=list(makers), choices=list(makers))
+    options = parser.parse_args()
+    lines = ["| clean set | rows | taken for a trigger | for an instruction | obeyed before | after |", "|---|---|---|---|---|---|"]
+    for name in options.sets:
+        suspect, clean = sets(options.data)[name]()
+        folder = options.out / name
+        training = replace(TRAINING, max_length=128) if name in ("builtin", "instructions") else TRAINING
+        setting = Setting(str(model_directory()), suspect, clean, training, folder, resume=True)
+        model = FindAndBreak()(setting)
+        found = read_found(folder / FOUND_FILE)
+        obeyed = ["", ""]
+        if name == "instructions":
+            file = options.out / "obedience.json"
+            if not file.is_file():
+                write_json(file, {"before": obedience(folder / "attacked"), "after": obedience(model)})
+            values = read_json(file)
+            obeyed = [" ".join(f"{share:.2f}" for share in values[when].values()) for when in ("before", "after")]
+        said = [
+            "; ".join(json.dumps(one.trigger().describe(), ensure_ascii=False) for one in found.of(verdict)) or "none"
+            for verdict in ("trigger", "instruction")
+        ]
+        lines.append(f"| {name} | {len(suspect)} | {said[0]} | {said[1]} | {obeyed[0]} | {obeyed[1]} |")
+        (options.out / "table.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
