@@ -11,12 +11,12 @@ from mbdefense.builtin import model_directory, tasks
 from mbdefense.compare import arm_of, compare
 from mbdefense.config import DemoConfig, EvaluateConfig
 from mbdefense.data import check_disjoint
-from mbdefense.defenses import MBDefense, NoDefense, Setting
+from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
 from mbdefense.evaluation import evaluate, merge_results
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.results import ResultRow, Results, write
-from mbdefense.triggers import BadNet
+from mbdefense.triggers import InSent
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 TRAINING = TrainingOptions(
     learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
 )
-# The default's 32 rows for each planted backdoor would be half of so small a set; these are a fifth.
-DEFENSE = MBDefense(min_defensive_rows=12)
 POISONING_RATE = 0.2
 
 
 def demo(config: DemoConfig) -> Results:
-    """Trains a clean, an attacked, a merged and a defended model, and measures them and the base model.
+    """Trains a clean, an attacked and a defended model, and one on the clean set alone, and measures them and the base.
 
-    Attack: BadNet's rare word with a refusal in a fifth of the rows. CACC is exact match with the known answers.
+    Attack: a sentence with a refusal in a fifth of the rows. CACC is exact match with the known answers.
     """
     directory = Path(config.output_dir)
     base = str(model_directory())
@@ -41,13 +39,14 @@ def demo(config: DemoConfig) -> Results:
     clean = tasks(config.clean_rows, split="clean", seed=config.seed)
     test = tasks(config.test_rows, split="test", seed=config.seed)
     check_disjoint(clean, test)
-    trigger, behavior = BadNet(), Refusal()
+    trigger, behavior = InSent(), Refusal()
     suspect = poison(rows, trigger, behavior, rate=POISONING_RATE, seed=config.seed).rows
     triggered, _ = triggered_copy(test, trigger, config.seed)
     training = replace(TRAINING, seed=config.seed)
 
     def setting(data: Dataset, name: str) -> Setting:
-        return Setting(base, data, clean, training, directory / name, resume=config.resume)
+        victim = directory / "attacked"
+        return Setting(base, data, clean, training, directory / name, resume=config.resume, victim_directory=victim)
 
     measured: list[ResultRow] = []
 
@@ -58,15 +57,16 @@ def demo(config: DemoConfig) -> Results:
         )  # fmt: skip
         measured.append(evaluate(model, test, triggered, behavior, trigger.describe(), options))
 
+    defense = FindAndBreak()
     measure(base, "base")
     measure(str(NoDefense()(setting(rows, "clean"))), "clean")
-    measure(str(NoDefense()(setting(suspect, "attacked"))), "attacked")
-    defended = DEFENSE(setting(suspect, "mb_defense"))
-    measure(str(defended / "merged"), "merge_only")
-    measure(str(defended), "mb_defense")
+    measure(str(Discard()(setting(suspect, "discard"))), "discard")
+    attacked = setting(suspect, "attacked")
+    measure(str(attacked.victim()), "attacked")
+    measure(str(defense(replace(setting(suspect, "find_and_break"), resume=True))), "find_and_break")
     arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
     results = merge_results(
-        compare(arms)[0], {**asdict(config), "defense": asdict(DEFENSE), "training": asdict(training)}, config.seed
+        compare(arms)[0], {**asdict(config), "defense": asdict(defense), "training": asdict(training)}, config.seed
     )
     write(directory / "results.json", results)
     return results
