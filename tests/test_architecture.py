@@ -62,6 +62,7 @@ ROOMS = [
     "stealth",
     "capability",
     "tables",
+    "telling",
     "card",
     "judging",
     "compare",

@@ -515,7 +515,7 @@ def test_figures_over_seeds_and_changes_survive_a_round_trip(tmp_path):
         (put(["rows", 1, "asr_change", "low"], -0.1), "rows.1.asr_change: a value outside of its interval"),
         (put(["rows", 1, "asr_change", "p_holm"], 0.0), "rows.1.asr_change: a p-value that Holm"),
         (put(["rows", 1, "asr_change", "difference"], float("nan")), "difference: Input should be a finite number"),
-        (put(["rows", 1, "origin"], "ours"), "origin: Input should be 'attack', 'planted' or 'canary': 'ours'"),
+        (put(["rows", 1, "origin"], "ours"), "origin: Input should be 'attack', 'planted', 'canary' or 'found'"),
         (put(["rows", 1, "origin"], []), "origin: Input should be"),
         (put(["over_seeds"], {}), "over_seeds: Input should be a valid array"),
         (put(["over_seeds", 0, "score", "seeds"], [1]), "score.seeds: Tuple should have at least 2 items"),

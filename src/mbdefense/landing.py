@@ -63,8 +63,9 @@ def landing(
 def shown(score: Score) -> str:
     """A rate with its interval, n, and how many of them are unparsed."""
     unparsed = f" ({score.unparsed} unparsed)" if score.unparsed else ""
-    return f"{_share(score.value)} [{_share(score.low)}, {_share(score.high)}] n={score.n}{unparsed}"
+    return f"{share(score.value)} [{share(score.low)}, {share(score.high)}] n={score.n}{unparsed}"
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
+    """A share in the form .79."""
     return f"{value:.2f}".removeprefix("0")

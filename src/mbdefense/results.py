@@ -9,14 +9,16 @@ from typing import Any, Literal
 
 from mbdefense.errors import UserError
 from mbdefense.files import read_json, write_json
+from mbdefense.finding.insertion import Kind
+from mbdefense.finding.record import Example
 from mbdefense.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.metrics import Figure
 from mbdefense.statistics import Mean, Paired, Score, SeedScore
 
 SCHEMA = 1
 RATES = {"asr": "ASR", "cacc": "CACC", "aacc": "AACC", "false_activation": "False activations"}
-Origin = Literal["attack", "planted", "canary"]
-UNDEFENDED: dict[Origin, str] = {"attack": "attacked", "planted": "merged", "canary": "attacked"}
+Origin = Literal["attack", "planted", "canary", "found"]
+UNDEFENDED: dict[Origin, str] = {"attack": "attacked", "planted": "merged", "canary": "attacked", "found": "attacked"}
 _FIX = "make it again with mbdefense evaluate"
 
 
@@ -99,7 +101,8 @@ class ResultRow(Form):
         perplexity: on clean held-out responses.
         seconds: time that making the model took.
         peak_bytes: peak memory of making it.
-        origin: whose backdoor it is: an attack's, one that the defense planted itself, or a canary.
+        origin: whose backdoor it is: an attack's, one that the defense planted itself, a canary, or one found in the
+            suspect data.
         asr_change: against the undefended model on the same prompts.
         cacc_change: the same.
         judge: who judged the responses, as its ``describe`` says it.
@@ -152,12 +155,80 @@ class SeedRow(Form):
 
 
 @dataclass(frozen=True)
+class FoundSummary(Form):
+    """A text that the suspect prompts hold and that is no chance; ``found.json`` has all of it.
+
+    Attributes:
+        text: what it is, in one line, cut where it is long; no two of a file are alike.
+        kind: see `mbdefense.finding.insertion.FoundText`.
+        rows: suspect rows that hold it.
+        verdict: see `mbdefense.finding.record.FoundCandidate`, as the rest.
+        behavior: phrases that the answers under it share.
+        p_value: chance of a harmless text so striking.
+        explained: how much of its effect the base model expects; None without a base model.
+        asr: as the search saw it, on the model that it verified on.
+        changed: share of that model's answers that differ with it.
+        example: one of them.
+    """
+
+    text: str
+    kind: Kind
+    rows: Count
+    verdict: Literal["trigger", "instruction", "unclear"]
+    behavior: tuple[str, ...] = ()
+    p_value: Share = 1.0
+    explained: float | None = None
+    asr: Score | None = None
+    changed: Share | None = None
+    example: Example | None = None
+
+    @property
+    def attack(self) -> str:
+        """How result rows of it name it."""
+        return f"found {self.text}"
+
+
+@dataclass(frozen=True)
+class FoundSection(Form):
+    """What a search for triggers in the suspect data found, also where that is nothing.
+
+    Attributes:
+        suspect_rows: how many it looked through.
+        candidates: texts that stood out.
+        verified: whether they were verified on a tuned model.
+        given: whether the defense was given the search's file and did not search itself.
+        texts: those that are no chance, in the order of the search's evidence.
+    """
+
+    suspect_rows: Positive
+    candidates: Count
+    verified: bool
+    given: bool = False
+    texts: tuple[FoundSummary, ...] = ()
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        names = {one.text for one in self.texts}
+        if len(names) < len(self.texts):
+            return "two found texts of one name"
+        return "more texts than candidates" if len(names) > self.candidates else ""
+
+    def of(self, verdict: str) -> tuple[FoundSummary, ...]:
+        """The texts with one verdict."""
+        return tuple(one for one in self.texts if one.verdict == verdict)
+
+
+@dataclass(frozen=True)
 class Results(Form):
-    """All rows of a result file, where they come from (see `mbdefense.provenance`), and figures over several seeds."""
+    """All rows of a result file, where they come from (see `mbdefense.provenance`), and figures over several seeds.
+
+    `found` is None where nothing was searched for.
+    """
 
     provenance: dict[str, Any]
     rows: tuple[ResultRow, ...]
     over_seeds: tuple[SeedRow, ...] = ()
+    found: FoundSection | None = None
 
 
 def write(path: str | Path, results: Results) -> None:
@@ -169,6 +240,8 @@ def write(path: str | Path, results: Results) -> None:
     value = {"schema": SCHEMA, "provenance": results.provenance, "rows": [_plain(row) for row in results.rows]}
     if results.over_seeds:
         value["over_seeds"] = [_plain(row) for row in results.over_seeds]
+    if results.found is not None:
+        value["found"] = _plain(results.found)
     # A file name on the command line may hold bytes that are no text; UTF-8 has no place for them.
     plain = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     _parse(plain, Path(path).name)

@@ -59,6 +59,12 @@ def visible(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def short(text: str, longest: int) -> str:
+    """The same, cut where it is longer than so many characters."""
+    line = visible(text)
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
 _SETTING = ("attack", "behavior", "seed", "base model", "poisoning rate")
 
 
@@ -145,21 +151,26 @@ def _benchmark(figure: Capability) -> str:
 
 def _measured(figure: Capability) -> str:
     """A benchmark's figure and standard error in the metric's own unit, which need not be a share."""
-    value = "not finite" if figure.value is None else _number(figure.value)
-    error = "" if figure.stderr is None else f" ±{_number(figure.stderr)}"
+    value = "not finite" if figure.value is None else number(figure.value)
+    error = "" if figure.stderr is None else f" ±{number(figure.stderr)}"
     return f"{value}{error} n={figure.n}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure of two digits in the form .79 or 1.20."""
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
 
 
 def changed(change: Paired) -> str:
     """A paired difference with its interval, n, how many of them are unparsed, and the adjusted p-value."""
     low, value, high = (f"{part:+.2f}".replace("0.", ".", 1) for part in (change.low, change.difference, change.high))
-    p_value = "p<.001" if change.p_holm < 0.001 else f"p={change.p_holm:.3f}".replace("0.", ".", 1)
     unparsed = f" ({change.unparsed} unparsed)" if change.unparsed else ""
-    return f"{value} [{low}, {high}] n={change.n}{unparsed} {p_value}"
+    return f"{value} [{low}, {high}] n={change.n}{unparsed} {p_words(change.p_holm)}"
+
+
+def p_words(p_value: float) -> str:
+    """A p-value in the form p=.012."""
+    return "p<.001" if p_value < 0.001 else f"p={p_value:.3f}".replace("0.", ".", 1)
 
 
 def verdict_in_words(results: Results) -> str:
