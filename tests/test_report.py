@@ -285,7 +285,7 @@ def test_sections_without_data_are_left_out_and_named(tmp_path):
     assert {"results", "tradeoff", "cost", "responses"} <= set(page.ids)
     assert not {"matrix", "heads", "triggers", "training", "comparison"} & set(page.ids)
     (footer,) = page.text_of("footer")
-    assert "Not in these files: a comparison of two runs (--compare), trigger by behavior heat map" in footer
+    assert "Not in these files: triggers found in the data (defend), a comparison of two runs (--compare), " in footer
 
 
 def test_analyses_and_logs_are_shown(tmp_path):

