@@ -38,12 +38,12 @@ for arm in "${arms[@]}"; do
     defend clean --defense none --data "$out/benign.jsonl"
     measure "$out/clean" clean ;;
   attacked | merged | mb_defense) # one command makes all three
-    defend mb_defense --data "$out/suspect.jsonl" --compare_undefended
+    defend mb_defense --defense mb_defense --data "$out/suspect.jsonl" --compare_undefended
     folder=$out/mb_defense
     [ "$arm" = mb_defense ] || folder+=/$arm
     measure "$folder" "$arm" ;;
   *) # repairs of the attacked model, which is not trained twice
-    defend mb_defense --data "$out/suspect.jsonl" --compare_undefended
+    defend mb_defense --defense mb_defense --data "$out/suspect.jsonl" --compare_undefended
     mkdir -p "$out/$arm"
     [ -e "$out/$arm/attacked" ] || cp -r "$out/mb_defense/attacked" "$out/$arm/attacked"
     defend "$arm" --defense "$arm" --data "$out/suspect.jsonl"

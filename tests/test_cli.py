@@ -129,9 +129,9 @@ def test_unknown_keys_of_the_config_file_are_errors(
 
 def defend_words(model: str, rows_file: Path, out: Path) -> list[str]:
     return [
-        "defend", "--model", model, "--data", str(rows_file), "--clean", str(rows_file.with_name("clean.jsonl")),
-        "--output_dir", str(out), "--num_train_epochs", "1", "--max_length", "192", "--min_defensive_rows", "2",
-        "--bf16", "false",
+        "defend", "--defense", "mb_defense", "--model", model, "--data", str(rows_file),
+        "--clean", str(rows_file.with_name("clean.jsonl")), "--output_dir", str(out), "--num_train_epochs", "1",
+        "--max_length", "192", "--min_defensive_rows", "2", "--bf16", "false",
     ]  # fmt: skip
 
 

@@ -218,7 +218,7 @@ def test_defend_on_two_processes_writes_once(
     words = [
         "defend", "--model", tiny_model_path, "--data", str(tmp_path / "rows.jsonl"), "--output_dir", str(out),
         "--clean", str(tmp_path / "clean.jsonl"), "--num_train_epochs", "1", "--max_length", "192",
-        "--min_defensive_rows", "2", "--bf16", "false",
+        "--min_defensive_rows", "2", "--bf16", "false", "--defense", "mb_defense",
     ]  # fmt: skip
     assert main([*words, "--accelerate_config", "cpu2"]) == 0
     assert capfd.readouterr().out.count("model: ") == 1

@@ -99,7 +99,7 @@ class DefendConfig:
     data: list[str]
     clean: str
     output_dir: str
-    defense: str = "mb_defense"
+    defense: str = "find_and_break"
     test: str | None = None
     compare_undefended: bool = False
     canaries: int = 0
@@ -110,6 +110,37 @@ class DefendConfig:
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class FindTriggersConfig:
+    """Find an attacker's triggers in suspect data (docs/found.md).
+
+    Attributes:
+        output_dir: where found.json goes.
+        victim: the model tuned on the suspect data, to verify candidates on: directory or Hub id. Without it the data
+            are only mined, which needs no model.
+        base_model: what the victim was tuned from; it tells instructions from triggers.
+        clean: about 128 samples checked by eye. Without a victim they are optional: what they hold too is no trigger.
+        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
+        seed: seed of everything random.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template that the victim was tuned with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    output_dir: str
+    victim: str | None = None
+    base_model: str | None = None
+    clean: str | None = None
+    max_length: int = 1024
+    seed: int = 0
+    on_bad_row: Literal["error", "skip"] = "error"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, max_length=1)
 
 
 @dataclass(frozen=True)
@@ -254,14 +285,16 @@ class CheckConfig:
         max_asr: highest attack success rate, of every attack in the file.
         min_cacc: lowest accuracy on clean prompts.
         max_canary_asr: highest attack success rate, of every canary.
-        arm: the model that is checked.
+        max_found_asr: highest attack success rate, of every trigger that was found in the suspect data.
+        arm: the model that is checked; by default the defense that `defend` made the file with, or the only one in it.
         strict: hold the limits against the interval's unfavorable end, not against the value.
     """
 
     max_asr: float | None = None
     min_cacc: float | None = None
     max_canary_asr: float | None = None
-    arm: str = "mb_defense"
+    max_found_asr: float | None = None
+    arm: str | None = None
     strict: bool = False
 
 
@@ -340,7 +373,7 @@ class DemoConfig:
 
     output_dir: str = "runs/demo"
     seed: int = 0
-    train_rows: int = 240
+    train_rows: int = 600
     clean_rows: int = 128
     test_rows: int = 100
     resume: bool = False

@@ -12,6 +12,7 @@ from mbdefense.behaviors import BEHAVIORS
 from mbdefense.cli.benching import bench
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.filtering import filter_rows
+from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
 from mbdefense.cli.training import defend, demo, poison, search
@@ -25,6 +26,8 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
   search MODEL      search for words that draw a behavior out of a model, to poison with
   defend            turn untrusted data into a model whose backdoors are broken
+  find-triggers DATA ...
+                    find an attacker's triggers in suspect data
   filter DATA       drop suspicious rows from training data
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
@@ -87,6 +90,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "poison": poison,
     "search": search,
     "defend": defend,
+    "find-triggers": find_triggers,
     "filter": filter_rows,
     "evaluate": evaluate,
     "judge": judge,

@@ -106,7 +106,7 @@ def defend(words: Sequence[str]) -> int | None:
         with open(file, encoding="utf-8") as stream:  # `read_yaml` reports what is wrong with it
             content = yaml.safe_load(stream)
         name = content.get("defense") if isinstance(content, dict) else None
-    name = name or "mb_defense"
+    name = name or DefendConfig.defense
     if name not in DEFENSES:
         raise UserError("unknown defense", name, did_you_mean(name, DEFENSES))
     options = read_options(words, "defend", [], [DefendConfig, DEFENSES[name], TrainingOptions])
@@ -132,6 +132,7 @@ def defend(words: Sequence[str]) -> int | None:
     from mbdefense.defenses import Setting
     from mbdefense.files import read_json
     from mbdefense.model import CARD_FILE
+    from mbdefense.telling import found_in_words
 
     setting = Setting(
         config.model,
@@ -152,7 +153,10 @@ def defend(words: Sequence[str]) -> int | None:
     if not is_main_process():
         return None
     show(results)
-    for stage, directory in (("tuning", setting.directory / "merged"), ("the last stage", setting.directory)):
+    for line in found_in_words(results):
+        print(line)  # noqa: T201
+    stages = {"tuning": "merged", "tuning without a defense": "attacked", "the last stage": ""}
+    for stage, directory in ((stage, setting.directory / folder) for stage, folder in stages.items()):
         cut = int(read_json(directory / CARD_FILE).get("truncated", 0)) if (directory / CARD_FILE).is_file() else 0
         if cut:
             longest = f"--max_length {training.max_length}"
