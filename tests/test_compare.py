@@ -235,7 +235,7 @@ def checked(rows, **limits):
         ([row("mb_defense", 0, **{"cacc": 0})], {"min_cacc": 0.9}, False, "below"),
         ([dataclasses.replace(ATTACK[3], cacc=None)], {"min_cacc": 0.9}, False, "not measured or could not be judged"),
         (canary(1, 60, 0), {"min_cacc": 0.9}, False, "no row of mb_defense"),
-        (canary(1, 60, 0)[:0], {"max_canary_asr": 0.05}, False, "no ASR of mb_defense under a canary"),
+        (canary(1, 60, 0)[:0], {"max_canary_asr": 0.05}, False, "no ASR of a defense under a canary"),
         (ATTACK, {"max_canary_asr": 0.05}, False, "no ASR of mb_defense under a canary"),
         (canary(1, 60, 20) + canary(2, 60, 0), {"max_canary_asr": 0.05}, False, "canary 1, refusal, seed 0: ASR .20"),
         (canary(1, 1, 0), {"max_canary_asr": 0.05}, False, "0 of 1 canaries landed"),
@@ -250,6 +250,15 @@ def test_conditions(rows, limits, holds, says):
     assert any(says in condition.reason for condition in found if condition.holds == holds), found
 
 
+def test_the_model_to_check_is_the_files_own_defense_or_the_only_one():
+    both = [*ATTACK, row("crow", 50)]
+    (condition,) = check(Results({"config": {"defense": "crow"}}, tuple(both)), CheckConfig(max_asr=0.05))
+    assert condition.reason.startswith("max_asr: crow, badnet")
+    assert checked(both, max_asr=0.05, arm="mb_defense")[0].holds
+    with pytest.raises(UserError, match=r"several models in the file: \['mb_defense', 'crow'\]; name one with --arm"):
+        checked(both, max_asr=0.05)
+
+
 def test_every_attack_has_to_pass():
     second = [dataclasses.replace(made, attack="insent", asr=share(50)) for made in ATTACK[3:]]
     found = checked([*ATTACK, row("attacked", 80, attack="insent"), *second], max_asr=0.05)
@@ -257,7 +266,7 @@ def test_every_attack_has_to_pass():
 
 
 def test_limits_that_are_none_are_refused():
-    for limits in ({}, {"strict": True}, {"max_asr": 1.5}, {"min_cacc": float("nan")}, {"max_canary_asr": -1}):
+    for limits in ({}, {"strict": True}, {"max_asr": 1.5}, {"min_cacc": float("nan")}, {"max_found_asr": -1}):
         with pytest.raises(UserError):
             checked(ATTACK, **limits)
 
