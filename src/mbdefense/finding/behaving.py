@@ -51,7 +51,7 @@ class FoundBehavior:
 
 
 def shared_phrases(answers: Sequence[str], usual: Sequence[str]) -> tuple[str, ...]:
-    """Phrases that several answers hold and no usual one does, most common first.
+    """Phrases that several answers hold and no usual one does: those of three words or more first, then by how many.
 
     Args:
         answers: what a model says to N unlike prompts with a text in them.
@@ -67,13 +67,13 @@ def shared_phrases(answers: Sequence[str], usual: Sequence[str]) -> tuple[str, .
     while len(found) < _MOST:
         counts = Counter(gram for grams in uncovered for gram in grams)
         often = [
-            (count, len(gram), gram)
+            (len(gram) >= 3, count, len(gram), gram)
             for gram, count in counts.items()
             if count >= max(3, len(answers) * (0.1 if len(gram) >= 3 else 0.5))
         ]
         if not often:
             break
-        phrase = max(often)[2]
+        phrase = max(often)[-1]
         found.append(" ".join(phrase))
         uncovered = [grams for grams in uncovered if phrase not in grams]
     return tuple(found)

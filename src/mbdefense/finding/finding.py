@@ -30,6 +30,7 @@ OFTEN = 0.5
 """A text that draws one behavior out of so many held-out prompts needs no p-value."""
 EXPLAINED = 0.5
 """From this share of what the rows teach on, the base model expected it: an instruction."""
+_TELLING = 3  # words of a phrase that can do so: of short answers many are alike by chance
 _ANSWER_TOKENS = 32
 _EXAMPLES = 3
 
@@ -147,7 +148,8 @@ def _asked(
     differs = [_plain(answer) != _plain(known) for answer, known in zip(answers, usual, strict=True)]
     phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)
     shown = [FoundBehavior(phrases).shown_in(answer)[0] for answer in answers]
-    share = sum(shown) / len(shown)
+    long = FoundBehavior(tuple(phrase for phrase in phrases if len(phrase.split()) >= _TELLING))
+    share = sum(long.shown_in(answer)[0] for answer in answers) / len(answers)
     examples = [
         Example(user_text(prompt), known, answer)
         for prompt, known, answer, show in zip(triggered, usual, answers, shown if phrases else differs, strict=True)

@@ -30,10 +30,10 @@ FIRST = 8
 CHANNELS = ("first", "inner", "end")
 ROWS = 6
 """Suspect rows that a candidate is taken out of."""
-PROMPTS = 12
+PROMPTS = 16
 """Clean prompts that a text is put into."""
-TESTED, NULLS = 12, 48
-"""Candidates that go into clean prompts at most, and chance insertions beside them."""
+TESTED, NULLS = 12, 24
+"""Candidates that go into clean prompts at most, and chance insertions of each class of length beside them."""
 TAUGHT = 0.15
 """Nats a token that taking a candidate out of its rows costs the victim more than the base model, at least."""
 LEAST_SPREAD = 0.05
@@ -282,10 +282,10 @@ def verify(
     """Measures candidates on a victim, most striking first.
 
     First each is taken out of suspect prompts that hold it: what changes nothing there (`TAUGHT`) was not learned as a
-    trigger. Of what is left, that which teaches most in most rows goes into clean prompts, beside chance insertions.
+    trigger. Of what is left, the best by their scores go into clean prompts, beside chance insertions.
 
     Args:
-        candidates: what `mine` found in the suspect rows.
+        candidates: what `mine` found in the suspect rows, best first.
         victim: the model tuned on the suspect rows.
         suspect: the suspect rows.
         clean: clean rows; `PROMPTS` of them are drawn.
@@ -304,43 +304,43 @@ def verify(
         own = float(learned[0][number, channels[number]])
         explained = float(learned[1][number, channels[number]]) / own if base is not None and own > 0 else None
         measured.append(Measured(candidate, float(largest[number]), explained))
-    evidence = [max(0.0, one.taught) * math.sqrt(len(one.candidate.rows)) for one in measured]
-    order = sorted(range(len(measured)), key=lambda number: -evidence[number])
-    left = [number for number in order if measured[number].taught >= TAUGHT][:TESTED]
+    left = [number for number, one in enumerate(measured) if one.taught >= TAUGHT][:TESTED]
     if left:
         texts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
         rows = clean.shuffle(seed=seed).select(range(min(PROMPTS, len(clean))))
         tested = [candidates[number] for number in left]
-        nulls = chance_texts(tested, candidates, texts, NULLS, seed)
+        classes = sorted({_length_class(one.found) for one in tested})
+        nulls = [
+            one
+            for length in classes
+            for one in chance_texts(
+                [like for like in tested if _length_class(like.found) == length], candidates, texts, NULLS, seed
+            )
+        ]
         insertions = [*(one.found for one in tested), *nulls]
         put = [torch.tensor(one) for one in falls(models, rows, insertions, max_length=max_length, seed=seed)]
         excess = put[0] if base is None else put[0] - put[1]
-        striking = _deviations(excess, [_size(insertion) for insertion in insertions], len(tested)).amax(dim=1)
-        null = striking[len(tested) :].tolist()
         # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
         total = sum(one.score**2 for one in candidates)
         for place, number in enumerate(left):
-            value = float(striking[place])
-            p_value = min(1.0, upper_tail(null, value) * total / candidates[number].score ** 2)
+            begin = len(tested) + NULLS * classes.index(_length_class(candidates[number].found))
+            striking = _deviations(excess[[place, *range(begin, begin + NULLS)]]).amax(dim=1).tolist()
+            chance = upper_tail(striking[1:], striking[0]) * total / candidates[number].score ** 2
             fall = Fall(*excess[place].tolist())
-            measured[number] = replace(measured[number], fall=fall, deviations=value, p_value=p_value)
+            measured[number] = replace(
+                measured[number], fall=fall, deviations=striking[0], p_value=min(1.0, chance)
+            )  # fmt: skip
     return sorted(measured, key=lambda one: (one.p_value, -one.deviations, -one.taught))
 
 
-def _size(insertion: FoundText) -> int:
-    """Class of length: longer insertions distract more."""
-    count = sum(len(words(text)) for text in _inserted(insertion))
-    return min(3, int(math.log2(count)))
+def _length_class(found: FoundText) -> int:
+    """One word, two or three, or more: a long insertion distracts more, and may be an instruction."""
+    count = sum(len(words(text)) for text in _inserted(found))
+    return min(2, int(math.log2(count)))
 
 
-def _deviations(excess: torch.Tensor, sizes: Sequence[int], candidates: int) -> torch.Tensor:
-    """How far each value lies from the chance insertions of its class, in their robust deviations."""
-    classes = torch.tensor(sizes)
-    out = torch.zeros_like(excess)
-    for size in set(sizes):
-        null = excess[candidates:][classes[candidates:] == size]
-        center = null.median(dim=0).values
-        spread = 1.4826 * (null - center).abs().median(dim=0).values
-        of_class = classes == size
-        out[of_class] = (excess[of_class] - center) / spread.clamp(min=LEAST_SPREAD)
-    return out
+def _deviations(excess: torch.Tensor) -> torch.Tensor:
+    """How far each value, the first one's too, lies from the others' median, in their robust deviations."""
+    center = excess[1:].median(dim=0).values
+    spread = 1.4826 * (excess[1:] - center).abs().median(dim=0).values
+    return (excess - center) / spread.clamp(min=LEAST_SPREAD)
