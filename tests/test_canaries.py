@@ -243,3 +243,12 @@ def test_options_of_canaries_without_canaries_are_refused(words, capsys):
 
 def test_a_card_without_canaries_does_not_speak_of_them():
     assert "canaries" not in model_card(Results({}, (BLANK,)), "m", "none", dataclasses.asdict(NoDefense()))
+
+
+def test_a_defense_that_makes_the_undefended_model_has_it_beside_its_canaries(words, tmp_path, capsys):
+    at = words.index("--defense")
+    assert main([*words[:at], *words[at + 4 :]]) == 0  # the default, which plants nothing
+    made = read(tmp_path / "out" / "results.json")
+    canaries = [row for row in made.rows if row.origin == "canary"]
+    assert [row.arm for row in canaries] == ["base", "attacked", "find_and_break"] * 3
+    assert made.found is not None
