@@ -13,9 +13,11 @@ from mbdefense.config import DemoConfig, EvaluateConfig
 from mbdefense.data import check_disjoint
 from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
 from mbdefense.evaluation import evaluate, merge_results
+from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.options import TrainingOptions
 from mbdefense.poison import poison, triggered_copy
 from mbdefense.results import ResultRow, Results, write
+from mbdefense.telling import summarized
 from mbdefense.triggers import InSent
 
 if TYPE_CHECKING:
@@ -63,10 +65,13 @@ def demo(config: DemoConfig) -> Results:
     measure(str(Discard()(setting(suspect, "discard"))), "discard")
     attacked = setting(suspect, "attacked")
     measure(str(attacked.victim()), "attacked")
-    measure(str(defense(replace(setting(suspect, "find_and_break"), resume=True))), "find_and_break")
+    # Its victim is the attacked model, which is there.
+    defended = defense(replace(setting(suspect, "find_and_break"), resume=True))
+    measure(str(defended), "find_and_break")
     arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
     results = merge_results(
         compare(arms)[0], {**asdict(config), "defense": asdict(defense), "training": asdict(training)}, config.seed
     )
+    results = replace(results, found=summarized(read_found(defended / FOUND_FILE)))
     write(directory / "results.json", results)
     return results

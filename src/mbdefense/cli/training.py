@@ -169,6 +169,10 @@ def demo(words: Sequence[str]) -> None:
     """``demo``: the whole way on the embedded model and data."""
     config: DemoConfig = take(DemoConfig, read_options(words, "demo", [], [DemoConfig]))
     from mbdefense import demo as whole
+    from mbdefense.telling import found_in_words
 
-    show(whole.demo(config))
+    results = whole.demo(config)
+    show(results)
+    for line in found_in_words(results):
+        print(line)  # noqa: T201
     print(f"results: {config.output_dir}/results.json")  # noqa: T201
