@@ -297,12 +297,13 @@ def verify(
         return []
     models = [victim] if base is None else [victim, base]
     learned = [torch.tensor(one) for one in taught(models, suspect, candidates, max_length=max_length, seed=seed)]
-    gains = learned[0] if base is None else learned[0] - learned[1]
-    largest, channels = gains.max(dim=1)
+    # What the base model finds likelier without the text was not taught by it.
+    known = torch.zeros_like(learned[0]) if base is None else learned[1].clamp(min=0)
+    largest, channels = (learned[0] - known).max(dim=1)
     measured = []
     for number, candidate in enumerate(candidates):
-        own = float(learned[0][number, channels[number]])
-        explained = float(learned[1][number, channels[number]]) / own if base is not None and own > 0 else None
+        own, of_base = (float(part[number, channels[number]]) for part in (learned[0], known))
+        explained = of_base / own if base is not None and own > 0 else None
         measured.append(Measured(candidate, float(largest[number]), explained))
     left = [number for number, one in enumerate(measured) if one.taught >= TAUGHT][:TESTED]
     if left:
