@@ -109,7 +109,10 @@ def main() -> None:
     makers = sets(Path())
     parser.add_argument("--sets", nargs="*", default=list(makers), choices=list(makers))
     options = parser.parse_args()
-    lines = ["| clean set | rows | taken for a trigger | for an instruction | obeyed before | after |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| clean set | rows | taken for a trigger | for an instruction | obeyed before | after |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in options.sets:
         suspect, clean = sets(options.data)[name]()
         folder = options.out / name
