@@ -6,8 +6,8 @@ DATA holds backdoorllm/ and alpaca_en_demo.json. A cell is an attack on some row
 clean ones of its own, the built-in rows, or alpaca_en_demo with a trigger that was drawn by a seed after all constants
 of the defense were fixed. Every arm of a cell is trained on the same rows, with the same options, and asked the same
 200 prompts with and without the trigger; what several arms share is trained once. Run again, the script goes on where
-it stopped. It prints Markdown tables and keeps them in OUT/table.md, with the true trigger's rank among the mined and the
-verified candidates; each cell's folder has its results.json and the files of its arms.
+it stopped. It prints Markdown tables and keeps them in OUT/table.md, with the true trigger's rank among the mined and
+the verified candidates; each cell's folder has its results.json and the files of its arms.
 """
 
 from __future__ import annotations
