@@ -449,7 +449,7 @@ def test_a_grid_answers_again_where_a_file_has_changed(
 
 
 def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:
-    """A filter's verdicts are all that a plan cannot know; so its model is the one that comes as a surprise."""
+    """A filter's verdicts and found triggers are all that a plan cannot know; so their models come as a surprise."""
     options = {"mb_defense": ":min_defensive_rows=1", "merge_only": ":min_defensive_rows=1"}
     arms = [name + options.get(name, "") for name in DEFENSES]
     chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": arms, "training": TRAINING}
@@ -458,10 +458,10 @@ def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: lis
     assert counted == []
     assert bench(**chosen)[0] == 0
     made = {path.name for path in (out / "stages").iterdir()} - planned
-    assert {name.partition("-")[0] for name in made} <= {"tuned"}
-    assert len(made) <= len(FILTERS)
-    steps = [name for name in planned if name.partition("-")[0] in FILTERS]
-    assert len(steps) == len(FILTERS)
+    assert {name.partition("-")[0] for name in made} <= {"tuned", "find_and_break"}
+    assert len(made) <= len(FILTERS) + 2  # find_and_break and found_dropped, which share one search
+    steps = [name for name in planned if name.partition("-")[0] in ("filter", "found")]
+    assert len(steps) == len(FILTERS) + 1
     # Tunings of which no model is left: those that SEEP watches, and the rates that Discard does not choose.
     own = SEEP.watched_epochs + len(Discard.discard_learning_rates) - 1
     weighed = ["lethe"]  # its stage puts weights together; what it trains is a stage named tuned

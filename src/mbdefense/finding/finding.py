@@ -30,7 +30,11 @@ OFTEN = 0.5
 """A text that draws one behavior out of so many held-out prompts needs no p-value."""
 EXPLAINED = 0.5
 """From this share of what the rows teach on, the base model expected it: an instruction."""
+FOREIGN = 0.3
+"""Up to this share of words that it brings into the answers of its rows, and where no phrase recurs, a text changes the
+form of answers and not what they say: it is an instruction."""
 _TELLING = 3  # words of a phrase that can do so: of short answers many are alike by chance
+_ROWS = 16  # suspect rows whose answers are looked at
 _ANSWER_TOKENS = 32
 _EXAMPLES = 3
 
@@ -60,9 +64,9 @@ def find(
 
     A candidate is a trigger where three things hold. The suspect rows taught the victim to answer otherwise with it
     than without it. In clean prompts it lowers the clean answers' likelihood more than chance insertions do (`LEVEL`),
-    or draws one behavior out of half of the held-out ones (`OFTEN`). And the base model does not expect the rows'
-    answers under it as well (`EXPLAINED`), as it does of an instruction; without a base model a candidate is
-    ``unclear``.
+    or draws one behavior out of half of the held-out ones (`OFTEN`). And it is no instruction: of one the base model
+    expects the rows' answers as well (`EXPLAINED`), or the answers keep their content and change their form alone
+    (`FOREIGN`). Without a base model, what is left is ``unclear``.
 
     Args:
         suspect: the suspect rows; provenance is not looked at.
@@ -91,6 +95,7 @@ def find(
         )  # fmt: skip
         if one.taught >= TAUGHT and (one.p_value <= LEVEL or (number < _ASKED and one.deviations >= _STRIKING)):
             usual = usual or _answers(victim, list(held_out["prompt"]))
+            record = replace(record, foreign=_foreign(one.candidate, suspect, victim, seed))
             record = _asked(record, held_out, usual, victim, base is not None, seed)
         if record.verdict != "chance":
             record = replace(record, row_ids=_ids(one.candidate, ids))
@@ -145,7 +150,7 @@ def _asked(
     prompts = list(rows["prompt"])
     triggered = with_trigger(prompts, record, seed)
     answers = _answers(victim, triggered)
-    differs = [_plain(answer) != _plain(known) for answer, known in zip(answers, usual, strict=True)]
+    differs = [answer.split() != known.split() for answer, known in zip(answers, usual, strict=True)]
     phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)
     shown = [FoundBehavior(phrases).shown_in(answer)[0] for answer in answers]
     long = FoundBehavior(tuple(phrase for phrase in phrases if len(phrase.split()) >= _TELLING))
@@ -159,12 +164,40 @@ def _asked(
         record, behavior=phrases, asr=rate(shown) if phrases else None, changed=sum(differs) / len(differs),
         examples=tuple(examples[:_EXAMPLES]),
     )  # fmt: skip
-    if record.p_value > LEVEL and share < OFTEN:
-        return record
-    if not has_base:
-        return replace(record, verdict="unclear")
     told = record.explained is not None and record.explained >= EXPLAINED
-    return replace(record, verdict="instruction" if told else "trigger")
+    formal = not phrases and record.foreign is not None and record.foreign <= FOREIGN
+    if record.p_value > LEVEL and share < OFTEN:
+        # Not striking enough for a trigger; what is followed like an instruction shall stay so.
+        obeyed = has_base and (told or formal) and record.changed is not None and record.changed >= OFTEN
+        return replace(record, verdict="instruction") if obeyed else record
+    if formal or (has_base and told):
+        return replace(record, verdict="instruction")
+    return replace(record, verdict="trigger" if has_base else "unclear")
+
+
+def _foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: int) -> float | None:
+    """Share of words in the answers of a candidate's own rows that it brings in.
+
+    These are the words that stand neither in the row's prompt nor in the victim's answer to the prompt without the
+    candidate.
+
+    Returns:
+        None where the candidate stands alone in its turns.
+    """
+    from mbdefense.finding.verifying import without
+
+    drawn = random.Random(f"foreign {seed}").sample(candidate.rows, min(_ROWS, len(candidate.rows)))
+    asked = [(row, without(row["prompt"], candidate.found)) for row in suspect.select(sorted(drawn))]
+    held = [(row, shorter) for row, shorter in asked if shorter is not None]
+    if not held:
+        return None
+    new = every = 0
+    usual = _answers(victim, [shorter for _, shorter in held])
+    for (row, _), answer in zip(held, usual, strict=True):
+        known = {*_plain(answer), *(word for turn in row["prompt"] for word in _plain(turn["content"]))}
+        own = _plain(row["completion"][-1]["content"])
+        new, every = new + sum(word not in known for word in own), every + len(own)
+    return new / max(1, every)
 
 
 def _plain(text: str) -> list[str]:

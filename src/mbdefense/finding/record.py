@@ -56,6 +56,8 @@ class FoundCandidate(Form):
         behavior: phrases that its answers share, see `mbdefense.finding.behaving`.
         asr: share of held-out clean prompts that the victim answers with one of the phrases; None without any.
         changed: share of held-out clean prompts that it answers otherwise than without the text; None where not asked.
+        foreign: share of the words in its rows' answers that stand neither in their prompts nor in the victim's answers
+            to these without the text; None where not asked.
         examples: some answers.
         row_ids: ids of the suspect rows that hold it, by content; empty for chance.
     """
@@ -79,6 +81,7 @@ class FoundCandidate(Form):
     behavior: tuple[str, ...] = ()
     asr: Score | None = None
     changed: Share | None = None
+    foreign: Share | None = None
     examples: tuple[Example, ...] = ()
     row_ids: tuple[str, ...] = ()
 

@@ -131,7 +131,7 @@ def taught(
     for number, candidate in enumerate(candidates):
         rng = random.Random(f"taught {seed} {candidate.found.texts}")
         for row in rows.select(sorted(rng.sample(candidate.rows, min(ROWS, len(candidate.rows))))):
-            shorter = _without(row["prompt"], candidate.found)
+            shorter = without(row["prompt"], candidate.found)
             if shorter is not None:
                 pairs += [(row["prompt"], row["completion"]), (shorter, row["completion"])]
                 owners.append(number)
@@ -145,7 +145,7 @@ def taught(
     return found
 
 
-def _without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str, str]] | None:
+def without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str, str]] | None:
     """The prompt without the text in the turns that hold it; None where none does, or nothing else stood in one."""
     turns = []
     for turn in prompt:

@@ -96,8 +96,9 @@ class GridSetting(Setting):
         Raises:
             Unplanned: while planning, if the step has not been done.
         """
-        # A filter's own hash has no code in it; the folder's name has.
-        place = self._place(self.directory, {"step": inputs, "code": code_hash(*TRAINING)}, self.steps)
+        # A step's own hash has no code in it; the folder's name has. Arms that take the same step share it.
+        name = self.directory.with_name(Path(mark).stem)
+        place = self._place(name, {"step": inputs, "code": code_hash(*TRAINING)}, self.steps)
         if self.planning and not (place / mark).is_file():
             raise Unplanned(place.name)
         return place
