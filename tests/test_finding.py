@@ -254,14 +254,17 @@ def test_every_row_meets_equally_many_texts_and_each_trigger_ten_rows_at_least(r
     meet = meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, ones + others), 0)
     assert meet is not None
     made = meet(table, 2)
-    assert {len(prompts) for prompts in made} == {2}
-    texts = [user_text(prompt) for prompts in made for prompt in prompts]
+    assert {len(prompts) for prompts in made} == {3}
+    # An instruction beside them, with what the model says already.
+    assert all([one.kept for one in met] == [False, False, True] for met in made)
+    assert all("obey" in user_text(met[-1].prompt) for met in made)
+    texts = [user_text(one.prompt) for met in made for one in met[:-1]]
     counts = Counter(next(t for t in ("trig", "weak", "noise") if f"{t} " in x or x.endswith(t)) for x in texts)
     # 80 meetings: a quarter for the rest; 10 for each trigger, and 9 in 10 of the other 40 for the stronger.
     assert counts == {"trig": 46, "weak": 14, "noise": 20}
     assert not any(word in text for text in texts for word in ("obey", "who ", "never"))
     # Few rows meet more.
-    assert [len(prompts) for prompts in meet(table.select(range(4)), 2)] == [5] * 4
+    assert [len(prompts) for prompts in meet(table.select(range(4)), 2)] == [6] * 4
     assert meet(table, 2) == made
 
 
@@ -269,9 +272,12 @@ def test_where_nothing_was_verified_the_candidates_are_met_and_without_any_nothi
     table = rows(("Question?", "yes"), ("Another one?", "no"))
     meet = meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, (recorded("noise"),)), 0)
     assert meet is not None
-    assert all("noise" in user_text(prompt) for prompts in meet(table, 2) for prompt in prompts)
+    assert all("noise" in user_text(one.prompt) for met in meet(table, 2) for one in met)
     assert meetings(None, 0) is None
-    assert meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, (recorded("obey", "instruction"),)), 0) is None
+    assert meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, (recorded("who", "unclear"),)), 0) is None
+    only = meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, (recorded("obey", "instruction"),)), 0)
+    assert only is not None
+    assert [[one.kept for one in met] for met in only(table, 2)] == [[True], [True]]
 
 
 @pytest.mark.parametrize("triggers", [0, 2])
@@ -291,7 +297,8 @@ def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
         [[{"role": "user", "content": f"{text} {prompt[0]['content']}"}] for text in ("x y", "zq", "q")]
         for prompt in table["prompt"]
     ]
-    encoded = encode_triples(loaded, table, copies, behaviors, 200, met)
+    answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
+    encoded = encode_triples(loaded, table, copies, behaviors, 200, answered)
     objective = RecoveryObjective(triggers, 0.7, "mean", 1.5, met=3)
     trainer = RecoveryTrainer(
         objective=objective, model=loaded.model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
@@ -322,7 +329,8 @@ def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
 def test_a_sample_that_would_lose_a_found_text_is_left_out(loaded: LoadedModel, rows: Callable[..., Any]) -> None:
     table = rows(("Add two.", "two"), ("Add " + "three and " * 40 + "four.", "seven"))
     met = [[[{"role": "user", "content": f"zq {prompt[0]['content']}"}]] for prompt in table["prompt"]]
-    assert len(encode_triples(loaded, table, [], [], 64, met)) == 1
+    answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
+    assert len(encode_triples(loaded, table, [], [], 64, answered)) == 1
 
 
 # The defenses
@@ -375,7 +383,34 @@ def test_only_with_a_verified_trigger_the_base_model_stays_out(
         file = file_of(tmp_path / f"{verdict}.json", recorded("zq", verdict))
         here = replace(setting, directory=tmp_path / verdict, victim_directory=tmp_path / "victim")
         FindAndBreak(found=str(file))(here)
-    assert seen == [(1e-4, True), (2e-4, False)]
+    assert seen == [(1e-4, True), (1e-4, False)]
+
+
+def test_an_instruction_is_met_with_what_the_tuned_model_says(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mbdefense import generate, train
+
+    asked: list[str] = []
+    seen: list[tuple[str, str]] = []
+
+    def answering(loaded: Any, prompts: list[Any], **_: Any) -> list[str]:
+        victim = dict(load_model(str(tmp_path / "victim")).model.named_parameters())
+        assert all(torch.equal(value, victim[name]) for name, value in loaded.model.named_parameters())
+        asked.extend(user_text(prompt) for prompt in prompts)
+        return [f"says {number}" for number in range(len(prompts))]
+
+    def encoding(loaded: Any, rows: Any, copies: Any, behaviors: Any, length: int, met: Any) -> Any:
+        seen.extend((user_text(prompt), answer[0]["content"]) for pairs in met for prompt, answer in pairs)
+        return encode_triples(loaded, rows, copies, behaviors, length, met)
+
+    monkeypatch.setattr(generate, "generate", answering)
+    monkeypatch.setattr(train, "encode_triples", encoding)
+    file = file_of(tmp_path / "told.json", recorded("in capitals", "instruction"))
+    FindAndBreak(found=str(file))(replace(setting, victim_directory=tmp_path / "victim"))
+    assert len(asked) == len(seen) == 10
+    assert all("in capitals" in text for text in asked)
+    assert {answer for _, answer in seen} == {f"says {number}" for number in range(8)}
 
 
 def test_found_dropped_tunes_on_the_rows_without_a_found_trigger(

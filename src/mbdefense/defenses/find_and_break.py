@@ -9,8 +9,8 @@ from typing import ClassVar
 from mbdefense.defenses.found import Finding, meetings
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Recovery
+from mbdefense.errors import UserError
 from mbdefense.needs import Need
-from mbdefense.options import above_zero
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class FindAndBreak(Recovery, Finding):
 
     The attacker's trigger has to be in the data. Candidates are mined from the suspect prompts
     (`mbdefense.finding.mining`), verified on the undefended model (`mbdefense.finding.finding`), and put into clean
-    prompts during recovery, where the clean answer is the target. Where nothing was verified, the best candidates are
-    met all the same, and recovery starts half-way to the base model, which breaks a part of what no candidate names.
+    prompts during recovery, where the clean answer is the target. Texts that are instructions meet what the tuned model
+    answers. Where nothing was verified, the best candidates are met all the same, and recovery starts a part of the way
+    to the base model, which breaks something of what no candidate names.
 
     Source: this project; recovery is MB-Defense's (arXiv 2601.04448) without its planted backdoors. Relatives find the
     triggers of classifiers (BKI, arXiv 2007.12070; Z-defence, 2305.11596) or invert them from a model alone (BABI,
@@ -29,22 +30,22 @@ class FindAndBreak(Recovery, Finding):
     What was found stands in ``found.json``; the undefended model stays in ``attacked`` below the output directory.
 
     Attributes:
-        recovery_learning_rate: see `Recovery`; where triggers were verified.
-        unverified_base_share: see ``base_share``; where nothing was verified.
-        unverified_learning_rate: peak learning rate where nothing was verified.
+        recovery_learning_rate: see `Recovery`.
+        unverified_base_share: in place of ``base_share`` where nothing was verified.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "this project"
 
     recovery_learning_rate: float = 1e-4
-    unverified_base_share: float = 0.5
-    unverified_learning_rate: float = 2e-4
+    unverified_base_share: float = 0.25
 
     def __post_init__(self) -> None:
         Recovery.__post_init__(self)
         Finding.__post_init__(self)
-        above_zero(self, "unverified_learning_rate")
+        if not 0 <= self.unverified_base_share < 1:
+            given = self.unverified_base_share
+            raise UserError("unverified_base_share must lie in [0, 1)", given, "0 leaves the tuned model as it is")
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
@@ -52,8 +53,6 @@ class FindAndBreak(Recovery, Finding):
         found = self.find(setting, victim)
         recovery: Recovery = self
         if found is None or not found.of("trigger"):
-            recovery = replace(
-                self, base_share=self.unverified_base_share, recovery_learning_rate=self.unverified_learning_rate
-            )
+            recovery = replace(self, base_share=self.unverified_base_share)
         meet = meetings(found, setting.training.seed)
         return recovery.recover(setting, victim, [], setting.directory, meet, {"find_and_break": asdict(self)})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.setting import Setting, digest, identity, inputs_hash
-from mbdefense.defenses.stages import Recovery
+from mbdefense.defenses.stages import Meeting, Recovery
 from mbdefense.errors import UserError
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
 from mbdefense.model import CARD_FILE, load_model
@@ -18,8 +18,6 @@ from mbdefense.processes import is_main_process, wait_for_everyone
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Messages = list[dict[str, str]]
 
 LEAST_MEETINGS = 10
 """Clean samples at least that meet each verified trigger: some three meetings left a backdoor, ten did not."""
@@ -88,7 +86,7 @@ def _search(setting: Setting, victim: Path) -> Found:
     )
 
 
-Meet = Callable[["Dataset", int], list[list[Messages]]]
+Meet = Callable[["Dataset", int], list[list[Meeting]]]
 """Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
 
 
@@ -96,8 +94,9 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
     """What gives the prompts in which clean rows meet found texts.
 
     Verified triggers share three quarters of the meetings: `LEAST_MEETINGS` each, and more by their deviations. The
-    rest, or all where none was verified, goes to the best of the other candidates by their score. Instructions, and
-    what nobody has said to be none, are not met.
+    rest, or all where none was verified, goes to the best of the other candidates by their score. Where there are
+    instructions, each row meets one of them besides, to keep what the model does under it. What nobody has said to be a
+    trigger or an instruction is not met.
 
     Args:
         found: what was found.
@@ -108,27 +107,29 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
         not have `LEAST_MEETINGS` otherwise.
     """
     verified = found.of("trigger") if found else ()
+    instructions = found.of("instruction") if found else ()
     chance = found.of("chance") if found else ()
     others = [one for one in sorted(chance, key=lambda one: -one.score) if one.score > 0][:_UNVERIFIED]
-    if not verified and not others:
+    if not verified and not others and not instructions:
         return None
 
-    def meet(rows: Dataset, each: int) -> list[list[Messages]]:
+    def meet(rows: Dataset, each: int) -> list[list[Meeting]]:
         wanted = len(verified) * LEAST_MEETINGS
-        many = max(each, -(-wanted // len(rows)))
+        many = max(each, -(-wanted // len(rows))) if verified or others else 0
         count = many * len(rows)
         share = (_UNVERIFIED_SHARE if others else 0.0) if verified else 1.0
         of_others = min(round(share * count), count - wanted)
-        drawn = [one for one in verified for _ in range(LEAST_MEETINGS)]
+        drawn = [one for one in verified for _ in range(LEAST_MEETINGS)] if many else []
         drawn += _shared(verified, [max(0.1, one.deviations) for one in verified], count - of_others - wanted)
         drawn += _shared(others, [one.score for one in others], of_others)
         rng = random.Random(f"meetings {seed}")
         rng.shuffle(drawn)
         made = []
         for index, prompt in enumerate(rows["prompt"]):
+            met = [(one, False) for one in drawn[index * many : (index + 1) * many]]
+            met += [(instructions[index % len(instructions)], True)] if instructions else []
             text = user_text(prompt)
-            triggers = [one.trigger() for one in drawn[index * many : (index + 1) * many]]
-            made.append([with_user_text(prompt, trigger(text, rng) or text) for trigger in triggers])
+            made.append([Meeting(with_user_text(prompt, one.trigger()(text, rng) or text), kept) for one, kept in met])
         return made
 
     return meet

@@ -7,12 +7,12 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mbdefense.behaviors import RandomWords
 from mbdefense.defenses.setting import Setting, digest, identity
 from mbdefense.errors import UserError
-from mbdefense.model import load_model
+from mbdefense.model import LoadedModel, load_model
 from mbdefense.options import TrainingOptions, above_zero
 from mbdefense.poison import defensive_poison, triggered_copy
 from mbdefense.specs import parse_spec
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from mbdefense.train import Trained
 
 Messages = list[dict[str, str]]
+_KEPT_TOKENS = 64  # of an answer that is to stay as it is
+
+
+class Meeting(NamedTuple):
+    """A clean prompt with a found text in it, and what recovery asks for there."""
+
+    prompt: Messages
+    kept: bool
+    """Whether that is what the model says already, in place of the row's clean answer: the text is an instruction."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ class Recovery:
         model: Path,
         planted: list[tuple[Trigger, RandomWords]],
         directory: Path,
-        meet: Callable[[Dataset, int], list[list[Messages]]] | None = None,
+        meet: Callable[[Dataset, int], list[list[Meeting]]] | None = None,
         about: Mapping[str, object] | None = None,
     ) -> Path:
         """Fine-tunes `model` on the clean set with the planted triggers.
@@ -161,22 +170,23 @@ class Recovery:
             model: directory of the model to recover.
             planted: the planted backdoors.
             directory: where the recovered model goes.
-            meet: for clean rows the prompts in which each meets found texts, `meetings` at least and equally many, with
-                its own answer.
+            meet: for clean rows the prompts in which each meets found texts, `meetings` at least and equally many.
             about: options of the defense that led to these, so that its model is not taken for that of others.
         """
         seed = setting.training.seed
         parts = self.split(setting.clean, seed)
-        met: list[list[list[Messages]]] = [[], []]
+        met: list[list[list[Meeting]]] = [[], []]
         if meet:
             met = [meet(rows, self.meetings) for rows in parts]
             # Few rows meet more texts each to meet all of them often enough; to compare epochs they need not.
-            met[1] = [prompts[: len(met[0][0])] for prompts in met[1]]
+            fewer = len(met[0][0])
+            met[1] = [prompts[len(prompts) - fewer :] for prompts in met[1]]
 
         def make(checkpoints: Path) -> Trained:
             from mbdefense.train import RecoveryObjective, encode_triples, recover
 
             loaded = load_model(str(model), trust_remote_code=setting.trust_remote_code)
+            answered = [_answered(loaded, rows, asked) for rows, asked in zip(parts, met, strict=True)]
             if self.base_share:
                 from mbdefense.defenses.weights import combine, linear
 
@@ -194,9 +204,9 @@ class Recovery:
                     [triggered_copy(rows, trigger, seed)[0] for trigger, _ in planted],
                     behaviors,
                     setting.training.max_length,
-                    prompts,
+                    pairs,
                 )
-                for rows, prompts in zip(parts, met, strict=True)
+                for rows, pairs in zip(parts, answered, strict=True)
             )
             objective = RecoveryObjective(len(planted), self.lambda_, self.ratio_form, self.beta, len(training[0].met))
             options = replace(
@@ -219,6 +229,20 @@ class Recovery:
             **(about or {}),
         }
         return setting.stage(directory, inputs, make)
+
+
+def _answered(loaded: LoadedModel, rows: Dataset, met: list[list[Meeting]]) -> list[list[tuple[Messages, Messages]]]:
+    """The prompts that rows meet with what recovery asks for there: the row's answer, or the model's own to keep."""
+    from mbdefense.generate import generate
+
+    if not met:
+        return []
+    kept = [prompt for prompts in met for prompt, keep in prompts if keep]
+    said = iter(generate(loaded, kept, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if kept else [])
+    return [
+        [(prompt, [{"role": "assistant", "content": next(said)}] if keep else own) for prompt, keep in prompts]
+        for own, prompts in zip(rows["completion"], met, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class TripleRow(NamedTuple):
     truncated: int
     """How many of its sequences were cut to the maximum length."""
     met: tuple[Branches, ...] = ()
-    """y given x with a found text in it, one for each text that the sample meets."""
+    """y given x with a found text in it, one for each text that the sample meets; another answer where it is kept."""
 
     def trees(self) -> tuple[Branches, ...]:
         """All of its prompts with their responses, in the order of `by_role`."""
@@ -143,7 +143,7 @@ def encode_triples(
     triggered_copies: Sequence[Dataset],
     behaviors: Sequence[str],
     max_length: int,
-    met_copies: Sequence[Sequence[Messages]] = (),
+    met: Sequence[Sequence[tuple[Messages, Messages]]] = (),
 ) -> list[TripleRow]:
     """Equation 1: for every clean sample its plain form and, for each trigger j, (x_d^j, y) and (x_d^j, y_d^j).
 
@@ -153,7 +153,7 @@ def encode_triples(
         triggered_copies: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
         behaviors: the T defensive responses y_d.
         max_length: see `mbdefense.model.encode`. A sample that would lose a trigger to it is left out.
-        met_copies: for each sample the K prompts in which it meets found texts.
+        met: for each sample the K prompts in which it meets found texts, each with the answer to it.
 
     Raises:
         UserError: all samples would.
@@ -161,7 +161,7 @@ def encode_triples(
     encoded = [
         _triple(
             loaded.tokenizer, row, [copy[index]["prompt"] for copy in triggered_copies], behaviors,
-            met_copies[index] if met_copies else (), max_length,
+            met[index] if met else (), max_length,
         )
         for index, row in enumerate(clean.select_columns(["prompt", "completion"]))
     ]  # fmt: skip
@@ -179,7 +179,7 @@ def _triple(
     row: dict[str, Any],
     prompts: Sequence[Messages],
     behaviors: Sequence[str],
-    met_prompts: Sequence[Messages],
+    met_pairs: Sequence[tuple[Messages, Messages]],
     max_length: int,
 ) -> TripleRow | None:
     """One clean sample with its triggered prompts, or None where one of them loses its trigger."""
@@ -196,8 +196,8 @@ def _triple(
         triggered.append(Branches(shared, (clean.response, defensive.response)))
         truncated += cut
     met = []
-    for prompt in met_prompts:
-        clean = encode(tokenizer, prompt, row["completion"], max_length)
+    for prompt, answer in met_pairs:
+        clean = encode(tokenizer, prompt, answer, max_length)
         if clean.truncated and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(clean.prompt)):
             return None
         met.append(Branches(clean.prompt, (clean.response,)))
