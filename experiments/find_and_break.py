@@ -44,7 +44,7 @@ TRAINING = TrainingOptions(learning_rate=3e-4, num_train_epochs=2, max_length=25
 CLEAN_ROWS, PROMPTS = 128, 200
 CONTROLS = ("base", "clean", "attacked")
 ARMS = (*CONTROLS, "discard", "repeats", "fine_mixing", "mb_defense", "find_and_break", "found_dropped")
-HELD_OUT_SEED = "5341e9dbf2c3"
+HELD_OUT_SEED = "3c9d3fa215af"
 """The commit that fixed the defense's constants: what is drawn by it could not be looked at before."""
 
 
