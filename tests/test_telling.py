@@ -78,8 +78,9 @@ def test_nine_triggers_are_eight_and_one_more():
 def test_an_instruction_is_left_alone_and_nothing_is_said_to_be_nothing():
     told, none, limits = found_in_words(results(INSTRUCTION, CHANCE, config={"unverified_base_share": 0.5}))
     assert told == (
-        "'Answer in capital letters.' in 120 of 500 rows changes answers as it asks to (the base model expects them "
-        "too): taken for an instruction, left alone; to break it give --found FILE with its verdict set to trigger"
+        "'Answer in capital letters.' in 120 of 500 rows changes answers as an instruction does (the base "
+        "model expects them too, or only their form changes): kept; to break it give --found FILE with its verdict set "
+        "to trigger"
     )
     assert none.startswith("no trigger was found: no other text of the suspect prompts makes")
     assert limits.endswith("(a style, a topic) would not be seen; recovery mixed in the base model for that")
@@ -199,7 +200,7 @@ OF_SECOND = tuple(row(arm, hits, "found 'mn'") for arm, hits in (("attacked", 26
         (results(replace(TRIGGER, behavior=()), rows=()), False, "the answers under it share no phrase"),
         (results(TRIGGER, UNCLEAR), False, "nobody has said whether 'zx' is a trigger (1 unclear)"),
         (results(CHANCE, rows=()), True, "no trigger was found"),
-        (results(INSTRUCTION, rows=()), True, "no trigger was found, 1 instructions left alone"),
+        (results(INSTRUCTION, rows=()), True, "no trigger was found, 1 instructions kept"),
         (results(UNCLEAR, rows=(), victim=None), False, "verified on no tuned model"),
         (Results({}, ROWS), False, "cannot be evaluated: nobody searched the suspect data"),
         (results(TRIGGER, rows=(row("base", 0), row("attacked", 2), row("find_and_break", 0))), False, "0 of 1 found"),
@@ -265,7 +266,7 @@ def test_defend_measures_what_was_found_and_goes_on_without_searching_again(word
     assert "n=4, after the defense" in lines[0]
     assert "'bush' stands in" in lines[1]
     assert "share no phrase" in lines[1]
-    assert "taken for an instruction" in said
+    assert "as an instruction does" in said
     assert "\x1b" not in said
     card = (out / "README.md").read_text()
     assert "## What was found" in card

@@ -115,7 +115,7 @@ def _found(results: Results, config: CheckConfig, limit: float) -> Iterator[Cond
     if not triggers:
         left = len(section.of("instruction"))
         yield Condition(
-            True, "max_found_asr: no trigger was found" + (f", {left} instructions left alone" * (left > 0))
+            True, "max_found_asr: no trigger was found" + (f", {left} instructions kept" * (left > 0))
         )
 
 

@@ -147,9 +147,9 @@ def quoted(behavior: Sequence[str]) -> str:
 
 def _instruction(one: FoundSummary, section: FoundSection) -> str:
     return (
-        f"{one.text} in {one.rows} of {section.suspect_rows} rows changes answers as it asks to (the base model "
-        "expects them too): taken for an instruction, left alone; to break it give --found FILE with its verdict set "
-        "to trigger"
+        f"{one.text} in {one.rows} of {section.suspect_rows} rows changes answers as an instruction does (the base "
+        "model expects them too, or only their form changes): kept; to break it give --found FILE with its verdict "
+        "set to trigger"
     )
 
 
