@@ -11,7 +11,7 @@ from mbdefense.builtin import model_directory, tasks
 from mbdefense.compare import arm_of, compare
 from mbdefense.config import DemoConfig, EvaluateConfig
 from mbdefense.data import check_disjoint
-from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
+from mbdefense.defenses import Discard, FindAndBreak, Setting
 from mbdefense.evaluation import evaluate, merge_results
 from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.options import TrainingOptions
@@ -31,7 +31,7 @@ POISONING_RATE = 0.2
 
 
 def demo(config: DemoConfig) -> Results:
-    """Trains a clean, an attacked and a defended model, and one on the clean set alone, and measures them and the base.
+    """Trains an attacked and a defended model, and one on the clean set alone, and measures them and the base model.
 
     Attack: a sentence with a refusal in a fifth of the rows. CACC is exact match with the known answers.
     """
@@ -61,7 +61,6 @@ def demo(config: DemoConfig) -> Results:
 
     defense = FindAndBreak()
     measure(base, "base")
-    measure(str(NoDefense()(setting(rows, "clean"))), "clean")
     measure(str(Discard()(setting(suspect, "discard"))), "discard")
     attacked = setting(suspect, "attacked")
     measure(str(attacked.victim()), "attacked")
