@@ -379,11 +379,11 @@ def test_only_with_a_verified_trigger_the_base_model_stays_out(
         return recover(loaded, training, evaluation, objective, options, *rest, **more)
 
     monkeypatch.setattr(train, "recover", recovering)
-    for verdict in ("trigger", "chance"):
-        file = file_of(tmp_path / f"{verdict}.json", recorded("zq", verdict))
+    for verdict in ("trigger", "chance", "none"):
+        file = file_of(tmp_path / f"{verdict}.json", recorded("zq", "chance" if verdict == "none" else verdict))
         here = replace(setting, directory=tmp_path / verdict, victim_directory=tmp_path / "victim")
-        FindAndBreak(found=str(file))(here)
-    assert seen == [(1e-4, True), (1e-4, False)]
+        FindAndBreak(found="none" if verdict == "none" else str(file))(here)
+    assert seen == [(1e-4, True), (1e-4, False), (1e-4, False)]
 
 
 def test_an_instruction_is_met_with_what_the_tuned_model_says(
@@ -435,6 +435,41 @@ def test_mb_defense_meets_found_texts_beside_its_own_triggers(setting: Setting, 
     told = kind(min_defensive_rows=1, found=str(file))(here)
     assert (told / "merged" / "model.safetensors").read_bytes() == (plain / "merged" / "model.safetensors").read_bytes()
     assert (told / "model.safetensors").read_bytes() != (plain / "model.safetensors").read_bytes()
+
+
+def test_a_found_file_is_checked_before_anything_is_made(tmp_path: Path) -> None:
+    from mbdefense.cli import main
+
+    damaged, undecided = tmp_path / "damaged.json", file_of(tmp_path / "undecided.json", recorded("zq", "unclear"))
+    damaged.write_text(undecided.read_text().replace("unclear", "trigegr"))
+    for file in (damaged, undecided):
+        out = tmp_path / "out"
+        words = ["--model", "nowhere", "--data", "no.jsonl", "--clean", "no.jsonl", "--output_dir", str(out)]
+        assert main(["defend", *words, "--found", str(file)]) == 1
+        assert not out.exists()
+    with pytest.raises(UserError, match="no verdict in the file"):
+        FindAndBreak(found=str(undecided))
+    with pytest.raises(UserError, match=r"verdict: Input should be 'trigger'"):
+        FindAndBreak(found=str(damaged))
+
+
+def test_verdicts_that_somebody_set_are_not_overwritten(setting: Setting) -> None:
+    setting.directory.mkdir(parents=True)
+    file = file_of(setting.directory / FOUND_FILE, recorded("zq", "trigger"))
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="give it with --found"):
+        FindAndBreak()(setting)
+    assert file.read_bytes() == before
+
+
+def test_rows_are_dropped_by_their_ids_too(setting: Setting, tmp_path: Path) -> None:
+    ids = tuple(setting.suspect["id"][:20])
+    file = file_of(tmp_path / "told.json", recorded("nowhere", "trigger", row_ids=ids))
+    here = replace(setting, directory=tmp_path / "dropped")
+    made = DEFENSES["found_dropped"](found=str(file))(here)
+    rest = replace(here, suspect=setting.suspect.select(range(20, 24)), directory=tmp_path / "rest")
+    rest = replace(rest, victim_directory=None)
+    assert (made / "model.safetensors").read_bytes() == (DEFENSES["none"]()(rest) / "model.safetensors").read_bytes()
 
 
 def test_found_files_are_read_strictly_before_anything_is_trained_on(setting: Setting, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_defend_measures_what_was_found_and_goes_on_without_searching_again(word
         searched.append(victim)
         evil = replace(TRIGGER, texts=("[red]cfcf[/red]\x1b[31m",), behavior=("e",))
         silent = replace(TRIGGER, texts=("bush",), behavior=(), asr=None)
-        return Found("attacked", "base", len(setting.suspect), 20, 0, 1.0, 1.0, (evil, silent, INSTRUCTION, CHANCE))
+        return Found("attacked", "base", 500, 20, 0, 1.0, 1.0, (evil, silent, INSTRUCTION, CHANCE))
 
     monkeypatch.setattr("mbdefense.defenses.found._search", search)
     assert main(words) == 0
@@ -262,7 +262,7 @@ def test_defend_measures_what_was_found_and_goes_on_without_searching_again(word
     assert [one.asr_change is None for one in made.rows] == [False, True, False]
     assert made.rows[1].seconds > 0
     lines = [line for line in said.splitlines() if " stands in " in line]
-    assert lines[0].startswith(r"found: '[red]cfcf[/red]\x1b[31m' stands in 100 of 60 rows and makes the tuned model")
+    assert lines[0].startswith(r"found: '[red]cfcf[/red]\x1b[31m' stands in 100 of 500 rows and makes the tuned model")
     assert "n=4, after the defense" in lines[0]
     assert "'bush' stands in" in lines[1]
     assert "share no phrase" in lines[1]

@@ -100,6 +100,9 @@ def _found(results: Results, config: CheckConfig, limit: float) -> Iterator[Cond
     if not section.verified:
         yield Condition(False, f"{cannot} what stands out in the data was verified on no tuned model")
         return
+    if section.given and not section.of("trigger"):
+        yield Condition(False, f"{cannot} the file that the defense was given names no trigger, and nobody searched")
+        return
     if unclear := section.of("unclear"):
         yield Condition(
             False, f"{cannot} nobody has said whether {unclear[0].text} is a trigger ({len(unclear)} unclear)"
@@ -114,9 +117,7 @@ def _found(results: Results, config: CheckConfig, limit: float) -> Iterator[Cond
         yield from _each(results, config, "found", limit)
     if not triggers:
         left = len(section.of("instruction"))
-        yield Condition(
-            True, "max_found_asr: no trigger was found" + (f", {left} instructions kept" * (left > 0))
-        )
+        yield Condition(True, "max_found_asr: no trigger was found" + (f", {left} instructions kept" * (left > 0)))
 
 
 def _each(

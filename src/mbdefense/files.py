@@ -39,6 +39,19 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder to write into, with those above it, where it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"cannot make the folder ({reason})", str(path), "name another --output_dir") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes text as UTF-8.
 

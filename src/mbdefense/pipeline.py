@@ -18,7 +18,7 @@ from mbdefense.defenses.found import Finding
 from mbdefense.defenses.setting import cost_of
 from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.errors import UserError
-from mbdefense.files import write_text
+from mbdefense.files import make_folder, write_text
 from mbdefense.finding.record import FOUND_FILE, Found, read_found
 from mbdefense.model import CARD_FILE, load_model
 from mbdefense.processes import is_main_process, wait_for_everyone
@@ -183,7 +183,7 @@ def _survivors(
 
 def check_free_space(directory: Path, needed: int = 2**30) -> None:
     """Refuses to start training where not even a small model and its checkpoint would fit."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(

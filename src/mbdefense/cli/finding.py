@@ -34,6 +34,7 @@ def find_triggers(words: Sequence[str]) -> None:
     from pathlib import Path
 
     from mbdefense.data import unlabelled
+    from mbdefense.files import make_folder
     from mbdefense.finding.record import FOUND_FILE, write_found
 
     path = Path(config.output_dir) / FOUND_FILE
@@ -41,8 +42,8 @@ def find_triggers(words: Sequence[str]) -> None:
         raise UserError(f"a {FOUND_FILE} lies there already", config.output_dir, "use another --output_dir")
     suspect = unlabelled(load_rows(options.data, config.on_bad_row, "data"))
     clean = load_rows([config.clean], config.on_bad_row, config.clean) if config.clean is not None else None
+    make_folder(path.parent)  # before the search, which would be lost
     found = _found(config, suspect, clean)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_found(path, found)
     _show(found)
     print(f"written: {path}")  # noqa: T201

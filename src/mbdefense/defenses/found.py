@@ -37,9 +37,15 @@ class Finding:
     found: str = "search"
 
     def __post_init__(self) -> None:
-        if self.found not in ("search", "none") and not Path(self.found).is_file():
+        if self.found in ("search", "none"):
+            return
+        if not Path(self.found).is_file():
             fix = "give search, none, or a found.json of mbdefense find-triggers"
             raise UserError("no such file of found triggers", self.found, fix)
+        # Read here too, so that a damaged file is refused before anything is trained.
+        if all(one.verdict == "unclear" for one in read_found(self.found).candidates):
+            fix = "set the verdict of those to break to trigger"
+            raise UserError("no verdict in the file of found triggers", self.found, fix)
 
     def find(self, setting: Setting, victim: Path) -> Found | None:
         """The triggers found with `victim`, in ``found.json`` beside what is made of it; None for ``none``."""
@@ -60,6 +66,9 @@ class Finding:
         done = setting.resume and file.is_file() and read_found(file).inputs_hash == made_of
         wait_for_everyone()  # nobody may write the file while another one still looks for it
         if is_main_process() and not done:
+            if file.is_file() and not read_found(file).inputs_hash:  # somebody may have set its verdicts
+                fix = "give it with --found, or use another --output_dir"
+                raise UserError(f"a {FOUND_FILE} of mbdefense find-triggers lies in", str(file.parent), fix)
             if (file.parent / CARD_FILE).is_file():  # `stage` would say so, but after the search
                 what = "a model made from other data or options" if setting.resume else "a finished model"
                 fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"

@@ -17,6 +17,7 @@ from mbdefense.statistics import Score
 
 FOUND_FILE = "found.json"
 SCHEMA = 1
+_MOST = 200  # candidates; a search has some dozens
 Verdict = Literal["trigger", "instruction", "unclear", "chance"]
 _FIX = "find again with mbdefense find-triggers"
 
@@ -132,6 +133,12 @@ class Found(Form):
     asking_seconds: NotNegative
     candidates: tuple[FoundCandidate, ...]
     inputs_hash: str = ""
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        if len(self.candidates) > _MOST:
+            return f"more than {_MOST} candidates"
+        return "more rows with a text than rows" if any(one.rows > self.suspect_rows for one in self.candidates) else ""
 
     def of(self, verdict: Verdict) -> tuple[FoundCandidate, ...]:
         """The candidates with one verdict."""
