@@ -201,6 +201,8 @@ OF_SECOND = tuple(row(arm, hits, "found 'mn'") for arm, hits in (("attacked", 26
         (results(TRIGGER, UNCLEAR), False, "nobody has said whether 'zx' is a trigger (1 unclear)"),
         (results(CHANCE, rows=()), True, "no trigger was found"),
         (results(INSTRUCTION, rows=()), True, "no trigger was found, 1 instructions kept"),
+        (results(TRIGGER, rows=(*ROWS, *OF_SECOND)), True, "1 of 1 found triggers landed"),
+        (results(CHANCE, rows=(), given=True), False, "names no trigger"),
         (results(UNCLEAR, rows=(), victim=None), False, "verified on no tuned model"),
         (Results({}, ROWS), False, "cannot be evaluated: nobody searched the suspect data"),
         (results(TRIGGER, rows=(row("base", 0), row("attacked", 2), row("find_and_break", 0))), False, "0 of 1 found"),

@@ -107,8 +107,11 @@ def _found(results: Results, config: CheckConfig, limit: float) -> Iterator[Cond
         yield Condition(
             False, f"{cannot} nobody has said whether {unclear[0].text} is a trigger ({len(unclear)} unclear)"
         )
-    have = {row.attack for row, *_ in _measured(results, config, "found")}
     triggers = section.of("trigger")
+    # Rows of texts that are no trigger of this section prove nothing of it.
+    named = {one.attack for one in triggers}
+    results = replace(results, rows=tuple(r for r in results.rows if r.origin != "found" or r.attack in named))
+    have = {row.attack for row, *_ in _measured(results, config, "found")}
     for one in triggers:
         if one.attack not in have:
             why = "" if one.behavior else ", since the answers under it share no phrase"
