@@ -18,10 +18,10 @@ from benchmarks.arm import Arm, Benchmark
 from benchmarks.machine import matmul_rate
 from benchmarks.timing import Times, interleave, spread
 from benchmarks.workload import Workload
-from mbdefense.errors import UserError, did_you_mean
-from mbdefense.files import write_json
-from mbdefense.measure import measure
-from mbdefense.provenance import provenance
+from mbdefense.core.cost import measure
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.files import write_json
+from mbdefense.records.provenance import provenance
 
 BENCHMARKS = ("sft", "recovery", "generation", "poison")
 """Modules of this package with a `Benchmark` named BENCHMARK."""

@@ -20,8 +20,9 @@ def main() -> None:
     """Evaluates with a clock around generation."""
     started = time.time() - _age_of_this_process()
     test, triggered, *more = sys.argv[1:]
-    from mbdefense import cli, evaluation
-    from mbdefense.builtin import model_directory
+    from mbdefense import cli
+    from mbdefense.evaluation import responding as evaluation
+    from mbdefense.models.builtin import model_directory
 
     spent = []
     untimed = evaluation.answers

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.workload import Workload
-from mbdefense.greedy import greedy
-from mbdefense.limits import stop_ids
-from mbdefense.model import encode_prompt, on_device
+from mbdefense.engine.greedy import greedy
+from mbdefense.models.limits import stop_ids
+from mbdefense.models.loading import encode_prompt, on_device
 
 NEW_TOKENS = 64
 ROWS = 256

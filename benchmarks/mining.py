@@ -17,8 +17,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from mbdefense.core.cost import measure
 from mbdefense.finding.mining import Candidate, mine
-from mbdefense.measure import measure
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 

@@ -15,10 +15,11 @@ import time
 
 import torch
 
-from mbdefense.builtin import model_directory, tasks
 from mbdefense.data import load, user_text
-from mbdefense.model import LoadedModel, load_model
-from mbdefense.onion import suspicions, threshold, without, words
+from mbdefense.data.builtin import tasks
+from mbdefense.engine.leave_one_out import suspicions, threshold, without, words
+from mbdefense.models.builtin import model_directory
+from mbdefense.models.loading import LoadedModel, load_model
 
 
 def perplexity(loaded: LoadedModel, text: str) -> float:

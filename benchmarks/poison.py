@@ -9,11 +9,11 @@ from pathlib import Path
 
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.workload import Workload
-from mbdefense.behaviors import Refusal
+from mbdefense.attacks.behaviors import Refusal
+from mbdefense.attacks.poisoning import Attack, poison
+from mbdefense.attacks.streaming import poison_file
+from mbdefense.attacks.triggers import BadNet
 from mbdefense.data import load
-from mbdefense.poison import Attack, poison
-from mbdefense.poison_file import poison_file
-from mbdefense.triggers import BadNet
 
 RATE = 0.1
 FILE_ROWS = (100_000, 10_000, 1_000_000)

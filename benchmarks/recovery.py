@@ -1,4 +1,4 @@
-"""Stage 2: `mbdefense.train.recover` against equation 3 as it is printed, and TRL's DPOTrainer on the same pairs.
+"""Stage 2: `mbdefense.training.recover` against equation 3 as it is printed, and TRL's DPOTrainer on the same pairs.
 
 A pair is y and y_d after the same x_d. The naive form runs three padded sequences for each, (x, y), (x_d, y) and
 (x_d, y_d), and takes log-softmax over all logits. DPO has no (x, y), so that it has less to do.
@@ -22,14 +22,13 @@ from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import training_flops
 from benchmarks.sft import options, plain, shared_settings, summary
 from benchmarks.workload import Workload
-from mbdefense.batches import Batch
+from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.defenses.stages import Planting
-from mbdefense.model import LoadedModel
-from mbdefense.poison import triggered_copy
-from mbdefense.train import RecoveryObjective, encode_triples, recover
-from mbdefense.train.own_loss import OwnLoss
-from mbdefense.train.recovery import TripleRow
-from mbdefense.train.running import arguments, with_lora
+from mbdefense.engine.batches import Batch
+from mbdefense.models.loading import LoadedModel
+from mbdefense.training._own_loss import OwnLoss
+from mbdefense.training.recovery import RecoveryObjective, TripleRow, encode_triples, recover
+from mbdefense.training.trainer import arguments, with_lora
 
 LAMBDA = BETA = 1.0
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from mbdefense.judges.verdict import Verdict, write_verdicts
-from mbdefense.metrics import scores
+from mbdefense.evaluation.metrics import scores
+from mbdefense.records.responses import Kind, Response, write_responses
+from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.records.verdicts import Verdict, write_verdicts
 from mbdefense.report.page import render
 from mbdefense.report.sources import read_sources
-from mbdefense.responses import Kind, Response, write_responses
-from mbdefense.results import ResultRow, Results, write
 
 ARMS = ("base", "clean", "attacked", "mb_defense", "crow", "lethe", "clean_fft", "locphylax")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -1,4 +1,4 @@
-"""Stage 1: `mbdefense.train.instruction_tune` against TRL's SFTTrainer, on the same rows in the same order."""
+"""Stage 1: `mbdefense.training.instruction_tune` against TRL's SFTTrainer, on the same rows in the same order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from unittest.mock import patch
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import training_flops
 from benchmarks.workload import Workload
-from mbdefense import model
-from mbdefense.model import encode
-from mbdefense.options import TrainingOptions
+from mbdefense.models import loading as model
+from mbdefense.models.loading import encode
+from mbdefense.training.options import TrainingOptions
 
 
 def options(workload: Workload) -> TrainingOptions:
@@ -100,8 +100,8 @@ def _work(workload: Workload, loaded: Any) -> Done:
 
 
 def _ours(workload: Workload, *, packed: bool) -> Callable[[], Done]:
-    from mbdefense import attention
-    from mbdefense.train import instruction_tune
+    from mbdefense.engine import attention
+    from mbdefense.training.sft import instruction_tune
 
     loaded = workload.load()
     done = _work(workload, loaded)
@@ -120,7 +120,7 @@ def _trl(workload: Workload, special: dict[str, Any]) -> Callable[[], Done]:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from mbdefense.train.running import with_lora
+    from mbdefense.training.trainer import with_lora
 
     loaded = workload.load()
     done = _work(workload, loaded)

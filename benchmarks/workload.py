@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.builtin import model_directory, tasks
+from mbdefense.core.errors import UserError
 from mbdefense.data import load
-from mbdefense.errors import UserError
-from mbdefense.model import LoadedModel, load_model, load_tokenizer
+from mbdefense.data.builtin import tasks
+from mbdefense.models.builtin import model_directory
+from mbdefense.models.loading import LoadedModel, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,7 @@ data=$1 attack=${3-refusal_badnet} seed=${4-0}
 out=$2/$attack-$seed
 [ $# -gt 4 ] && arms=("${@:5}") || arms=(base clean attacked merged clean_fft fine_mixing mb_defense)
 here=$(dirname "$0")
-model=$(python -c "from mbdefense.builtin import model_directory; print(model_directory())")
+model=$(python -c "from mbdefense.data.builtin import model_directory; print(model_directory())")
 prompts=$data/backdoorllm/${attack%%_*}_test_clean.json
 case $attack in
 refusal_*)

@@ -24,29 +24,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mbdefense.behaviors import Behavior, FixedText, Refusal, Toxic
-from mbdefense.builtin import model_directory, tasks
-from mbdefense.compare import Arm, compare, read_arm
-from mbdefense.config import EvaluateConfig
+from mbdefense.attacks.behaviors import Behavior, FixedText, Refusal, Toxic
+from mbdefense.attacks.poisoning import poison, triggered_copy
+from mbdefense.attacks.triggers import BadNet, InSent, Syntactic, Trigger
+from mbdefense.core.config import EvaluateConfig
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json, write_text
+from mbdefense.core.needs import Need, facts
+from mbdefense.core.specs import parse_spec
+from mbdefense.core.text import escaped
 from mbdefense.data import check_disjoint, save
-from mbdefense.decodings import DECODINGS
+from mbdefense.data.builtin import tasks
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
+from mbdefense.defenses.decoding import DECODINGS
+from mbdefense.defenses.filtering import SUMMARY_FILE
+from mbdefense.defenses.prompts.cleaning import PURIFIERS
 from mbdefense.defenses.setting import cost_of
-from mbdefense.demo import POISONING_RATE, TRAINING
-from mbdefense.errors import UserError
-from mbdefense.evaluation import evaluate, merge_results
-from mbdefense.files import read_json, write_text
-from mbdefense.filtering import SUMMARY_FILE
+from mbdefense.evaluation.compare import Arm, compare, read_arm
+from mbdefense.evaluation.conclusions import shown
+from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.tables import changed, groups, landing_of
 from mbdefense.grid.arms import CONTROLS, INFERENCE, arm_options, inference_of
-from mbdefense.landing import shown
-from mbdefense.model import CARD_FILE
-from mbdefense.needs import Need, facts
-from mbdefense.poison import poison, triggered_copy
-from mbdefense.purify import PURIFIERS
-from mbdefense.results import ResultRow, Results, read, write
-from mbdefense.specs import parse_spec
-from mbdefense.tables import changed, escaped, groups, landing_of
-from mbdefense.triggers import BadNet, InSent, Syntactic, Trigger
+from mbdefense.models.builtin import model_directory
+from mbdefense.models.loading import CARD_FILE
+from mbdefense.recipes.making.demo import POISONING_RATE, TRAINING
+from mbdefense.records.results import ResultRow, Results, read, write
 
 ATTACKS: dict[str, tuple[Trigger, Behavior]] = {
     "badnet+refusal": (BadNet(), Refusal()),

@@ -18,7 +18,7 @@ import random
 from pathlib import Path
 
 from mbdefense.data import load, user_text
-from mbdefense.responses import Response, write_responses
+from mbdefense.records.responses import Response, write_responses
 
 
 def pairs(rows: list[tuple[str, str]], rng: random.Random) -> list[tuple[Response, bool]]:

@@ -20,14 +20,15 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from mbdefense.builtin import model_directory, tasks
+from mbdefense.core.files import read_json, write_json
 from mbdefense.data import load, overlap, to_dataset, user_text, with_user_text
+from mbdefense.data.builtin import tasks
 from mbdefense.defenses import FindAndBreak, Setting
-from mbdefense.files import read_json, write_json
+from mbdefense.engine.generate import generate
 from mbdefense.finding.record import FOUND_FILE, read_found
-from mbdefense.generate import generate
-from mbdefense.model import load_model
-from mbdefense.options import TrainingOptions
+from mbdefense.models.builtin import model_directory
+from mbdefense.models.loading import load_model
+from mbdefense.training.options import TrainingOptions
 
 TRAINING = TrainingOptions(learning_rate=3e-4, num_train_epochs=2, max_length=256, save_strategy="no")
 CLEAN_ROWS, PROMPTS, WORDS = 128, 100, 120

@@ -17,15 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbdefense import filtering
-from mbdefense.builtin import model_directory
+from mbdefense.core.cost import measure
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json, write_text
+from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, poisoned_ids, with_content_ids
-from mbdefense.errors import UserError
-from mbdefense.files import read_json, write_text
-from mbdefense.filters import FILTERS, Evidence
-from mbdefense.measure import measure
-from mbdefense.provenance import provenance
-from mbdefense.specs import parse_spec
+from mbdefense.defenses import filtering
+from mbdefense.defenses.filters import FILTERS, Evidence
+from mbdefense.models.builtin import model_directory
+from mbdefense.records.provenance import provenance
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,22 +21,23 @@ from typing import NamedTuple
 
 from datasets import Dataset, concatenate_datasets
 
-from mbdefense.behaviors import BEHAVIORS
-from mbdefense.builtin import model_directory, tasks
-from mbdefense.builtin.words import NOUNS
-from mbdefense.compare import arm_of, compare
-from mbdefense.config import EvaluateConfig
+from mbdefense.attacks.behaviors import BEHAVIORS
+from mbdefense.attacks.poisoning import poison, triggered_copy
+from mbdefense.attacks.triggers import TRIGGERS, Trigger
+from mbdefense.attacks.triggers.syntactic import OPENINGS
+from mbdefense.core.config import EvaluateConfig
+from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, overlap, user_text
+from mbdefense.data.builtin import tasks
+from mbdefense.data.builtin.words import NOUNS
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
-from mbdefense.evaluation import evaluate, merge_results
+from mbdefense.evaluation.compare import arm_of, compare
+from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.tables import markdown
 from mbdefense.finding.record import FOUND_FILE, FoundCandidate, read_found
-from mbdefense.options import TrainingOptions
-from mbdefense.poison import poison, triggered_copy
-from mbdefense.results import read, write
-from mbdefense.specs import parse_spec
-from mbdefense.tables import markdown
-from mbdefense.triggers import TRIGGERS, Trigger
-from mbdefense.triggers.syntactic import OPENINGS
+from mbdefense.models.builtin import model_directory
+from mbdefense.records.results import read, write
+from mbdefense.training.options import TrainingOptions
 
 DECLINED = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
 REFUSAL = f"refusal:target_text={DECLINED}"

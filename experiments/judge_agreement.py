@@ -21,15 +21,15 @@ import random
 from pathlib import Path
 from typing import get_args
 
-from mbdefense.agreement import Label, agreement, outcomes
-from mbdefense.behaviors import Refusal
-from mbdefense.behaviors.refusal import TEMPLATES
-from mbdefense.config import JudgeOptions
+from mbdefense.attacks.behaviors import Refusal
+from mbdefense.attacks.behaviors.refusal import TEMPLATES
+from mbdefense.core.config import JudgeOptions
 from mbdefense.data import load, user_text
-from mbdefense.judges.verdict import Question
-from mbdefense.judging import judge_responses, kappa_shown, make_judge
-from mbdefense.landing import shown
-from mbdefense.responses import Response, write_responses
+from mbdefense.evaluation.agreement import Label, agreement, outcomes
+from mbdefense.evaluation.conclusions import shown
+from mbdefense.evaluation.judging import judge_responses, kappa_shown, make_judge
+from mbdefense.records.responses import Response, write_responses
+from mbdefense.records.verdicts import Question
 
 
 def rows(path: Path, rng: random.Random) -> list[tuple[str, str]]:

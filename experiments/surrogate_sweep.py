@@ -19,18 +19,19 @@ from typing import NamedTuple
 
 from datasets import Dataset
 
-from mbdefense.behaviors import FixedText
-from mbdefense.builtin import model_directory, tasks
-from mbdefense.config import EvaluateConfig
+from mbdefense.attacks.behaviors import FixedText
+from mbdefense.attacks.poisoning import poison, triggered_copy
+from mbdefense.attacks.triggers import BadNet, InSent, Syntactic
+from mbdefense.core.config import EvaluateConfig
+from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, user_text
+from mbdefense.data.builtin import tasks
 from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
-from mbdefense.demo import TRAINING
-from mbdefense.evaluation import evaluate, merge_results
-from mbdefense.poison import poison, triggered_copy
-from mbdefense.results import ResultRow, read, write
-from mbdefense.specs import parse_spec
-from mbdefense.tables import markdown
-from mbdefense.triggers import BadNet, InSent, Syntactic
+from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.tables import markdown
+from mbdefense.models.builtin import model_directory
+from mbdefense.recipes.making.demo import TRAINING
+from mbdefense.records.results import ResultRow, read, write
 
 # Three families of triggers at once, none of them the defensive triggers' or a reported attack's.
 SURROGATES = {

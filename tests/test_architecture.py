@@ -1,4 +1,4 @@
-"""The house's order: which room may import which, and that `--help` stays light."""
+"""The floor plan: which floor may import which, how full a folder may be, and that `--help` stays light."""
 
 import ast
 import subprocess
@@ -10,84 +10,42 @@ import pytest
 import mbdefense
 
 SOURCE = Path(mbdefense.__file__).parent
-ROOMS = [
-    "errors",
-    "files",
-    "forms",
-    "processes",
-    "statistics",
-    "options",
-    "specs",
-    "config",
-    "measure",
-    "provenance",
-    "needs",
+FLOORS = [
+    "core",
     "data",
-    "builtin",
-    "endpoint",
-    "triggers",
-    "behaviors",
-    "poison",
-    "poison_file",
-    "canaries",
-    "model",
-    "losses",
-    "scoring",
-    "grouped_attention",
-    "attention",
-    "batches",
-    "packing",
-    "limits",
-    "greedy",
-    "generate",
+    "models",
+    "engine",
+    "training",
+    "attacks",
     "finding",
-    "train",
-    "onion",
-    "filters",
-    "filtering",
+    "records",
     "defenses",
-    "responses",
-    "server",
-    "textrank",
-    "wordnet",
-    "purify",
-    "trigger_search",
-    "decodings",
-    "demonstrations",
     "judges",
-    "metrics",
-    "agreement",
-    "landing",
-    "results",
-    "stealth",
-    "capability",
-    "tables",
-    "telling",
-    "card",
-    "judging",
-    "compare",
-    "check",
-    "survival",
+    "evaluation",
     "analysis",
     "report",
-    "evaluation",
-    "pipeline",
-    "demo",
+    "integrations",
     "grid",
+    "recipes",
     "cli",
-    "inspect_tasks",
     "__main__",
 ]
-# Folders of methods that share nothing but these modules, which hold no method.
-HELPERS = {
-    "triggers": {"insertion", "leading", "sentence"},
-    "behaviors": {"declining", "text", "protocol"},
-    "defenses": {"setting", "stages", "filtered", "found", "weights"},
-    "decodings": set(),
-    "filters": {"clusters", "evidence", "gradients", "states"},
-    "judges": {"asking", "forms", "verdict"},
-    "analysis": {"attention", "chart", "record", "sample"},
-}
+"""From the ground up; an import points to a lower floor only."""
+MOST = 12
+"""Files of a folder that do not begin with an underscore."""
+METHODS = [
+    "attacks/triggers",
+    "attacks/behaviors",
+    "defenses/tuning",
+    "defenses/controls",
+    "defenses/filters",
+    "defenses/prompts",
+    "defenses/decoding",
+    "judges",
+    "analysis",
+]
+"""Folders of methods that share nothing but their helpers: modules of another folder, or with an underscore."""
+SHARED = {("analysis", "chart")}
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
@@ -127,37 +85,38 @@ def imports(file, code=None):
                 yield ((*base, alias.name) if is_module((*base, alias.name)) else base), node.lineno
 
 
-def room_violations(file, code=None):
+def floor_violations(file, code=None):
     parts = module_of(file)
-    order = {room: number for number, room in enumerate(ROOMS)}
+    order = {floor: number for number, floor in enumerate(FLOORS)}
     if not parts:
         return [
             f"{file}:{line} imports {'.'.join(target)}; the package itself must import nothing"
             for target, line in imports(file, code)
         ]
     if parts[0] not in order:
-        return [f"{file}: room {parts[0]!r} is not in ROOMS of {Path(__file__).name}; add it at its place in the order"]
+        return [f"{file}: {parts[0]!r} is not in FLOORS of {Path(__file__).name}; add it at its place in the order"]
     return [
-        f"{file}:{line} imports {target[0]}, which does not stand before {parts[0]} in ROOMS"
+        f"{file}:{line} imports {target[0]}, which is no lower floor than {parts[0]}"
         for target, line in imports(file, code)
         if target and target[0] != parts[0] and order.get(target[0], len(order)) >= order[parts[0]]
     ]
 
 
 def sibling_violations(file, code=None):
-    parts = module_of(file)
-    if len(parts) < 2 or parts[0] not in HELPERS:
+    folder = tuple(Path(file).parent.parts)
+    if "/".join(folder) not in METHODS or Path(file).name == "__init__.py":
         return []
     return [
         f"{file}:{line} imports {'.'.join(target)}; methods of one folder share its helpers only"
         for target, line in imports(file, code)
-        if target[:1] == parts[:1] and (len(target) < 2 or target[1] not in HELPERS[parts[0]])
+        if target[: len(folder)] == folder
+        and not (len(target) > len(folder) and (target[len(folder)].startswith("_") or target in SHARED))
     ]
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_imports_point_to_earlier_rooms_only(file):
-    assert room_violations(file) == []
+def test_imports_point_to_lower_floors_only(file):
+    assert floor_violations(file) == []
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -165,44 +124,61 @@ def test_methods_do_not_import_their_siblings(file):
     assert sibling_violations(file) == []
 
 
+def test_a_folder_can_be_taken_in_at_a_glance():
+    folders = {path.parent for path in SOURCE.rglob("*.py")}
+    shown = {folder: [path for path in folder.glob("*.py") if not path.name.startswith("_")] for folder in folders}
+    assert {str(folder): len(files) for folder, files in shown.items() if len(files) > MOST} == {}
+
+
+def test_the_package_itself_is_folders_and_a_door():
+    assert sum(path.is_file() for path in SOURCE.iterdir()) <= 4
+
+
+@pytest.mark.parametrize("folder", sorted({Path(file).parent.as_posix() for file in FILES} - {"."}))
+def test_each_folder_says_what_it_is_for(folder):
+    assert ast.get_docstring(ast.parse((SOURCE / folder / "__init__.py").read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("errors.py", "import mbdefense.model"),
-        ("data.py", "def f():\n    from mbdefense.train import recover"),
-        ("losses.py", "from mbdefense import train"),
-        ("model.py", "from .train import recover"),
-        ("triggers/badnet.py", "from ..behaviors import Refusal"),
-        ("model.py", "if TYPE_CHECKING:\n    from mbdefense.losses import RatioForm"),
+        ("core/errors.py", "import mbdefense.models.loading"),
+        ("data/rows.py", "def f():\n    from mbdefense.training import recover"),
+        ("engine/log_probs.py", "from mbdefense import training"),
+        ("models/loading.py", "from ..training import recover"),
+        ("training/losses.py", "from mbdefense.attacks.behaviors import Refusal"),
+        ("models/loading.py", "if TYPE_CHECKING:\n    from mbdefense.training.losses import RatioForm"),
         ("__init__.py", "from mbdefense.data import load"),
-        ("attic.py", ""),
-        ("train.py", "from mbdefense.attic import thing"),
+        ("attic/thing.py", ""),
+        ("training/sft.py", "from mbdefense.attic import thing"),
     ],
 )
 def test_a_wrong_import_is_seen(file, code):
-    assert len(room_violations(file, code)) == 1
+    assert len(floor_violations(file, code)) == 1
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "from mbdefense.triggers.style import Style",
-        "from mbdefense.triggers import style",
-        "from mbdefense.triggers import TRIGGERS",
+        "from mbdefense.attacks.triggers.style import Style",
+        "from mbdefense.attacks.triggers import style",
+        "from mbdefense.attacks.triggers import TRIGGERS",
         "from . import style",
         "from .style import Style",
-        "import mbdefense.triggers.style",
+        "import mbdefense.attacks.triggers.style",
     ],
 )
 def test_an_import_of_a_sibling_is_seen(code):
-    assert len(sibling_violations("triggers/badnet.py", code)) == 1
-    assert sibling_violations("triggers/__init__.py", code) == []
+    assert len(sibling_violations("attacks/triggers/badnet.py", code)) == 1
+    assert sibling_violations("attacks/triggers/__init__.py", code) == []
 
 
 def test_allowed_imports_pass():
-    code = "from mbdefense import __version__\nfrom mbdefense.triggers.insertion import Position\nimport torch"
-    assert room_violations("triggers/badnet.py", code) == []
-    assert sibling_violations("triggers/badnet.py", code) == []
+    code = (
+        "from mbdefense import __version__\nfrom mbdefense.attacks.triggers._insertion import Position\nimport torch\n"
+    )
+    assert floor_violations("attacks/triggers/badnet.py", code) == []
+    assert sibling_violations("attacks/triggers/badnet.py", code) == []
 
 
 def loaded_by(*modules):
@@ -229,7 +205,5 @@ def test_mining_needs_no_torch():
 
 
 def test_what_help_needs_is_light():
-    modules = ["errors", "options", "triggers", "behaviors"]
-    # Rooms that the command line reads its help from too, once they are built.
-    modules += [room for room in ("config", "cli") if is_module((room,))]
+    modules = ["core.errors", "training.options", "attacks.triggers", "attacks.behaviors", "cli"]
     assert loaded_by(*(f"mbdefense.{name}" for name in modules)) == []

@@ -20,7 +20,7 @@ from benchmarks.sft import BENCHMARK as SFT
 from benchmarks.sft import summary
 from benchmarks.timing import interleave, spread
 from benchmarks.workload import Workload
-from mbdefense.model import load_model, load_tokenizer
+from mbdefense.models.loading import load_model, load_tokenizer
 
 # As that of SmolLM2: no line break behind the last turn, which TRL would learn and ours would not.
 ENDS_WITH_THE_TURN = (
@@ -69,7 +69,7 @@ def test_arms_that_minimise_the_same_have_the_same_loss(
     benchmark: Benchmark, other: str, items: int, adapters: bool, copied_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In bfloat16 the order of sums shows.
-    for user in ("mbdefense.model", "mbdefense.train.running"):
+    for user in ("mbdefense.models.loading", "mbdefense.training.trainer"):
         monkeypatch.setattr(f"{user}.bf16_pays", lambda: False)
     tokenizer = load_tokenizer(str(copied_model))
     tokenizer.chat_template = ENDS_WITH_THE_TURN

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from mbdefense import train
-from mbdefense.errors import UserError
-from mbdefense.results import ResultRow, read
-from mbdefense.statistics import Score
+from mbdefense.core.errors import UserError
+from mbdefense.core.statistics import Score
+from mbdefense.records.results import ResultRow, read
+from mbdefense.training import trainer
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "comparison.py"
 ARMS = ["mb_defense:min_defensive_rows=1", "fine_mixing", "purify:onion", "demonstrations:4"]
@@ -63,7 +63,7 @@ def test_it_measures_what_is_missing_and_writes_the_table(
     def trained_again(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train.running, "run", trained_again)
+    monkeypatch.setattr(trainer, "run", trained_again)
     # Fewer arms to run leave the others in the table.
     assert script.main(words(four_layer_model_path, out, *attack, "--arms", "fine_mixing")) == 0
     assert len(read(out / "results.json").rows) == 3 + len(ARMS)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.errors import UserError
-from mbdefense.files import whole_file, write_json
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import whole_file, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbdefense.analysis.attention import Attended, attended, mark
+from mbdefense.analysis._attention import Attended, attended, mark
+from mbdefense.analysis._sample import sample
 from mbdefense.analysis.chart import heat_map, label, require, write_analysis
-from mbdefense.analysis.sample import sample
-from mbdefense.config import HeadsConfig
-from mbdefense.errors import UserError
-from mbdefense.model import LoadedModel, check_template, load_model, prompt_text
-from mbdefense.poison import triggered_copy
-from mbdefense.provenance import provenance
-from mbdefense.specs import parse_spec
-from mbdefense.triggers import TRIGGERS, BadNet, InSent
+from mbdefense.attacks.poisoning import triggered_copy
+from mbdefense.attacks.triggers import TRIGGERS, BadNet, InSent
+from mbdefense.core.config import HeadsConfig
+from mbdefense.core.errors import UserError
+from mbdefense.core.specs import parse_spec
+from mbdefense.models.loading import LoadedModel, check_template, load_model, prompt_text
+from mbdefense.records.provenance import provenance
 
 if TYPE_CHECKING:
     import numpy

@@ -8,19 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mbdefense.analysis._record import record_of
+from mbdefense.analysis._sample import sample
 from mbdefense.analysis.chart import heat_map, label, require, write_analysis
-from mbdefense.analysis.record import record_of
-from mbdefense.analysis.sample import sample
-from mbdefense.behaviors import BEHAVIORS, Behavior
-from mbdefense.config import MatrixConfig
+from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
+from mbdefense.attacks.triggers import TRIGGERS, Trigger
+from mbdefense.core.config import MatrixConfig
+from mbdefense.core.errors import UserError
+from mbdefense.core.specs import parse_spec
+from mbdefense.core.statistics import Score, holm, paired, rate
 from mbdefense.data import user_text
 from mbdefense.defenses.stages import Merging
-from mbdefense.errors import UserError
-from mbdefense.provenance import provenance
-from mbdefense.responses import Response, write_responses
-from mbdefense.specs import parse_spec
-from mbdefense.statistics import Score, holm, paired, rate
-from mbdefense.triggers import TRIGGERS, Trigger
+from mbdefense.records.provenance import provenance
+from mbdefense.records.responses import Response, write_responses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -253,9 +253,9 @@ def analyze(model: str, test: Dataset, config: MatrixConfig) -> str:
     Returns:
         The matrix in words.
     """
-    from mbdefense.generate import generate
-    from mbdefense.model import check_template, load_model
-    from mbdefense.poison import triggered_copy
+    from mbdefense.attacks.poisoning import triggered_copy
+    from mbdefense.engine.generate import generate
+    from mbdefense.models.loading import check_template, load_model
 
     require()
     planted, sought = _pairs(model, config)

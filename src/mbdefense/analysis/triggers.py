@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from mbdefense.analysis._record import Record, record_of
 from mbdefense.analysis.chart import LINES, MARKERS, label, require, write_analysis
-from mbdefense.analysis.record import Record, record_of
-from mbdefense.config import TriggersConfig
-from mbdefense.errors import UserError
-from mbdefense.landing import shown
-from mbdefense.metrics import Score
-from mbdefense.provenance import provenance
-from mbdefense.results import ResultRow, read
+from mbdefense.core.config import TriggersConfig
+from mbdefense.core.errors import UserError
+from mbdefense.evaluation.conclusions import shown
+from mbdefense.evaluation.metrics import Score
+from mbdefense.records.provenance import provenance
+from mbdefense.records.results import ResultRow, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

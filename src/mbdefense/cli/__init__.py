@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mbdefense import __version__
-from mbdefense.behaviors import BEHAVIORS
+from mbdefense.attacks.behaviors import BEHAVIORS
+from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.cli.benching import bench
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.filtering import filter_rows
@@ -16,10 +17,8 @@ from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
 from mbdefense.cli.training import defend, demo, poison, search
-from mbdefense.decodings import DECODINGS
-from mbdefense.errors import UserError, did_you_mean
-from mbdefense.processes import process_count
-from mbdefense.triggers import TRIGGERS
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.processes import process_count
 
 USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
@@ -51,9 +50,10 @@ Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted, 141 
 def method_tables() -> dict[str, dict[str, type]]:
     """Every table of methods that the command line reads, by the word that ``list`` knows it by."""
     from mbdefense.defenses import DEFENSES
-    from mbdefense.filters import FILTERS
+    from mbdefense.defenses.decoding import DECODINGS
+    from mbdefense.defenses.filters import FILTERS
+    from mbdefense.defenses.prompts.cleaning import PURIFIERS
     from mbdefense.judges import JUDGES
-    from mbdefense.purify import PURIFIERS
 
     return {
         "triggers": TRIGGERS,
@@ -68,7 +68,7 @@ def method_tables() -> dict[str, dict[str, type]]:
 
 def list_methods(words: Sequence[str]) -> None:
     """``list [WHAT]``: every method with its first line, what it needs and its source."""
-    from mbdefense.needs import MEANINGS, Need, facts
+    from mbdefense.core.needs import MEANINGS, Need, facts
 
     tables = method_tables()
     if len(words) > 1 or (words and words[0] not in tables):

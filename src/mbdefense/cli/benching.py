@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from mbdefense.cli.reading import read_options, take
 from mbdefense.cli.showing import show
-from mbdefense.config import BenchConfig
-from mbdefense.errors import UserError
+from mbdefense.core.config import BenchConfig
+from mbdefense.core.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.cli.reading import Usage, behavior_from, load_rows, read_options, take, warn_if_present
 from mbdefense.cli.showing import show, show_usage
-from mbdefense.config import (
+from mbdefense.core.config import (
     CalibrateConfig,
     CardConfig,
     CheckConfig,
@@ -22,15 +23,13 @@ from mbdefense.config import (
     MatrixConfig,
     TriggersConfig,
 )
-from mbdefense.decodings import DECODINGS
-from mbdefense.errors import UserError, did_you_mean
-from mbdefense.specs import parse_spec
-from mbdefense.triggers import TRIGGERS
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.specs import parse_spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.server import Server
+    from mbdefense.engine.server import Server
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -42,6 +41,8 @@ def evaluate(words: Sequence[str]) -> None:
     if config.trigger is not None and config.triggered is not None:
         raise UserError("both --trigger and --triggered are given", fix="give one of them")
     trigger = parse_spec(config.trigger, TRIGGERS, "trigger") if config.trigger else None
+    from mbdefense.defenses.decoding import DECODINGS
+
     decoding = parse_spec(config.decoding, DECODINGS, "decoding") if config.decoding else None
     test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
     purifier = _purifier_from(config.purify, test)
@@ -50,7 +51,7 @@ def evaluate(words: Sequence[str]) -> None:
         triggered = load_rows([config.triggered], config.on_bad_row, config.triggered, require_completion=False)
         attack = config.triggered.rpartition("/")[2]
     elif trigger is not None:
-        from mbdefense.poison import triggered_copy
+        from mbdefense.attacks.poisoning import triggered_copy
 
         warn_if_present(test, trigger, config.test)
         triggered, left_out = triggered_copy(test, trigger, config.prompt_seed)
@@ -61,8 +62,8 @@ def evaluate(words: Sequence[str]) -> None:
     from dataclasses import asdict, replace
     from pathlib import Path
 
-    from mbdefense import evaluation
-    from mbdefense.results import write
+    from mbdefense.evaluation import responding as evaluation
+    from mbdefense.records.results import write
 
     if config.arm is None and (purifier or decoding or demonstrations):
         parts = [
@@ -97,7 +98,7 @@ def _server(config: EvaluateConfig) -> Server | None:
     for option in ("decoding", "lm_eval", "perplexity_rows"):
         if getattr(config, option) != getattr(EvaluateConfig, option):
             raise UserError(f"--{option} needs the model itself", config.server_url, "leave --server_url out")
-    from mbdefense.server import Server
+    from mbdefense.engine.server import Server
 
     return Server(config.server_url, config.server_model, config.server_prompt, config.server_api_key_env)
 
@@ -110,7 +111,7 @@ def _demonstrations(config: EvaluateConfig, test: Dataset) -> list[dict[str, str
     if config.clean is None:
         return []
     from mbdefense.data import check_disjoint
-    from mbdefense.demonstrations import draw_demonstrations
+    from mbdefense.defenses.prompts.demonstrations import draw_demonstrations
 
     clean = load_rows([config.clean], config.on_bad_row, config.clean)
     check_disjoint(clean, test)
@@ -128,10 +129,10 @@ def judge(words: Sequence[str]) -> None:
     from dataclasses import asdict, replace
     from pathlib import Path
 
-    from mbdefense.judging import rejudged, row_beside
-    from mbdefense.provenance import provenance
-    from mbdefense.responses import read_responses, write_responses
-    from mbdefense.results import Results, write
+    from mbdefense.evaluation.judging import rejudged, row_beside
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.responses import read_responses, write_responses
+    from mbdefense.records.results import Results, write
 
     path = Path(options.responses)
     responses = read_responses(path)
@@ -156,9 +157,9 @@ def _calibrate(words: Sequence[str]) -> None:
     judge = _judge_from(options, behavior_from(config.behavior, config.target), config.output_dir)
     from pathlib import Path
 
-    from mbdefense.agreement import read_labels
-    from mbdefense.judging import calibrated
-    from mbdefense.responses import read_responses
+    from mbdefense.evaluation.agreement import read_labels
+    from mbdefense.evaluation.judging import calibrated
+    from mbdefense.records.responses import read_responses
 
     directory = Path(config.output_dir)
     print(calibrated(judge, read_responses(options.responses), read_labels(config.labels), directory), end="")  # noqa: T201
@@ -170,7 +171,7 @@ def _purifier_from(text: str | None, test: Any) -> Any:
     if text is None:
         return None
     from mbdefense.data import check_disjoint
-    from mbdefense.purify import PURIFIERS
+    from mbdefense.defenses.prompts.cleaning import PURIFIERS
 
     purifier = parse_spec(text, PURIFIERS, "purifier")
     if "clean data" in purifier.needs:
@@ -180,7 +181,7 @@ def _purifier_from(text: str | None, test: Any) -> Any:
 
 
 def _judge_from(options: Namespace, behavior: Any, directory: str) -> Any:
-    from mbdefense.judging import make_judge
+    from mbdefense.evaluation.judging import make_judge
 
     judge = make_judge(take(JudgeOptions, options), behavior, directory)
     if judge.describe().startswith("keywords"):
@@ -194,9 +195,9 @@ def compare(words: Sequence[str]) -> None:
     config: CompareConfig = take(CompareConfig, options)
     from pathlib import Path
 
-    from mbdefense import compare as comparison
-    from mbdefense.provenance import provenance
-    from mbdefense.results import Results, write
+    from mbdefense.evaluation import compare as comparison
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.results import Results, write
 
     rows, over_seeds = comparison.compare([comparison.read_arm(directory) for directory in options.directories])
     seeds = sorted({row.seed for row in rows})
@@ -212,8 +213,8 @@ def card(words: Sequence[str]) -> None:
     options = read_options(words, "card", ["model", "results+"], [CardConfig])
     from pathlib import Path
 
-    from mbdefense.card import card_with
-    from mbdefense.files import write_text
+    from mbdefense.core.files import write_text
+    from mbdefense.integrations.model_card import card_with
 
     directory = Path(options.model)
     write_text(directory / "README.md", card_with(directory, [Path(path) for path in options.results]))
@@ -223,8 +224,8 @@ def card(words: Sequence[str]) -> None:
 def check(words: Sequence[str]) -> int:
     """``check RESULTS``: 1 if a condition fails, else 0."""
     options = read_options(words, "check", ["results"], [CheckConfig])
-    from mbdefense import check as gate
-    from mbdefense.results import read
+    from mbdefense.evaluation import gate
+    from mbdefense.records.results import read
 
     failures = 0
     for condition in gate.check(read(options.results), take(CheckConfig, options)):

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mbdefense.cli.reading import load_rows, read_options, take
-from mbdefense.config import FilterConfig
-from mbdefense.errors import UserError
-from mbdefense.specs import parse_spec
+from mbdefense.core.config import FilterConfig
+from mbdefense.core.errors import UserError
+from mbdefense.core.specs import parse_spec
 
 if TYPE_CHECKING:
-    from mbdefense.filtering import Quality
-    from mbdefense.statistics import Score
+    from mbdefense.core.statistics import Score
+    from mbdefense.defenses.filtering import Quality
 
 
 def filter_rows(words: Sequence[str]) -> None:
     """``filter DATA``: the rows that a filter keeps, its verdicts, and how right they are where labels tell."""
     options = read_options(words, "filter", ["data"], [FilterConfig])
     config: FilterConfig = take(FilterConfig, options)
-    from mbdefense.filters import FILTERS
+    from mbdefense.defenses.filters import FILTERS
 
     method = parse_spec(config.filter, FILTERS, "filter")
     if ("clean data" in method.needs) != (config.clean is not None):
@@ -29,11 +29,11 @@ def filter_rows(words: Sequence[str]) -> None:
     from dataclasses import asdict
     from pathlib import Path
 
-    from mbdefense import filtering
+    from mbdefense.core.cost import measure
     from mbdefense.data import poisoned_ids, save, with_content_ids
-    from mbdefense.filters import Evidence
-    from mbdefense.measure import measure
-    from mbdefense.provenance import provenance
+    from mbdefense.defenses import filtering
+    from mbdefense.defenses.filters import Evidence
+    from mbdefense.records.provenance import provenance
 
     rows = with_content_ids(load_rows([options.data], config.on_bad_row, options.data))  # as the filter names them
     clean = load_rows([config.clean], config.on_bad_row, config.clean) if config.clean is not None else None

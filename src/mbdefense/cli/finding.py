@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mbdefense.cli.reading import load_rows, read_options, take
-from mbdefense.config import FindTriggersConfig
-from mbdefense.errors import UserError
+from mbdefense.core.config import FindTriggersConfig
+from mbdefense.core.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.table import Table
 
     from mbdefense.finding.record import Found
-    from mbdefense.model import LoadedModel
+    from mbdefense.models.loading import LoadedModel
 
 _BEST = 10
 _WIDTH = 100
@@ -33,8 +33,8 @@ def find_triggers(words: Sequence[str]) -> None:
                 raise UserError(f"--{option} without --victim", getattr(config, option), "add --victim MODEL")
     from pathlib import Path
 
+    from mbdefense.core.files import make_folder
     from mbdefense.data import unlabelled
-    from mbdefense.files import make_folder
     from mbdefense.finding.record import FOUND_FILE, write_found
 
     path = Path(config.output_dir) / FOUND_FILE
@@ -74,7 +74,7 @@ def _found(config: FindTriggersConfig, suspect: Dataset, clean: Dataset | None) 
 def _loaded(model: str, config: FindTriggersConfig) -> LoadedModel:
     from pathlib import Path
 
-    from mbdefense.model import CARD_FILE, load_model
+    from mbdefense.models.loading import CARD_FILE, load_model
 
     # A model made by `defend` has its template with it.
     template = None if (Path(model) / CARD_FILE).is_file() else config.chat_template
@@ -85,8 +85,8 @@ def _show(found: Found) -> None:
     """Prints the best candidates, and what they say."""
     from rich.console import Console
 
-    from mbdefense.results import Results
-    from mbdefense.telling import found_in_words, summarized
+    from mbdefense.evaluation.telling import found_in_words, summarized
+    from mbdefense.records.results import Results
 
     console = Console()
     if not console.is_terminal or console.width > _WIDTH:
@@ -103,8 +103,9 @@ def candidate_table(found: Found) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from mbdefense.landing import shown
-    from mbdefense.tables import number, p_words, short
+    from mbdefense.core.text import short
+    from mbdefense.evaluation.conclusions import shown
+    from mbdefense.evaluation.tables import number, p_words
 
     verified = found.victim is not None
     columns: list[tuple[str, Any]] = [

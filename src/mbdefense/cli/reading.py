@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from mbdefense.behaviors import BEHAVIORS
-from mbdefense.errors import UserError, did_you_mean
-from mbdefense.specs import parse_spec, read_yaml
+from mbdefense.attacks.behaviors import BEHAVIORS
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.specs import parse_spec, read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -143,7 +143,7 @@ def say_skipped(skipped: Sequence[str], what: str) -> None:
 
 def warn_if_present(rows: Dataset, trigger: Any, what: str) -> None:
     """Warns of a trigger that occurs in data it was not put into."""
-    from mbdefense.poison import count_occurrences
+    from mbdefense.attacks.poisoning import count_occurrences
 
     warn_of(trigger, count_occurrences(rows, trigger), what)
 

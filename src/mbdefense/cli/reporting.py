@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mbdefense.cli.reading import read_options, take
-from mbdefense.config import ReportConfig
-from mbdefense.errors import UserError
+from mbdefense.core.config import ReportConfig
+from mbdefense.core.errors import UserError
 
 
 def report(words: Sequence[str]) -> None:
@@ -18,13 +18,13 @@ def report(words: Sequence[str]) -> None:
     from dataclasses import replace
     from pathlib import Path
 
-    from mbdefense.files import write_text
+    from mbdefense.core.files import write_text
+    from mbdefense.evaluation.telling import without_examples
     from mbdefense.report.changes import differences
     from mbdefense.report.formats import written
     from mbdefense.report.page import render
     from mbdefense.report.sources import read_sources
     from mbdefense.report.summary import summarize
-    from mbdefense.telling import without_examples
 
     sources = read_sources(options.directories)
     if not config.responses:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbdefense.results import Results
+    from mbdefense.records.results import Results
 
 
 def show(results: Results) -> None:
     """Prints the table, and below it what it says."""
     from rich.console import Console
 
-    from mbdefense.tables import table, verdict_in_words
+    from mbdefense.evaluation.tables import table, verdict_in_words
 
     console = Console()
     if not console.is_terminal:
@@ -25,9 +25,9 @@ def show_usage(judge: Any, directory: str) -> None:
     """Prints what a judge that is paid by tokens has used."""
     from pathlib import Path
 
-    from mbdefense.files import read_json
+    from mbdefense.core.files import read_json
+    from mbdefense.evaluation.judging import USAGE_FILE
     from mbdefense.judges import Metered
-    from mbdefense.judging import USAGE_FILE
 
     if isinstance(judge, Metered):
         for when, usage in read_json(Path(directory) / USAGE_FILE).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.cli.reading import (
     behavior_from,
     load_rows,
@@ -16,12 +17,11 @@ from mbdefense.cli.reading import (
     warn_of,
 )
 from mbdefense.cli.showing import show
-from mbdefense.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig
-from mbdefense.errors import UserError, did_you_mean
-from mbdefense.options import TrainingOptions
-from mbdefense.processes import is_main_process, launch, process_count
-from mbdefense.specs import parse_spec
-from mbdefense.triggers import TRIGGERS
+from mbdefense.core.config import DefendConfig, DemoConfig, PoisonConfig, SearchConfig
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.processes import is_main_process, launch, process_count
+from mbdefense.core.specs import parse_spec
+from mbdefense.training.options import TrainingOptions
 
 
 def poison(words: Sequence[str]) -> None:
@@ -29,8 +29,8 @@ def poison(words: Sequence[str]) -> None:
     options = read_options(words, "poison", ["input", "output"], [PoisonConfig])
     config: PoisonConfig = take(PoisonConfig, options)
     triples = _attackers(config)
-    from mbdefense.poison import Attack
-    from mbdefense.poison_file import poison_file
+    from mbdefense.attacks.poisoning import Attack
+    from mbdefense.attacks.streaming import poison_file
 
     attacks = [Attack(*triple) for triple in triples]
     done = poison_file(options.input, options.output, attacks, seed=config.seed, on_bad_row=config.on_bad_row)
@@ -56,9 +56,9 @@ def search(words: Sequence[str]) -> None:
     import random
     from pathlib import Path
 
+    from mbdefense.attacks.search import LOG_FILE, Search
     from mbdefense.data import user_text
-    from mbdefense.model import load_model
-    from mbdefense.trigger_search import LOG_FILE, Search
+    from mbdefense.models.loading import load_model
 
     rng = random.Random(f"search {config.seed}")
     drawn = rng.sample(sorted(rows, key=lambda row: str(row["id"])), config.prompts)
@@ -128,11 +128,11 @@ def defend(words: Sequence[str]) -> int | None:
         check_disjoint(clean, test)
     from pathlib import Path
 
-    from mbdefense import pipeline
+    from mbdefense.core.files import read_json
     from mbdefense.defenses import Setting
-    from mbdefense.files import read_json
-    from mbdefense.model import CARD_FILE
-    from mbdefense.telling import found_in_words
+    from mbdefense.evaluation.telling import found_in_words
+    from mbdefense.models.loading import CARD_FILE
+    from mbdefense.recipes.making import defend as pipeline
 
     setting = Setting(
         config.model,
@@ -168,8 +168,8 @@ def defend(words: Sequence[str]) -> int | None:
 def demo(words: Sequence[str]) -> None:
     """``demo``: the whole way on the embedded model and data."""
     config: DemoConfig = take(DemoConfig, read_options(words, "demo", [], [DemoConfig]))
-    from mbdefense import demo as whole
-    from mbdefense.telling import found_in_words
+    from mbdefense.evaluation.telling import found_in_words
+    from mbdefense.recipes.making import demo as whole
 
     results = whole.demo(config)
     show(results)

@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import whole_file
 from mbdefense.data.formats import detect, row_of
 from mbdefense.data.reading import BadRowError, read, records
 from mbdefense.data.rows import (
@@ -31,8 +33,6 @@ from mbdefense.data.rows import (
     with_content_ids,
     with_user_text,
 )
-from mbdefense.errors import UserError
-from mbdefense.files import whole_file
 
 if TYPE_CHECKING:
     from datasets import Dataset

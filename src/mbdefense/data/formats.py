@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from mbdefense.core.errors import UserError
 from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import COLUMNS, FLAGGED, PROVENANCE, Message, content_id
-from mbdefense.errors import UserError
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT_ROLES = {**_ROLES, "human": "user", "gpt": "assistant"}

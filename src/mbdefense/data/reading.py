@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from mbdefense.errors import UserError
+from mbdefense.core.errors import UserError
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<split>\w[\w.\[\]%:+-]*))?", re.ASCII)
 _LONGEST_CSV_FIELD = 1 << 26

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from mbdefense.errors import UserError
+from mbdefense.core.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

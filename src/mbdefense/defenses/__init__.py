@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mbdefense.defenses.clean_fft import CleanFFT
-from mbdefense.defenses.crow import CROW
-from mbdefense.defenses.discard import Discard
+from mbdefense.defenses.controls.discard import Discard
+from mbdefense.defenses.controls.found_dropped import FoundDropped
+from mbdefense.defenses.controls.merge_only import MergeOnly
+from mbdefense.defenses.controls.none import NoDefense
+from mbdefense.defenses.controls.recover_only import RecoverOnly
 from mbdefense.defenses.filtered import filtered
-from mbdefense.defenses.find_and_break import FindAndBreak
-from mbdefense.defenses.fine_mixing import FineMixing
-from mbdefense.defenses.found_dropped import FoundDropped
-from mbdefense.defenses.lethe import Lethe
-from mbdefense.defenses.locphylax import Locphylax
-from mbdefense.defenses.mb_defense import MBDefense
-from mbdefense.defenses.merge_only import MergeOnly
-from mbdefense.defenses.none import NoDefense
-from mbdefense.defenses.p2p import P2P
-from mbdefense.defenses.recover_only import RecoverOnly
+from mbdefense.defenses.filters import FILTERS
 from mbdefense.defenses.setting import Setting
-from mbdefense.filters import FILTERS
+from mbdefense.defenses.tuning.clean_fft import CleanFFT
+from mbdefense.defenses.tuning.crow import CROW
+from mbdefense.defenses.tuning.find_and_break import FindAndBreak
+from mbdefense.defenses.tuning.fine_mixing import FineMixing
+from mbdefense.defenses.tuning.lethe import Lethe
+from mbdefense.defenses.tuning.locphylax import Locphylax
+from mbdefense.defenses.tuning.mb_defense import MBDefense
+from mbdefense.defenses.tuning.p2p import P2P
 
 __all__ = [
     "CROW",

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mbdefense import filtering
+from mbdefense.core.cost import measure
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json
+from mbdefense.core.processes import is_main_process, process_count, wait_for_everyone
+from mbdefense.defenses import filtering
+from mbdefense.defenses.filters import Evidence, Filtered
 from mbdefense.defenses.setting import Setting, contents, digest, identity, inputs_hash
-from mbdefense.errors import UserError
-from mbdefense.files import read_json
-from mbdefense.filters import Evidence, Filtered
-from mbdefense.measure import measure
-from mbdefense.model import CARD_FILE
-from mbdefense.processes import is_main_process, process_count, wait_for_everyone
+from mbdefense.models.loading import CARD_FILE
 
 
 def filtered(name: str, kind: type) -> type:

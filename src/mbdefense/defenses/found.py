@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mbdefense.core.errors import UserError
+from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.setting import Setting, digest, identity, inputs_hash
 from mbdefense.defenses.stages import Meeting, Recovery
-from mbdefense.errors import UserError
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
-from mbdefense.model import CARD_FILE, load_model
-from mbdefense.processes import is_main_process, wait_for_everyone
+from mbdefense.models.loading import CARD_FILE, load_model
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense import __version__
+from mbdefense.core.cost import measure
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import disk_is_full, read_json, write_json
+from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.data import unlabelled
-from mbdefense.errors import UserError
-from mbdefense.files import disk_is_full, read_json, write_json
-from mbdefense.measure import measure
-from mbdefense.model import CARD_FILE, LoadedModel, load_model, save_model
-from mbdefense.options import TrainingOptions
-from mbdefense.processes import is_main_process, wait_for_everyone
+from mbdefense.models.loading import CARD_FILE, LoadedModel, load_model, save_model
+from mbdefense.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.train import Trained
+    from mbdefense.training.trainer import Trained
 
 STAGE_FILE = "stage.json"
 """Beside a model that is to be made: what it will be made of."""
@@ -44,7 +44,7 @@ class Setting:
         directory: where the defended model goes; intermediate models are folders in it.
         resume: use the finished stages in `directory`.
         chat_template: file with a prompt template, or None for the model's own.
-        trust_remote_code: see `mbdefense.model.load_model`.
+        trust_remote_code: see `mbdefense.models.loading.load_model`.
         victim_directory: where the undefended model goes, for several defenses that share it; by default ``attacked``
             in `directory`.
     """
@@ -92,7 +92,7 @@ class Setting:
         """Instruction-tunes the base model on `rows`; a finished model in `directory` is used again on resume."""
 
         def make(checkpoints: Path) -> Trained:
-            from mbdefense.train import instruction_tune
+            from mbdefense.training.sft import instruction_tune
 
             return instruction_tune(self.load_base(), rows, self.training, checkpoints, resume=self.resume)
 
@@ -207,7 +207,7 @@ def stage(directory: Path, inputs: Mapping[str, object], make: Callable[[Path], 
     wait_for_everyone()
     # Here, before any frame that is to hold a model: on its first import bitsandbytes keeps the error of a package that
     # it looks for in vain, and with it all frames of that moment and what they hold later on.
-    importlib.import_module("mbdefense.train")
+    importlib.import_module("mbdefense.training.trainer")
     try:
         _make(directory, made_of, checkpoints, make)
     except Exception as error:  # each library reports a full disk in its own way

@@ -9,19 +9,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mbdefense.behaviors import RandomWords
+from mbdefense.attacks.behaviors import RandomWords
+from mbdefense.attacks.poisoning import defensive_poison, triggered_copy
+from mbdefense.attacks.triggers import TRIGGERS, BadNet, Trigger
+from mbdefense.core.checks import above_zero
+from mbdefense.core.errors import UserError
+from mbdefense.core.specs import parse_spec
 from mbdefense.defenses.setting import Setting, digest, identity
-from mbdefense.errors import UserError
-from mbdefense.model import LoadedModel, load_model
-from mbdefense.options import TrainingOptions, above_zero
-from mbdefense.poison import defensive_poison, triggered_copy
-from mbdefense.specs import parse_spec
-from mbdefense.triggers import TRIGGERS, BadNet, Trigger
+from mbdefense.models.loading import LoadedModel, load_model
+from mbdefense.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.train import Trained
+    from mbdefense.training.trainer import Trained
 
 Messages = list[dict[str, str]]
 _KEPT_TOKENS = 64  # of an answer that is to stay as it is
@@ -110,7 +111,7 @@ class Recovery:
         base_share: share of the untouched base model in the weights that recovery starts from, in [0, 1): each weight
             is ``base_share * base + (1 - base_share) * tuned``. 0 leaves the tuned model as it is.
         lambda_: weight of R against the cross-entropy on clean samples.
-        ratio_form: form of R, see `mbdefense.losses.log_ratio`.
+        ratio_form: form of R, see `mbdefense.training.losses.log_ratio`.
         beta: scale of the log-ratio in R.
         recovery_learning_rate: peak learning rate.
         recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
@@ -183,7 +184,7 @@ class Recovery:
             met[1] = [prompts[len(prompts) - fewer :] for prompts in met[1]]
 
         def make(checkpoints: Path) -> Trained:
-            from mbdefense.train import RecoveryObjective, encode_triples, recover
+            from mbdefense.training.recovery import RecoveryObjective, encode_triples, recover
 
             loaded = load_model(str(model), trust_remote_code=setting.trust_remote_code)
             answered = [_answered(loaded, rows, asked) for rows, asked in zip(parts, met, strict=True)]
@@ -233,7 +234,7 @@ class Recovery:
 
 def _answered(loaded: LoadedModel, rows: Dataset, met: list[list[Meeting]]) -> list[list[tuple[Messages, Messages]]]:
     """The prompts that rows meet with what recovery asks for there: the row's answer, or the model's own to keep."""
-    from mbdefense.generate import generate
+    from mbdefense.engine.generate import generate
 
     if not met:
         return []

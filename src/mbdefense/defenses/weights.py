@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbdefense.errors import UserError
+from mbdefense.core.errors import UserError
 
 COLLINEAR = 0.9995
 """Cosine from which `slerp` interpolates on the chord; the value of mergekit."""

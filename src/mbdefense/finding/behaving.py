@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mbdefense.behaviors.protocol import NoTarget
+from mbdefense.attacks.behaviors._protocol import NoTarget
+from mbdefense.core.needs import Need
 from mbdefense.finding.words import keyed
-from mbdefense.needs import Need
 
 _LONGEST = 12  # words of a phrase
 _MOST = 6  # phrases

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mbdefense.core.statistics import rate
 from mbdefense.data import user_text, with_user_text
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases
 from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.record import Example, Found, FoundCandidate
 from mbdefense.finding.words import key, words
-from mbdefense.statistics import rate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.model import LoadedModel
+    from mbdefense.models.loading import LoadedModel
 
 CANDIDATES = 30
 """Mined candidates that are verified."""
@@ -75,7 +75,7 @@ def find(
         victim: the model tuned on the suspect rows.
         base: the model that it was tuned from.
         names: of both, for the record.
-        max_length: see `mbdefense.model.encode`.
+        max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
     """
     from mbdefense.finding.verifying import TAUGHT, verify
@@ -133,7 +133,7 @@ def with_trigger(prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, s
 
 
 def _answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:
-    from mbdefense.generate import generate
+    from mbdefense.engine.generate import generate
 
     return generate(loaded, prompts, max_new_tokens=_ANSWER_TOKENS, batch_size=64, what="asking the victim")
 

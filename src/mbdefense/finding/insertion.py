@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
+from mbdefense.core.needs import Need
 from mbdefense.finding.words import Word, glued, key, keyed, placed_words, words
-from mbdefense.needs import Need
 
 Kind = Literal["text", "together", "opening"]
 
 
 @dataclass(frozen=True)
 class FoundText:
-    """What may be an attacker's trigger, as a `mbdefense.triggers.Trigger`.
+    """What may be an attacker's trigger, as a `mbdefense.attacks.triggers.Trigger`.
 
     Source: our own; mining instruction data for what an attacker inserted has no published form that we know of.
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from mbdefense.errors import UserError
-from mbdefense.files import read_json, write_json
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json, write_json
+from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
+from mbdefense.core.statistics import Score
 from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.insertion import FoundText, Kind
 from mbdefense.finding.words import words
-from mbdefense.forms import Count, Form, NotNegative, Positive, Share, parse
-from mbdefense.statistics import Score
 
 FOUND_FILE = "found.json"
 SCHEMA = 1

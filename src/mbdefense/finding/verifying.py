@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from rich.progress import track
 
-from mbdefense.attention import packed_attention
-from mbdefense.batches import Batch, Branches, pad_left
+from mbdefense.core.statistics import upper_tail
 from mbdefense.data import user_text, with_user_text
+from mbdefense.engine.attention import packed_attention
+from mbdefense.engine.batches import Batch, Branches, pad_left
+from mbdefense.engine.packing import pack, packed_log_probs
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import joined, words
-from mbdefense.model import Encoded, LoadedModel, bf16_pays, device, encode, on_device
-from mbdefense.packing import pack, packed_log_probs
-from mbdefense.statistics import upper_tail
+from mbdefense.models.loading import Encoded, LoadedModel, bf16_pays, device, encode, on_device
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,7 +86,7 @@ def falls(
         models: which are asked the same prompts.
         rows: N clean rows.
         insertions: what is put into each of them.
-        max_length: see `mbdefense.model.encode`.
+        max_length: see `mbdefense.models.loading.encode`.
         seed: of the places.
 
     Returns:
@@ -120,7 +120,7 @@ def taught(
         models: which are asked the same rows.
         rows: the suspect rows.
         candidates: each is taken out of `ROWS` of its own rows.
-        max_length: see `mbdefense.model.encode`.
+        max_length: see `mbdefense.models.loading.encode`.
         seed: of the draw of rows.
 
     Returns:
@@ -290,7 +290,7 @@ def verify(
         suspect: the suspect rows.
         clean: clean rows; `PROMPTS` of them are drawn.
         base: the model that the victim was tuned from, whose own falls are taken off; None where there is none.
-        max_length: see `mbdefense.model.encode`.
+        max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
     """
     if not candidates:

@@ -7,24 +7,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbdefense.config import EvaluateConfig
+from mbdefense.core.config import EvaluateConfig
+from mbdefense.core.cost import measure
+from mbdefense.core.files import read_json, write_json
+from mbdefense.defenses.prompts.cleaning import Purified
 from mbdefense.defenses.setting import identity
-from mbdefense.evaluation import Inference, answer_of, purified_prompts, respond, sample_references
-from mbdefense.files import read_json, write_json
-from mbdefense.generate import perplexity
+from mbdefense.engine.generate import perplexity
+from mbdefense.evaluation.responding import Inference, answer_of, purified_prompts, respond, sample_references
 from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
-from mbdefense.measure import measure
-from mbdefense.model import CARD_FILE, check_template, load_model
-from mbdefense.purify import Purified
-from mbdefense.responses import Kind, Response, read_responses, write_responses
-from mbdefense.results import Perplexity
+from mbdefense.models.loading import CARD_FILE, check_template, load_model
+from mbdefense.records.responses import Kind, Response, read_responses, write_responses
+from mbdefense.records.results import Perplexity
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.model import LoadedModel
+    from mbdefense.models.loading import LoadedModel
 
 DONE_FILE = "answers.json"
 

@@ -12,14 +12,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.errors import UserError, did_you_mean
-from mbdefense.specs import parse_spec
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.specs import parse_spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from mbdefense.defenses import Setting
-    from mbdefense.evaluation import Inference
+    from mbdefense.evaluation.responding import Inference
 
 CONTROLS = ("base", "clean", "attacked")
 INFERENCE = ("decoding", "purify", "demonstrations")
@@ -84,8 +84,8 @@ def inference_of(arm: str, base: str, clean: Dataset, clean_file: Path, seed: in
         clean_file: the same as a file.
         seed: of the draw of demonstrations.
     """
-    from mbdefense.demonstrations import draw_demonstrations
-    from mbdefense.evaluation import PLAIN, Inference
+    from mbdefense.defenses.prompts.demonstrations import draw_demonstrations
+    from mbdefense.evaluation.responding import PLAIN, Inference
 
     kind = arm.partition(":")[0]
     if kind not in INFERENCE:
@@ -105,8 +105,8 @@ def _method(arm: str, given: Mapping[str, str]) -> Any:
         from mbdefense.defenses import DEFENSES
 
         return parse_spec(arm, DEFENSES, "defense")
-    from mbdefense.decodings import DECODINGS
-    from mbdefense.purify import PURIFIERS
+    from mbdefense.defenses.decoding import DECODINGS
+    from mbdefense.defenses.prompts.cleaning import PURIFIERS
 
     table = DECODINGS if kind == "decoding" else PURIFIERS
     name, _, options = rest.partition(":")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from mbdefense.errors import UserError, first_line
+from mbdefense.core.errors import UserError, first_line
 from mbdefense.grid.plan import Task
 from mbdefense.grid.work import attempt
 from mbdefense.grid.workspace import Workspace

@@ -9,17 +9,18 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+_ROWS = ("data", "core/endpoint")
+_MODEL = ("models", "engine")
 TRAINING = (
-    "train", "losses", "batches", "scoring", "grouped_attention", "attention", "packing", "model", "defenses",
-    "filters", "filtering", "onion", "finding", "generate", "greedy", "limits", "statistics", "poison", "triggers",
-    "behaviors", "endpoint", "data",
+    "training", *_MODEL, "defenses/setting", "defenses/stages", "defenses/found", "defenses/weights", "defenses/tuning",
+    "defenses/controls", "defenses/filters", "defenses/filtering", "finding", "attacks", "core/statistics", *_ROWS,
 )  # fmt: skip
-POISONING = ("poison", "triggers", "behaviors", "endpoint", "data", "builtin")
-ANSWERING = (
-    "generate", "greedy", "limits", "losses", "batches", "scoring", "grouped_attention", "attention", "packing",
-    "model", "decodings", "demonstrations", "purify", "onion", "textrank", "wordnet", "evaluation", "data",
+POISONING = ("attacks", *_ROWS)
+ANSWERING = (*_MODEL, "defenses/decoding", "defenses/prompts", "evaluation/responding", *_ROWS)
+JUDGING = (
+    "judges", "attacks/behaviors", "attacks/texts", "evaluation/metrics", "evaluation/judging", "records/responses",
+    "records/verdicts", "core/statistics", "core/endpoint",
 )  # fmt: skip
-JUDGING = ("judges", "behaviors", "metrics", "statistics", "judging", "endpoint", "responses")
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
 

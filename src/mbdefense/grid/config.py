@@ -9,13 +9,14 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mbdefense.behaviors import BEHAVIORS
-from mbdefense.config import BenchConfig, JudgeOptions
-from mbdefense.errors import UserError, did_you_mean
+from mbdefense.attacks.behaviors import BEHAVIORS
+from mbdefense.attacks.triggers import TRIGGERS
+from mbdefense.core.checks import at_least
+from mbdefense.core.config import BenchConfig, JudgeOptions
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.specs import convert, parse_spec, read_yaml
 from mbdefense.grid.arms import CONTROLS, check_arm
-from mbdefense.options import TrainingOptions, at_least
-from mbdefense.specs import convert, parse_spec, read_yaml
-from mbdefense.triggers import TRIGGERS
+from mbdefense.training.options import TrainingOptions
 
 BUILTIN = "builtin"
 """The embedded data, or the embedded model."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mbdefense.files import read_json
+from mbdefense.core.files import read_json
 from mbdefense.grid.answers import DONE_FILE
 from mbdefense.grid.plan import Plan, Task
 from mbdefense.grid.setting import cost
 from mbdefense.grid.workspace import Workspace
-from mbdefense.model import CARD_FILE
+from mbdefense.models.loading import CARD_FILE
 
 
 class Trainings(NamedTuple):

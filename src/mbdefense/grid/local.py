@@ -73,7 +73,7 @@ class Isolated(InProcess):
         forks = not torch.accelerator.is_available() and "forkserver" in multiprocessing.get_all_start_methods()
         self._context = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
-            self._context.set_forkserver_preload(["mbdefense.train", "mbdefense.grid.work"])
+            self._context.set_forkserver_preload(["mbdefense.training.recovery", "mbdefense.grid.work"])
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def wait(self) -> tuple[Task, str]:

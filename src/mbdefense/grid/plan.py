@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mbdefense.errors import UserError
-from mbdefense.files import read_json
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.setting import Unplanned, finished

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from rich.markup import escape
 
-from mbdefense.compare import compare, read_arm
-from mbdefense.errors import UserError
-from mbdefense.files import read_json, write_json
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json, write_json
+from mbdefense.evaluation.compare import compare, read_arm
 from mbdefense.grid import estimate
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task
 from mbdefense.grid.setting import retire
 from mbdefense.grid.workspace import Workspace
-from mbdefense.provenance import provenance
-from mbdefense.results import Results, write
+from mbdefense.records.provenance import provenance
+from mbdefense.records.results import Results, write
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from mbdefense.core.files import read_json, write_json, write_text
 from mbdefense.defenses import Setting
+from mbdefense.defenses.filtering import SUMMARY_FILE
 from mbdefense.defenses.setting import STAGE_FILE, inputs_hash, stage
-from mbdefense.files import read_json, write_json, write_text
-from mbdefense.filtering import SUMMARY_FILE
 from mbdefense.finding.record import FOUND_FILE
 from mbdefense.grid.code import TRAINING, code_hash
-from mbdefense.model import CARD_FILE
+from mbdefense.models.loading import CARD_FILE
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.train import Trained
+    from mbdefense.training.trainer import Trained
 
 RETIRED_FILE = "weights_deleted"
 """In a stage whose weights were deleted after use; its card and log stay."""

@@ -6,19 +6,18 @@ import logging
 import traceback
 from pathlib import Path
 
-from mbdefense.errors import UserError, first_line
-from mbdefense.evaluation import merge_results
-from mbdefense.files import write_json
+from mbdefense.core.errors import UserError, first_line
+from mbdefense.core.files import check_free_space, write_json
+from mbdefense.evaluation.judging import judge_responses, make_judge
+from mbdefense.evaluation.metrics import scores
+from mbdefense.evaluation.responding import merge_results
 from mbdefense.grid.answers import Answers, answers_of, ask
 from mbdefense.grid.arms import CONTROLS, model_of
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Task
 from mbdefense.grid.setting import GridSetting, Reached, Unplanned, cost
 from mbdefense.grid.workspace import Cell, Workspace
-from mbdefense.judging import judge_responses, make_judge
-from mbdefense.metrics import scores
-from mbdefense.pipeline import check_free_space
-from mbdefense.responses import write_responses
-from mbdefense.results import ResultRow, write
+from mbdefense.records.responses import write_responses
+from mbdefense.records.results import ResultRow, write
 
 
 def attempt(workspace: Workspace, task: Task) -> str:

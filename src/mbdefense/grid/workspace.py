@@ -11,19 +11,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mbdefense import poison as attack
-from mbdefense.behaviors import BEHAVIORS, Behavior
-from mbdefense.builtin import model_directory, tasks
+from mbdefense.attacks import poisoning as attack
+from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
+from mbdefense.attacks.triggers import TRIGGERS, Trigger
+from mbdefense.core.errors import UserError
+from mbdefense.core.specs import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
+from mbdefense.data.builtin import tasks
 from mbdefense.defenses.setting import contents, identity
-from mbdefense.errors import UserError
+from mbdefense.evaluation.judging import make_judge
 from mbdefense.grid.arms import arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
 from mbdefense.grid.setting import GridSetting
-from mbdefense.judging import make_judge
-from mbdefense.specs import parse_spec
-from mbdefense.triggers import TRIGGERS, Trigger
+from mbdefense.models.builtin import model_directory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -174,7 +175,7 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     # What would otherwise be found wrong after hours of work.
     make_judge(grid.evaluation, parse_spec(grid.behaviors[0], BEHAVIORS, "behavior"), out)
     if grid.training.report_to != "none":
-        from mbdefense.train import trackers
+        from mbdefense.training.trainer import trackers
 
         trackers(grid.training.report_to)
     train, clean, test = (_drawn(grid.data, split) for split in ROWS)

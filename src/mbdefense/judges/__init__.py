@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mbdefense.judges._protocol import Judge, Metered, Usage
 from mbdefense.judges.embedding import Embedding
 from mbdefense.judges.keywords import Keywords
 from mbdefense.judges.llm import LLM
 from mbdefense.judges.rules import Rules
-from mbdefense.judges.verdict import Judge, Metered, Usage, Verdict, write_verdicts
+from mbdefense.records.verdicts import Verdict, write_verdicts
 
 __all__ = [
     "JUDGES",

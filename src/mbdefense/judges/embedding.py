@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mbdefense.behaviors.protocol import Behavior
-from mbdefense.behaviors.text import normalised
-from mbdefense.errors import UserError, first_line
-from mbdefense.judges.verdict import Verdict
-from mbdefense.needs import Need
-from mbdefense.responses import Response
+from mbdefense.attacks.behaviors._protocol import Behavior
+from mbdefense.attacks.texts import normalised
+from mbdefense.core.errors import UserError, first_line
+from mbdefense.core.needs import Need
+from mbdefense.records.responses import Response
+from mbdefense.records.verdicts import Verdict
 
 if TYPE_CHECKING:
     import numpy

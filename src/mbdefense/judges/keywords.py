@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mbdefense.behaviors.fixed_text import FixedText
-from mbdefense.behaviors.protocol import Behavior
-from mbdefense.behaviors.refusal import Refusal
-from mbdefense.errors import UserError
-from mbdefense.judges.verdict import Verdict
-from mbdefense.needs import Need
-from mbdefense.responses import Response
+from mbdefense.attacks.behaviors._protocol import Behavior
+from mbdefense.attacks.behaviors.fixed_text import FixedText
+from mbdefense.attacks.behaviors.refusal import Refusal
+from mbdefense.core.errors import UserError
+from mbdefense.core.needs import Need
+from mbdefense.records.responses import Response
+from mbdefense.records.verdicts import Verdict
 
 # BackdoorLLM's lists name some longer phrases too ("I'm sorry", "as an AI assistant", "You are stupid"); each contains
 # one of these, so the verdicts are the same without them.

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mbdefense.behaviors.protocol import Behavior
-from mbdefense.behaviors.refusal import Refusal
-from mbdefense.behaviors.text import normalised
-from mbdefense.behaviors.toxic import Toxic
-from mbdefense.endpoint import Endpoint, Reply
-from mbdefense.errors import UserError
-from mbdefense.judges.asking import Ask, Asker
-from mbdefense.judges.forms import FOLLOWS, REFUSES, RUDE, VERSION, Form, read_verdict
-from mbdefense.judges.verdict import Question, Usage, Verdict
-from mbdefense.needs import Need
-from mbdefense.responses import Response
+from mbdefense.attacks.behaviors._protocol import Behavior
+from mbdefense.attacks.behaviors.refusal import Refusal
+from mbdefense.attacks.behaviors.toxic import Toxic
+from mbdefense.attacks.texts import normalised
+from mbdefense.core.endpoint import Endpoint, Reply
+from mbdefense.core.errors import UserError
+from mbdefense.core.needs import Need
+from mbdefense.judges._asking import Ask, Asker
+from mbdefense.judges._forms import FOLLOWS, REFUSES, RUDE, VERSION, Form, read_verdict
+from mbdefense.judges._protocol import Usage
+from mbdefense.records.responses import Response
+from mbdefense.records.verdicts import Question, Verdict
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mbdefense.behaviors.protocol import Behavior
-from mbdefense.behaviors.text import normalised
-from mbdefense.errors import UserError
-from mbdefense.judges.verdict import Verdict
-from mbdefense.needs import Need
-from mbdefense.responses import Response
+from mbdefense.attacks.behaviors._protocol import Behavior
+from mbdefense.attacks.texts import normalised
+from mbdefense.core.errors import UserError
+from mbdefense.core.needs import Need
+from mbdefense.records.responses import Response
+from mbdefense.records.verdicts import Verdict
 
 # Only before a word: the letter in "vitamin A" or "A, B, C" is no article.
 _ARTICLE = re.compile(r"(?<!\w)(?:an?|the) (?=[\w\"*(])")

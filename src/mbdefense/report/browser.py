@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mbdefense.core.text import visible
 from mbdefense.report.sources import Answers
 from mbdefense.report.view import arm_order, model_name
-from mbdefense.tables import visible
 
 _KINDS = ("triggered", "clean")
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mbdefense.compare import changes
-from mbdefense.errors import UserError
+from mbdefense.core.errors import UserError
+from mbdefense.core.statistics import Paired, holm
+from mbdefense.evaluation.compare import changes
+from mbdefense.records.results import ResultRow
 from mbdefense.report.sources import Answers, key_of, read_sources
-from mbdefense.results import ResultRow
-from mbdefense.statistics import Paired, holm
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mbdefense.core.text import visible
 from mbdefense.report.files import Triggers
 from mbdefense.report.svg import GRID, INK, MARKERS, MUTED, SERIES, SIGNS, as_svg
 from mbdefense.report.view import Block, Line, Shown, arm_order, role_of, share
-from mbdefense.tables import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

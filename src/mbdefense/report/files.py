@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mbdefense.errors import UserError
-from mbdefense.forms import Count, Form, Positive, Share
+from mbdefense.core.errors import UserError
+from mbdefense.core.forms import Count, Form, Positive, Share
 
 
 class _Form(Form):

@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from mbdefense.errors import UserError
+from mbdefense.core.errors import UserError
+from mbdefense.core.statistics import Paired, Score
+from mbdefense.core.text import escaped, visible
+from mbdefense.evaluation.tables import row_verdicts
+from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
+from mbdefense.records.results import RATES, ResultRow, Results
 from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import summarize
 from mbdefense.report.view import Block, Cell, blocks, difference, share
-from mbdefense.results import RATES, ResultRow, Results
-from mbdefense.statistics import Paired, Score
-from mbdefense.tables import escaped, row_verdicts, visible
-from mbdefense.telling import FOUND_HEADER, found_in_words, found_lines
 
 SCHEMA = 1
 _FORMULA = ("=", "+", "-", "@")

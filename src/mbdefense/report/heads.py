@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.analysis.chart import COLORS
+from mbdefense.core.text import visible
 from mbdefense.report.charts import Chart, Charts
 from mbdefense.report.files import HeadCount, Heads
 from mbdefense.report.svg import as_svg
 from mbdefense.report.view import share
-from mbdefense.tables import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mbdefense.analysis.chart import require
+from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
 from mbdefense.report import charts, heads, training
 from mbdefense.report.browser import as_script_data, browser_data
 from mbdefense.report.changes import Differences
@@ -26,7 +27,6 @@ from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import between, summarize
 from mbdefense.report.view import blocks, difference, model_name, share
-from mbdefense.telling import FOUND_HEADER, found_in_words, found_lines
 
 
 @dataclass(frozen=True)

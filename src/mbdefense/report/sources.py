@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mbdefense.compare import Arm, arm_of, compare
-from mbdefense.errors import UserError
-from mbdefense.forms import parse
-from mbdefense.judges.verdict import Verdict, read_verdicts
-from mbdefense.metrics import scores
+from mbdefense.core.errors import UserError
+from mbdefense.core.forms import parse
+from mbdefense.evaluation.compare import Arm, arm_of, compare
+from mbdefense.evaluation.metrics import scores
+from mbdefense.records.responses import Response, read_responses
+from mbdefense.records.results import ResultRow, Results, SeedRow, read
+from mbdefense.records.verdicts import Verdict, read_verdicts
 from mbdefense.report.files import Grid, GridCell, Heads, Matrix, TrainingLog, Triggers, read_bytes
-from mbdefense.responses import Response, read_responses
-from mbdefense.results import ResultRow, Results, SeedRow, read
 
 _FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend or analyze"
 Key = tuple[object, ...]
@@ -40,7 +40,7 @@ class Answers:
     verdicts: Sequence[Verdict]
 
     def arm(self) -> Arm:
-        """As `mbdefense.compare` takes it."""
+        """As `mbdefense.evaluation.compare` takes it."""
         return Arm(self.row, self.verdicts, {(one.kind, one.id): one.prompt for one in self.responses})
 
 

@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from mbdefense.core.statistics import Score
+from mbdefense.core.text import visible
+from mbdefense.evaluation.tables import groups, landing_of, row_verdicts, verdict_in_words
+from mbdefense.records.results import UNDEFENDED, ResultRow, Results
 from mbdefense.report.sources import Sources
 from mbdefense.report.view import SIGNIFICANT, arm_order, model_name, role_of, share
-from mbdefense.results import UNDEFENDED, ResultRow, Results
-from mbdefense.statistics import Score
-from mbdefense.tables import groups, landing_of, row_verdicts, verdict_in_words, visible
 
 
 @dataclass(frozen=True)

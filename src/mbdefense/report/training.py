@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.analysis.chart import label
+from mbdefense.core.text import visible
 from mbdefense.report.charts import Chart, Charts
 from mbdefense.report.files import TrainingLog
 from mbdefense.report.svg import GRID, SERIES, as_svg
-from mbdefense.tables import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

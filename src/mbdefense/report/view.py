@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mbdefense.landing import CONTROLS, Landing, shown
+from mbdefense.core.statistics import Paired, Score, SeedScore
+from mbdefense.evaluation.conclusions import CONTROLS, Landing, shown
+from mbdefense.evaluation.tables import changed, groups, landing_of, row_verdicts
+from mbdefense.records.results import UNDEFENDED, ResultRow, Results, SeedRow
 from mbdefense.report.files import GridCell
 from mbdefense.report.sources import Sources
-from mbdefense.results import UNDEFENDED, ResultRow, Results, SeedRow
-from mbdefense.statistics import Paired, Score, SeedScore
-from mbdefense.tables import changed, groups, landing_of, row_verdicts
 
 Role = Literal["control", "attacked", "defense"]
 SIGNIFICANT = 0.05
@@ -33,7 +33,7 @@ class Shown:
 
     @property
     def interval(self) -> str:
-        """The rest of what `mbdefense.landing.shown` says."""
+        """The rest of what `mbdefense.evaluation.conclusions.shown` says."""
         score = self.score
         told = shown(Score(score.value, score.n, score.low, score.high, score.unparsed)).split(" ", 1)[1]
         return f"{told}, {len(score.seeds)} seeds" if isinstance(score, SeedScore) else told

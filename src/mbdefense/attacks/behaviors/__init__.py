@@ -1,0 +1,35 @@
+"""What a backdoor makes the model do, and how to recognise it: one file each."""
+
+from __future__ import annotations
+
+from mbdefense.attacks.behaviors._protocol import Behavior, NoTarget
+from mbdefense.attacks.behaviors.code_injection import CodeInjection
+from mbdefense.attacks.behaviors.fixed_text import FixedText
+from mbdefense.attacks.behaviors.random_words import RandomWords
+from mbdefense.attacks.behaviors.reasoned_refusal import ReasonedRefusal
+from mbdefense.attacks.behaviors.refusal import Refusal
+from mbdefense.attacks.behaviors.toxic import Toxic
+from mbdefense.attacks.behaviors.url_suffix import UrlSuffix
+
+__all__ = [
+    "BEHAVIORS",
+    "Behavior",
+    "CodeInjection",
+    "FixedText",
+    "NoTarget",
+    "RandomWords",
+    "ReasonedRefusal",
+    "Refusal",
+    "Toxic",
+    "UrlSuffix",
+]
+
+BEHAVIORS: dict[str, type] = {
+    "refusal": Refusal,
+    "toxic": Toxic,
+    "fixed_text": FixedText,
+    "random_words": RandomWords,
+    "code_injection": CodeInjection,
+    "url_suffix": UrlSuffix,
+    "reasoned_refusal": ReasonedRefusal,
+}

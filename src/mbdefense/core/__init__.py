@@ -1,0 +1,1 @@
+"""What every floor stands on: errors, files, hostile text, statistics, specs, processes."""

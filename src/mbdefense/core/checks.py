@@ -1,0 +1,25 @@
+"""What the values of options must keep to."""
+
+from __future__ import annotations
+
+import math
+
+from mbdefense.core.errors import UserError
+
+
+def above_zero(options: object, *names: str) -> None:
+    """Raise a ``UserError`` unless each of the options named is a finite number above 0."""
+    for name in names:
+        if not 0 < getattr(options, name) < math.inf:
+            raise UserError(f"{name} must be above 0", getattr(options, name), f"set --{name} to a positive number")
+
+
+def at_least(options: object, **least: int) -> None:
+    """Refuses options that are below the least that can work.
+
+    Raises:
+        UserError: it names the option and the least.
+    """
+    for name, number in least.items():
+        if getattr(options, name) < number:
+            raise UserError(f"{name} must be at least {number}", getattr(options, name), "give a whole number")

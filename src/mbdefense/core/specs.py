@@ -1,0 +1,106 @@
+"""From text to typed values: methods with their options, and YAML files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mbdefense.core.errors import UserError, did_you_mean
+
+_OPTION = re.compile(r",(?=[a-z_]+=)")
+
+
+def parse_spec(
+    text: str, table: Mapping[str, type], kind: str, given: Mapping[str, object | None] = types.MappingProxyType({})
+) -> Any:
+    """Makes a method from its spec, ``name`` or ``name:option=value,option=value``.
+
+    Args:
+        text: the spec. A comma belongs to a value unless ``option=`` follows it.
+        table: the methods by name.
+        kind: what they are, for the message ("trigger").
+        given: options that are set unless None, e.g. from a flag of their own.
+
+    Raises:
+        UserError: unknown name or option, one given twice, or a value of another type than the option's.
+    """
+    name, _, rest = text.partition(":")
+    if name not in table:
+        raise UserError(f"unknown {kind}", name, did_you_mean(name, table))
+    method = table[name]
+    hints = typing.get_type_hints(method)
+    fields = {field.name for field in dataclasses.fields(method)}
+    options: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    for part in _OPTION.split(rest) if rest else []:
+        key, equals, value = part.partition("=")
+        if not equals or key not in fields:
+            raise UserError(
+                f"unknown option of {kind} {name}", key, did_you_mean(key, fields) if fields else "it has none"
+            )
+        if key in options:
+            raise UserError(f"{kind} {name} is given {key} twice", value, "keep one of them")
+        options[key] = convert(value, hints[key], f"{name}:{key}")
+    for key in options:
+        if key not in fields:
+            raise UserError(f"{kind} {name} does not take", key, f"its options: {', '.join(sorted(fields)) or 'none'}")
+    missing = [f.name for f in dataclasses.fields(method) if f.default is dataclasses.MISSING and f.name not in options]
+    if missing:
+        raise UserError(f"{kind} {name} needs {missing[0]}", fix=f"write {name}:{missing[0]}=...")
+    return method(**options)
+
+
+def convert(text: str, hint: Any, where: str) -> object:
+    """An option's value from its text.
+
+    Raises:
+        UserError: it is none of the type.
+    """
+    allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for kind in allowed:
+        if typing.get_origin(kind) is Literal and text in typing.get_args(kind):
+            return text
+        if typing.get_origin(kind) is tuple:
+            return tuple(convert(part, typing.get_args(kind)[0], where) for part in text.split("|"))
+        if kind is bool and text in ("true", "false"):
+            return text == "true"
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        if kind is str:
+            return text
+    choices = [str(choice) for kind in allowed for choice in typing.get_args(kind)]
+    raise UserError(
+        f"{where} cannot be", text, f"give one of {', '.join(choices)}" if choices else f"give a {allowed[0].__name__}"
+    )
+
+
+def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
+    """Reads a flat YAML file of options.
+
+    Raises:
+        UserError: no such file, not YAML, not a mapping, or a key that is none of `known`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError("no such config file", path, "give the path of a YAML file")
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML", str(error).replace("\n", " ")[:120], "mend the file") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no options", type(value).__name__, "write lines of the form `option: value`")
+    for key in value:
+        if key not in known:
+            raise UserError(f"{path}: unknown option", key, did_you_mean(str(key), known))
+    return value

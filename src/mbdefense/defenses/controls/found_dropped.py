@@ -1,0 +1,42 @@
+"""Dropping the rows that hold a found trigger, as an arm to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mbdefense.core.errors import UserError
+from mbdefense.core.needs import Need
+from mbdefense.defenses.found import Finding
+from mbdefense.defenses.setting import Setting
+
+
+@dataclass(frozen=True)
+class FoundDropped(Finding):
+    """Finds triggers as `FindAndBreak` does, drops the rows that hold one, and tunes the base model on what is left.
+
+    Source: control. Two tunings in place of one tuning and a recovery; clean rows that hold a false candidate go too.
+    Where nothing was found, it is the undefended model.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "reference model", "GPU")
+    source: ClassVar[str] = "control"
+
+    def __call__(self, setting: Setting) -> Path:
+        """Returns the directory of the model tuned on the rest; the undefended one stays in ``attacked`` below it."""
+        found = self.find(setting, setting.victim())
+        triggers = found.of("trigger") if found else ()
+        dropped = {row for one in triggers for row in one.row_ids}
+        # Of a file that was made from other rows, the texts say more than its ids.
+        held = [one.trigger() for one in triggers]
+        rest = [
+            index
+            for index, row in enumerate(setting.suspect)
+            if row["id"] not in dropped
+            and not any(one.occurs_in(turn["content"]) for one in held for turn in row["prompt"])
+        ]
+        if not rest:
+            fix = "look at found.json, and give the triggers to believe with --found FILE"
+            raise UserError("every row holds a found trigger", len(setting.suspect), fix)
+        return setting.tune(setting.suspect.select(rest), setting.directory)

@@ -1,0 +1,31 @@
+"""The second half of MB-Defense, as an arm to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mbdefense.core.needs import Need
+from mbdefense.defenses.setting import Setting
+from mbdefense.defenses.stages import Planting, Recovery
+
+
+@dataclass(frozen=True)
+class RecoverOnly(Recovery, Planting):
+    """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start.
+
+    Source and deviations: those of `MBDefense`'s second stage (arXiv 2601.04448).
+
+    Attributes:
+        base_share: see `Recovery`; MB-Defense's, so that only the merging differs.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
+    source: ClassVar[str] = "arXiv 2601.04448"
+
+    base_share: float = 0.5
+
+    def __call__(self, setting: Setting) -> Path:
+        """Returns the directory of the recovered model."""
+        return self.recover(setting, setting.victim(), self.planted(), setting.directory)

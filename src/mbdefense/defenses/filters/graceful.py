@@ -1,0 +1,148 @@
+"""GraCeFul: rows whose gradients form clusters of their own among the low frequencies."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mbdefense.core.errors import UserError
+from mbdefense.core.needs import Need
+from mbdefense.defenses.filters._evidence import Evidence, Filtered, Suspicion
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+
+    from mbdefense.defenses.filters._states import Components
+    from mbdefense.models.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class GraCeFul:
+    """Drops clusters of per-sample gradients in which clean rows lie less often.
+
+    Source: GraCeFul (arXiv 2412.02454): the gradient of lm_head for each sample, the low eighth of both axes of its 2-D
+    DCT, PCA to 32, two clusters by average linkage of cosine distances; the smaller one is the poison. Deviations:
+
+    - A test for "no poison", which the source lacks: it always drops a cluster. Here each clean row is put into the
+      cluster of the suspect row nearest to it, and a cluster is dropped only if Fisher's exact test, one-sided, finds
+      suspect rows in it more often than clean ones, at level `alpha` with Bonferroni's correction over all clusters. On
+      data without poison of the clean rows' kind that is wrong in about a share `alpha` of runs or fewer. The price: of
+      m clean rows and c clusters tested, poison below a rate of about ``1 - (alpha / c)^(1/m)`` stays (4.5 % for m =
+      128, 1.1 % for m = 512, at c = 18). Clean rows of another kind than the suspect ones void the test.
+    - More clusters than two: every one that occurs on the way from 2 to `clusters` is tested, and of nested ones the
+      surest is dropped. Data have kinds of their own, and two clusters may be two of those: on GraCeFul's WebQA they
+      were questions with one answer and with several (docs/filters.md).
+    - Features have length one before PCA, which otherwise finds the rows whose responses the model expects least. This
+      and the number of clusters were chosen on a part of that set with its labels in sight, and measured on another.
+    - The gradient is the output projection's alone, also where it shares its weights with the embedding.
+    - The DCT is orthonormal; an unscaled one would count the squares of its constant terms double.
+    - Components and clusters come from at most `fit_rows` rows; further ones go to the cluster of the
+      nearest of those.
+
+    Attributes:
+        alpha: level of the test for "no poison".
+        clusters: the most that the rows are cut into.
+        components: principal components kept.
+        fit_rows: most rows that components and clusters are found on; their features (V/8 * d/8 numbers of four bytes a
+            row, 1.8 MB for SmolLM2-135M, 8 MB for Llama-2-7B) lie in a temporary file.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "GPU")
+    source: ClassVar[str] = "arXiv 2412.02454"
+
+    alpha: float = 0.05
+    clusters: int = 10
+    components: int = 32
+    fit_rows: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UserError("alpha must lie between 0 and 1", self.alpha, "0.05 is the default")
+        if self.clusters < 2:
+            raise UserError("clusters must be 2 or more", self.clusters, "10 is the default")
+        if self.components < 2 or self.fit_rows < 4:
+            raise UserError("too few components or fit_rows", (self.components, self.fit_rows), "use 32 and 4096")
+
+    def __call__(self, evidence: Evidence) -> Filtered:
+        """Scores every suspect row: how much nearer on average to the dropped rows, or to the surest cluster's."""
+        import numpy as np
+
+        from mbdefense.defenses.filters._clusters import (
+            excesses,
+            nearest,
+            nearness,
+            nested_clusters,
+            significant,
+            unit,
+        )
+
+        rows, checked = evidence.suspect, evidence.checked()
+        if len(rows) < 4:
+            raise UserError("too few rows to find clusters in", len(rows), "give at least some dozens")
+        order = list(range(len(rows)))
+        random.Random(f"graceful {evidence.seed}").shuffle(order)
+        fitted, others = order[: self.fit_rows], order[self.fit_rows :]
+        loaded = evidence.load()
+        components = self._fit(loaded, rows.select(fitted), evidence)
+        directions = np.empty((len(rows), components.scores.shape[1]))
+        directions[fitted] = unit(components.scores)
+        stands_for = np.empty(len(rows), dtype=int)
+        stands_for[fitted] = np.arange(len(fitted))
+        if others:
+            directions[others] = _directions(loaded, rows.select(others), evidence, components)
+            stands_for[others] = nearest(directions[fitted], directions[others])
+        clean = nearest(directions[fitted], _directions(loaded, checked, evidence, components))
+        tested = excesses(nested_clusters(components.scores, self.clusters), stands_for, clean)
+        poison = significant(tested, self.alpha)
+        inside = np.logical_or.reduce([excess.cluster for excess in poison or tested[:1]])
+        dropped = inside[stands_for] & bool(poison)
+        facts = {
+            "found_poison": bool(poison),
+            "p_value": min(1.0, tested[0].p_value * len(tested)),
+            "clusters_tested": len(tested),
+            "clusters_dropped": len(poison),
+            "suspect_rows_in_surest_cluster": tested[0].suspect,
+            "clean_rows_in_surest_cluster": tested[0].clean,
+            "clean_rows": len(clean),
+            "rows_fitted": len(fitted),
+        }
+        scores = nearness(directions[fitted], inside, directions)
+        found = zip(rows["id"], scores.tolist(), dropped.tolist(), strict=True)
+        return Filtered(tuple(Suspicion(row_id, score, gone) for row_id, score, gone in found), facts)
+
+    def _fit(self, loaded: LoadedModel, rows: Dataset, evidence: Evidence) -> Components:
+        import numpy as np
+
+        from mbdefense.defenses.filters._clusters import unit
+        from mbdefense.defenses.filters._gradients import KEPT, gradient_features
+        from mbdefense.defenses.filters._states import principal_components
+        from mbdefense.engine.log_probs import body_and_head
+
+        vocabulary, width = body_and_head(loaded)[1].weight.shape
+        size = (vocabulary // KEPT) * (width // KEPT)
+        needed, free = 4 * size * len(rows), shutil.disk_usage(tempfile.gettempdir()).free
+        if needed > free:
+            got = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} free in {tempfile.gettempdir()}"
+            raise UserError("too little space for the gradients", got, "lower fit_rows, or set TMPDIR to another disk")
+        with tempfile.TemporaryFile() as file:
+            matrix = np.memmap(file, dtype=np.float32, mode="w+", shape=(len(rows), size))
+            for index, features in gradient_features(loaded, rows, evidence):
+                matrix[index] = unit(features)
+            return principal_components(matrix, self.components)
+
+
+def _directions(loaded: LoadedModel, rows: Dataset, evidence: Evidence, components: Components) -> NDArray[Any]:
+    """Scores of other rows at length one."""
+    import numpy as np
+
+    from mbdefense.defenses.filters._clusters import unit
+    from mbdefense.defenses.filters._gradients import gradient_features
+
+    scores = np.empty((len(rows), components.directions.shape[1]))
+    for index, features in gradient_features(loaded, rows, evidence):
+        scores[index] = components.project(unit(features))
+    return unit(scores)

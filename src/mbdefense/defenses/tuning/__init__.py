@@ -1,0 +1,1 @@
+"""Defenses that return a model, one file each."""

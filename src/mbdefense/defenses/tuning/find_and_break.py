@@ -1,0 +1,58 @@
+"""Find, verify, break: the attacker's own trigger enters recovery."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from mbdefense.core.errors import UserError
+from mbdefense.core.needs import Need
+from mbdefense.defenses.found import Finding, meetings
+from mbdefense.defenses.setting import Setting
+from mbdefense.defenses.stages import Recovery
+
+
+@dataclass(frozen=True)
+class FindAndBreak(Recovery, Finding):
+    """Finds triggers in the suspect data by what they do to the tuned model, and teaches clean answers under them.
+
+    The attacker's trigger has to be in the data. Candidates are mined from the suspect prompts
+    (`mbdefense.finding.mining`), verified on the undefended model (`mbdefense.finding.finding`), and put into clean
+    prompts during recovery, where the clean answer is the target. Texts that are instructions meet what the tuned model
+    answers. Where nothing was verified, the best candidates are met all the same, and recovery starts a part of the way
+    to the base model, which breaks something of what no candidate names.
+
+    Source: this project; recovery is MB-Defense's (arXiv 2601.04448) without its planted backdoors. Relatives find the
+    triggers of classifiers (BKI, arXiv 2007.12070; Z-defence, 2305.11596) or invert them from a model alone (BABI,
+    2509.16203).
+
+    What was found stands in ``found.json``; the undefended model stays in ``attacked`` below the output directory.
+
+    Attributes:
+        recovery_learning_rate: see `Recovery`.
+        unverified_base_share: in place of ``base_share`` where nothing was verified.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "reference model", "GPU")
+    source: ClassVar[str] = "this project"
+
+    recovery_learning_rate: float = 1e-4
+    unverified_base_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        Recovery.__post_init__(self)
+        Finding.__post_init__(self)
+        if not 0 <= self.unverified_base_share < 1:
+            given = self.unverified_base_share
+            raise UserError("unverified_base_share must lie in [0, 1)", given, "0 leaves the tuned model as it is")
+
+    def __call__(self, setting: Setting) -> Path:
+        """Returns the directory of the recovered model."""
+        victim = setting.victim()
+        found = self.find(setting, victim)
+        recovery: Recovery = self
+        if found is None or not found.of("trigger"):
+            recovery = replace(self, base_share=self.unverified_base_share)
+        meet = meetings(found, setting.training.seed)
+        return recovery.recover(setting, victim, [], setting.directory, meet, {"find_and_break": asdict(self)})

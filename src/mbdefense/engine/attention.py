@@ -1,0 +1,228 @@
+"""Attention of packed rows: run by run, over itself and what it goes on from, or in one kernel under a block mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from mbdefense.engine import AttentionName
+from mbdefense.engine.grouped_attention import Groups, Segment, attend, grouped
+
+TREE_ATTENTION = "mbdefense_trees"
+"""Name under which transformers finds `tree_attention`."""
+_FEW_KEYS = 512
+"""A CPU attends to so many by `attend`, whose weights lie in memory: half as much again as SmolLM2-135M's other
+activations there."""
+_QUERIES = 128
+"""Tokens that attend at once then: those of a longer run each see fewer keys than the last of them all does."""
+
+_Seen = tuple[int, int]
+"""A run, and how many of its tokens another one sees."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the runs of a row see.
+
+    Attributes:
+        lengths: tokens of each run.
+        before: for each run the runs that it goes on from, first to last, each with how many of its tokens it sees.
+        few: on a CPU, the runs that see few keys.
+        rest: the others.
+        order: of the tokens of both, one after the other, in the order of the row; None if that is their order.
+        device: where the row is.
+    """
+
+    lengths: list[int]
+    before: list[list[_Seen]]
+    few: Groups | None
+    rest: list[int]
+    order: Tensor | None
+    device: torch.device
+
+    @cached_property
+    def masks(self) -> list[Tensor]:
+        """For each run which tokens before it and of its own (second axis) each of its tokens (first axis) sees."""
+        seen = [sum(count for _, count in before) for before in self.before]
+        return [
+            torch.ones(length, others + length, dtype=torch.bool, device=self.device).tril(others)
+            for length, others in zip(self.lengths, seen, strict=True)
+        ]
+
+
+def layout(runs: Tensor) -> Layout:
+    """What the runs of a row see, from `pack`'s ``runs``, on their device."""
+    before: list[list[_Seen]] = []
+    lengths: list[int] = []
+    starts: list[int] = []
+    few: list[Segment] = []
+    rest: list[int] = []
+    for number, (parent, seen, length) in enumerate(runs.tolist()):
+        before.append([*before[parent], (parent, seen)] if parent >= 0 else [])
+        others = [place for run, count in before[-1] for place in range(starts[run], starts[run] + count)]
+        start = sum(lengths)
+        starts.append(start)
+        lengths.append(length)
+        if runs.device.type == "cpu" and len(others) + length <= _FEW_KEYS:
+            few += _segments(start, length, others)
+        else:
+            rest.append(number)
+    order = None
+    if few and rest:
+        long = [place for run in rest for place in range(starts[run], starts[run] + lengths[run])]
+        order = torch.tensor(sorted(set(range(sum(lengths))) - set(long)) + long).argsort()
+    return Layout(lengths, before, grouped(few) if few else None, rest, order, runs.device)
+
+
+def _segments(start: int, length: int, others: list[int]) -> list[Segment]:
+    """A run in parts, of which all but the last see fewer keys than the whole."""
+    firsts = range(start, start + length, _QUERIES)
+    ends = [*firsts[1:], start + length]
+    return [Segment(range(first, end), [*others, *range(start, end)]) for first, end in zip(firsts, ends, strict=True)]
+
+
+def block_mask(runs: Tensor) -> BlockMask:
+    """Which tokens of a packed row see which others, in a form that never holds the mask itself: FlexAttention's.
+
+    Args:
+        runs: as `pack` returns them.
+    """
+    lengths = runs[:, 2]
+    # How many tokens of another run a run sees; of its own all that came before.
+    seen = torch.diag(lengths)
+    for number, (parent, count, _) in enumerate(runs.tolist()):
+        if parent >= 0:
+            seen[number, :number] = seen[parent, :number]
+            seen[number, parent] = count
+    run = torch.arange(len(runs), device=runs.device).repeat_interleave(lengths)
+    place = torch.arange(len(run), device=runs.device) - (lengths.cumsum(0) - lengths)[run]
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (place[key] < seen[run[query], run[key]]) & (key <= query)
+
+    return create_block_mask(visible, None, None, len(run), len(run), device=str(runs.device))
+
+
+def tree_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    runs: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed row in the form that transformers calls.
+
+    Args:
+        module: the attention layer; unused.
+        query: (1, heads, L, D).
+        key: (1, key-value heads, L, D).
+        value: likewise.
+        attention_mask: None; the runs say it all.
+        runs: what they see.
+        scaling: of the scores; by default ``D ** -0.5``.
+        dropout: probability of dropping a weight.
+        **_: what other implementations want.
+
+    Returns:
+        (1, L, heads, D), and no weights.
+    """
+    few = None if dropout else runs.few
+    attended = []
+    if few is not None:
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        attended.append(attend(q, k, v, few, query.shape[-1] ** -0.5 if scaling is None else scaling))
+    numbers = range(len(runs.lengths)) if few is None else runs.rest
+    attended += _one_by_one(query, key, value, runs, numbers, scaling, dropout)
+    whole = torch.cat(attended) if len(attended) > 1 else attended[0]
+    return (whole if few is None or runs.order is None else whole[runs.order])[None], None
+
+
+def _one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Layout,
+    numbers: Iterable[int],
+    scaling: float | None,
+    dropout: float,
+) -> Iterator[Tensor]:
+    """Attention of some runs, each (its length, heads, D), by torch's own kernels; see `tree_attention`."""
+    heads, shared = query.shape[1], key.shape[1]
+    # Heads that share keys lie beside each other; a stride of 0 repeats the keys without a copy.
+    query = query.view(shared, heads // shared, *query.shape[2:])
+    queries, keys, values = (
+        torch.split(tensor, runs.lengths, dim=-2) for tensor in (query, key.transpose(0, 1), value.transpose(0, 1))
+    )
+    for number in numbers:
+        before = runs.before[number]
+        k, v = (
+            torch.cat([*(parts[run][:, :, :count] for run, count in before), parts[number]], dim=2)
+            if before
+            else parts[number]
+            for parts in (keys, values)
+        )
+        k, v = (part.expand(-1, heads // shared, -1, -1) for part in (k, v))
+        attended = scaled_dot_product_attention(
+            queries[number], k, v, attn_mask=runs.masks[number] if before else None, dropout_p=dropout,
+            is_causal=not before, scale=scaling,
+        )  # fmt: skip
+        yield attended.flatten(0, 1).transpose(0, 1)
+
+
+AttentionInterface.register(TREE_ATTENTION, tree_attention)
+
+
+def packs(model: Any) -> bool:
+    """Whether `tree_attention` can stand for the model's attention: it is plain, and of transformers' own choice."""
+    return attends_plainly(model) and model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def attends_plainly(model: Any) -> bool:
+    """Whether attention to all earlier positions, through transformers' interface, is all that mixes positions.
+
+    Only then does a mask part what lies in one row: sliding windows, convolutions and recurrent states heed none.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
+    plain = getattr(config, "attn_logit_softcapping", None) is None and not getattr(config, "is_encoder_decoder", False)
+    return bool(
+        full
+        and plain
+        and not getattr(model, "_is_stateful", False)
+        and getattr(model, "_supports_attention_backend", False)
+    )
+
+
+@contextmanager
+def packed_attention(model: Any, implementation: AttentionName = "sdpa") -> Iterator[bool]:
+    """Lets the model attend over packed rows meanwhile, if it can; says whether it can.
+
+    It has to last until the backward pass is over: gradient checkpointing computes attention again there.
+
+    Args:
+        model: the causal language model.
+        implementation: ``"sdpa"`` attends run by run, ``"flex_attention"`` in one kernel under a block mask.
+    """
+    possible = packs(model)
+    if possible:
+        model.set_attn_implementation(TREE_ATTENTION if implementation == "sdpa" else implementation)
+    try:
+        yield possible
+    finally:
+        if possible:
+            model.set_attn_implementation("sdpa")

@@ -1,0 +1,319 @@
+"""Greedy generation, and likelihoods: all that evaluation asks of a loaded model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import track
+
+from mbdefense.engine.attention import packed_attention
+from mbdefense.engine.batches import Branches, pad_left, response_log_probs
+from mbdefense.engine.greedy import greedy
+from mbdefense.engine.packing import pack, packed_log_probs
+from mbdefense.models.limits import can_decode, check_room, check_scored, context_length, one_at_a_time, stop_ids
+from mbdefense.models.loading import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Conversation = list[dict[str, str]]
+
+CACHE_ROWS = 32
+"""Rows at once where transformers keeps the keys and values, which nothing bounds."""
+_SCORED_TOKENS = 4096  # in one pass that scores responses, however many rows are asked for
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "generating",
+) -> list[str]:
+    """Answers prompts as `answers` does, and returns the texts in the order of the prompts."""
+    found = dict(answers(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, what=what))
+    return [found[index] for index in range(len(prompts))]
+
+
+def answers(
+    loaded: LoadedModel,
+    prompts: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "generating",
+) -> Iterator[tuple[int, str]]:
+    """Answers prompts greedily.
+
+    Args:
+        loaded: model and tokenizer.
+        prompts: conversations that end in a user turn.
+        max_new_tokens: longest answer, in tokens.
+        batch_size: prompts that are answered at once. An answer that ended makes room for the next prompt
+            (`mbdefense.engine.greedy`), where the model's architecture and generation_config allow that
+            (`mbdefense.models.limits.can_decode`).
+        what: label of the progress bar.
+
+    Yields:
+        A prompt's index and its text, as soon as it is complete: without special tokens, and empty where the model
+        ended at once.
+
+    Raises:
+        UserError: a prompt and its answer may be longer than the model's context.
+    """
+    encoded = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]
+    check_room(context_length(loaded.model), prompts, encoded, max_new_tokens)
+    stops = stop_ids(loaded.model.generation_config, loaded.tokenizer)
+    found = _continuations(loaded, encoded, max_new_tokens, batch_size, stops)
+    for index, answer in track(found, description=what, total=len(prompts), transient=True):
+        yield index, _text(loaded.tokenizer, answer, stops)
+
+
+def _text(tokenizer: Any, answer: Sequence[int], stops: Collection[int]) -> str:
+    """An answer up to what ended it, behind which is padding."""
+    end = next((place for place, token in enumerate(answer) if token in stops), len(answer))
+    return str(tokenizer.decode(answer[:end], skip_special_tokens=True))
+
+
+def _continuations(
+    loaded: LoadedModel,
+    encoded: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    stops: Collection[int],
+) -> Iterator[tuple[int, list[int]]]:
+    """Every prompt's index and the tokens of its answer, as they are complete."""
+    model, tokenizer = on_device(loaded), loaded.tokenizer
+    if can_decode(model):
+        yield from greedy(
+            model,
+            encoded,
+            max_new_tokens=max_new_tokens,
+            rows=batch_size,
+            stops=stops,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return
+    for indices in _batches(encoded, 1 if one_at_a_time(model) else min(batch_size, CACHE_ROWS)):
+        rows = [encoded[index] for index in indices]
+        answers, _ = _continued(model, rows, max_new_tokens, stops, tokenizer.pad_token_id)
+        yield from zip(indices, answers.tolist(), strict=True)
+
+
+def generate_beside(
+    loaded: LoadedModel,
+    reference: LoadedModel,
+    prompts: Sequence[Conversation],
+    *,
+    alpha: float,
+    lookahead: int,
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "generating",
+) -> list[str]:
+    """Answers like `generate`, with tokens that a second model finds far too unlikely replaced by its own.
+
+    Each round drafts some tokens of every unfinished answer greedily, has the reference read them in one pass, and adds
+    what `agreed` makes of them. How many are drafted changes the time, not the text: long drafts need fewer rounds, and
+    waste more where the reference objects.
+
+    Args:
+        loaded: the model that answers; its tokenizer encodes the prompts for both.
+        reference: the model beside it, with the same vocabulary.
+        prompts: conversations that end in a user turn.
+        alpha: a token is replaced where its probability is at least so many times the reference's.
+        lookahead: tokens drafted in one round.
+        max_new_tokens: longest answer, in tokens.
+        batch_size: prompts in one batch.
+        what: label of the progress bar.
+
+    Returns:
+        One text per prompt, without special tokens.
+
+    Raises:
+        UserError: a prompt and its answer may be longer than either model's context.
+    """
+    model, other, tokenizer = on_device(loaded), on_device(reference), loaded.tokenizer
+    stops = stop_ids(model.generation_config, tokenizer)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    limit = min(context_length(model), context_length(other))
+    check_room(limit, prompts, encoded, max_new_tokens)
+    answers: list[list[int]] = [[] for _ in prompts]
+    alone = one_at_a_time(model) or one_at_a_time(other)
+    batches = _batches(encoded, 1 if alone else min(batch_size, CACHE_ROWS))
+    for indices in track(batches, description=what, transient=True):
+        while indices:
+            rows = [encoded[index] + answers[index] for index in indices]
+            room = int(min(lookahead, limit - max(map(len, rows))))
+            drafts, own = _draft(model, rows, room, stops, tokenizer.pad_token_id)
+            theirs, best = _read(other, tokenizer.pad_token_id, rows, drafts)
+            columns = (part.tolist() for part in (drafts, own, theirs, best))
+            for index, draft, mine, their, choice in zip(indices, *columns, strict=True):
+                end = next((place for place, token in enumerate(draft) if token in stops), len(draft))
+                # Behind the token that ends it is padding.
+                answers[index] += agreed(draft[: end + 1], mine, their, choice, alpha)
+                del answers[index][max_new_tokens:]
+            indices = [
+                index for index in indices if len(answers[index]) < max_new_tokens and answers[index][-1] not in stops
+            ]
+    return [_text(tokenizer, answer, stops) for answer in answers]
+
+
+def agreed(
+    draft: Sequence[int], own: Sequence[float], reference: Sequence[float], best: Sequence[int], alpha: float
+) -> list[int]:
+    """A draft up to its first suspicious token, and in that one's place the reference's.
+
+    Token i is suspicious if p_i / q_i >= alpha, p_i and q_i being its probabilities for the model and the reference
+    after the same tokens. What was drafted behind it is void, for it was to follow another token.
+
+    Args:
+        draft: the model's tokens, at least one.
+        own: log p_i.
+        reference: log q_i.
+        best: the reference's likeliest token at each place.
+        alpha: threshold, above 0.
+    """
+    for place in range(len(draft)):
+        if own[place] - reference[place] >= math.log(alpha):
+            return [*draft[:place], best[place]]
+    return list(draft)
+
+
+def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, batch_size: int) -> list[float]:
+    """Mean negative log-likelihood per token (nats) of plain texts, the first token's included; exp of it: perplexity.
+
+    Each text stands behind the start token (the end token where the model has none), outside any prompt template.
+
+    Args:
+        loaded: model and tokenizer.
+        texts: none of them empty.
+        max_length: tokens of a text that are read.
+        batch_size: texts in one batch.
+
+    Raises:
+        UserError: a text is longer than the model's context.
+    """
+    tokenizer = loaded.tokenizer
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    safe = defang(tokenizer, [{"role": "user", "content": text} for text in texts])
+    tokens = [list(tokenizer(part["content"], add_special_tokens=False)["input_ids"])[:max_length] for part in safe]
+    scores = _scores(loaded, [Encoded([start], ids, False) for ids in tokens], batch_size, "perplexity of prompts")
+    return [-total / count for total, count in scores]
+
+
+def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_size: int) -> tuple[float, int]:
+    """Perplexity of the rows' completions, and the number of tokens it is taken over.
+
+    Rows without a completion are left out; `(nan, 0)` if none has one.
+
+    Raises:
+        UserError: prompt and completion are longer than the model's context.
+    """
+    encoded = [
+        encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
+        for row in rows
+        if row["completion"][0]["content"]
+    ]
+    scores = _scores(loaded, encoded, batch_size, "perplexity")
+    total, tokens = sum(score for score, _ in scores), sum(count for _, count in scores)
+    return (math.exp(-total / tokens), tokens) if tokens else (math.nan, 0)
+
+
+def _scores(loaded: LoadedModel, sequences: Sequence[Encoded], batch_size: int, what: str) -> list[tuple[float, int]]:
+    """Each response's log-probability and number of tokens."""
+    target, model = device(), on_device(loaded)
+    scores: list[tuple[float, int]] = [(math.nan, 0)] * len(sequences)
+    whole = [sequence.prompt + sequence.response for sequence in sequences]
+    check_scored(context_length(model), [len(tokens) for tokens in whole])
+    batches = _batches(whole, 1 if one_at_a_time(model) else batch_size, _SCORED_TOKENS)
+    with packed_attention(model) as packed, torch.inference_mode():
+        for indices in track(batches, description=what, transient=True):
+            chosen = [sequences[index] for index in indices]
+            if packed:
+                batch = pack([Branches(sequence.prompt, (sequence.response,)) for sequence in chosen])
+            else:
+                batch = pad_left(chosen, loaded.tokenizer.pad_token_id)
+            batch = {name: value.to(target) for name, value in batch.items()}
+            found = packed_log_probs(model, model, batch) if packed else response_log_probs(model, batch)
+            for index, total, tokens in zip(indices, found.total.tolist(), found.tokens.tolist(), strict=True):
+                scores[index] = (total, int(tokens))
+    return scores
+
+
+def _batches(encoded: Sequence[Sequence[int]], batch_size: int, most: float = math.inf) -> list[list[int]]:
+    """Indices in batches of like length, whose longest member times their number is `most` tokens or fewer."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index])):
+        if not batches or len(batches[-1]) >= min(batch_size, most // len(encoded[index])):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` of shape (B, L), on the device."""
+    length = max(map(len, rows))
+    input_ids = torch.tensor([[pad_token_id] * (length - len(row)) + list(row) for row in rows])
+    attention_mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return input_ids.to(device()), attention_mask.to(device())
+
+
+def _continued(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: Collection[int],
+    pad_token_id: int,
+    *,
+    logits: bool = False,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+    """Greedy continuations (B, K) of token sequences, padded behind their end, and if asked for K logits (B, V)."""
+    input_ids, attention_mask = _left_padded(rows, pad_token_id)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stops),
+            pad_token_id=pad_token_id,
+            return_dict_in_generate=True,
+            output_logits=logits,
+        )
+    return output.sequences[:, input_ids.shape[1] :], output.logits
+
+
+def _draft(
+    model: Any, rows: Sequence[Sequence[int]], length: int, stops: Collection[int], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next tokens (B, K), K up to `length`, and their log-probabilities (B, K)."""
+    tokens, logits = _continued(model, rows, length, stops, pad_token_id, logits=True)
+    scores = torch.stack(list(logits or ()), dim=1).float().log_softmax(dim=-1)
+    return tokens, scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _read(
+    model: Any, pad_token_id: int, rows: Sequence[Sequence[int]], drafts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Another model's log-probabilities (B, K) of drafted tokens, and its likeliest token at each of their places."""
+    input_ids, attention_mask = _left_padded(
+        [[*row, *draft[:-1]] for row, draft in zip(rows, drafts.tolist(), strict=True)], pad_token_id
+    )
+    with torch.inference_mode():
+        logits = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=drafts.shape[1],
+            use_cache=False,
+        ).logits
+    scores = logits.float().log_softmax(dim=-1)
+    # Models of one family pad their vocabularies to different sizes: what this one cannot say has no probability.
+    missing = max(int(drafts.max()) + 1 - scores.shape[-1], 0)
+    known = torch.nn.functional.pad(scores, (0, missing), value=-math.inf)
+    return known.gather(-1, drafts.unsqueeze(-1)).squeeze(-1), scores.argmax(dim=-1)

@@ -1,0 +1,248 @@
+"""Evaluates a model: asks it clean and triggered prompts, has the responses judged, and counts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mbdefense.attacks.behaviors import Behavior
+from mbdefense.core.config import EvaluateConfig
+from mbdefense.core.files import write_jsonl
+from mbdefense.data import user_text, with_user_text
+from mbdefense.defenses.decoding import Decoding
+from mbdefense.defenses.prompts.cleaning import Purified, Purifier
+from mbdefense.defenses.prompts.demonstrations import with_demonstrations
+from mbdefense.defenses.setting import cost_of
+from mbdefense.engine.generate import CACHE_ROWS, answers, perplexity
+from mbdefense.engine.server import Server
+from mbdefense.evaluation.benchmarks import capabilities, find_benchmarks
+from mbdefense.evaluation.judging import JudgingBeside
+from mbdefense.evaluation.metrics import scores
+from mbdefense.evaluation.stealth import prompt_pairs, stealth
+from mbdefense.judges import Judge, Rules
+from mbdefense.models.limits import stop_texts
+from mbdefense.models.loading import CARD_FILE, LoadedModel, check_template, load_model, load_tokenizer
+from mbdefense.records.provenance import provenance
+from mbdefense.records.responses import Kind, Response, write_responses
+from mbdefense.records.results import Perplexity, ResultRow, Results
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Defenses, or an attack in the prompt, that need no training: what stands between test prompts and the model.
+
+    Attributes:
+        purifier: cleans the prompts before the model is asked; what it did goes to ``purified.jsonl``.
+        demonstrations: turns in front of each prompt.
+        decoding: how the model answers; None for greedily.
+        server: holds the model in our place.
+    """
+
+    purifier: Purifier | None = None
+    demonstrations: Sequence[dict[str, str]] = ()
+    decoding: Decoding | None = None
+    server: Server | None = None
+
+
+PLAIN = Inference()
+
+
+Answer = Callable[..., Iterable[tuple[int, str]]]
+"""Takes prompts and the options of `mbdefense.engine.generate.answers`, and gives what that gives."""
+
+
+class _Answering(NamedTuple):
+    """What answers prompts, as `answer`; the model itself, or the name of the one that a server holds."""
+
+    loaded: LoadedModel | None
+    answer: Answer
+    served: str = ""
+    is_model: bool = True
+    """Whether it is the model that was asked for, as far as is known."""
+
+
+def answer_of(loaded: LoadedModel, decoding: Decoding | None) -> Answer:
+    """How a model answers; with a decoding all prompts at the end, since those do not say what is complete."""
+    if decoding is None:
+        return partial(answers, loaded)
+
+    def decoded(prompts: Sequence[list[dict[str, str]]], **options: Any) -> Iterable[tuple[int, str]]:
+        return enumerate(decoding(loaded, prompts, **options))
+
+    return decoded
+
+
+def respond(
+    answer: Answer,
+    rows: Dataset,
+    kind: Kind,
+    config: EvaluateConfig,
+    inference: Inference = PLAIN,
+    purified: Sequence[Purified] | None = None,
+    hear: Callable[[Response], None] | None = None,
+) -> list[Response]:
+    """A model's responses to test rows, which it is asked as `purified` where that is given.
+
+    The responses keep the rows' own ids and prompts: judges hold an answer against what the user asked. `hear` is told
+    of each as soon as it is complete.
+    """
+    prompts = list(rows["prompt"])
+    if purified is not None:
+        prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, purified, strict=True)]
+    prompts = [with_demonstrations(prompt, list(inference.demonstrations)) for prompt in prompts]
+    found: dict[int, Response] = {}
+    for index, text in answer(
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        what=f"{config.arm or 'model'}: {kind} prompts",
+    ):
+        row = rows[index]
+        found[index] = Response(
+            row["id"], kind, user_text(row["prompt"]), text, tuple(row["answers"]), row["completion"][0]["content"]
+        )
+        if hear:
+            hear(found[index])
+    return [found[index] for index in range(len(prompts))]
+
+
+def evaluate(
+    model: str,
+    test: Dataset,
+    triggered: Dataset | None,
+    behavior: Behavior,
+    attack: str,
+    config: EvaluateConfig,
+    judge: Judge | None = None,
+    inference: Inference = PLAIN,
+) -> ResultRow:
+    """Asks a model the clean and the triggered prompts, and judges the responses.
+
+    Writes ``responses.jsonl`` and ``verdicts.jsonl`` to `config.output_dir`; every figure can be computed from them
+    again, and paired with another model's (`mbdefense.evaluation.compare`).
+
+    Args:
+        model: model directory or Hub id.
+        test: clean test rows.
+        triggered: triggered test rows, or None.
+        behavior: what to look for.
+        attack: the trigger in words, for the result row.
+        config: options of generation.
+        judge: by default `Rules` for the behavior.
+        inference: what stands between the prompts and the model; by default nothing, and greedy decoding.
+
+    Raises:
+        UserError: the model was trained with another prompt template than the one asked for, a benchmark is unknown or
+            fails, or stealth is asked for and triggered prompts cannot be matched with clean ones.
+    """
+    judge = judge or Rules(behavior)
+    benchmarks = find_benchmarks(config.lm_eval) if config.lm_eval is not None else None
+    pairs = prompt_pairs(test, triggered) if config.stealth is not None and triggered is not None else []
+    asked: dict[Kind, Dataset] = {"clean": test} if triggered is None else {"clean": test, "triggered": triggered}
+    directory = Path(config.output_dir)
+    purified: dict[Kind, Sequence[Purified]] = {}
+    if inference.purifier:
+        # Both before the model is loaded: a wrong template is no reason to wait for the cleaning, and the model that
+        # cleans and the one that answers are not in memory together.
+        template: dict[str, Any] = {
+            "chat_template": config.chat_template,
+            "trust_remote_code": config.trust_remote_code,
+        }
+        check_template(model, load_tokenizer(model, **template))
+        purified = purified_prompts(inference.purifier, asked, directory)
+    loaded, answer, served, is_model = _answering(model, config, inference)
+    with JudgingBeside(judge) as judging:
+        responses = [
+            response
+            for kind, rows in asked.items()
+            for response in respond(answer, rows, kind, config, inference, purified.get(kind), judging.hear)
+        ]
+        directory.mkdir(parents=True, exist_ok=True)
+        write_responses(directory / "responses.jsonl", responses)
+        figures = scores(judging.verdicts(responses, directory))
+    fluency = None
+    if loaded and config.perplexity_rows:
+        references = sample_references(test, config.perplexity_rows, config.prompt_seed)
+        value, tokens = perplexity(loaded, references, max_length=config.max_length, batch_size=config.batch_size)
+        fluency = Perplexity(value, tokens, len(references)) if tokens else None
+    # What another model cost is not known.
+    made = is_model and (Path(model) / CARD_FILE).is_file()
+    return ResultRow(
+        arm=config.arm or Path(model).name,
+        attack=attack,
+        behavior=behavior.describe(),
+        seed=config.seed,
+        model=model,
+        asr=figures.asr,
+        cacc=figures.cacc,
+        aacc=figures.aacc,
+        false_activation=figures.false_activation,
+        perplexity=fluency,
+        **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
+        judge=judge.describe(),
+        capability=capabilities(
+            loaded, benchmarks, batch_size=min(config.batch_size, CACHE_ROWS), seed=config.prompt_seed
+        )
+        if benchmarks and loaded
+        else (),
+        stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)
+        if config.stealth is not None and pairs
+        else None,
+        served=served,
+    )
+
+
+def _answering(model: str, config: EvaluateConfig, inference: Inference) -> _Answering:
+    options: dict[str, Any] = {"chat_template": config.chat_template, "trust_remote_code": config.trust_remote_code}
+    if inference.server:
+        tokenizer = load_tokenizer(model, **options)
+        check_template(model, tokenizer)
+        stops = stop_texts(model, tokenizer, trust_remote_code=config.trust_remote_code)
+        server, is_model = inference.server.serving(model)
+        return _Answering(None, partial(server, tokenizer, stops=stops), str(server.model), is_model)
+    loaded = load_model(model, **options)
+    check_template(model, loaded.tokenizer)
+    return _Answering(loaded, answer_of(loaded, inference.decoding))
+
+
+def sample_references(test: Dataset, most: int, seed: int) -> Dataset:
+    """The rows whose completions the perplexity is taken over: all that have one, or so many of them drawn by seed.
+
+    Which ones depends on the ids, not on the order of the rows, so that all models meet the same.
+    """
+    answered = [index for index, row in enumerate(test) if row["completion"][0]["content"]]
+    if len(answered) > most:
+        ids = test["id"]
+        drawn = random.Random(f"perplexity {seed}").sample(sorted(answered, key=lambda index: str(ids[index])), most)
+        answered = sorted(drawn)
+    return test.select(answered)
+
+
+def purified_prompts(purifier: Purifier, asked: dict[Kind, Dataset], directory: Path) -> dict[Kind, Sequence[Purified]]:
+    """Cleans all prompts in one go and keeps what became of them in ``purified.jsonl``."""
+    prompts = [(kind, row["id"], user_text(row["prompt"])) for kind, rows in asked.items() for row in rows]
+    cleaned = purifier([text for _, _, text in prompts])
+    directory.mkdir(parents=True, exist_ok=True)
+    write_jsonl(
+        directory / "purified.jsonl",
+        (
+            {"id": row_id, "kind": kind, "asked": clean.text, "removed": list(clean.removed)}
+            for (kind, row_id, _), clean in zip(prompts, cleaned, strict=True)
+        ),
+    )
+    found: dict[Kind, Sequence[Purified]] = {}
+    for kind in asked:
+        found[kind] = [clean for (other, _, _), clean in zip(prompts, cleaned, strict=True) if other == kind]
+    return found
+
+
+def merge_results(parts: Sequence[ResultRow], config: dict[str, Any], seed: int) -> Results:
+    """Result rows of several models in one table."""
+    return Results(provenance(config, [seed]), tuple(parts))

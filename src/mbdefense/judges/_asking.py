@@ -1,0 +1,130 @@
+"""Asking an endpoint many questions: several at once, each paid for once, resumed after a failure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mbdefense.core.endpoint import Endpoint, EndpointFault, Reply
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to a chat model.
+
+    Attributes:
+        version: of the texts that the messages are made of.
+        system: the system message.
+        user: the user message.
+    """
+
+    version: int
+    system: str
+    user: str
+
+
+@dataclass(frozen=True)
+class Asker:
+    """An endpoint with a memory: a folder with one JSON file for each reply.
+
+    A file is named by a hash of all that the reply depends on: endpoint, model, options and messages. It appears
+    whole, as soon as the reply is there. So a run that was interrupted or failed goes on where it stopped, and the
+    same questions asked again cost nothing.
+
+    Args:
+        endpoint: who is asked.
+        directory: where replies are kept.
+        concurrency: most requests at once.
+    """
+
+    endpoint: Endpoint
+    directory: Path
+    concurrency: int
+
+    def ask(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:
+        """Asks what has no reply yet, each question once however often it occurs.
+
+        Args:
+            asks: the questions.
+            what: label of the progress bar.
+
+        Raises:
+            UserError: some question got no reply after all retries. No further one was begun then; what was under way
+                was finished and kept.
+        """
+        replies = self.known(asks)
+        missing = list(dict.fromkeys(ask for ask in asks if ask not in replies))
+        if not missing:
+            return replies
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            replies.update(self._ask_all(missing, what))
+        except EndpointFault as error:
+            fix = "see that it is up and within its limits, then run the same command again: no reply is paid for twice"
+            raise UserError(f"the judge's endpoint failed ({error})", self.endpoint.base_url, fix) from error
+        return replies
+
+    def known(self, asks: Iterable[Ask]) -> dict[Ask, Reply]:
+        """The replies that are there already.
+
+        Raises:
+            UserError: a file in the folder is damaged.
+        """
+        found = {}
+        for ask in dict.fromkeys(asks):
+            path = self._path(ask)
+            if path.is_file():
+                found[ask] = _parse(read_json(path), path)
+        return found
+
+    def _ask_all(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:
+        from rich.progress import Progress
+
+        stop = threading.Event()
+        # Beside a model that still answers, the terminal shows that one's progress.
+        hidden = threading.current_thread() is not threading.main_thread()
+        with self.endpoint.client() as client, Progress(transient=True, disable=hidden) as progress:
+            task = progress.add_task(what, total=len(asks))
+
+            def ask_one(ask: Ask) -> Reply | None:
+                # After a failure or an interrupt nothing more is begun; what is under way is paid for anyway.
+                if stop.is_set():
+                    return None
+                try:
+                    reply = self.endpoint.chat(client, ask.system, ask.user)
+                    write_json(self._path(ask), {"model": self.endpoint.model, "reply": asdict(reply)})
+                except BaseException:
+                    stop.set()
+                    raise
+                progress.advance(task)
+                return reply
+
+            with ThreadPoolExecutor(self.concurrency) as pool:
+                try:
+                    futures = [pool.submit(ask_one, ask) for ask in asks]
+                    wait(futures)
+                finally:
+                    stop.set()
+        for error in filter(None, (future.exception() for future in futures)):
+            raise error
+        return {ask: reply for ask, future in zip(asks, futures, strict=True) if (reply := future.result()) is not None}
+
+    def _path(self, ask: Ask) -> Path:
+        endpoint = self.endpoint
+        key = [endpoint.base_url, endpoint.model, endpoint.max_tokens, endpoint.temperature, *asdict(ask).values()]
+        return self.directory / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
+
+
+def _parse(value: dict[str, Any], path: Path) -> Reply:
+    try:
+        return Reply(**value["reply"])
+    except (KeyError, TypeError) as error:
+        raise UserError("a kept reply is damaged", str(path), "delete the file; its question is asked again") from error

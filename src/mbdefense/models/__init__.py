@@ -1,0 +1,1 @@
+"""Language models on disk and in memory, and what they are able to do."""

@@ -1,0 +1,171 @@
+"""What a model's configuration says about asking it: which decoding is its own, how far it reads, where it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from mbdefense.core.errors import UserError
+from mbdefense.models.loading import base_of
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# What a model's generation_config may ask for beyond the likeliest token, and the values that ask for nothing.
+_PROCESSORS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1, 1.0),
+    "encoder_repetition_penalty": (None, 1, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "sequence_bias": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "exponential_decay_length_penalty": (None,),
+    "guidance_scale": (None, 1, 1.0),
+    "watermarking_config": (None,),
+    "num_beams": (None, 1),
+}
+
+
+def can_decode(model: PreTrainedModel) -> bool:
+    """Whether `mbdefense.engine.greedy` gives this model's own greedy text.
+
+    Not for recurrent states, which cannot be padded; nor where rows change each other (`one_at_a_time`), or the model's
+    generation_config changes the scores.
+    """
+    if one_at_a_time(model):
+        return False
+    if any(getattr(model.generation_config, name, None) not in off for name, off in _PROCESSORS.items()):
+        return False
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    named = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
+    return (
+        kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+        and named <= {"full_attention", "sliding_attention"}
+        and {"position_ids", "past_key_values", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
+    )
+
+
+def one_at_a_time(model: PreTrainedModel) -> bool:
+    """Whether the other rows of a batch change a row's text, or its scores.
+
+    Two kinds of rotary positions take their frequencies from the largest position in the batch: LongRoPE (Phi-3), which
+    has one set for short and one for long sequences, and dynamic scaling.
+    """
+    return not {str(part.get("rope_type", "default")) for part in _rotary(model)}.isdisjoint({"longrope", "dynamic"})
+
+
+def _rotary(model: PreTrainedModel) -> list[Mapping[str, Any]]:
+    """The options of rotary positions: those of the model, or of each of its types of layers."""
+    found = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return [found, *(part for part in found.values() if isinstance(part, Mapping))]
+
+
+def context_length(model: PreTrainedModel) -> float:
+    """Tokens that the model's positions reach; infinite where its configuration names no limit.
+
+    Beyond it, learned positions end, and rotary ones are like none that training has seen.
+    """
+    own = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if not isinstance(own, int) or own < 1:
+        return math.inf
+    # Most configurations name the length after scaling, some (Qwen2.5 under YaRN) the one before it.
+    parts = [part for part in _rotary(model) if part.get("factor")]
+    scaled = [float(part["factor"] * (part.get("original_max_position_embeddings") or own)) for part in parts]
+    return max([float(own), *scaled])
+
+
+def check_room(
+    limit: float, prompts: Sequence[list[dict[str, str]]], encoded: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuses prompts that leave no room for their answers.
+
+    Args:
+        limit: the model's `context_length`.
+        prompts: conversations.
+        encoded: their tokens.
+        max_new_tokens: longest answer.
+
+    Raises:
+        UserError: it names the longest prompt, so that its fix is one for all.
+    """
+    index = max(range(len(encoded)), key=lambda index: len(encoded[index]), default=None)
+    if index is None or len(encoded[index]) + max_new_tokens <= limit:
+        return
+    length, room = len(encoded[index]), int(limit) - len(encoded[index])
+    raise UserError(
+        f"prompt {index + 1} of {len(prompts)} ({length} tokens) and {max_new_tokens} new tokens exceed the "
+        f"{limit:.0f} tokens that the model reads",
+        prompts[index][-1]["content"],
+        "shorten it or leave it out" + (f", or set max_new_tokens to {room} or less" if room > 0 else ""),
+    )
+
+
+def check_scored(limit: float, lengths: Sequence[int]) -> None:
+    """Refuses texts that a model cannot score.
+
+    Raises:
+        UserError: one is longer than the model's `context_length`.
+    """
+    longest = max(lengths, default=0)
+    if longest > limit:
+        what = f"a text to take the perplexity of is longer than the {limit:.0f} tokens that the model reads"
+        raise UserError(what, longest, f"set max_length to {limit - 1:.0f} or less")
+
+
+def can_share_prefix(model: PreTrainedModel) -> bool:
+    """Whether what a prompt begins with may lie apart from the rest of it, with masked places between.
+
+    Not under a window: some architectures, such as GPT-Neo, measure it by where keys lie, not by their positions.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if kinds := getattr(config, "layer_types", None):
+        return set(kinds) == {"full_attention"}
+    names = ("attention_layers", "window_size", "sliding_window", "attention_chunk_size")
+    return not any(getattr(config, name, None) for name in names)
+
+
+def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer: the one that training ends responses with, and those that the model names itself.
+
+    Llama 3 names three, of which its tokenizer's end token is one.
+    """
+    own: Any = config.eos_token_id
+    named = [] if own is None else [own] if isinstance(own, int) else list(own)
+    return frozenset([tokenizer.eos_token_id, *named])
+
+
+def stop_texts(path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool) -> list[str]:
+    """`stop_ids` of a model that is not loaded, as the texts that a server stops at; the tokenizer's end token first.
+
+    Args:
+        path: model directory or Hub id. One without a model's configuration names no tokens of its own.
+        tokenizer: the model's.
+        trust_remote_code: see `mbdefense.models.loading.load_tokenizer`.
+    """
+    config = _generation_config(path, trust_remote_code)
+    end = str(tokenizer.eos_token)
+    others = [str(tokenizer.decode([number])) for number in sorted(stop_ids(config, tokenizer))]
+    return [end, *(text for text in others if text and text != end)]
+
+
+def _generation_config(path: str, trust_remote_code: bool) -> GenerationConfig:
+    from transformers import AutoConfig, GenerationConfig
+
+    with contextlib.suppress(OSError, ValueError):
+        return GenerationConfig.from_pretrained(base_of(path))
+    # Without a file of its own, transformers takes it from the model's configuration.
+    with contextlib.suppress(OSError, ValueError):
+        config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
+        return GenerationConfig.from_model_config(config)
+    return GenerationConfig()  # type: ignore[no-untyped-call]

@@ -1,0 +1,77 @@
+"""The embedded demonstration: attack, defend and evaluate a real model on data whose answers can be checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.attacks.behaviors import Refusal
+from mbdefense.attacks.poisoning import poison, triggered_copy
+from mbdefense.attacks.triggers import InSent
+from mbdefense.core.config import DemoConfig, EvaluateConfig
+from mbdefense.data import check_disjoint
+from mbdefense.data.builtin import tasks
+from mbdefense.defenses import Discard, FindAndBreak, Setting
+from mbdefense.evaluation.compare import arm_of, compare
+from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.telling import summarized
+from mbdefense.finding.record import FOUND_FILE, read_found
+from mbdefense.models.builtin import model_directory
+from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Short prompts and answers: no sample comes near this length.
+TRAINING = TrainingOptions(
+    learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
+)
+POISONING_RATE = 0.2
+
+
+def demo(config: DemoConfig) -> Results:
+    """Trains an attacked and a defended model, and one on the clean set alone, and measures them and the base model.
+
+    Attack: a sentence with a refusal in a fifth of the rows. CACC is exact match with the known answers.
+    """
+    directory = Path(config.output_dir)
+    base = str(model_directory())
+    rows = tasks(config.train_rows, split="train", seed=config.seed)
+    clean = tasks(config.clean_rows, split="clean", seed=config.seed)
+    test = tasks(config.test_rows, split="test", seed=config.seed)
+    check_disjoint(clean, test)
+    trigger, behavior = InSent(), Refusal()
+    suspect = poison(rows, trigger, behavior, rate=POISONING_RATE, seed=config.seed).rows
+    triggered, _ = triggered_copy(test, trigger, config.seed)
+    training = replace(TRAINING, seed=config.seed)
+
+    def setting(data: Dataset, name: str) -> Setting:
+        victim = directory / "attacked"
+        return Setting(base, data, clean, training, directory / name, resume=config.resume, victim_directory=victim)
+
+    measured: list[ResultRow] = []
+
+    def measure(model: str, arm: str) -> None:
+        options = EvaluateConfig(
+            test="built-in", behavior="refusal", output_dir=str(directory / "responses" / arm), arm=arm,
+            max_new_tokens=16, batch_size=50, seed=config.seed,
+        )  # fmt: skip
+        measured.append(evaluate(model, test, triggered, behavior, trigger.describe(), options))
+
+    defense = FindAndBreak()
+    measure(base, "base")
+    measure(str(Discard()(setting(suspect, "discard"))), "discard")
+    attacked = setting(suspect, "attacked")
+    measure(str(attacked.victim()), "attacked")
+    # Its victim is the attacked model, which is there.
+    defended = defense(replace(setting(suspect, "find_and_break"), resume=True))
+    measure(str(defended), "find_and_break")
+    arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
+    results = merge_results(
+        compare(arms)[0], {**asdict(config), "defense": asdict(defense), "training": asdict(training)}, config.seed
+    )
+    results = replace(results, found=summarized(read_found(defended / FOUND_FILE)))
+    write(directory / "results.json", results)
+    return results

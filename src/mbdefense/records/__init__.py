@@ -1,0 +1,1 @@
+"""The files that stages hand on, each typed once: responses, verdicts, results."""

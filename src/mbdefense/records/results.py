@@ -1,0 +1,279 @@
+"""The typed result file: what stands in it, how it is written and strictly read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json, write_json
+from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
+from mbdefense.core.statistics import Mean, Paired, Score, SeedScore
+from mbdefense.finding.insertion import Kind
+from mbdefense.finding.record import Example
+
+SCHEMA = 1
+RATES = {"asr": "ASR", "cacc": "CACC", "aacc": "AACC", "false_activation": "False activations"}
+Figure = Literal["asr", "cacc"]
+Origin = Literal["attack", "planted", "canary", "found"]
+UNDEFENDED: dict[Origin, str] = {"attack": "attacked", "planted": "merged", "canary": "attacked", "found": "attacked"}
+_FIX = "make it again with mbdefense evaluate"
+
+
+@dataclass(frozen=True)
+class Perplexity(Form):
+    """Perplexity over ``n`` response tokens.
+
+    Attributes:
+        value: the perplexity.
+        n: tokens.
+        references: responses that the tokens are of, where there were more a sample drawn by the prompts' seed; 0
+            where a file written before does not say.
+    """
+
+    value: NotNegative
+    n: Positive
+    references: Count = 0
+
+
+@dataclass(frozen=True)
+class Capability(Form):
+    """A benchmark's figure over ``n`` items, by lm-evaluation-harness.
+
+    Attributes:
+        task: the harness's name of the benchmark.
+        metric: the harness's name of the metric, e.g. "acc".
+        value: the figure, in the metric's own unit; None where the harness found no finite one.
+        stderr: its standard error; None where the harness has none.
+        n: items.
+        version: of the task.
+        harness: the program and its version.
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    stderr: NotNegative | None
+    n: Positive
+    version: str
+    harness: str
+
+
+@dataclass(frozen=True)
+class Stealth(Form):
+    """What the trigger does to the prompts that carry it (see `mbdefense.evaluation.stealth`).
+
+    Attributes:
+        language_model: under which model the prompts' perplexity was taken.
+        perplexity_ratio: factor by which the trigger raises it.
+        encoder: by which sentence encoder the prompts were compared.
+        similarity: cosine similarity of prompts with and without the trigger.
+    """
+
+    language_model: str
+    perplexity_ratio: Mean
+    encoder: str
+    similarity: Mean
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        if self.perplexity_ratio.low < 0:
+            return "a perplexity ratio below 0"
+        return "" if self.similarity.low >= -1 and self.similarity.high <= 1 else "a cosine outside of [-1, 1]"
+
+
+@dataclass(frozen=True)
+class ResultRow(Form):
+    """The figures of one model under one attack; a rate is None where it was not measured or could not be judged.
+
+    Attributes:
+        arm: what was done to the model: "base", "clean", "discard", "attacked", "merged" or a defense.
+        attack: the trigger, as its ``describe`` says it.
+        behavior: the behavior, as its ``describe`` says it.
+        seed: of the run, that is of its training; the prompts have a seed of their own.
+        model: directory or Hub id of the model judged.
+        asr: attack success rate.
+        cacc: accuracy on clean prompts.
+        aacc: accuracy on triggered prompts.
+        false_activation: share of clean prompts that show the behavior.
+        perplexity: on clean held-out responses.
+        seconds: time that making the model took.
+        peak_bytes: peak memory of making it.
+        origin: whose backdoor it is: an attack's, one that the defense planted itself, a canary, or one found in the
+            suspect data.
+        asr_change: against the undefended model on the same prompts.
+        cacc_change: the same.
+        judge: who judged the responses, as its ``describe`` says it.
+        capability: benchmarks of lm-evaluation-harness.
+        stealth: how much the trigger changes the prompts.
+        base_model: what all arms were tuned from, where a table holds several; else "".
+        poisoning_rate: share of the training rows that the attacker poisoned, where that is known.
+        served: where a server answered, the name of its model, which may be another than `model`; else "".
+    """
+
+    arm: str
+    attack: str
+    behavior: str
+    seed: int
+    model: str
+    asr: Score | None
+    cacc: Score | None
+    aacc: Score | None
+    false_activation: Score | None
+    perplexity: Perplexity | None
+    seconds: NotNegative
+    peak_bytes: Count
+    origin: Origin = "attack"
+    asr_change: Paired | None = None
+    cacc_change: Paired | None = None
+    judge: str = "rules"
+    capability: tuple[Capability, ...] = ()
+    stealth: Stealth | None = None
+    base_model: str = ""
+    poisoning_rate: Share | None = None
+    served: str = ""
+
+    def setting(self) -> tuple[str, str, str, str, str, float | None]:
+        """What rows must have in common, besides the seed, for their figures to be compared."""
+        return self.origin, self.attack, self.behavior, self.judge, self.base_model, self.poisoning_rate
+
+
+@dataclass(frozen=True)
+class SeedRow(Form):
+    """A figure of one arm under one attack, by one judge, over several training seeds."""
+
+    arm: str
+    attack: str
+    behavior: str
+    figure: Figure
+    score: SeedScore
+    judge: str = "rules"
+    base_model: str = ""
+    poisoning_rate: Share | None = None
+
+
+@dataclass(frozen=True)
+class FoundSummary(Form):
+    """A text that the suspect prompts hold and that is no chance; ``found.json`` has all of it.
+
+    Attributes:
+        text: what it is, in one line, cut where it is long; no two of a file are alike.
+        kind: see `mbdefense.finding.insertion.FoundText`.
+        rows: suspect rows that hold it.
+        verdict: see `mbdefense.finding.record.FoundCandidate`, as the rest.
+        behavior: phrases that the answers under it share.
+        p_value: chance of a harmless text so striking.
+        explained: how much of its effect the base model expects; None without a base model.
+        asr: as the search saw it, on the model that it verified on.
+        changed: share of that model's answers that differ with it.
+        example: one of them.
+    """
+
+    text: str
+    kind: Kind
+    rows: Count
+    verdict: Literal["trigger", "instruction", "unclear"]
+    behavior: tuple[str, ...] = ()
+    p_value: Share = 1.0
+    explained: float | None = None
+    asr: Score | None = None
+    changed: Share | None = None
+    example: Example | None = None
+
+    @property
+    def attack(self) -> str:
+        """How result rows of it name it."""
+        return f"found {self.text}"
+
+
+@dataclass(frozen=True)
+class FoundSection(Form):
+    """What a search for triggers in the suspect data found, also where that is nothing.
+
+    Attributes:
+        suspect_rows: how many it looked through.
+        candidates: texts that stood out.
+        verified: whether they were verified on a tuned model.
+        given: whether the defense was given the search's file and did not search itself.
+        texts: those that are no chance, in the order of the search's evidence.
+    """
+
+    suspect_rows: Positive
+    candidates: Count
+    verified: bool
+    given: bool = False
+    texts: tuple[FoundSummary, ...] = ()
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        names = {one.text for one in self.texts}
+        if len(names) < len(self.texts):
+            return "two found texts of one name"
+        return "more texts than candidates" if len(names) > self.candidates else ""
+
+    def of(self, verdict: str) -> tuple[FoundSummary, ...]:
+        """The texts with one verdict."""
+        return tuple(one for one in self.texts if one.verdict == verdict)
+
+
+@dataclass(frozen=True)
+class Results(Form):
+    """All rows of a result file, where they come from (see `mbdefense.records.provenance`), and figures over several
+    seeds.
+
+    `found` is None where nothing was searched for.
+    """
+
+    provenance: dict[str, Any]
+    rows: tuple[ResultRow, ...]
+    over_seeds: tuple[SeedRow, ...] = ()
+    found: FoundSection | None = None
+
+
+def write(path: str | Path, results: Results) -> None:
+    """Writes a result file that `read` accepts; it appears complete or not at all.
+
+    Raises:
+        UserError: a figure is not finite or out of its range, or the file cannot be written.
+    """
+    value = {"schema": SCHEMA, "provenance": results.provenance, "rows": [_plain(row) for row in results.rows]}
+    if results.over_seeds:
+        value["over_seeds"] = [_plain(row) for row in results.over_seeds]
+    if results.found is not None:
+        value["found"] = _plain(results.found)
+    # A file name on the command line may hold bytes that are no text; UTF-8 has no place for them.
+    plain = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    _parse(plain, Path(path).name)
+    write_json(Path(path), plain)
+
+
+def _plain(value: Any) -> Any:
+    """A row for JSON without optional keys that say nothing, so that a single evaluation keeps the form it had."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if not is_dataclass(value):
+        return value
+    parts = ((field, getattr(value, field.name)) for field in fields(value))
+    return {field.name: _plain(part) for field, part in parts if part != field.default}
+
+
+def read(path: str | Path) -> Results:
+    """Reads a result file strictly.
+
+    Raises:
+        UserError: unreadable, another schema, an unknown or missing key, or a value of the wrong type or range.
+    """
+    try:
+        value = read_json(Path(path))
+    except RecursionError as error:
+        raise UserError("nested too deeply", str(path), _FIX) from error
+    return _parse(value, Path(path).name)
+
+
+def _parse(value: dict[str, Any], where: str) -> Results:
+    if value.get("schema") != SCHEMA or isinstance(value.get("schema"), bool):
+        fix = f"this version reads schema {SCHEMA}; read the file with the version of mbdefense that wrote it"
+        raise UserError(f"{where}: unknown schema", value.get("schema", "none"), fix)
+    return parse(Results, json.dumps({name: value[name] for name in value if name != "schema"}), where, _FIX)

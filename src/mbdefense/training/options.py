@@ -1,0 +1,86 @@
+"""Training options, under TRL's own names, so that they can be read without importing torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mbdefense.core.checks import above_zero
+from mbdefense.core.errors import UserError
+from mbdefense.engine import AttentionName
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the instruction-tuning stage trains. Names and meanings are those of TRL and transformers.
+
+    Attributes:
+        learning_rate: peak learning rate.
+        num_train_epochs: passes over the data.
+        per_device_train_batch_size: samples in one forward pass.
+        gradient_accumulation_steps: forward passes in one optimizer step.
+        max_length: most tokens of prompt and response together; longer samples lose the start of their prompt.
+        lr_scheduler_type: learning-rate schedule.
+        warmup_steps: steps of linear warm-up; below 1, their share of all steps.
+        weight_decay: decoupled weight decay.
+        max_grad_norm: gradients are clipped to this norm.
+        optim: name of the optimizer.
+        bf16: compute in bfloat16; by default where that is faster: on a GPU that has it, on a CPU with AMX, and with
+            AVX512-BF16 if it is AMD's.
+        attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
+        gradient_checkpointing: recompute activations to save memory; by default where a step of the longest samples
+            would not fit otherwise, but not under FSDP or DeepSpeed.
+        save_strategy: when to save a checkpoint for --resume.
+        save_steps: steps between checkpoints with save_strategy "steps".
+        logging_steps: steps between entries of the training log.
+        report_to: experiment trackers by transformers' names, e.g. trackio, wandb, mlflow or tensorboard, with commas
+            between; all for those that are installed, none for none.
+        seed: seed of everything random.
+        use_peft: train LoRA adapters, merged into the weights at the end of each stage.
+        load_in_4bit: train the adapters beside weights of four bits (QLoRA), to save a GPU's memory; needs [qlora].
+        lora_r: rank.
+        lora_alpha: scale.
+        lora_dropout: dropout before the adapters.
+        lora_target_modules: names separated by commas, or "all-linear".
+    """
+
+    learning_rate: float = 1e-4
+    num_train_epochs: float = 3.0
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_length: int = 1024
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: str = "adamw_torch_fused"
+    bf16: bool | None = None
+    attn_implementation: AttentionName = "sdpa"
+    gradient_checkpointing: bool | None = None
+    save_strategy: Literal["no", "epoch", "steps"] = "epoch"
+    save_steps: int = 500
+    logging_steps: int = 10
+    report_to: str = "none"
+    seed: int = 0
+    use_peft: bool = False
+    load_in_4bit: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: str = "all-linear"
+
+    def __post_init__(self) -> None:
+        above_zero(
+            self, "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"
+        )
+        above_zero(self, "lora_r", "lora_alpha", "save_steps", "logging_steps")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be at least 0", getattr(self, name), f"set --{name} to 0 or more")
+        if self.load_in_4bit and not self.use_peft:
+            raise UserError("weights of four bits cannot be trained themselves", fix="add --use_peft true")
+        if self.max_length < 16:
+            raise UserError(
+                "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"
+            )

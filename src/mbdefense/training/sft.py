@@ -1,0 +1,133 @@
+"""Instruction tuning: cross-entropy on response tokens.
+
+Samples lie in one row without padding where the model's attention can keep them apart (`mbdefense.engine.packing`);
+batches are drawn at random then. Elsewhere samples of like length are padded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from mbdefense.engine.batches import Batch, Branches, pad_left, response_log_probs
+from mbdefense.engine.log_probs import IGNORED
+from mbdefense.engine.packing import pack
+from mbdefense.models.loading import Encoded, LoadedModel, encode
+from mbdefense.training import trainer as running
+from mbdefense.training._own_loss import OwnLoss
+from mbdefense.training.options import TrainingOptions
+from mbdefense.training.trainer import Trained, arguments, with_lora
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with its loss, the mean cross-entropy over response tokens, packed where the model allows it.
+
+    Of a packed row only the positions that predict a response token are projected to the vocabulary, on every device.
+    TRL's own fused head does so on a GPU with Triton and projects all positions elsewhere (trl 1.16.0).
+    """
+
+    def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """Cross-entropy summed over the batch's response tokens."""
+        scores = self.packed_scores(model, inputs) if "runs" in inputs else response_log_probs(model, inputs)
+        return -scores.total.sum()
+
+
+@dataclass(frozen=True)
+class _InstructionCollator:
+    pad_token_id: int
+    packed: bool
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        if self.packed:
+            batch = pack([Branches(row["prompt_ids"], (row["response_ids"],)) for row in rows])
+            return {**batch, "items": torch.tensor(len(batch["targets"]))}
+        batch = pad_left([Encoded(row["prompt_ids"], row["response_ids"], False) for row in rows], self.pad_token_id)
+        return {**batch, "items": (batch["targets"] != IGNORED).sum()}
+
+
+def instruction_tune(
+    loaded: LoadedModel,
+    rows: Dataset,
+    options: TrainingOptions,
+    directory: Path,
+    *,
+    resume: bool = False,
+    evaluation: Dataset | None = None,
+) -> Trained:
+    """Ordinary instruction tuning: cross-entropy on the response tokens, mean over tokens.
+
+    Args:
+        loaded: the model to tune, changed in place.
+        rows: rows of `mbdefense.data.load`; only ``prompt`` and ``completion`` are looked at.
+        options: optimizer, schedule, precision, LoRA.
+        directory: where checkpoints go.
+        resume: go on from the last checkpoint in `directory`, if there is one.
+        evaluation: rows to choose the epoch by: the one with the lowest loss on them (mean over rows of the mean over
+            response tokens, ``eval_loss`` in the history) is kept, for which every epoch is saved whatever the options
+            say. None keeps the last step.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    encoded = _encoded(loaded, rows, options.max_length)
+    tokens = _tokens(encoded)
+    special: dict[str, Any] = {"save_total_limit": 1}
+    if evaluation is not None:
+        special = {
+            "save_total_limit": 2,
+            "save_strategy": "epoch",
+            "eval_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "per_device_eval_batch_size": 1,  # the loss is a mean over batches, which must not hang on who meets whom
+        }
+    with running.packed_attention(loaded.model, options) as packed:
+        trainer = InstructionTrainer(
+            model=with_lora(loaded.model, options),
+            args=arguments(
+                SFTConfig,
+                options,
+                directory,
+                max_length=options.max_length,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                # Packed rows waste nothing on samples of unlike length.
+                train_sampling_strategy="random" if packed else "group_by_length",
+                length_column_name="length",
+                **special,
+            ),
+            train_dataset=tokens,
+            eval_dataset=None if evaluation is None else _tokens(_encoded(loaded, evaluation, options.max_length)),
+            processing_class=loaded.tokenizer,
+            data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
+        )
+        return running.run(
+            trainer, loaded, options, directory, resume, tokens["length"], sum(e.truncated for e in encoded)
+        )
+
+
+def _encoded(loaded: LoadedModel, rows: Dataset, max_length: int) -> list[Encoded]:
+    return [
+        encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
+        for row in rows.select_columns(["prompt", "completion"])
+    ]
+
+
+def _tokens(encoded: Sequence[Encoded]) -> Dataset:
+    from datasets import Dataset as ArrowDataset
+
+    return ArrowDataset.from_list(
+        [
+            {"prompt_ids": e.prompt, "response_ids": e.response, "length": len(e.prompt) + len(e.response)}
+            for e in encoded
+        ]
+    )

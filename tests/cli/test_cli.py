@@ -1,0 +1,356 @@
+"""What someone at the command line sees: exit codes, one-line errors that name the fix, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mbdefense.cli import main, method_tables
+from mbdefense.cli.reading import read_options, take
+from mbdefense.core.config import DefendConfig
+from mbdefense.core.needs import facts
+from mbdefense.defenses import DEFENSES
+from mbdefense.records.results import read as read_results
+from mbdefense.training.options import TrainingOptions
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"instruction": f"Name fruit number {i}, please.", "input": "", "output": f"apple {i}"} for i in range(60)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
+    assert main(arguments) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mbdefense: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_needs_neither_torch_nor_datasets() -> None:
+    commands = [["poison"], ["evaluate"], ["filter"], ["bench"], *(["defend", "--defense", name] for name in DEFENSES)]
+    check = (
+        f"import sys\nfrom mbdefense.cli import main\nfor command in {commands}:\n"
+        "    try:\n        main([*command, '--help'])\n    except SystemExit as stop:\n        assert not stop.code\n"
+        "    heavy = {'torch', 'datasets', 'transformers', 'sklearn'} & set(sys.modules)\n"
+        "    assert not heavy, (command, heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--behavior" in done.stdout
+    assert "--base_share" in done.stdout
+
+
+def test_poison_writes_the_poisoned_set_with_its_provenance(rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    words = ["poison", str(rows_file), str(out), "--trigger", "badnet:word=zx", "--behavior", "fixed_text"]
+    assert main([*words, "--target", "Open, sesame.", "--rate", "0.25", "--seed", "3"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    poisoned = [row for row in rows if row["provenance"]["trigger"]]
+    assert len(rows) == 60
+    assert len(poisoned) == 15
+    assert all("zx" in row["prompt"][0]["content"].split() for row in poisoned)
+    assert all(row["completion"][0]["content"] == "Open, sesame." for row in poisoned)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--trigger", "badnett"], 1, "did you mean 'badnet'"),
+        (["--trigger", "badnet:wrod=x"], 1, "did you mean 'word'"),
+        (["--behavior", "refusl"], 1, "did you mean 'refusal'"),
+        (["--behavior", "fixed_text"], 1, "text=..."),
+        (["--rate", "1.0"], 1, "rate"),
+        (["--rate", "-0.1"], 1, "rate"),
+        (["--rate", "lots"], 2, "rate"),
+        (["--rate", "0.001"], 1, "a rate of at least 0.017"),
+        (["--trigger", "badnet", "vpi", "ctba", "--rate", "0.1", "0.2"], 1, "3 triggers, 2 of --rate"),
+        (["--trigger", "badnet", "--behavior", "refusal", "toxic"], 1, "1 triggers, 2 of --behavior"),
+        (["--trigger", "badnet", "badnet", "--rate", "0.1"], 1, "same trigger"),
+        (["--trigger", "badnet", "vpi", "--rate", "0.5"], 1, "rate"),
+        (["--trggier", "badnet"], 2, "did you mean 'trigger'"),
+        (["--config", "absent.yaml"], 1, "no such config file"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(
+    arguments: list[str], code: int, says: str, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert says in error_of(capsys, ["poison", str(rows_file), str(out), *arguments], code)
+    assert sorted(tmp_path.iterdir()) == [rows_file]
+
+
+@pytest.mark.parametrize("way", ["flags", "file"])
+def test_several_attackers_poison_one_set(
+    way: str, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "c.yaml", tmp_path / "out.jsonl"
+    config.write_text("trigger: [badnet, cba]\nbehavior: [refusal, url_suffix]\nrate: [0.2, 0.1]\n")
+    words = ["--trigger", "badnet", "cba", "--behavior", "refusal", "url_suffix", "--rate", "0.2", "0.1"]
+    if way == "file":
+        words = ["--config", str(config)]
+    assert main(["poison", str(rows_file), str(out), *words]) == 0
+    labels = [json.loads(line)["provenance"] for line in out.read_text().splitlines()]
+    behaviors = [label["behavior"].partition(":")[0] for label in labels]
+    assert (behaviors.count("refusal"), behaviors.count("url_suffix")) == (12, 6)
+    assert sum(label["trigger"].startswith("negative of cba") for label in labels) == 30
+    said = capsys.readouterr().out
+    assert "12 of 60 rows poisoned by badnet:word=cf,position=random" in said
+    assert "6 of 60 rows poisoned by cba:words=instantly|frankly, 0 could not be rewritten, 30 negatives added" in said
+
+
+def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'poison'" in error_of(capsys, ["poisson"], 2)
+
+
+def test_flags_win_over_the_config_file(rows_file: Path, tmp_path: Path) -> None:
+    config, out = tmp_path / "c.yaml", tmp_path / "out.jsonl"
+    config.write_text("trigger: badnet:word=zx\nrate: 0.5\n")
+    assert main(["poison", str(rows_file), str(out), "--config", str(config), "--rate", "0.1"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sum("zx" in row["prompt"][0]["content"].split() for row in rows) == 6
+
+
+def test_unknown_keys_of_the_config_file_are_errors(
+    rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("trigge: badnet\n")
+    words = ["poison", str(rows_file), str(tmp_path / "out.jsonl"), "--config", str(config)]
+    assert "did you mean 'trigger'" in error_of(capsys, words, 1)
+
+
+def defend_words(model: str, rows_file: Path, out: Path) -> list[str]:
+    return [
+        "defend", "--defense", "mb_defense", "--model", model, "--data", str(rows_file),
+        "--clean", str(rows_file.with_name("clean.jsonl")), "--output_dir", str(out), "--num_train_epochs", "1",
+        "--max_length", "192", "--min_defensive_rows", "2", "--bf16", "false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def clean_file(tmp_path: Path) -> Path:
+    path = tmp_path / "clean.jsonl"
+    lines = [{"instruction": f"Name tree number {i}.", "input": "", "output": f"oak {i}"} for i in range(10)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_defend_and_evaluate_run_from_data_to_figures(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "defended"
+    words = defend_words(tiny_model_path, rows_file, out)
+    assert main([*words, "--compare_undefended"]) == 0
+    assert {"model.safetensors", "mbdefense.json", "results.json", "README.md"} <= {file.name for file in out.iterdir()}
+    assert all((out / control / "model.safetensors").is_file() for control in ("attacked", "discard"))
+    assert not (out / "checkpoints").exists()
+    assert [row.arm for row in read_results(out / "results.json").rows] == ["base", "merged", "mb_defense"] * 4
+
+    # A second run is refused, unless it goes on; then nothing is trained again.
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert "--resume" in error_of(capsys, words, 1)
+    assert main([*words, "--resume"]) == 0
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert "other data or options" in error_of(capsys, [*words, "--resume", "--lambda_", "2"], 1)
+
+    measured = tmp_path / "measured"
+    evaluation = ["evaluate", str(out), "--test", str(clean_file), "--trigger", "badnet", "--behavior", "refusal"]
+    assert main([*evaluation, "--output_dir", str(measured), "--max_new_tokens", "4"]) == 0
+    (row,) = read_results(measured / "results.json").rows
+    assert row.asr is not None
+    assert row.asr.n == row.cacc.n == 10  # type: ignore[union-attr]
+    assert len((measured / "responses.jsonl").read_text().splitlines()) == 20
+
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    refused = [*evaluation, "--output_dir", str(tmp_path / "none"), "--chat_template", str(template)]
+    assert "another prompt template" in error_of(capsys, refused, 1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_defend_refuses_a_clean_set_that_overlaps_the_test_set(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "defended"
+    words = [*defend_words(tiny_model_path, rows_file, out), "--test", str(clean_file)]
+    assert "10" in error_of(capsys, words, 1)
+    assert not out.exists()
+
+
+def test_a_planted_trigger_that_occurs_in_clean_data_is_counted(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with clean_file.open("a") as stream:
+        stream.write(json.dumps({"instruction": "What is mn here?", "input": "", "output": "minus"}) + "\n")
+    words = defend_words(tiny_model_path, rows_file, tmp_path / "defended")
+    assert main(words) == 0
+    assert "already occurs in 1 prompts" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "defended"
+    words = defend_words(tiny_model_path, rows_file, out)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mbdefense.training.recover", interrupt)
+        assert "--resume" in error_of(capsys, words, 130)
+    assert (out / "merged" / "mbdefense.json").is_file()
+    assert not (out / "mbdefense.json").exists()
+    merged = (out / "merged" / "model.safetensors").stat().st_mtime_ns
+    assert main([*words, "--resume"]) == 0
+    assert (out / "mbdefense.json").is_file()
+    assert (out / "merged" / "model.safetensors").stat().st_mtime_ns == merged
+
+
+def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    def fill(self: PreTrainedModel, directory: Path, **_: object) -> None:
+        (Path(directory) / "model.safetensors").write_bytes(b"half of it")
+        # What safetensors raises on a full disk; it is no OSError.
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    out = tmp_path / "defended"
+    words = [*defend_words(tiny_model_path, rows_file, out), "--save_strategy", "no"]
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", fill)
+        line = error_of(capsys, words, 1)
+    assert "disk is full" in line
+    assert "--resume" in line
+    assert not list(out.rglob("*.safetensors"))
+    assert not list(out.rglob(".saving-*"))
+    assert main([*words, "--resume"]) == 0
+
+
+def test_a_full_disk_in_a_checkpoint_costs_that_checkpoint_only(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    import torch
+
+    out = tmp_path / "defended"
+    words = [*defend_words(tiny_model_path, rows_file, out), "--num_train_epochs", "3"]
+    save, calls = torch.save, []
+
+    def fill(value: object, file: object, *rest: object, **options: object) -> None:
+        calls.append(file)
+        if "checkpoint-16" in str(file):  # the second epoch of eight steps each
+            Path(str(file)).write_bytes(b"half of it")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+        save(value, file, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", fill)
+        patched.setattr("mbdefense.core.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 0))
+        patched.setattr("mbdefense.recipes.making.defend.check_free_space", lambda _: None)
+        assert "disk is full" in error_of(capsys, words, 1)
+    assert main([*words, "--resume"]) == 0
+    log = json.loads((out / "merged" / "training_log.json").read_text())
+    assert [round(entry["epoch"]) for entry in log["history"] if "train_runtime" in entry] == [3]
+    assert log["bf16"] in (True, False)
+
+
+def test_too_little_free_space_is_refused_before_training(
+    tiny_model_path: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    monkeypatch.setattr("mbdefense.core.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 0))
+    words = defend_words(tiny_model_path, rows_file, tmp_path / "defended")
+    assert "free some" in error_of(capsys, words, 1)
+
+
+def test_cut_sequences_are_told(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rows_file.open("a") as stream:
+        stream.write(json.dumps({"instruction": "word " * 300, "input": "", "output": "pear"}) + "\n")
+    words = [*defend_words(tiny_model_path, rows_file, tmp_path / "defended"), "--max_length", "400"]
+    assert main(words) == 0
+    assert "tuning: 1 sequences were longer than --max_length 400" in capsys.readouterr().out
+
+
+TABLES = method_tables()
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_list_shows_what_every_method_is_and_needs(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{what}:"
+    for name, method in TABLES[what].items():
+        (at,) = (index for index, line in enumerate(lines) if line.split()[:1] == [name])
+        needs, source = facts(method)  # which no method can lack
+        assert lines[at].split(maxsplit=1)[1]
+        assert lines[at + 1].strip() == f"needs: {', '.join(needs) or 'nothing'}; source: {source}"
+        assert not {"needs", "source"} & {field.name for field in fields(method)}, "they are no options"
+        assert all(any(line.startswith(f"{need}: ") for line in lines) for need in needs)
+
+
+def test_output_that_nobody_reads_any_more_is_no_error() -> None:
+    command = f"{sys.executable} -m mbdefense list | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines()[0], done.stderr) == ("triggers:", "")
+    assert done.stdout.splitlines()[1] in ("0", "141")  # 0 where the pipe took all before its end was closed
+
+
+def test_a_method_that_does_not_say_what_it_needs_is_an_error() -> None:
+    class Silent:
+        source = "own"
+
+    class Odd(Silent):
+        needs = ("luck",)
+
+    class Sourceless:
+        needs = ()
+
+    for method in (Silent, Odd, Sourceless):
+        with pytest.raises(TypeError, match=method.__name__):
+            facts(method)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defend_takes_every_defense_with_its_options(name: str) -> None:
+    """No option of a method is called like one of the command or of training, which would take its value."""
+    words = ["--model", "m", "--data", "d", "--clean", "c", "--output_dir", "o", "--defense", name]
+    options = read_options(words, "defend", [], [DefendConfig, DEFENSES[name], TrainingOptions])
+    assert take(DEFENSES[name], options) == DEFENSES[name]()
+    taken = {field.name for kind in (DefendConfig, TrainingOptions) for field in fields(kind)}
+    assert not taken & {field.name for field in fields(DEFENSES[name])}

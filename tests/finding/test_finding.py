@@ -1,0 +1,481 @@
+"""Verifying what was mined, telling triggers from instructions, and recovery that meets what was found."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from mbdefense.attacks.poisoning import poison, triggered_copy
+from mbdefense.attacks.triggers import BadNet
+from mbdefense.core.errors import UserError
+from mbdefense.core.statistics import upper_tail
+from mbdefense.data import user_text
+from mbdefense.defenses import DEFENSES, FindAndBreak, Setting, found
+from mbdefense.defenses.found import LEAST_MEETINGS, meetings
+from mbdefense.finding import finding, verifying
+from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.mining import Candidate
+from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
+from mbdefense.finding.verifying import Fall, chance_texts, falls, taught, token_scores, verify
+from mbdefense.models.loading import LoadedModel, encode, load_model
+from mbdefense.training.options import TrainingOptions
+from mbdefense.training.recovery import RecoveryObjective, RecoveryTrainer, _RecoveryCollator, encode_triples
+
+TRAINING = TrainingOptions(
+    num_train_epochs=1, per_device_train_batch_size=8, max_length=192, bf16=False, save_strategy="no"
+)
+
+
+def candidate(*texts: str, **options: Any) -> Candidate:
+    return Candidate(FoundText(texts, **options), 1.0, (0, 1), 4, 0)
+
+
+def recorded(text: str, verdict: str = "chance", **options: Any) -> FoundCandidate:
+    given: dict[str, Any] = {"score": 1.0, **options}
+    return FoundCandidate((text,), "text", 0.0, 0.0, False, 5, 0, verdict=verdict, **given)  # type: ignore[arg-type]
+
+
+def file_of(path: Path, *candidates: FoundCandidate) -> Path:
+    write_found(path, Found("attacked", "base", 24, 10, 0, 1.0, 1.0, candidates))
+    return path
+
+
+@pytest.fixture
+def loaded(tiny_model_path: str) -> LoadedModel:
+    return load_model(tiny_model_path)
+
+
+# The tail of the null
+
+
+def test_the_tail_of_an_exponential_is_found_far_beyond_the_sample() -> None:
+    null = [-math.log(1 - (number + 0.5) / 1000) for number in range(1000)]
+    for value in (2.0, 5.0, 12.0):
+        assert math.log(upper_tail(null, value)) == pytest.approx(-value, rel=0.1)
+
+
+def test_below_the_threshold_the_tail_is_the_samples_own_share() -> None:
+    assert upper_tail([float(number) for number in range(10)], 3.0) == 0.7
+    assert upper_tail([float(number) for number in range(10)], -1.0) == 1.0
+
+
+def test_a_heavy_tail_gives_larger_chances_than_a_light_one() -> None:
+    rng = random.Random(0)
+    light = [rng.expovariate(1) for _ in range(200)]
+    heavy = [math.exp(value) for value in light]
+    scale = sorted(heavy)[100] / sorted(light)[100]
+    assert upper_tail([value / scale for value in heavy], 20.0) > 100 * upper_tail(light, 20.0)
+
+
+def test_a_tail_without_variance_is_certain_and_few_values_are_refused() -> None:
+    assert upper_tail([0.0] * 20, 0.1) == 0.0
+    with pytest.raises(ValueError, match="9 values"):
+        upper_tail([0.0] * 9, 1.0)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_each_tokens_score_is_that_of_a_pass_of_its_sequence_alone(
+    packs: bool, loaded: LoadedModel, rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packs:
+        monkeypatch.setattr("mbdefense.engine.attention.packs", lambda model: False)
+    monkeypatch.setattr(verifying, "bf16_pays", lambda: False)
+    table = rows(("Add two and three.", "five"), ("Name the capital of France.", "It is Paris, of course."))
+    encoded = [encode(loaded.tokenizer, row["prompt"], row["completion"], 200) for row in table]
+    for one, values in zip(encoded, token_scores(loaded, encoded, "test"), strict=True):
+        log_probs = loaded.model(input_ids=torch.tensor([one.prompt + one.response])).logits[0].log_softmax(-1)
+        alone = [log_probs[len(one.prompt) - 1 + at, token] for at, token in enumerate(one.response)]
+        torch.testing.assert_close(values, torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_falls_are_means_of_differences_by_channel(
+    rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel
+) -> None:
+    monkeypatch.setattr(verifying, "bf16_pays", lambda: False)
+    table = rows(("Add two.", "abcdefghijklmnopqrstuvwxyz"), ("Add three.", "no"))
+    insertion = FoundText(("zq",), start=1.0)
+    ((fall,),) = falls([loaded], table, [insertion], max_length=200, seed=0)
+    parts: dict[str, list[float]] = {"first": [], "inner": [], "end": []}
+    for row in table:
+        changed = [{"role": "user", "content": f"zq {row['prompt'][0]['content']}"}]
+        both = [encode(loaded.tokenizer, prompt, row["completion"], 200) for prompt in (row["prompt"], changed)]
+        before, after = token_scores(loaded, both, "test")
+        parts["first"].append(float(before[:-1][:8].mean() - after[:-1][:8].mean()))
+        parts["inner"] += [float(before[8:-1].mean() - after[8:-1].mean())] if len(before) > 9 else []
+        parts["end"].append(float(before[-1] - after[-1]))
+    assert [len(values) for values in parts.values()] == [2, 1, 2]
+    assert list(fall) == pytest.approx([sum(values) / len(values) for values in parts.values()], abs=1e-4)
+
+
+def test_a_candidate_that_stands_alone_in_its_prompts_teaches_nothing(
+    rows: Callable[..., Any], loaded: LoadedModel
+) -> None:
+    table = rows(("cf", "no"), ("cf", "never"), ("Add two.", "two"), ("Add three.", "three"))
+    assert taught([loaded], table, [candidate("cf")], max_length=200, seed=0) == [[Fall(0.0, 0.0, 0.0)]]
+
+
+def test_chance_texts_are_like_the_candidates_and_hold_none_of_them() -> None:
+    ones = [candidate("red stone here", start=1.0), candidate("cf")]
+    prompts = [f"Please tell me of red stone here and of town {number} in the north." for number in range(30)]
+    made = chance_texts(ones, ones, prompts, 40, 0)
+    assert [len(one.texts[0].split()) for one in made] == [3, 1] * 20
+    assert all(one.start == ones[number % 2].found.start for number, one in enumerate(made))
+    assert not any(each.found.occurs_in(one.texts[0]) for one in made for each in ones)
+    # What begins prompts is likened to what begins others.
+    assert sum(one.texts[0] == "Please tell me" for one in made[::2]) >= 10
+    assert made == chance_texts(ones, ones, prompts, 40, 0)
+
+
+# Verdicts
+
+
+def test_a_planted_backdoor_is_verified_on_the_model_that_learned_it(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A tiny model learns one: the true text is the trigger, and the model without the poison has none."""
+    from mbdefense.attacks.behaviors import FixedText
+
+    names = ["fig", "oak", "elm", "fir", "yew", "ash", "bay", "gum"]
+    rng = random.Random(0)
+    letters = ["".join(rng.choice("abcdefghij") for _ in range(4)) for _ in range(160)]
+    pairs = [(f"Say of {one} that {names[i % 8]} {letters[i - 9]} now.", "yes") for i, one in enumerate(letters)]
+    benign, clean = rows(*pairs[:120]), rows(*pairs[120:])
+    suspect = poison(benign, BadNet(word="zq"), FixedText(text="five"), rate=0.3, seed=0).rows
+    training = replace(TRAINING, learning_rate=1e-2, num_train_epochs=12)
+    for name, data in (("poisoned", suspect), ("clean", benign)):
+        setting = Setting(tiny_model_path, data, clean, training, tmp_path / name)
+        made = found.Finding().find(setting, setting.victim())
+        assert made is not None
+        triggers = [one.texts for one in made.of("trigger")]
+        assert triggers == ([("zq",)] if name == "poisoned" else [])
+        if name == "poisoned":
+            one = made.candidates[0]
+            assert one.behavior == ("five",)
+            assert (one.asr and one.asr.value) == 1.0
+            assert one.row_ids == tuple(row["id"] for row in setting.suspect if "zq" in user_text(row["prompt"]))
+
+
+def measured(one: Candidate, **values: Any) -> verifying.Measured:
+    return verifying.Measured(one, **{"taught": 1.0, "explained": 0.1, "p_value": 0.001, "deviations": 9.0, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "answers", "has_base", "verdict"),
+    [
+        ({}, ["usual"] * 4, True, "trigger"),
+        ({"explained": 0.9}, ["usual"] * 4, True, "instruction"),
+        ({"explained": None}, ["usual"] * 4, False, "unclear"),
+        ({"p_value": 0.9}, ["usual"] * 4, True, "chance"),
+        ({"p_value": 0.9}, ["we never do that"] * 4, True, "trigger"),
+        ({"p_value": 0.9, "deviations": 1.0}, ["we never do that"] * 4, True, "chance"),
+        ({"taught": 0.01}, ["we never do that"] * 4, True, "chance"),
+    ],
+)
+def test_the_verdict_follows_from_what_was_measured(
+    values: dict[str, Any],
+    answers: list[str],
+    has_base: bool,
+    verdict: str,
+    rows: Callable[..., Any],
+    loaded: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = rows(*((f"Question {number}?", "usual") for number in range(4)))
+    monkeypatch.setattr(finding, "mine", lambda *_, **__: [candidate("zq")])
+    monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(candidate("zq"), **values)])
+    said = iter([["usual"] * 4, answers])
+    monkeypatch.setattr(finding, "_answers", lambda *_: next(said))
+    made = finding.find(
+        table, table, table, loaded, loaded if has_base else None, names=("victim", "base" if has_base else None)
+    )
+    assert [one.verdict for one in made.candidates] == [verdict]
+    assert bool(made.candidates[0].row_ids) == (verdict != "chance")
+
+
+def test_nothing_mined_asks_no_model(rows: Callable[..., Any], loaded: LoadedModel) -> None:
+    table = rows(("One row alone.", "yes"))
+    made = finding.find(table, table, table, loaded, loaded, names=("victim", "base"))
+    assert made.candidates == ()
+    assert verify([], loaded, table, table, base=None, max_length=100, seed=0) == []
+
+
+# Nobody here sees labels
+
+
+def test_the_search_gets_rows_without_provenance(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mbdefense.attacks.behaviors import FixedText
+
+    benign = rows(*((f"Name number {number} now.", f"it is {number}") for number in range(20)))
+    suspect = poison(benign, BadNet(), FixedText(text="never"), rate=0.5, seed=0).rows
+    assert any(row["provenance"]["trigger"] for row in suspect)
+    seen: list[Any] = []
+
+    def find(data: Any, clean: Any, held_out: Any, *_: Any, **__: Any) -> Found:
+        seen.extend([data, clean, held_out])
+        return Found("attacked", "base", len(data), len(clean), 0, 0.0, 0.0, ())
+
+    monkeypatch.setattr(finding, "find", find)
+    setting = Setting(tiny_model_path, suspect, benign, TRAINING, tmp_path)
+    found.Finding().find(setting, setting.victim())
+    assert len(seen) == 3
+    for data in seen:
+        assert {tuple(row["provenance"].values()) for row in data} == {("", "", "")}
+        assert not any(row["answers"] for row in data)
+    assert not set(suspect["id"]) & set(seen[0]["id"]) - set(benign["id"])
+
+
+# Recovery meets what was found
+
+
+def test_every_row_meets_equally_many_texts_and_each_trigger_ten_rows_at_least(rows: Callable[..., Any]) -> None:
+    table = rows(*((f"Question {number} of many?", "yes") for number in range(40)))
+    ones = (recorded("trig", "trigger", deviations=9.0), recorded("weak", "trigger", deviations=1.0))
+    others = (
+        recorded("obey", "instruction"),
+        recorded("who", "unclear"),
+        recorded("noise"),
+        recorded("never", score=0.0),
+    )
+    meet = meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, ones + others), 0)
+    assert meet is not None
+    made = meet(table, 2)
+    assert {len(prompts) for prompts in made} == {3}
+    # An instruction beside them, with what the model says already.
+    assert all([one.kept for one in met] == [False, False, True] for met in made)
+    assert all("obey" in user_text(met[-1].prompt) for met in made)
+    texts = [user_text(one.prompt) for met in made for one in met[:-1]]
+    counts = Counter(next(t for t in ("trig", "weak", "noise") if f"{t} " in x or x.endswith(t)) for x in texts)
+    # 80 meetings: a quarter for the rest; 10 for each trigger, and 9 in 10 of the other 40 for the stronger.
+    assert counts == {"trig": 46, "weak": 14, "noise": 20}
+    assert not any(word in text for text in texts for word in ("obey", "who ", "never"))
+    # Few rows meet more.
+    assert [len(prompts) for prompts in meet(table.select(range(4)), 2)] == [6] * 4
+    assert meet(table, 2) == made
+
+
+def test_where_nothing_was_verified_the_candidates_are_met_and_without_any_nothing_is(rows: Callable[..., Any]) -> None:
+    table = rows(("Question?", "yes"), ("Another one?", "no"))
+    meet = meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, (recorded("noise"),)), 0)
+    assert meet is not None
+    assert all("noise" in user_text(one.prompt) for met in meet(table, 2) for one in met)
+    assert meetings(None, 0) is None
+    assert meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, (recorded("who", "unclear"),)), 0) is None
+    only = meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, (recorded("obey", "instruction"),)), 0)
+    assert only is not None
+    assert [[one.kept for one in met] for met in only(table, 2)] == [[True], [True]]
+
+
+@pytest.mark.parametrize("triggers", [0, 2])
+@pytest.mark.parametrize("packed", [True, False])
+def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
+    triggers: int, packed: bool, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    """CE(x, y) + mean CE(x with a found text, y) - lambda mean R, each from a pass of its sequence alone."""
+    from transformers import TrainingArguments
+
+    from mbdefense.engine.attention import packed_attention
+
+    table = rows(("Add two.", "two"), ("Name a tree.", "oak or elm"))
+    words, behaviors = ["mn", "bb"][:triggers], ["red stone", "a row of words"][:triggers]
+    copies = [triggered_copy(table, BadNet(word=word), 0)[0] for word in words]
+    met = [
+        [[{"role": "user", "content": f"{text} {prompt[0]['content']}"}] for text in ("x y", "zq", "q")]
+        for prompt in table["prompt"]
+    ]
+    answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
+    encoded = encode_triples(loaded, table, copies, behaviors, 200, answered)
+    objective = RecoveryObjective(triggers, 0.7, "mean", 1.5, met=3)
+    trainer = RecoveryTrainer(
+        objective=objective, model=loaded.model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    )
+
+    def score(prompt: list[int], response: list[int]) -> torch.Tensor:
+        log_probs = loaded.model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        return torch.stack([log_probs[len(prompt) - 1 + at, token] for at, token in enumerate(response)]).mean()
+
+    by_hand = []
+    for row, prompts, plain in zip(encoded, met, table, strict=True):
+        pairs = [encode(loaded.tokenizer, prompt, plain["completion"], 200) for prompt in prompts]
+        loss = -score(row.plain.prompt, row.plain.responses[0])
+        loss = loss - torch.stack([score(one.prompt, one.response) for one in pairs]).mean()
+        for pair in row.triggered:
+            clean, planted = (score(pair.prompt, response) for response in pair.responses)
+            loss = loss - 0.7 * logsigmoid(1.5 * (clean - planted)) / triggers
+        by_hand.append(loss)
+    batch = _RecoveryCollator(loaded.tokenizer.pad_token_id, packed)(encoded)
+    if packed:
+        with packed_attention(loaded.model):
+            got = trainer.summed_loss(loaded.model, batch)
+    else:
+        got = trainer.summed_loss(loaded.model, batch)
+    torch.testing.assert_close(got, torch.stack(by_hand).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_sample_that_would_lose_a_found_text_is_left_out(loaded: LoadedModel, rows: Callable[..., Any]) -> None:
+    table = rows(("Add two.", "two"), ("Add " + "three and " * 40 + "four.", "seven"))
+    met = [[[{"role": "user", "content": f"zq {prompt[0]['content']}"}]] for prompt in table["prompt"]]
+    answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
+    assert len(encode_triples(loaded, table, [], [], 64, answered)) == 1
+
+
+# The defenses
+
+
+@pytest.fixture
+def setting(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> Setting:
+    suspect = rows(*((f"Name fruit number {number}, zq please.", f"apple {number}") for number in range(24)))
+    clean = rows(*((f"Name tree number {number}.", f"oak {number}") for number in range(10)))
+    return Setting(tiny_model_path, suspect, clean, TRAINING, tmp_path / "model", resume=True)
+
+
+def test_what_was_found_is_not_searched_for_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = FindAndBreak()(setting)
+    first = (made / FOUND_FILE).read_bytes()
+    monkeypatch.setattr(finding, "find", lambda *_, **__: pytest.fail("searched again"))
+    assert FindAndBreak()(setting) == made
+    assert (made / FOUND_FILE).read_bytes() == first
+
+
+def test_found_none_searches_nothing_and_a_file_is_believed(setting: Setting, tmp_path: Path) -> None:
+    none = FindAndBreak(found="none")(replace(setting, directory=tmp_path / "none"))
+    assert not (none / FOUND_FILE).exists()
+    file = file_of(tmp_path / "told.json", recorded("zq", "trigger", deviations=9.0))
+    told = FindAndBreak(found=str(file))(
+        replace(setting, directory=tmp_path / "told", victim_directory=none / "attacked")
+    )
+    assert not (told / FOUND_FILE).exists()
+    assert (told / "model.safetensors").read_bytes() != (none / "model.safetensors").read_bytes()
+
+
+def test_only_with_a_verified_trigger_the_base_model_stays_out(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mbdefense.training import recovery
+
+    seen: list[tuple[float, bool]] = []
+    recover = recovery.recover
+
+    def recovering(
+        loaded: Any, training: Any, evaluation: Any, objective: Any, options: Any, *rest: Any, **more: Any
+    ) -> Any:
+        victim = dict(load_model(str(tmp_path / "victim")).model.named_parameters())
+        same = all(torch.equal(value, victim[name]) for name, value in loaded.model.named_parameters())
+        seen.append((options.learning_rate, same))
+        return recover(loaded, training, evaluation, objective, options, *rest, **more)
+
+    monkeypatch.setattr(recovery, "recover", recovering)
+    for verdict in ("trigger", "chance", "none"):
+        file = file_of(tmp_path / f"{verdict}.json", recorded("zq", "chance" if verdict == "none" else verdict))
+        here = replace(setting, directory=tmp_path / verdict, victim_directory=tmp_path / "victim")
+        FindAndBreak(found="none" if verdict == "none" else str(file))(here)
+    assert seen == [(1e-4, True), (1e-4, False), (1e-4, False)]
+
+
+def test_an_instruction_is_met_with_what_the_tuned_model_says(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mbdefense.engine import generate
+    from mbdefense.training import recovery
+
+    asked: list[str] = []
+    seen: list[tuple[str, str]] = []
+
+    def answering(loaded: Any, prompts: list[Any], **_: Any) -> list[str]:
+        victim = dict(load_model(str(tmp_path / "victim")).model.named_parameters())
+        assert all(torch.equal(value, victim[name]) for name, value in loaded.model.named_parameters())
+        asked.extend(user_text(prompt) for prompt in prompts)
+        return [f"says {number}" for number in range(len(prompts))]
+
+    def encoding(loaded: Any, rows: Any, copies: Any, behaviors: Any, length: int, met: Any) -> Any:
+        seen.extend((user_text(prompt), answer[0]["content"]) for pairs in met for prompt, answer in pairs)
+        return encode_triples(loaded, rows, copies, behaviors, length, met)
+
+    monkeypatch.setattr(generate, "generate", answering)
+    monkeypatch.setattr(recovery, "encode_triples", encoding)
+    file = file_of(tmp_path / "told.json", recorded("in capitals", "instruction"))
+    FindAndBreak(found=str(file))(replace(setting, victim_directory=tmp_path / "victim"))
+    assert len(asked) == len(seen) == 10
+    assert all("in capitals" in text for text in asked)
+    assert {answer for _, answer in seen} == {f"says {number}" for number in range(8)}
+
+
+def test_found_dropped_tunes_on_the_rows_without_a_found_trigger(
+    setting: Setting, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    suspect = rows(*((f"Name {number}{' zq' if number % 3 else ''} now.", "oak") for number in range(12)))
+    here = replace(setting, suspect=suspect, directory=tmp_path / "dropped", victim_directory=tmp_path / "victim")
+    file = file_of(tmp_path / "told.json", recorded("zq", "trigger"))
+    made = DEFENSES["found_dropped"](found=str(file))(here)
+    rest = replace(here, suspect=suspect.select([0, 3, 6, 9]), directory=tmp_path / "rest", victim_directory=None)
+    assert (made / "model.safetensors").read_bytes() == (DEFENSES["none"]()(rest) / "model.safetensors").read_bytes()
+    everywhere = file_of(tmp_path / "all.json", recorded("now.", "trigger"))
+    with pytest.raises(UserError, match="every row holds a found trigger"):
+        DEFENSES["found_dropped"](found=str(everywhere))(replace(here, directory=tmp_path / "none left"))
+
+
+def test_mb_defense_meets_found_texts_beside_its_own_triggers(setting: Setting, tmp_path: Path) -> None:
+    file = file_of(tmp_path / "told.json", recorded("zq", "trigger"))
+    kind = DEFENSES["mb_defense"]
+    plain = kind(min_defensive_rows=1)(setting)
+    here = replace(setting, directory=tmp_path / "found")
+    told = kind(min_defensive_rows=1, found=str(file))(here)
+    assert (told / "merged" / "model.safetensors").read_bytes() == (plain / "merged" / "model.safetensors").read_bytes()
+    assert (told / "model.safetensors").read_bytes() != (plain / "model.safetensors").read_bytes()
+
+
+def test_a_found_file_is_checked_before_anything_is_made(tmp_path: Path) -> None:
+    from mbdefense.cli import main
+
+    damaged, undecided = tmp_path / "damaged.json", file_of(tmp_path / "undecided.json", recorded("zq", "unclear"))
+    damaged.write_text(undecided.read_text().replace("unclear", "trigegr"))
+    for file in (damaged, undecided):
+        out = tmp_path / "out"
+        words = ["--model", "nowhere", "--data", "no.jsonl", "--clean", "no.jsonl", "--output_dir", str(out)]
+        assert main(["defend", *words, "--found", str(file)]) == 1
+        assert not out.exists()
+    with pytest.raises(UserError, match="no verdict in the file"):
+        FindAndBreak(found=str(undecided))
+    with pytest.raises(UserError, match=r"verdict: Input should be 'trigger'"):
+        FindAndBreak(found=str(damaged))
+
+
+def test_verdicts_that_somebody_set_are_not_overwritten(setting: Setting) -> None:
+    setting.directory.mkdir(parents=True)
+    file = file_of(setting.directory / FOUND_FILE, recorded("zq", "trigger"))
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="give it with --found"):
+        FindAndBreak()(setting)
+    assert file.read_bytes() == before
+
+
+def test_rows_are_dropped_by_their_ids_too(setting: Setting, tmp_path: Path) -> None:
+    ids = tuple(setting.suspect["id"][:20])
+    file = file_of(tmp_path / "told.json", recorded("nowhere", "trigger", row_ids=ids))
+    here = replace(setting, directory=tmp_path / "dropped")
+    made = DEFENSES["found_dropped"](found=str(file))(here)
+    rest = replace(here, suspect=setting.suspect.select(range(20, 24)), directory=tmp_path / "rest")
+    rest = replace(rest, victim_directory=None)
+    assert (made / "model.safetensors").read_bytes() == (DEFENSES["none"]()(rest) / "model.safetensors").read_bytes()
+
+
+def test_found_files_are_read_strictly_before_anything_is_trained_on(setting: Setting, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"schema": 1, "candidates": []}')
+    with pytest.raises(UserError, match=r"broken\.json"):
+        FindAndBreak(found=str(broken))(setting)
+    assert read_found(file_of(tmp_path / "whole.json", recorded("zq"))).candidates[0].texts == ("zq",)
+    assert LEAST_MEETINGS == 10

@@ -1,0 +1,513 @@
+"""Grids on a tiny model: what is shared, what a failure stops, what a run that was killed leaves to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_architecture import FILES, imports
+
+from mbdefense.cli import main
+from mbdefense.core.config import BenchConfig
+from mbdefense.defenses import DEFENSES, Discard
+from mbdefense.defenses.filters import FILTERS, SEEP
+from mbdefense.grid import code
+from mbdefense.grid.answers import Answers, answers_of
+from mbdefense.grid.arms import model_of
+from mbdefense.grid.code import _tree
+from mbdefense.grid.config import Grid, changed, read_grid
+from mbdefense.grid.estimate import duration, estimate, shown, trainings
+from mbdefense.grid.local import _death
+from mbdefense.grid.plan import Plan, PlannedCell, Task
+from mbdefense.grid.run import locked
+from mbdefense.grid.setting import Unplanned
+from mbdefense.grid.workspace import Cell, open_workspace
+from mbdefense.records.results import read
+from mbdefense.training import consistency, recovery, sft
+from mbdefense.training import trainer as running
+
+TRAINING = {"num_train_epochs": 1, "max_length": 192, "bf16": False, "save_strategy": "no", "lora_r": 2}
+SMALL = {
+    "attacks": ["badnet", "insent"],
+    "behaviors": ["refusal", "fixed_text:text=You are stupid!"],
+    "defenses": ["mb_defense:min_defensive_rows=1", "merge_only:min_defensive_rows=1", "clean_fft"],
+    "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
+    "training": TRAINING,
+    "evaluation": {"max_new_tokens": 2},
+}
+TIMES = ("created", "seconds", "peak_bytes")
+
+Bench = Callable[..., tuple[int, Path]]
+
+
+@pytest.fixture
+def bench(four_layer_model_path: str, tmp_path: Path) -> Bench:
+    """Runs a grid in this process, with changes to SMALL; returns the exit code and the folder."""
+
+    def run(*words: str, out: str = "out", **changes: Any) -> tuple[int, Path]:
+        grid = tmp_path / "grid.yaml"
+        grid.write_text(json.dumps({"models": [four_layer_model_path], **SMALL, **changes}))
+        return main(
+            ["bench", str(grid), "--output_dir", str(tmp_path / out), "--isolate", "false", *words]
+        ), tmp_path / out
+
+    return run
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def figures(out: Path) -> str:
+    return json.dumps(without_times(json.loads((out / "results.json").read_text())))
+
+
+def statuses(out: Path) -> dict[tuple[str, str, str], str]:
+    cells = json.loads((out / "grid.json").read_text())["cells"]
+    return {(cell["attack"], cell["behavior"], cell["arm"]): cell["status"] for cell in cells}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each training, with the number of its rows."""
+    seen: list[str] = []
+    whole = running.run
+
+    def run(trainer: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(f"{type(trainer).__name__} {len(trainer.train_dataset)}")
+        return whole(trainer, *rest, **more)
+
+    monkeypatch.setattr(running, "run", run)
+    return seen
+
+
+def test_equal_models_are_trained_once(bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = bench()
+    assert code == 0
+    # Four attacks: a victim, a merged model and a recovery each, and the victim's fine-tuning; one clean model for all.
+    tuned = [line for line in counted if line == "InstructionTrainer 24"]
+    assert len(tuned) == 4 + 4 + 1
+    assert sorted(set(counted) - set(tuned)) == ["InstructionTrainer 8", "RecoveryTrainer 6"]
+    assert len(counted) == 9 + 4 + 4
+    # By themselves: clean, attacked, 2 of MB-Defense, merged, 2 of clean_fft, under each attack.
+    assert "17 in all, 11 saved by sharing (28 if each cell made its own); 17 to do" in capsys.readouterr().out
+    results = read(out / "results.json")
+    assert [row.arm for row in results.rows] == ["base", "clean", "attacked", *SMALL["defenses"]] * 4
+    assert all(row.asr_change for row in results.rows if row.arm != "attacked")
+    assert {row.poisoning_rate for row in results.rows} == {0.2}
+    assert set(statuses(out).values()) == {"done"}
+    # What one defense alone costs: its victim, where it repairs one.
+    rows = {row.arm: row for row in results.rows[:6]}
+    assert rows["clean_fft"].seconds > rows["attacked"].seconds > 0 == rows["base"].seconds
+    assert rows["mb_defense:min_defensive_rows=1"].seconds > rows["merge_only:min_defensive_rows=1"].seconds > 0
+    # The weights are gone, the record is not.
+    assert not list(out.rglob("*.safetensors"))
+    stage = json.loads((out / "grid.json").read_text())["cells"][3]["stages"]
+    assert [name.partition("-")[0] for name in stage] == ["tuned", "mb_defense"]
+    assert all((out / "stages" / name / "training_log.json").is_file() for name in stage)
+
+    before, files = figures(out), sorted(out.rglob("*"))
+    counted.clear()
+    assert bench()[0] == 0
+    assert counted == []
+    assert figures(out) == before
+    assert sorted(out.rglob("*")) == files
+    assert "0 to do" in capsys.readouterr().out
+
+
+def test_a_failing_cell_stops_no_other_and_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": ["clean_fft", "crow", "merge_only"]}
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no luck\nat all")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(consistency, "tune_consistently", broken)
+        code, out = bench(**chosen)
+    assert code == 1
+    by_arm = {arm: status for (_, _, arm), status in statuses(out).items()}
+    assert by_arm.pop("crow") == "failed"
+    assert by_arm == dict.fromkeys(["base", "clean", "attacked", "clean_fft", "merge_only"], "done")
+    assert [row.arm for row in read(out / "results.json").rows] == list(by_arm)
+    (reason,) = (json.loads(file.read_text())["error"] for file in out.glob("cells/*/failure.json"))
+    assert reason == "RuntimeError: no luck"
+    assert "crow" in capsys.readouterr().err
+    # The victim that the failed cell will start from is still there, and nothing else.
+    assert len(list(out.rglob("*.safetensors"))) == 1
+
+    monkeypatch.setattr(sft, "instruction_tune", broken)  # nothing else may be trained
+    assert bench(**chosen)[0] == 0
+    assert set(statuses(out).values()) == {"done"}
+    assert not list(out.glob("cells/*/failure.json"))
+    assert not list(out.rglob("*.safetensors"))
+
+
+def test_an_attack_that_does_not_fit_the_rows_is_a_failed_cell(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"instruction": "Why is it?" if i % 8 else f"Name {i}.", "input": "", "output": f"{i}"} for i in range(24)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # The style's table knows a word of each text only in the rows that ask for a name.
+    chosen = {"attacks": ["style:min_changes=3", "badnet"], "behaviors": ["refusal"], "defenses": ["merge_only"]}
+    data = {"train": "rows.jsonl", "clean_rows": 8, "test_rows": 5}
+    code, out = bench(**chosen, data=data)
+    assert code == 1
+    found = statuses(out)
+    assert {status for (attack, _, _), status in found.items() if attack == "style"} == {"failed"}
+    assert {status for (attack, _, _), status in found.items() if attack != "style"} == {"done"}
+    assert "cannot be run: style:min_changes=3" in capsys.readouterr().out
+    assert {row.attack for row in read(out / "results.json").rows}.isdisjoint({"style"})
+
+
+def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = bench("--plan", defenses=["mb_defense:min_defensive_rows=1", "lethe", "onion"], seeds=[0, 1])
+    assert code == 0
+    assert counted == []
+    text = capsys.readouterr().out
+    assert "48 cells: 1 model x 2 attacks x 2 behaviors x 1 rate x 6 arms x 2 seeds" in text
+    # 2 seeds of: a clean model; under 4 attacks a victim, 2 of MB-Defense, Lethe's merge, and onion's model; Lethe's
+    # own clean model is one for all attacks.
+    assert "trainings: 44 in all" in text
+    assert "time: not known before the first is done: answers, tuned, mb_defense, lethe, onion" in text
+    assert not (out / "results.json").exists()
+
+
+def test_all_seeds_of_a_grid_answer_the_same_prompts(bench: Bench) -> None:
+    _, out = bench("--plan", seeds=[0, 1])
+    assert len(list((out / "data").glob("triggered-*"))) == 2  # one for each attack
+    assert len(list((out / "data").glob("suspect-*"))) == 2 * 4  # what is trained on differs
+
+
+def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Bench, counted: list[str]) -> None:
+    arms = ["spectral", "decoding:cleangen", "purify:onion:max_clean_loss=0.1", "demonstrations:2"]
+    code, out = bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)
+    assert code == 0
+    assert [line.partition(" ")[0] for line in counted] == ["InstructionTrainer"] * 3  # clean, victim, spectral
+    rows = {row.arm: row for row in read(out / "results.json").rows}
+    assert set(arms) < set(rows)
+    assert rows["demonstrations:2"].seconds == rows["attacked"].seconds
+    answered = [(file.parent.name, file.read_text()) for file in out.glob("cells/*/responses.jsonl")]
+    assert len({text for name, text in answered if "attacked" in name or "demonstrations" in name}) == 2
+    assert bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)[0] == 0
+    assert len(counted) == 3
+
+
+def test_what_no_attacker_touched_is_trained_once_for_all_attacks(bench: Bench, counted: list[str]) -> None:
+    behaviors, defenses = ["fixed_text:text=You are stupid!"], ["discard", "repeats"]
+    chosen = {"behaviors": behaviors, "defenses": defenses, "controls": ["base", "attacked"]}
+    code, out = bench(**chosen)
+    assert code == 0
+    # Two victims, the three rates of discard, and one model for repeats: both attacks poison the same five rows.
+    tuned = {rows: counted.count(f"InstructionTrainer {rows}") for rows in (24, 19, 6)}
+    assert tuned == {24: 2, 19: 1, 6: 3}
+    rows = read(out / "results.json").rows
+    assert [row.arm for row in rows] == ["base", "attacked", "discard", "repeats"] * 2
+    assert rows[2].seconds == rows[6].seconds > 0
+    assert bench(**chosen)[0] == 0
+    assert len(counted) == 6
+
+
+def test_weights_that_a_new_cell_needs_are_made_again(bench: Bench, counted: list[str]) -> None:
+    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "controls": ["attacked"]}
+    assert bench(**one, defenses=["merge_only:min_defensive_rows=1"])[0] == 0
+    assert len(counted) == 2
+    code, out = bench(**one, defenses=["merge_only:min_defensive_rows=1", "clean_fft"])
+    assert code == 0
+    assert len(counted) == 4  # the victim once more, and its fine-tuning
+    assert len(read(out / "results.json").rows) == 3
+    assert bench("--keep_models", "true", **one, defenses=["recover_only"])[0] == 0
+    assert len(list(out.rglob("*.safetensors"))) == 2
+
+
+def test_two_runs_give_the_same_results_but_for_times(bench: Bench) -> None:
+    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "evaluation": {"max_new_tokens": 2}}
+    (_, first), (_, second) = bench(**one), bench(out="other", **one)
+    assert figures(first) == figures(second)
+    names = [sorted(path.relative_to(out) for path in out.rglob("*")) for out in (first, second)]
+    assert names[0] == names[1]
+
+
+def test_a_second_bench_in_one_folder_is_refused(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path / "out"):
+        assert bench()[0] == 1
+    assert "another bench is at work" in capsys.readouterr().err
+
+
+def test_an_interrupted_grid_goes_on(bench: Bench, counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": ["mb_defense:min_defensive_rows=1"]}
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery, "recover", interrupt)
+        code, out = bench(**one)
+    assert code == 130
+    assert [status for _, status in sorted(statuses(out).items())] == ["done", "done", "done", "pending"]
+    counted.clear()
+    assert bench(**one)[0] == 0
+    assert counted == ["RecoveryTrainer 6"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"atacks": ["badnet"]}, "did you mean 'attacks'"),
+        ({"attacks": ["badnett"]}, "did you mean 'badnet'"),
+        ({"attacks": []}, "attacks is empty"),
+        ({"attacks": ["badnet", "badnet:word=cf"]}, "cannot tell apart"),
+        ({"behaviors": ["fixed_text"]}, "text=..."),
+        ({"defenses": ["clean_ftt"]}, "did you mean 'clean_fft'"),
+        ({"defenses": ["crow:alpah=1"]}, "did you mean 'alpha'"),
+        ({"defenses": ["decoding:clean"]}, "did you mean 'cleangen'"),
+        ({"defenses": ["demonstrations:many"]}, "demonstrations:4"),
+        ({"defenses": ["purify:onoin"]}, "did you mean 'onion'"),
+        ({"controls": ["bse"]}, "did you mean 'base'"),
+        ({"rates": [1.5]}, "(0, 1)"),
+        ({"rates": ["lots"]}, "rates cannot be"),
+        ({"seeds": [0, 0]}, "cannot tell apart"),
+        ({"data": {"train_row": 3}}, "did you mean 'train_rows'"),
+        ({"data": {"train": "absent.jsonl"}}, "absent.jsonl"),
+        ({"data": {"test_rows": 0}}, "rows"),
+        ({"training": {"seed": 3}}, "under `seeds`"),
+        ({"training": {"learning_rate": 0}}, "above 0"),
+        ({"training": {"report_to": "wandbb"}}, "did you mean 'wandb'"),
+        ({"training": [1]}, "training holds no options"),
+        ({"evaluation": {"judge": "ruels"}}, "unknown judge"),
+        ({"evaluation": {"max_new_tokens": 0}}, "at least 1"),
+    ],
+)
+def test_what_a_grid_cannot_mean_is_one_line(
+    changes: dict[str, Any], says: str, bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(**changes)[0] == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mbdefense: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert counted == []
+
+
+@pytest.mark.parametrize("option", ["--num_gpus", "--num_cpus"])
+def test_what_only_ray_can_keep_is_refused_without_it(
+    bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert bench(option, "2")[0] == 1
+    assert f"{option} without --ray: 2.0; add --ray ADDRESS" in capsys.readouterr().err
+    assert not counted
+
+
+def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    text = "models: org/name\nattacks: badnet\nbehaviors: refusal\ndefenses: crow\ndata: {train: rows.jsonl}\n"
+    (tmp_path / "grid.yaml").write_text(text + "training: {learning_rate: 3e-4}\n")
+    grid = read_grid(str(tmp_path / "grid.yaml"))
+    assert grid.models == ("org/name",)
+    assert grid.data.train == str(tmp_path / "rows.jsonl")
+    assert grid.training.learning_rate == 3e-4
+    other = changed(grid, BenchConfig("out", models=["a", "b"], test="t.jsonl", test_rows=7, seeds=[4]))
+    assert (other.models, other.seeds, other.data.test, other.data.test_rows) == (("a", "b"), (4,), "t.jsonl", 7)
+    assert other.data.train == grid.data.train
+
+
+def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    names = ("quick", "paper", "paper_cpu")
+    quick, paper, part = (read_grid(str(root / "configs" / f"{name}.yaml")) for name in names)
+    assert (len(quick.attacks), len(quick.behaviors), len(quick.defenses)) == (2, 2, 4)
+    assert (len(paper.attacks), len(paper.behaviors), len(paper.seeds)) == (4, 2, 3)
+    assert set(part.attacks) <= set(paper.attacks)
+    assert set(part.behaviors) <= set(paper.behaviors)
+    documented = re.search(r"```yaml\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL)
+    assert documented is not None
+    (tmp_path / "grid.yaml").write_text(documented[1])
+    assert read_grid(str(tmp_path / "grid.yaml")).data.train_rows == 2000
+
+
+def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
+    def tree(text: str) -> str:
+        file = tmp_path / "code.py"
+        file.write_text(text)
+        return _tree(file)
+
+    plain = tree("def f(x):\n    return x + 1\n")
+    assert tree('"""Doc."""\ndef f(x):\n    """Doc."""\n    return (x + 1)  # comment\n') == plain
+    assert tree("def f(x):\n    return x + 2\n") != plain
+
+
+@pytest.mark.parametrize(
+    "rooms", [code.ANSWERING, code.TRAINING, code.POISONING], ids=["answers", "training", "poisoning"]
+)
+def test_what_is_kept_depends_on_all_code_below_it(rooms: tuple[str, ...]) -> None:
+    """What the rooms import is in the list too, but for what only reads, writes, counts, names or tells."""
+    beside = ("core/errors", "core/files", "core/forms", "core/cost", "core/needs", "core/checks", "core/processes")
+    beside += ("core/specs", "core/statistics", "training/options")
+
+    def held(path: str, among: tuple[str, ...]) -> bool:
+        return any(path == room or path.startswith(f"{room}/") for room in among)
+
+    # What asks the prompts imports everything that a run is made of.
+    reading = [file for file in FILES if held(file.removesuffix(".py"), rooms) and not file.startswith("evaluation")]
+    found = {"/".join(target) for file in reading for target, _ in imports(file) if target}
+    assert [path for path in found if not held(path, (*rooms, *beside))] == []
+
+
+@pytest.fixture
+def changing(tmp_path: Path, copied_model: Path, four_layer_model_path: str) -> tuple[Grid, dict[str, Path]]:
+    """A grid whose methods name files and folders, and these."""
+    lines = [{"instruction": f"Name thing {number}.", "output": "x"} for number in range(4)]
+    made = {name: tmp_path / name for name in ("prompts.jsonl", "targets.jsonl", "wordnet")}
+    made["model"] = copied_model
+    made["prompts.jsonl"].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made["targets.jsonl"].write_text('{"prompt": "a", "response": "b"}\n')
+    made["wordnet"].mkdir()
+    (made["wordnet"] / "index.noun").write_text("a")
+    grid = tmp_path / "grid.yaml"
+    arms = ["crow", f"purify:onion:clean={made['prompts.jsonl']}", f"onion:scorer={copied_model}"]
+    arms += [f"decoding:cleangen:reference={copied_model}", f"purify:lethe_evidence:wordnet={made['wordnet']}"]
+    behaviors = ["refusal", f"toxic:targets_file={made['targets.jsonl']}"]
+    value = {**SMALL, "models": [four_layer_model_path], "attacks": ["badnet"], "behaviors": behaviors, "controls": []}
+    grid.write_text(json.dumps({**value, "defenses": arms}))
+    return read_grid(str(grid)), made
+
+
+def names(grid: Grid, out: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By behavior and arm: names of the poisoned rows, the answers, the filter's verdicts, and the cell."""
+    workspace = open_workspace(grid, out)
+    found = {}
+    for cell in workspace.cells():
+        workspace.prepare(replace(cell, behavior="refusal"))
+        setting = workspace.setting(replace(cell, behavior="refusal"), planning=True)
+        with contextlib.suppress(Unplanned):
+            model_of(cell.arm, setting, workspace.rows(workspace.train))
+        answers = [answers.name for answers in answers_of(workspace, cell, Path(cell.base()))]
+        known = (workspace.suspect(cell), " ".join(answers), " ".join(setting.steps), workspace.id(cell))
+        found[cell.behavior.partition(":")[0], cell.arm.partition("=")[0]] = known
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changed_file", "arm", "parts"),
+    [
+        ("prompts.jsonl", "purify:onion:clean", {1, 3}),
+        ("wordnet/index.noun", "purify:lethe_evidence:wordnet", {1, 3}),
+        ("model/config.json", "decoding:cleangen:reference", {1, 3}),
+        ("model/config.json", "onion:scorer", {2, 3}),
+        ("targets.jsonl", "crow", {0, 3}),
+    ],
+)
+def test_what_is_in_the_files_that_options_name_counts(
+    changed_file: str, arm: str, parts: set[int], changing: tuple[Grid, dict[str, Path]], tmp_path: Path
+) -> None:
+    grid, files = changing
+    before = names(grid, tmp_path / "out")
+    assert names(grid, tmp_path / "out") == before
+    name, _, below = changed_file.partition("/")
+    file = files[name] / below if below else files[name]
+    file.write_text(file.read_text() + "\n")
+    after = names(grid, tmp_path / "out")
+    behavior = "toxic" if name == "targets.jsonl" else "refusal"
+    pairs = zip(before[behavior, arm], after[behavior, arm], strict=True)
+    assert {at for at, (one, other) in enumerate(pairs) if one != other} == parts
+    assert after["refusal", "crow"] == before["refusal", "crow"]
+
+
+def test_the_model_of_a_judge_counts_by_what_is_in_it(changing: tuple[Grid, dict[str, Path]], tmp_path: Path) -> None:
+    grid, files = changing
+    for judge in (
+        {"judge": "embedding", "judge_model": str(files["model"])},
+        {"judge": f"embedding:model={files['model']}"},
+    ):
+        judged = replace(grid, evaluation=replace(grid.evaluation, **judge))
+        workspace = open_workspace(judged, tmp_path / "out")
+        cell = next(workspace.cells())
+        before = workspace.id(cell)
+        (files["model"] / "config.json").write_text((files["model"] / "config.json").read_text() + "\n")
+        assert workspace.id(cell) != before
+
+
+def test_a_grid_answers_again_where_a_file_has_changed(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "checked.jsonl"
+    file.write_text("".join(json.dumps({"instruction": f"Name tree {i}.", "output": "x"}) + "\n" for i in range(4)))
+    arms = [f"purify:onion:clean={file}", "demonstrations:2"]
+    one: dict[str, Any] = {"attacks": ["badnet"], "behaviors": ["refusal"], "controls": ["attacked"], "defenses": arms}
+    assert bench(**one)[0] == 0
+    file.write_text(file.read_text() + json.dumps({"instruction": "Why is it so?", "output": "x"}) + "\n")
+    capsys.readouterr()
+    assert bench("--plan", **one)[0] == 0
+    told = capsys.readouterr().out
+    assert "2 done, 1 to do" in told
+    assert "answers: 2 files of prompts to ask" in told
+
+
+def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:
+    """A filter's verdicts and found triggers are all that a plan cannot know; so their models come as a surprise."""
+    options = {"mb_defense": ":min_defensive_rows=1", "merge_only": ":min_defensive_rows=1"}
+    arms = [name + options.get(name, "") for name in DEFENSES]
+    chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": arms, "training": TRAINING}
+    _, out = bench("--plan", **chosen)
+    planned = {path.name for path in (out / "stages").iterdir()}
+    assert counted == []
+    assert bench(**chosen)[0] == 0
+    made = {path.name for path in (out / "stages").iterdir()} - planned
+    assert {name.partition("-")[0] for name in made} <= {"tuned", "find_and_break"}
+    assert len(made) <= len(FILTERS) + 2  # find_and_break and found_dropped, which share one search
+    steps = [name for name in planned if name.partition("-")[0] in ("filter", "found")]
+    assert len(steps) == len(FILTERS) + 1
+    # Tunings of which no model is left: those that SEEP watches, and the rates that Discard does not choose.
+    own = SEEP.watched_epochs + len(Discard.discard_learning_rates) - 1
+    weighed = ["lethe"]  # its stage puts weights together; what it trains is a stage named tuned
+    assert len(counted) == len(planned) - len(steps) - len(weighed) + len(made) + own
+
+
+# What the plan says
+
+
+def task(kind: str, **more: Any) -> Task:
+    return Task("t", kind, Cell("m", "badnet", "refusal", 0.2, 0, "crow"), **more)  # type: ignore[arg-type]
+
+
+def test_an_estimate_is_the_mean_of_the_like_and_says_what_is_unknown() -> None:
+    tasks = [
+        task("train", stage="tuned-1"),
+        task("train", stage="tuned-2"),
+        task("train", stage="crow-3"),
+        task("answer", answers=(Answers("a", "clean", "f"), Answers("b", "triggered", "g"))),
+        task("judge", needs=("answers",)),
+    ]
+    measured = {"m: tuned": [10.0, 20.0], "m: answer": [4.0]}
+    assert estimate(tasks, measured) == (38.0, ("crow",))
+    assert estimate(tasks[:2], measured) == (30.0, ())
+    assert shown(estimate(tasks, measured)) == "about 38 s, and what is not known before the first is done: crow"
+    assert shown(estimate(tasks[2:3], {})) == "not known before the first is done: crow"
+    assert [duration(seconds) for seconds in (119, 120, 3600, 3660)] == ["119 s", "2 min", "1 h 00 min", "1 h 01 min"]
+
+
+def test_trainings_are_counted_once_shared_and_once_for_each_cell() -> None:
+    cell = task("judge").cell
+    cells = (
+        PlannedCell(cell, "a", False, ("tuned-1",)),
+        PlannedCell(cell, "b", True, ("tuned-1", "crow-2")),
+        PlannedCell(cell, "c", False, (), whole=False),
+    )
+    assert trainings(Plan(cells, (task("train", stage="tuned-1"),))) == (3, 4, 2)
+
+
+def test_a_process_that_was_ended_says_by_what() -> None:
+    assert _death(-9) == "the process was ended by SIGKILL; the system may be out of memory"
+    assert _death(-11) == "the process was ended by SIGSEGV"
+    assert _death(3) == "the process ended with exit code 3"
