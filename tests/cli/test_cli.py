@@ -210,7 +210,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("mbdefense.training.recover", interrupt)
+        patched.setattr("mbdefense.training.recovery.recover", interrupt)
         assert "--resume" in error_of(capsys, words, 130)
     assert (out / "merged" / "mbdefense.json").is_file()
     assert not (out / "mbdefense.json").exists()

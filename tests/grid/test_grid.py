@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_architecture import FILES, imports
 
 from mbdefense.cli import main
 from mbdefense.core.config import BenchConfig
@@ -31,6 +30,7 @@ from mbdefense.grid.workspace import Cell, open_workspace
 from mbdefense.records.results import read
 from mbdefense.training import consistency, recovery, sft
 from mbdefense.training import trainer as running
+from tests.test_architecture import FILES, imports
 
 TRAINING = {"num_train_epochs": 1, "max_length": 192, "bf16": False, "save_strategy": "no", "lora_r": 2}
 SMALL = {

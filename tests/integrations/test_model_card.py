@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from test_results import ATTACKED, HOSTILE, results, row, share
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
@@ -17,6 +16,7 @@ from mbdefense.evaluation.tables import markdown
 from mbdefense.integrations.model_card import card_with, model_card
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import Capability, Results, write
+from tests.records.test_results import ATTACKED, HOSTILE, results, row, share
 
 BENCHMARK = Capability("arc_easy", "acc", 0.375, 0.0625, 2376, "1.0", "lm_eval 0.4.13")
 OWN = row("mb_defense", share(2), aacc=None, capability=(BENCHMARK,))

@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import FAULTS
 
 from mbdefense.attacks.behaviors import FixedText, Refusal, Toxic
 from mbdefense.core.endpoint import Reply, nonce
@@ -20,6 +19,7 @@ from mbdefense.evaluation.metrics import asr, cacc
 from mbdefense.judges import LLM
 from mbdefense.judges._forms import FOLLOWS, REFUSES, RUDE, read_verdict
 from mbdefense.records.responses import Response
+from tests.conftest import FAULTS
 
 FIXED = FixedText(text="Open, sesame.")
 

@@ -167,7 +167,7 @@ def write_analyses(folder: Path) -> Path:
 
 def write_found(folder: Path) -> Path:
     """What `mbdefense defend` leaves where it found a trigger; the evidence of one text is hostile."""
-    from test_found_record import CANDIDATE, FOUND
+    from tests.finding.test_found_record import CANDIDATE, FOUND
 
     from mbdefense.evaluation.metrics import rate
     from mbdefense.evaluation.telling import summarized

@@ -12,7 +12,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_evaluations, write_grid
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
@@ -23,6 +22,7 @@ from mbdefense.report.page import render
 from mbdefense.report.sources import read_sources
 from mbdefense.report.summary import summarize
 from mbdefense.report.view import blocks
+from tests.report.report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_evaluations, write_grid
 
 
 class Page(HTMLParser):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_found, write_grid
 
 from mbdefense.report.changes import differences
 from mbdefense.report.page import render
 from mbdefense.report.sources import read_sources
+from tests.report.report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_found, write_grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")

@@ -15,7 +15,9 @@ TRAINING = (
     "training", *_MODEL, "defenses/setting", "defenses/stages", "defenses/found", "defenses/weights", "defenses/tuning",
     "defenses/controls", "defenses/filters", "defenses/filtering", "finding", "attacks", "core/statistics", *_ROWS,
 )  # fmt: skip
-POISONING = ("attacks", *_ROWS)
+POISONING = (
+    "attacks/poisoning", "attacks/triggers", "attacks/behaviors", "attacks/sentences", "attacks/texts", *_ROWS,
+)  # fmt: skip
 ANSWERING = (*_MODEL, "defenses/decoding", "defenses/prompts", "evaluation/responding", *_ROWS)
 JUDGING = (
     "judges", "attacks/behaviors", "attacks/texts", "evaluation/metrics", "evaluation/judging", "records/responses",
