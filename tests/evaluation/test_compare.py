@@ -6,7 +6,6 @@ import json
 import pytest
 
 from mbdefense.cli import main
-from mbdefense.core.config import CheckConfig
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import rate
 from mbdefense.evaluation.compare import arm_of, compare, read_arm
@@ -156,7 +155,7 @@ def test_an_attack_that_the_judge_could_not_read_is_not_gone(tmp_path):
     (_, after), _ = compare([arms[0], arms[1]._replace(row=row, verdicts=unread)])
     assert (after.asr_change.unparsed, after.asr_change.p_holm) == (N, 1)
     base = dataclasses.replace(arms[0].row, arm="base", asr=rate([False] * N))
-    (condition,) = check(Results({}, (base, arms[0].row, after)), CheckConfig(max_asr=0.05))
+    (condition,) = check(Results({}, (base, arms[0].row, after)), max_asr=0.05)
     assert not condition.holds
     assert "(40 unparsed) is above 0.05" in condition.reason
 
@@ -214,7 +213,7 @@ ATTACK = [row("base", 0), row("clean", 0), row("attacked", 80), row("mb_defense"
 
 
 def checked(rows, **limits):
-    return check(Results({}, tuple(rows)), CheckConfig(**limits))
+    return check(Results({}, tuple(rows)), **limits)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +251,7 @@ def test_conditions(rows, limits, holds, says):
 
 def test_the_model_to_check_is_the_files_own_defense_or_the_only_one():
     both = [*ATTACK, row("crow", 50)]
-    (condition,) = check(Results({"config": {"defense": "crow"}}, tuple(both)), CheckConfig(max_asr=0.05))
+    (condition,) = check(Results({"config": {"defense": "crow"}}, tuple(both)), max_asr=0.05)
     assert condition.reason.startswith("max_asr: crow, badnet")
     assert checked(both, max_asr=0.05, arm="mb_defense")[0].holds
     with pytest.raises(UserError, match=r"several models in the file: \['mb_defense', 'crow'\]; name one with --arm"):

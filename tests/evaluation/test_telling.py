@@ -10,7 +10,6 @@ from rich.console import Console
 
 from mbdefense.cli import main
 from mbdefense.cli.finding import candidate_table
-from mbdefense.core.config import CheckConfig
 from mbdefense.core.errors import UserError
 from mbdefense.defenses import FindAndBreak
 from mbdefense.evaluation.gate import check
@@ -183,7 +182,7 @@ def test_the_card_and_the_report_have_a_section_of_their_own(tmp_path):
 
 
 def checked(made, **more):
-    return check(made, CheckConfig(max_found_asr=0.05, **more))
+    return check(made, max_found_asr=0.05, **more)
 
 
 SECOND = replace(TRIGGER, texts=("mn",))

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from mbdefense.attacks.triggers import TRIGGERS
-from mbdefense.cli.reading import Usage, behavior_from, load_rows, read_options, take, warn_if_present
+from mbdefense.cli.reading import Usage, behavior_from, load_rows, read, read_options, take, warn_if_present
 from mbdefense.cli.showing import show, show_usage
 from mbdefense.core.config import (
     CalibrateConfig,
     CardConfig,
-    CheckConfig,
-    CompareConfig,
     EvaluateConfig,
     HeadsConfig,
     JudgeConfig,
@@ -191,21 +189,9 @@ def _judge_from(options: Namespace, behavior: Any, directory: str) -> Any:
 
 def compare(words: Sequence[str]) -> None:
     """``compare DIR ...``: evaluated models, prompt by prompt."""
-    options = read_options(words, "compare", ["directories+"], [CompareConfig])
-    config: CompareConfig = take(CompareConfig, options)
-    from pathlib import Path
+    from mbdefense.recipes.measuring.compare import compare as recipe
 
-    from mbdefense.evaluation import compare as comparison
-    from mbdefense.records.provenance import provenance
-    from mbdefense.records.results import Results, write
-
-    rows, over_seeds = comparison.compare([comparison.read_arm(directory) for directory in options.directories])
-    seeds = sorted({row.seed for row in rows})
-    results = Results(provenance({"directories": options.directories}, seeds), rows, over_seeds)
-    if config.output_dir is not None:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        write(Path(config.output_dir) / "results.json", results)
-    show(results)
+    show(recipe(**read(words, "compare", recipe).of(recipe)).results)
 
 
 def card(words: Sequence[str]) -> None:
@@ -223,15 +209,12 @@ def card(words: Sequence[str]) -> None:
 
 def check(words: Sequence[str]) -> int:
     """``check RESULTS``: 1 if a condition fails, else 0."""
-    options = read_options(words, "check", ["results"], [CheckConfig])
-    from mbdefense.evaluation import gate
-    from mbdefense.records.results import read
+    from mbdefense.recipes.measuring.check import check as recipe
 
-    failures = 0
-    for condition in gate.check(read(options.results), take(CheckConfig, options)):
-        failures += not condition.holds
+    conditions = recipe(**read(words, "check", recipe).of(recipe))
+    for condition in conditions:
         print(f"{'ok' if condition.holds else 'failed'}: {condition.reason}")  # noqa: T201
-    return 1 if failures else 0
+    return 0 if all(condition.holds for condition in conditions) else 1
 
 
 def analyze(words: Sequence[str]) -> None:

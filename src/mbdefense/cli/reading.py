@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Container, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import MISSING, fields
+from inspect import Parameter, signature
+from types import MappingProxyType, SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from mbdefense.attacks.behaviors import BEHAVIORS
+from mbdefense.cli.names import WORDS, Word
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.specs import parse_spec, read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_NONE = object()
+"""In the place of a default: the option has to be given."""
 _LISTS = ("list[", "tuple[")
 _SWITCHES = ("--resume", "--compare_undefended", "--trust_remote_code", "--strict", "--flagged", "--plan")
 """May stand without a value."""
@@ -58,7 +63,131 @@ def read_options(words: Sequence[str], command: str, positionals: Sequence[str],
         if key not in given:
             one = f"--{key}" in lists and isinstance(value, str | float)
             ahead.append(f"--{key}={_as_flag([value] if one else value)}")
-    return parser.parse_args(_lists(words, lists) + ahead)
+    return parser.parse_args(_spelled_out(words, lists, _SWITCHES) + ahead)
+
+
+class Options(NamedTuple):
+    """What one command was given: a value for each parameter of its recipe and of further classes."""
+
+    by_part: Mapping[Any, Mapping[str, Any]]
+
+    def of(self, part: Callable[..., Any]) -> dict[str, Any]:
+        """The arguments for the recipe, or for one of the classes."""
+        return dict(self.by_part[part])
+
+
+class _Parameter(NamedTuple):
+    part: Callable[..., Any]
+    name: str
+    word: Word
+    kind: Any
+    default: Any
+    help: str
+
+
+def read(
+    words: Sequence[str],
+    command: str,
+    recipe: Callable[..., Any],
+    classes: Sequence[type] = (),
+    *,
+    leave: Container[str] = (),
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+) -> Options:
+    """Reads one command's options: flags win over the YAML file of --config, which wins over defaults.
+
+    Args:
+        words: after the command.
+        command: for `WORDS` and the usage.
+        recipe: whose parameters are the options, and whose docstring is their help.
+        classes: dataclasses whose fields are options too.
+        leave: parameters of the recipe that the command fills in itself.
+        elsewhere: what to say of options that the command does not have here.
+
+    Raises:
+        Usage: an option that is not known or has another type.
+        UserError: the YAML file is none, or holds an option that is not known.
+    """
+    parts: list[Callable[..., Any]] = [recipe, *classes]
+    found = [one for part in parts for one in _parameters(part, WORDS.get(command, {}), leave)]
+    parser = _Parser(prog=f"mbdefense {command}", description=(recipe.__doc__ or "").split("\n")[0])
+    for one in sorted(found, key=lambda one: not one.word.positional):
+        if one.word.positional:
+            parser.add_argument(one.word.name, nargs="+" if one.word.positional == "many" else None, help=one.help)
+    parser.add_argument("--config", type=str, default=None, help="YAML file with options; flags win over it")
+    options = {f"--{one.word.name}": one for one in found if not one.word.positional}
+    for flag, one in options.items():
+        given: dict[str, Any] = {"required": True} if one.default is _NONE else {"default": one.default}
+        parser.add_argument(flag, type=one.kind, help=one.help, **given)
+    known = {flag.removeprefix("--") for flag in options}
+    for word in words:
+        flag = word.split("=")[0].removeprefix("--").rstrip("+")
+        if word.startswith("--") and flag not in known | {"config", "help"}:
+            raise Usage(elsewhere.get(flag) or f"unknown option --{flag}; {did_you_mean(flag, known)}")
+    lists = {flag for flag, one in options.items() if _is_list(one.kind)}
+    switches = {flag for flag, one in options.items() if one.kind is bool and one.default is False}
+    ahead = _from_file(words, known, lists, elsewhere)
+    values = parser.parse_args(_spelled_out(words, lists, switches) + ahead)
+    by_part: dict[Any, dict[str, Any]] = {part: {} for part in parts}
+    for one in found:
+        by_part[one.part][one.name] = values[one.word.name]
+    return Options(by_part)
+
+
+def _parameters(part: Callable[..., Any], words: Mapping[str, Word], leave: Container[str]) -> list[_Parameter]:
+    """The parameters of a recipe or a dataclass, with their types and what its docstring says of each."""
+    from docstring_parser import parse
+
+    helps = {one.arg_name: one.description or "" for one in parse(part.__doc__ or "").params}
+    if isinstance(part, type):
+        hints = get_type_hints(part)
+        defaults = {
+            one.name: one.default_factory() if one.default_factory is not MISSING else one.default
+            for one in fields(part)
+        }
+        return [
+            _Parameter(part, name, Word(name), hints[name], _NONE if default is MISSING else default, helps[name])
+            for name, default in defaults.items()
+        ]
+    made = []
+    for name, one in signature(part).parameters.items():
+        if name in leave:
+            continue
+        word = words.get(name, Word(name))
+        # One by one: the names in those that are left out need not be there at run time.
+        kind = word.kind or _evaluated(one.annotation, part)
+        default = _NONE if one.default is Parameter.empty else one.default
+        if _is_list(kind) and isinstance(default, str | float):
+            default = [default]
+        made.append(_Parameter(part, name, word, kind, default, helps[name]))
+    return made
+
+
+def _evaluated(annotation: str, recipe: Callable[..., Any]) -> Any:
+    """The type that an annotation names where the recipe stands."""
+    holder = SimpleNamespace(__annotations__={"it": annotation})
+    return get_type_hints(holder, globalns=getattr(recipe, "__globals__"))["it"]  # noqa: B009 - functions have it
+
+
+def _is_list(kind: Any) -> bool:
+    allowed = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return any(get_origin(one) in (list, tuple) for one in allowed)
+
+
+def _from_file(words: Sequence[str], known: set[str], lists: Container[str], elsewhere: Mapping[str, str]) -> list[str]:
+    """The YAML file's values as flags, so that they are checked like flags and required options may stand there."""
+    config = value_of(words, "config")
+    if not config:
+        return []
+    given = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    ahead = []
+    for key, value in read_yaml(config, known | elsewhere.keys()).items():
+        if key in elsewhere and key not in known:
+            raise UserError(f"{config}: {elsewhere[key]}")
+        if key not in given:
+            one = f"--{key}" in lists and isinstance(value, str | float)
+            ahead.append(f"--{key}={_as_flag([value] if one else value)}")
+    return ahead
 
 
 def _resolve_types(kind: type) -> None:
@@ -85,7 +214,7 @@ def value_of(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _lists(words: Sequence[str], lists: Container[str]) -> list[str]:
+def _spelled_out(words: Sequence[str], lists: Container[str], switches: Container[str]) -> list[str]:
     """Writes ``--data A B`` as ``--data=[...]`` and a bare ``--resume`` as ``--resume=true``."""
     result: list[str] = []
     index = 0
@@ -101,7 +230,7 @@ def _lists(words: Sequence[str], lists: Container[str]) -> list[str]:
         elif word in lists and following and not following[0].startswith("["):
             result.append(f"{word}={json.dumps(following)}")
             index += 1 + len(following)
-        elif word in _SWITCHES and (not following or following[0] not in ("true", "false")):
+        elif word in switches and (not following or following[0] not in ("true", "false")):
             result.append(f"{word}=true")
             index += 1
         else:

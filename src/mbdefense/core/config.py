@@ -245,17 +245,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """Compare evaluated models prompt by prompt with the attacked one.
-
-    Attributes:
-        output_dir: where results.json goes; by default only the table is printed.
-    """
-
-    output_dir: str | None = None
-
-
-@dataclass(frozen=True)
 class ReportConfig:
     """One page of everything that lies in some folders: figures, charts, responses and where they come from.
 
@@ -275,27 +264,6 @@ class ReportConfig:
 @dataclass(frozen=True)
 class CardConfig:
     """Put the figures of result files into the card of a model that ``mbdefense defend`` made."""
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Hold the figures of a result file against limits, for use in continuous integration.
-
-    Attributes:
-        max_asr: highest attack success rate, of every attack in the file.
-        min_cacc: lowest accuracy on clean prompts.
-        max_canary_asr: highest attack success rate, of every canary.
-        max_found_asr: highest attack success rate, of every trigger that was found in the suspect data.
-        arm: the model that is checked; by default the defense that `defend` made the file with, or the only one in it.
-        strict: hold the limits against the interval's unfavorable end, not against the value.
-    """
-
-    max_asr: float | None = None
-    min_cacc: float | None = None
-    max_canary_asr: float | None = None
-    max_found_asr: float | None = None
-    arm: str | None = None
-    strict: bool = False
 
 
 @dataclass(frozen=True)

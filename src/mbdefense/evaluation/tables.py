@@ -39,6 +39,19 @@ def table(results: Results) -> Table:
     return drawn
 
 
+def as_text(results: Results, width: int = 100) -> str:
+    """The table in so many columns, and below it what it says."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(file=StringIO(), width=width)
+    with console.capture() as drawn:
+        console.print(table(results))
+        console.print(verdict_in_words(results), markup=False, emoji=False, highlight=False)
+    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
+
+
 def markdown(results: Results) -> str:
     """The same as a Markdown table, one line a row, with a line of its title before it."""
     header, body = _cells(results)

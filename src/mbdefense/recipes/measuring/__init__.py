@@ -1,0 +1,1 @@
+"""Commands that measure models, and hold figures against each other and against limits."""

@@ -1,0 +1,53 @@
+"""Compare evaluated models prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.recipes._given import Folder
+
+if TYPE_CHECKING:
+    from mbdefense.records.results import Results
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluated models, paired prompt by prompt; as text it is their table.
+
+    Attributes:
+        results: every model's figures with their changes, and the figures over several seeds.
+    """
+
+    results: Results
+
+    def __str__(self) -> str:
+        from mbdefense.evaluation.tables import as_text
+
+        return as_text(self.results)
+
+
+def compare(directories: Sequence[Folder], *, output_dir: str | None = None) -> Comparison:
+    """Compare evaluated models prompt by prompt with the attacked one.
+
+    Args:
+        directories: folders that `evaluate` wrote, one of each model.
+        output_dir: where results.json goes; by default only the table is printed.
+
+    Raises:
+        UserError: a folder is not of one evaluation, or the models were asked different prompts.
+    """
+    from mbdefense.core.files import make_folder
+    from mbdefense.evaluation import compare as comparison
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.results import Results, write
+
+    folders = [str(directory) for directory in directories]
+    rows, over_seeds = comparison.compare([comparison.read_arm(folder) for folder in folders])
+    results = Results(provenance({"directories": folders}, sorted({row.seed for row in rows})), rows, over_seeds)
+    if output_dir is not None:
+        make_folder(Path(output_dir))
+        write(Path(output_dir) / "results.json", results)
+    return Comparison(results)
