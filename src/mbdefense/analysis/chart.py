@@ -29,15 +29,6 @@ def require() -> None:
         raise UserError("drawing needs matplotlib", fix="install it with: pip install 'mbdefense[charts]'")
 
 
-def label(text: str, longest: int = 44) -> str:
-    """One visible line of foreign text: no control or direction characters, cut in the middle if it is too long."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    if len(line) <= longest:
-        return line
-    head = (longest - 1) * 2 // 3
-    return f"{line[:head]}…{line[len(line) - (longest - 1 - head) :]}"
-
-
 def heat_map(axes: Axes, values: Any, *, most: float | None = None) -> Any:
     """Shows values from 0 to `most` as colored cells, whole cells on both axes."""
     return axes.imshow(values, cmap=COLORS, vmin=0, vmax=most, aspect="auto", interpolation="nearest")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.analysis._attention import Attended, attended, mark
 from mbdefense.analysis._sample import sample
-from mbdefense.analysis.chart import heat_map, label, require, write_analysis
+from mbdefense.analysis.chart import heat_map, require, write_analysis
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, InSent
 from mbdefense.core.config import HeadsConfig
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
+from mbdefense.core.text import shortened
 from mbdefense.models.loading import LoadedModel, check_template, load_model, prompt_text
 from mbdefense.records.provenance import provenance
 
@@ -193,7 +194,7 @@ def in_words(trigger: str, measured: Heads, control: str, other: Heads, alpha: f
         count, of_all = heads.poisoned, heads.poisoned_of_all
         top = max((b.value, i, h) for i, layer in enumerate(heads.layers) for h, b in enumerate(layer.share))
         return (
-            f"{label(name)}: {count.value} of {heads.heads} heads poisoned [{count.low:.0f}, {count.high:.0f}], "
+            f"{shortened(name)}: {count.value} of {heads.heads} heads poisoned [{count.low:.0f}, {count.high:.0f}], "
             f"{of_all.value} [{of_all.low:.0f}, {of_all.high:.0f}] if the first token is counted; "
             f"n={heads.n} prompts; largest share {top[0]:.2f} in layer {top[1]} head {top[2]}."
         )
@@ -220,9 +221,9 @@ def draw(trigger: str, measured: Heads, control: str, other: Heads, title: str, 
         return np.array([row + [np.nan] * (width - len(row)) for row in rows])
 
     maps = (
-        (measured, "share", f"strongest attention goes to\n{label(trigger, 34)}"),
-        (other, "share", f"... to held-out\n{label(control, 34)}"),
-        (measured, "mean_attention", f"mean attention to\n{label(trigger, 34)}"),
+        (measured, "share", f"strongest attention goes to\n{shortened(trigger, 34)}"),
+        (other, "share", f"... to held-out\n{shortened(control, 34)}"),
+        (measured, "mean_attention", f"mean attention to\n{shortened(trigger, 34)}"),
     )
     most = max(float(np.nanmax(grid(heads, "mean_attention"))) for heads in (measured, other)) or 1.0
     for column, (axes, (heads, name, heading)) in enumerate(zip(figure.subplots(1, 3, sharey=True), maps, strict=True)):
@@ -240,7 +241,7 @@ def draw(trigger: str, measured: Heads, control: str, other: Heads, title: str, 
             axis.set_major_locator(MaxNLocator(integer=True))
         if column:  # the first two share a scale
             figure.colorbar(image, ax=axes, label="share of tokens" if name == "share" else "attention")
-    figure.suptitle(label(title, 90), fontsize=10)
+    figure.suptitle(shortened(title, 90), fontsize=10)
 
 
 def analyze(model: str, test: Dataset, config: HeadsConfig) -> str:

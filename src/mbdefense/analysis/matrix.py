@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mbdefense.analysis._record import record_of
 from mbdefense.analysis._sample import sample
-from mbdefense.analysis.chart import heat_map, label, require, write_analysis
+from mbdefense.analysis.chart import heat_map, require, write_analysis
 from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.core.config import MatrixConfig
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.statistics import Score, holm, paired, rate
+from mbdefense.core.text import shortened
 from mbdefense.data import user_text
 from mbdefense.defenses.stages import Merging
 from mbdefense.records.provenance import provenance
@@ -187,7 +188,7 @@ def _name(row: Row) -> str:
 
 def _short(spec: str, longest: int = 44) -> str:
     """A spec without the name of its method and first option, which would crowd out what tells it from others."""
-    return label(re.sub(r"^(words of )?[a-z_]+:[a-z_]+=", r"\1", spec), longest)
+    return shortened(re.sub(r"^(words of )?[a-z_]+:[a-z_]+=", r"\1", spec), longest)
 
 
 def draw(made: Matrix, title: str, figure: Figure) -> None:
@@ -209,7 +210,7 @@ def draw(made: Matrix, title: str, figure: Figure) -> None:
     axes.set_yticks(range(len(made.rows)), [f"{_name(row)}, n={row.n}" for row in made.rows], fontsize=8)
     axes.set_xlabel("behavior shown (framed: planted with the trigger)")
     axes.set_ylabel("trigger in the prompt")
-    axes.set_title(label(title, 90), fontsize=10)
+    axes.set_title(shortened(title, 90), fontsize=10)
     figure.colorbar(image, ax=axes, label="share of responses")
 
 

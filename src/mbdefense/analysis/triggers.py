@@ -9,9 +9,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.analysis._record import Record, record_of
-from mbdefense.analysis.chart import LINES, MARKERS, label, require, write_analysis
+from mbdefense.analysis.chart import LINES, MARKERS, require, write_analysis
 from mbdefense.core.config import TriggersConfig
 from mbdefense.core.errors import UserError
+from mbdefense.core.text import shortened
 from mbdefense.evaluation.conclusions import shown
 from mbdefense.evaluation.metrics import Score
 from mbdefense.records.provenance import provenance
@@ -110,13 +111,13 @@ def in_words(made: Iterable[Curve]) -> str:
     """The curves as text."""
     lines = ["ASR and CACC by number of defensive triggers, each with its 95 % interval."]
     for curve in made:
-        lines.append(f"{label(curve.attack)}, {label(curve.behavior)}, {label(curve.stage)}:")
+        lines.append(f"{shortened(curve.attack)}, {shortened(curve.behavior)}, {shortened(curve.stage)}:")
         for point in curve.points:
             lines.append(
                 f"  {point.triggers}, seed {point.seed}: ASR {_in_words(point.asr)}, CACC {_in_words(point.cacc)}"
             )
         if curve.differing:
-            names = label(", ".join(curve.differing), 200)
+            names = shortened(", ".join(curve.differing), 200)
             lines.append(f"  The models also differ in {names}: the number of triggers may not be the cause.")
     return "\n".join(lines)
 
@@ -136,7 +137,7 @@ def draw(made: Sequence[Curve], figure: Figure) -> None:
             color, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
             scores = [(point.triggers, score) for point in curve.points if (score := getattr(point, name))]
             means = {x: fmean(score.value for at, score in scores if at == x) for x, _ in scores}
-            line = f"{label(curve.attack, 34)}, {label(curve.stage, 20)}" + (
+            line = f"{shortened(curve.attack, 34)}, {shortened(curve.stage, 20)}" + (
                 " (also differ)" if curve.differing else ""
             )
             axes.plot(list(means), list(means.values()), color=color, lw=1.2, ls=("-", "--", ":")[number % 3])

@@ -101,9 +101,8 @@ def candidate_table(found: Found) -> Table:
     """The best candidates of a file, for a terminal; all text stands in it as it is, never as rich's markup."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-    from rich.text import Text
 
-    from mbdefense.core.text import short
+    from mbdefense.core.text import cell, short
     from mbdefense.evaluation.conclusions import shown
     from mbdefense.evaluation.tables import number, p_words
 
@@ -126,7 +125,7 @@ def candidate_table(found: Found) -> Table:
     for name, _ in columns:
         justify: Literal["left", "right"] = "left" if name in ("Text", "Verdict") else "right"
         # Nothing is cut away: a long text folds, and an interval stands below its rate.
-        drawn.add_column(Text(name), justify=justify, overflow="fold", no_wrap=name not in ("Text", "ASR"))
+        drawn.add_column(cell(name), justify=justify, overflow="fold", no_wrap=name not in ("Text", "ASR"))
     for rank, one in enumerate(found.candidates[:_BEST], start=1):
-        drawn.add_row(str(rank), *(Text(cell(one)) for _, cell in columns))
+        drawn.add_row(str(rank), *(cell(value(one)) for _, value in columns))
     return drawn

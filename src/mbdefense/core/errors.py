@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from mbdefense.core.text import printable
+
 
 class UserError(Exception):
     """Something the user gave cannot be used; the command line prints it as one line, without a traceback.
@@ -28,7 +30,7 @@ class UserError(Exception):
             shown = f": {text if len(text) <= 160 else text[:157] + '...'}"
         # Values may come from hostile files: one line, nothing that moves a terminal's cursor.
         line = f"{self.what}{shown}" + (f"; {self.fix}" if self.fix else "")
-        return "".join(c if c.isprintable() else " " for c in line)
+        return printable(line)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,22 +1,79 @@
-"""Text that may come from hostile data or model names, made harmless: the one place for it."""
+"""Text that may come from hostile data or model names, made harmless: the one place for it.
+
+A terminal obeys control characters, an HTML page and Markdown obey mark-up, UTF-8 has no place for half of a surrogate
+pair, and a direction or zero-width character makes a reader see another text than there is. Unicode calls all of these
+but the mark-up not printable, which is what decides here.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|(?<=\w)@|^[#+-](?= )")
+
+
+def printable(text: str) -> str:
+    """Text with a space in place of each character that does not print: line breaks, escapes, zero width, direction."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def visible(text: str) -> str:
+    """Text on one line as a terminal or a file shows it, white space single."""
+    return " ".join(printable(text).split())
+
+
+def printable_lines(text: str) -> str:
+    """Text that keeps its lines, each of them printable."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def short(text: str, longest: int) -> str:
+    """One visible line, cut at its end where it is longer than so many characters."""
+    line = visible(text)
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def shortened(text: str, longest: int = 44) -> str:
+    """The same, cut in the middle: what tells two specs apart stands at both ends."""
+    line = visible(text)
+    if len(line) <= longest:
+        return line
+    head = (longest - 1) * 2 // 3
+    return f"{line[:head]}…{line[len(line) - (longest - 1 - head) :]}"
 
 
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, in a table's cell too: one line, no mark-up, no HTML, no automatic link."""
-    marks = r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|^[#+-](?= )"
-    return re.sub(marks, r"\\\g<0>", visible(text))
+    return _MARKDOWN.sub(r"\\\g<0>", visible(text))
 
 
-def visible(text: str) -> str:
-    """Text on one line, without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def cell(text: str) -> Text:
+    """One visible line for a table of rich, whose own mark-up in it is text."""
+    from rich.text import Text
+
+    return Text(visible(text))
 
 
-def short(text: str, longest: int) -> str:
-    """The same, cut where it is longer than so many characters."""
+def spreadsheet_safe(text: str) -> str:
+    """One visible line that no spreadsheet takes for a formula, which could fetch and send."""
     line = visible(text)
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold: half of a surrogate pair becomes ``?``."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def script_safe(json_text: str) -> str:
+    """JSON that can stand in an HTML ``script`` element: no character of it can end the element or open a comment.
+
+    U+2028 and U+2029 are escaped too: older scripts end a line there. So is a lone surrogate, which has no UTF-8.
+    """
+    for character in "<>&\u2028\u2029":
+        json_text = json_text.replace(character, f"\\u{ord(character):04x}")
+    return json_text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.core.statistics import Mean, Paired, Score
-from mbdefense.core.text import escaped, visible
+from mbdefense.core.text import cell, escaped, visible
 from mbdefense.evaluation.conclusions import CONTROLS, Landing, landing, shown
 from mbdefense.records.results import RATES, UNDEFENDED, Capability, ResultRow, Results
 
@@ -25,17 +25,16 @@ def table(results: Results) -> Table:
     """The rows for a terminal. All text stands in it as it is, never as rich's markup."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-    from rich.text import Text
 
     header, body = _cells(results)
-    drawn = Table(title=Text(_title(results)), box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    drawn = Table(title=cell(_title(results)), box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for number, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if number == 0 else "right"
         # Fits 80 columns: a rate breaks between value and interval, long words fold, and nothing is cut away.
         least = max(map(len, [*name.split(), "[.00, .00]" if name in RATES.values() else ""]))
-        drawn.add_column(Text(name), justify=justify, overflow="fold", min_width=least)
+        drawn.add_column(cell(name), justify=justify, overflow="fold", min_width=least)
     for line in body:
-        drawn.add_row(*(Text(cell) for cell in line))
+        drawn.add_row(*map(cell, line))
     return drawn
 
 
@@ -56,7 +55,7 @@ def markdown(results: Results) -> str:
     """The same as a Markdown table, one line a row, with a line of its title before it."""
     header, body = _cells(results)
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    lines = [[escaped(cell) for cell in line] for line in (header, *body)]
+    lines = [list(map(escaped, line)) for line in (header, *body)]
     drawn = "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
     return f"{escaped(_title(results))}\n\n{drawn}\n"
 
@@ -119,7 +118,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
         if stealthy:
             line += [_interval(getattr(row.stealth, name)) if row.stealth else "-" for name in _STEALTH.values()]
         line += [f"{row.seconds:.0f}", *([verdict or "-"] if any(verdicts) else [])]
-        body.append([visible(cell) for cell in line])
+        body.append(list(map(visible, line)))
     return header, body
 
 

@@ -11,6 +11,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_json, write_json
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.core.statistics import Score
+from mbdefense.core.text import encodable
 from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.insertion import FoundText, Kind
 from mbdefense.finding.words import words
@@ -151,7 +152,7 @@ def write_found(path: Path, found: Found) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    value = json.loads(json.dumps({"schema": SCHEMA, **asdict(found)}, ensure_ascii=False).encode("utf-8", "replace"))
+    value = json.loads(encodable(json.dumps({"schema": SCHEMA, **asdict(found)}, ensure_ascii=False)))
     write_json(path, value)
 
 

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from mbdefense.core.endpoint import Reply, nonce
+from mbdefense.core.text import encodable
 
 # Part of what the cache knows an answer by; raise it whenever a word below changes.
 VERSION = 1
@@ -57,7 +58,7 @@ class Form:
         code = nonce(instruction, answer)
         user = _USER.format(code=code, instruction=instruction, answer=answer)
         # A lone surrogate, which a response file can hold, cannot be sent.
-        return _SYSTEM.format(code=code, question=self.question), user.encode("utf-8", "replace").decode()
+        return _SYSTEM.format(code=code, question=self.question), encodable(user)
 
 
 FOLLOWS = Form(

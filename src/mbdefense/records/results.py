@@ -11,6 +11,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_json, write_json
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.core.statistics import Mean, Paired, Score, SeedScore
+from mbdefense.core.text import encodable
 from mbdefense.finding.insertion import Kind
 from mbdefense.finding.record import Example
 
@@ -244,7 +245,7 @@ def write(path: str | Path, results: Results) -> None:
     if results.found is not None:
         value["found"] = _plain(results.found)
     # A file name on the command line may hold bytes that are no text; UTF-8 has no place for them.
-    plain = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    plain = json.loads(encodable(json.dumps(value, ensure_ascii=False)))
     _parse(plain, Path(path).name)
     write_json(Path(path), plain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,15 +70,3 @@ def _names(answers: Sequence[Answers]) -> list[str]:
         if part in ("attack", "behavior") or len({row[part] for row in rows}) > 1
     ]
     return [visible(", ".join(row[part] for part in named if row[part])) for row in rows]
-
-
-def as_script_data(value: Any) -> str:
-    """JSON that can stand in a ``script`` element: no character of it can end the element or open a comment.
-
-    U+2028 and U+2029 are escaped too: older scripts end a line there.
-    """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # A lone surrogate has no UTF-8; the escape is what JSON has for it.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, Score
-from mbdefense.core.text import escaped, visible
+from mbdefense.core.text import escaped, spreadsheet_safe
 from mbdefense.evaluation.tables import row_verdicts
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
 from mbdefense.records.results import RATES, ResultRow, Results
@@ -21,7 +21,6 @@ from mbdefense.report.summary import summarize
 from mbdefense.report.view import Block, Cell, blocks, difference, share
 
 SCHEMA = 1
-_FORMULA = ("=", "+", "-", "@")
 
 
 def markdown(sources: Sources, compared: Differences | None = None) -> str:
@@ -151,8 +150,7 @@ def _record(row: ResultRow, verdict: str, names: list[str]) -> dict[str, Any]:
 def _safe(value: object) -> object:
     if not isinstance(value, str):
         return "" if value is None else value
-    text = visible(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return spreadsheet_safe(value)
 
 
 def as_json(sources: Sources, compared: Differences | None = None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,9 +20,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mbdefense.analysis.chart import require
+from mbdefense.core.text import printable, printable_lines, script_safe
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
 from mbdefense.report import charts, heads, training
-from mbdefense.report.browser import as_script_data, browser_data
+from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
@@ -82,7 +84,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         style=Markup(style),  # noqa: S704 - the package's own file
         script=Markup(script),  # noqa: S704
         theme=Markup(theme),  # noqa: S704
-        data=Markup(as_script_data(data)),  # noqa: S704 - escaped for its place
+        data=Markup(script_safe(json.dumps(data, ensure_ascii=False, separators=(",", ":")))),  # noqa: S704 - escaped for its place
         counts={name: len(data[name]) for name in ("prompts", "arms")} if data else {},
         sections=[(key, names[key]) for key, there in present.items() if there],
         absent=[_ABSENT[key] for key, there in present.items() if not there],
@@ -134,7 +136,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
         # Markup, which is a string too, is the package's own.
-        finalize=lambda value: _line(value) if type(value) is str else value,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     made.filters |= {
         "share": share,
@@ -143,20 +145,10 @@ def _environment() -> Environment:
         "duration": duration,
         "memory": memory,
         "model": model_name,
-        "block": lambda text: Markup(escape(_lines(text))),  # noqa: S704 - escaped
+        "block": lambda text: Markup(escape(printable_lines(text))),  # noqa: S704 - escaped
         "svg": Markup,
     }
     return made
-
-
-def _line(text: str) -> str:
-    """Text on one line, without control and direction characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _lines(text: str) -> str:
-    """The same for text of several lines."""
-    return "\n".join(map(_line, text.split("\n")))
 
 
 def duration(seconds: float) -> str:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.analysis.chart import label
-from mbdefense.core.text import visible
+from mbdefense.core.text import shortened, visible
 from mbdefense.report.charts import Chart, Charts
 from mbdefense.report.files import TrainingLog
 from mbdefense.report.svg import GRID, SERIES, as_svg
@@ -41,7 +40,7 @@ def training_curves(logs: Sequence[tuple[str, TrainingLog]]) -> Charts | None:
             )
         )
         if steps and len(pictures) < MOST_LOGS:
-            title, words = label(name, 46), f"Training loss from {steps[0][1]:.3f} to {steps[-1][1]:.3f}."
+            title, words = shortened(name, 46), f"Training loss from {steps[0][1]:.3f} to {steps[-1][1]:.3f}."
             key = f"training-{len(pictures)}"
             pictures.append(Chart(title, as_svg(key, title, words, (3.1, 2.1), _loss_painter(steps, checked))))
     if not body:
