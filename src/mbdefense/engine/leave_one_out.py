@@ -8,8 +8,8 @@ clean words (`threshold`) where the original bounds the loss of clean accuracy, 
 A text of W words has W variants. One forward pass for each computes the part before the left-out word W times. Here the
 variants are branches of the text: a branch sees the text before its word and itself, so that only what follows the word
 is computed anew. Texts and branches are packed one after another into rows without padding. That is about half of the
-tokens, and no exact method needs fewer: every token behind a word sees that it is gone. docs/filters.md says what that
-gains in time.
+tokens, and no exact method needs fewer: every token behind a word sees that it is gone. What that gains in time
+stands in docs/evidence/filters.md.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class GraCeFul:
       128, 1.1 % for m = 512, at c = 18). Clean rows of another kind than the suspect ones void the test.
     - More clusters than two: every one that occurs on the way from 2 to `clusters` is tested, and of nested ones the
       surest is dropped. Data have kinds of their own, and two clusters may be two of those: on GraCeFul's WebQA they
-      were questions with one answer and with several (docs/filters.md).
+      were questions with one answer and with several (docs/evidence/filters.md).
     - Features have length one before PCA, which otherwise finds the rows whose responses the model expects least. This
       and the number of clusters were chosen on a part of that set with its labels in sight, and measured on another.
     - The gradient is the output projection's alone, also where it shares its weights with the embedding.
