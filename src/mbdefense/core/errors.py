@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from mbdefense.core.text import printable
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the user gave cannot be used; the command line prints it as one line, without a traceback.
+
+    It is also a ``ValueError``, which is what code that calls the package from Python expects.
 
     Args:
         what: what is wrong, e.g. ``"unknown trigger"``.
