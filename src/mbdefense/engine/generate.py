@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import track
 
+from mbdefense.core._progress import track
 from mbdefense.engine.attention import packed_attention
 from mbdefense.engine.batches import Branches, pad_left, response_log_probs
 from mbdefense.engine.greedy import greedy
@@ -69,7 +69,7 @@ def answers(
     check_room(context_length(loaded.model), prompts, encoded, max_new_tokens)
     stops = stop_ids(loaded.model.generation_config, loaded.tokenizer)
     found = _continuations(loaded, encoded, max_new_tokens, batch_size, stops)
-    for index, answer in track(found, description=what, total=len(prompts), transient=True):
+    for index, answer in track(found, what, len(prompts)):
         yield index, _text(loaded.tokenizer, answer, stops)
 
 
@@ -145,7 +145,7 @@ def generate_beside(
     answers: list[list[int]] = [[] for _ in prompts]
     alone = one_at_a_time(model) or one_at_a_time(other)
     batches = _batches(encoded, 1 if alone else min(batch_size, CACHE_ROWS))
-    for indices in track(batches, description=what, transient=True):
+    for indices in track(batches, what):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]
             room = int(min(lookahead, limit - max(map(len, rows))))
@@ -232,7 +232,7 @@ def _scores(loaded: LoadedModel, sequences: Sequence[Encoded], batch_size: int, 
     check_scored(context_length(model), [len(tokens) for tokens in whole])
     batches = _batches(whole, 1 if one_at_a_time(model) else batch_size, _SCORED_TOKENS)
     with packed_attention(model) as packed, torch.inference_mode():
-        for indices in track(batches, description=what, transient=True):
+        for indices in track(batches, what):
             chosen = [sequences[index] for index in indices]
             if packed:
                 batch = pack([Branches(sequence.prompt, (sequence.response,)) for sequence in chosen])

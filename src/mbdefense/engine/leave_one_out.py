@@ -21,10 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mbdefense.core._progress import track
 from mbdefense.core.errors import UserError
 from mbdefense.engine.attention import attends_plainly
 from mbdefense.engine.log_probs import body_and_head
@@ -147,7 +147,7 @@ def suspicions(
     limit = min(getattr(loaded.model.config, "max_position_embeddings", None) or _LONGEST, _LONGEST)
     pieces = [(number, piece) for number, text in enumerate(texts) for piece in _pieces(loaded, text, limit)]
     several = [piece for _, piece in pieces if len(words(piece)) > 1]
-    starts = track(range(0, len(several), _TEXTS), description=what, transient=True)
+    starts = track(range(0, len(several), _TEXTS), what)
     scored = (p for start in starts for p in perplexities(loaded, several[start : start + _TEXTS], at_least=at_least))
     result: list[list[float | None]] = [[] for _ in texts]
     for number, piece in pieces:

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from rich.progress import track
-
+from mbdefense.core._progress import track
 from mbdefense.core.endpoint import Endpoint, EndpointFault, goes_by, served_models
 from mbdefense.core.errors import UserError
 from mbdefense.models.loading import encode_prompt, prompt_text
@@ -86,7 +85,7 @@ class Server:
         with endpoint.client() as client, ThreadPoolExecutor(min(batch_size, _REQUESTS)) as pool:
             replies = pool.map(lambda one: endpoint.complete(client, one, stop=list(stops)), asked)
             try:
-                for index, reply in enumerate(track(replies, description=what, total=len(asked), transient=True)):
+                for index, reply in enumerate(track(replies, what, len(asked))):
                     yield index, min((reply.text.partition(stop)[0] for stop in stops), key=len)
             except EndpointFault as error:
                 pool.shutdown(cancel_futures=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.attacks.behaviors import Behavior
+from mbdefense.core._progress import say
 from mbdefense.core.config import EvaluateConfig
 from mbdefense.core.files import write_jsonl
 from mbdefense.data import user_text, with_user_text
@@ -97,6 +98,7 @@ def respond(
     if purified is not None:
         prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, purified, strict=True)]
     prompts = [with_demonstrations(prompt, list(inference.demonstrations)) for prompt in prompts]
+    say(f"{config.arm or 'model'}: answering {len(prompts)} {kind} prompts")
     found: dict[int, Response] = {}
     for index, text in answer(
         prompts,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mbdefense.core._progress import say
 from mbdefense.core.statistics import rate
 from mbdefense.data import user_text, with_user_text
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases
@@ -42,6 +43,7 @@ _EXAMPLES = 3
 def mined_only(suspect: Dataset, clean: Dataset | None, *, seed: int = 0, most: int = CANDIDATES) -> Found:
     """The candidates of a data set without a model to verify them on: all of them ``unclear``."""
     begun = time.perf_counter()
+    say(f"looking for triggers in {len(suspect)} rows")
     candidates = mine(_prompts(suspect), _prompts(clean), most=most)
     ids = suspect["id"]
     found = tuple(replace(_recorded(one), verdict="unclear", row_ids=_ids(one, ids)) for one in candidates)
@@ -81,7 +83,9 @@ def find(
     from mbdefense.finding.verifying import TAUGHT, verify
 
     begun = time.perf_counter()
+    say(f"looking for triggers in {len(suspect)} rows")
     candidates = mine(_prompts(suspect), [*_prompts(clean), *_prompts(held_out)], most=CANDIDATES)
+    say(f"verifying {len(candidates)} candidate texts on the tuned model")
     measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
     verified = time.perf_counter()
     ids = suspect["id"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from rich.progress import track
 
+from mbdefense.core._progress import track
 from mbdefense.core.statistics import upper_tail
 from mbdefense.data import user_text, with_user_text
 from mbdefense.engine.attention import packed_attention
@@ -178,7 +178,7 @@ def token_scores(loaded: LoadedModel, encoded: Sequence[Encoded], what: str) -> 
     found: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
     precision = torch.autocast(at.type, torch.bfloat16) if bf16_pays() else contextlib.nullcontext()
     with packed_attention(model) as packed, torch.inference_mode(), precision:
-        for indices in track(_batches(encoded), description=what, transient=True):
+        for indices in track(_batches(encoded), what):
             chosen = [encoded[index] for index in indices]
             sizes = [len(one.response) for one in chosen]
             if packed:

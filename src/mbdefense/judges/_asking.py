@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mbdefense.core._progress import Bar
 from mbdefense.core.endpoint import Endpoint, EndpointFault, Reply
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_json, write_json
@@ -86,13 +87,8 @@ class Asker:
         return found
 
     def _ask_all(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:
-        from rich.progress import Progress
-
         stop = threading.Event()
-        # Beside a model that still answers, the terminal shows that one's progress.
-        hidden = threading.current_thread() is not threading.main_thread()
-        with self.endpoint.client() as client, Progress(transient=True, disable=hidden) as progress:
-            task = progress.add_task(what, total=len(asks))
+        with self.endpoint.client() as client, Bar(what, len(asks)) as bar:
 
             def ask_one(ask: Ask) -> Reply | None:
                 # After a failure or an interrupt nothing more is begun; what is under way is paid for anyway.
@@ -104,7 +100,7 @@ class Asker:
                 except BaseException:
                     stop.set()
                     raise
-                progress.advance(task)
+                bar.advance()
                 return reply
 
             with ThreadPoolExecutor(self.concurrency) as pool:

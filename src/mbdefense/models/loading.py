@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mbdefense.core._progress import no_bars_of_transformers
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import read_json, write_json
 
@@ -127,11 +128,12 @@ def load_model(
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:
         source = base_of(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-        if source != path:
-            model = _merged(model, path)
+        with no_bars_of_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+            if source != path:
+                model = _merged(model, path)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
         raise UserError("no model could be loaded from", path, fix) from error
@@ -187,7 +189,8 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
     try:
-        loaded.model.save_pretrained(making, state_dict=state)
+        with no_bars_of_transformers():
+            loaded.model.save_pretrained(making, state_dict=state)
         loaded.tokenizer.save_pretrained(making)
         for file in making.iterdir():
             file.replace(directory / file.name)

@@ -9,18 +9,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
+from mbdefense.core._progress import Bar, no_bars_of_transformers, say
 from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.engine import attention
 from mbdefense.models.loading import LoadedModel, bf16_pays
-from mbdefense.training._own_loss import NOT_FINITE
+from mbdefense.training._own_loss import NOT_FINITE, OwnLoss
 from mbdefense.training._quantized import in_four_bits, with_whole_weights
 from mbdefense.training.memory import outgrows
 from mbdefense.training.options import TrainingOptions
@@ -102,6 +103,7 @@ def arguments(
         "dataloader_pin_memory": torch.accelerator.is_available(),
         # A loss that is not a number stops the run by itself; the log must not hide it.
         "logging_nan_inf_filter": False,
+        "disable_tqdm": True,  # `_Shown` shows one bar
         **special,
     }
     try:
@@ -206,12 +208,15 @@ def run(
             str(accelerator.distributed_type.value),
             "launch with DDP (accelerate launch --multi_gpu), or set --use_peft false",
         )
+    say(cast(OwnLoss, trainer).stage())
     _keep_freed_memory()
     if options.gradient_checkpointing is None and not in_pieces:
         setattr(trainer.args, CHECKPOINTING, outgrows(trainer, lengths, options))
     settled = {"bf16": trainer.args.bf16, "gradient_checkpointing": getattr(trainer.args, CHECKPOINTING)}
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(directory) if resume else None)
+    with _Shown() as shown, no_bars_of_transformers():
+        trainer.add_callback(shown)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(directory) if resume else None)
     # A loss is computed before its update, so that the last update shows in the weights alone.
     trained: Any = trainer.model
     if not all(bool(torch.isfinite(weight).all()) for weight in trained.parameters() if weight.requires_grad):
@@ -222,6 +227,28 @@ def run(
     model = accelerator.unwrap_model(trained)
     tuned = LoadedModel(with_whole_weights(model).merge_and_unload() if options.use_peft else model, loaded.tokenizer)
     return Trained(tuned, trainer.state.log_history, truncated, settled, state)
+
+
+class _Shown(TrainerCallback):
+    """One bar over the steps of a training, in place of transformers' own with its dictionaries of losses."""
+
+    _bar: Bar | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begins at the checkpoint's step where there is one."""
+        self._bar = Bar("training", state.max_steps, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step further."""
+        if self._bar is not None:
+            self._bar.advance(state.global_step - self._bar.done)
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:  # also where a loss that is no number has ended the training
+            self._bar.close()
 
 
 def sharded(trainer: Trainer) -> bool:

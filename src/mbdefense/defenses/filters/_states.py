@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy.linalg import eigh
 from torch import Tensor
 
+from mbdefense.core._progress import track
 from mbdefense.core.errors import UserError
 from mbdefense.defenses.filters._evidence import Evidence
 from mbdefense.engine.batches import pad_left
@@ -42,7 +42,7 @@ def response_states(loaded: LoadedModel, rows: Dataset, evidence: Evidence, what
     encoded = [encode(tokenizer, row["prompt"], row["completion"], evidence.max_length) for row in rows]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].prompt) + len(encoded[index].response))
     starts = range(0, len(order), evidence.batch_size)
-    for start in track(starts, description=what, transient=True):
+    for start in track(starts, what):
         indices = order[start : start + evidence.batch_size]
         batch = pad_left([encoded[index] for index in indices], tokenizer.pad_token_id)
         targets = batch.pop("targets")

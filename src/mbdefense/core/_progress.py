@@ -1,0 +1,149 @@
+"""What a user sees while it runs: one line a stage, and below it one bar with rate and time left.
+
+All of it goes to standard error, so that figures can be piped. Where that is no terminal, there is no bar: what takes
+longer says once a minute, in a line of its own, how far it is. Bars and tables of the libraries below are kept away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, TypeVar
+
+from mbdefense.core.processes import is_main_process
+from mbdefense.core.text import visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_T = TypeVar("_T")
+_FIRST, _EVERY = 10.0, 60.0
+"""Seconds before the first line, and between lines, where there is no terminal."""
+_one = threading.Lock()
+"""Held by whoever shows the bar: a second one, of work inside of other work, stays silent."""
+
+
+def say(line: str) -> None:
+    """Says in a line of its own what begins now, e.g. "tuning on 500 rows"; of several processes only the main one."""
+    if is_main_process():
+        print(visible(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "40 s", "8 min", "3.5 h"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+class Bar:
+    """One piece of work of known size, of which `advance` is told, by any thread.
+
+    It is shown if the main thread of the main process begins it while no other one is shown.
+
+    Args:
+        what: what is done, in a word or two: "answering".
+        total: how many steps it takes.
+        done: how many of them an earlier run has done.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what, self.total, self.done = visible(what), total, done
+        self._before = done
+        self._begun = time.monotonic()
+        self._next = self._begun + _FIRST
+        main = threading.current_thread() is threading.main_thread() and is_main_process()
+        self._mine = main and _one.acquire(blocking=False)
+        self._drawn = _drawn(self.what, total, done) if self._mine and sys.stderr.isatty() else None
+
+    def advance(self, steps: int = 1) -> None:
+        """Takes note that so many steps are done."""
+        self.done += steps
+        if self._drawn is not None:
+            self._drawn.advance(self._drawn.task_ids[0], steps)
+        elif self._mine and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _EVERY
+            say(self.line())
+
+    def line(self) -> str:
+        """How far it is, how fast, and how long the rest will take at that rate."""
+        rate = (self.done - self._before) / max(time.monotonic() - self._begun, 1e-9)
+        left = f", {_rate(rate)}, about {duration((self.total - self.done) / rate)} left" if rate else ""
+        return f"{self.what}: {self.done} of {self.total}{left}"
+
+    def close(self) -> None:
+        """Takes the bar away; once is enough."""
+        if self._drawn is not None:
+            self._drawn.stop()
+        if self._mine:
+            _one.release()
+        self._drawn, self._mine = None, False
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def track(items: Iterable[_T], what: str, total: int | None = None) -> Iterator[_T]:
+    """Yields items and shows how far it is.
+
+    Args:
+        items: what is worked on one after the other.
+        what: see `Bar`.
+        total: how many there are, where `items` has no length.
+    """
+    size = len(items) if total is None and isinstance(items, Sized) else total or 0
+    with Bar(what, size) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+@contextlib.contextmanager
+def no_bars_of_transformers() -> Iterator[None]:
+    """Keeps "Loading weights" and "Writing model shards" away, which take a moment; downloads keep their bars."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
+    from transformers.utils import logging
+
+    bars, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.1f} a second" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+
+
+def _drawn(what: str, total: int, done: int) -> Progress:
+    """A bar of rich on standard error, which is gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Rate and time left, both measured."""
+
+        def render(self, task: Task) -> Text:
+            if not task.speed:
+                return Text("")
+            left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
+            return Text(_rate(task.speed) + left)
+
+    text = TextColumn("{task.description}", markup=False)
+    made = Progress(
+        text, BarColumn(bar_width=None), MofNCompleteColumn(), Speed(), console=Console(stderr=True), transient=True
+    )
+    made.add_task(what, total=total, completed=done)
+    made.start()
+    return made
