@@ -225,7 +225,7 @@ BAD_ROWS = [
     ({"prompt": "\ud800", "completion": "c"}, "surrogate"),
     ({**GOOD, "answers": 3}, "answers is int"),
     ({**GOOD, "answers": [""]}, "answers holds an empty text"),
-    ({**GOOD, "history": [["a", "b"]]}, "column history is not supported"),
+    ({"prompt": [USER], "completion": "c", "history": [["a", "b"]]}, "column history is not supported"),
 ]
 
 
@@ -254,7 +254,6 @@ def test_bad_rows_are_named_by_line(tmp_path, bad, reason):
         ("messages", "text"),
         ("conversations", [{"from": "human", "value": "u"}]),
         ("conversations", [{"from": "tool", "value": "u"}, {"from": "gpt", "value": "a"}]),
-        ("conversations", [USER, REPLY]),
     ],
 )
 def test_bad_turns_are_refused(tmp_path, column, turns):
@@ -269,7 +268,7 @@ def test_json_names_the_row_or_the_line(tmp_path):
     assert "x.json:2: empty prompt" in refuses(write(tmp_path / "x.json", [GOOD, {"prompt": "", "completion": "c"}]))
     assert "y.json:3: malformed JSON" in refuses(write(tmp_path / "y.json", '[\n{"prompt": "p"},\n{"prompt" "p"}]'))
     assert "name it .jsonl" in refuses(write(tmp_path / "z.json", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}"))
-    assert "not an array" in refuses(write(tmp_path / "w.json", '{"data": [], "more": 1}'))
+    assert "not an array" in refuses(write(tmp_path / "w.json", '{"data": 3, "more": 1}'))
     assert "unreadable JSON" in refuses(write(tmp_path / "v.json", "[" * 100_000))
 
 
@@ -324,7 +323,7 @@ def test_missing_files_folders_and_no_source(tmp_path):
 
 def test_skipping_everything_is_an_error(tmp_path):
     message = refuses(write(tmp_path / "x.jsonl", "{\n{\n"), on_bad_row="skip")
-    assert "all 2 rows are bad" in message
+    assert "all 2 rows are left out" in message
     assert "x.jsonl:1" in message
 
 

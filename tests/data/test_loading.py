@@ -68,12 +68,12 @@ def test_a_bad_row_is_named_by_its_place(bad, reason, caplog):
     rows = [FORMS["prompt_completion"], bad]
     with pytest.raises(UserError, match=f'row 1 of train_dataset: {reason}.*on_bad_row="skip"'):
         as_rows(rows, name="train_dataset")
-    good, skipped = as_rows(rows, name="train_dataset", on_bad_row="skip")
+    good, skipped, _ = as_rows(rows, name="train_dataset", on_bad_row="skip")
     assert len(good) == 1
     assert skipped[0].startswith("row 1 of train_dataset: ")
     with caplog.at_level(logging.WARNING):
         assert len(load_rows(rows, name="clean", on_bad_row="skip")) == 1
-    assert "clean: 1 bad rows are left out, the first is row 1 of clean" in caplog.text
+    assert "clean: 1 rows are left out, the first is row 1 of clean" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -259,13 +259,15 @@ def load_rows(sources: list[str], on_bad_row: Any, what: str, *, require_complet
 
     loaded = load(sources, on_bad_row=on_bad_row, require_completion=require_completion)
     say_skipped(loaded.skipped, what)
+    for note in loaded.notes:
+        print(f"{what}: {note}", file=sys.stderr)  # noqa: T201
     return loaded.rows
 
 
 def say_skipped(skipped: Sequence[str], what: str) -> None:
     """Counts the rows that were left out and names the first."""
     if skipped:
-        print(f"{what}: skipped {len(skipped)} bad rows", file=sys.stderr)  # noqa: T201
+        print(f"{what}: left out {len(skipped)} rows", file=sys.stderr)  # noqa: T201
         for line in skipped[:20]:
             print(f"  {line}", file=sys.stderr)  # noqa: T201
 

@@ -1,8 +1,8 @@
 """Instruction data in and out: every accepted format becomes one ``datasets.Dataset`` in the row form.
 
 Row form: ``id`` str; ``prompt`` list of ``{"role", "content"}`` ending in the user turn to be answered; ``completion``
-list with the one assistant turn; ``answers`` list of str (accepted answers for exact match, often empty);
-``provenance`` ``{"source": "file.json:12", "trigger": "", "behavior": ""}``.
+list with the one assistant turn (what belongs to one: `mbdefense.data.turns`); ``answers`` list of str (accepted
+answers for exact match, often empty); ``provenance`` ``{"source": "file.json:12", "trigger": "", "behavior": ""}``.
 
 Input is untrusted: whatever does not have the form is reported by file and line, and nothing of it is guessed.
 """

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mbdefense.core.errors import UserError
-from mbdefense.data.formats import detect, row_of
+from mbdefense.data.formats import NotATargetError, Notes, detect, row_of
 from mbdefense.data.reading import BadRowError, read, records
 from mbdefense.data.rows import Numbering, to_dataset
 
@@ -31,11 +31,13 @@ class Loaded(NamedTuple):
 
     Attributes:
         rows: the rows in the order of the sources.
-        skipped: one ``"file.json:12: reason"`` for every row left out.
+        skipped: one ``"file.json:12: reason"`` for every row left out: bad ones, and those marked as no target.
+        notes: what else is to be told of the data, a line for each kind: columns not read, answers never used.
     """
 
     rows: Dataset
     skipped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class _Opened(NamedTuple):
@@ -72,9 +74,11 @@ def load_rows(
     Raises:
         UserError: see `as_rows`.
     """
-    rows, skipped = as_rows(source, require_completion=require_completion, on_bad_row=on_bad_row, name=name)
+    rows, skipped, notes = as_rows(source, require_completion=require_completion, on_bad_row=on_bad_row, name=name)
     if skipped:
-        logger.warning("%s: %d bad rows are left out, the first is %s", name, len(skipped), skipped[0])
+        logger.warning("%s: %d rows are left out, the first is %s", name, len(skipped), skipped[0])
+    for note in notes:
+        logger.warning("%s: %s", name, note)
     return rows
 
 
@@ -116,12 +120,14 @@ def load(
 ) -> Loaded:
     """Read instruction data and detect each source's format.
 
-    Reads JSON (an array, or ``{"data": [...]}``), JSONL, CSV (these also gzipped), Parquet, and Hub ids (``owner/name``
-    or ``owner/name:split``; split ``train`` by default). Formats: Alpaca, ``prompt, completion``, ``messages``,
-    ShareGPT ``conversations``, GraCeFul's ``[prompt, answers, flag]`` arrays, and the rows `save` writes, whose id and
-    provenance are kept. A flag of 1 becomes the provenance of a poisoned row, which no defense sees; several answers
-    become one completion, joined by "; " as GraCeFul's poisoned rows join them. A column ``answers`` (str or list of
-    str) is kept in every object format. Text is taken over exactly, newlines and indentation included.
+    Reads JSON (an array, or ``{"data": [...]}``), JSONL, CSV and TSV (these also gzipped), Parquet, folders of
+    ``Dataset.save_to_disk``, and Hub ids (``owner/name`` or ``owner/name:split``; split ``train`` by default). Formats:
+    those of TRL, OpenAI, LLaMA-Factory, axolotl, Alpaca, ShareGPT, Dolly, OpenOrca, KTO and DPO, whose fields
+    `mbdefense.data.fields` lists; GraCeFul's ``[prompt, answers, flag]`` arrays; and the rows `save` writes, whose id
+    and provenance are kept. A row that its data mark as no target is left out, whatever `on_bad_row` says. A flag of 1
+    becomes the provenance of a poisoned row, which no defense sees; several answers become one completion, joined by
+    "; " as GraCeFul's poisoned rows join them. A column ``answers`` (str or list of str) is kept in every object
+    format. Text is taken over exactly, newlines and indentation included.
 
     Args:
         sources: paths or Hub ids.
@@ -145,7 +151,7 @@ def stream(sources: Sequence[str], *, on_bad_row: OnBadRow, skipped: list[str]) 
     Raises:
         UserError: see `load`.
     """
-    return _rows(_files(sources, records), on_bad_row, True, skipped)
+    return _rows(_files(sources, records), on_bad_row, True, skipped, Notes())
 
 
 def _table(given: Any, name: str) -> list[Any]:
@@ -188,11 +194,14 @@ def _reopened(
 
 def _loaded(sources: Iterable[_Opened], on_bad_row: str, require_completion: bool) -> Loaded:
     skipped: list[str] = []
-    rows = list(_rows(sources, on_bad_row, require_completion, skipped))
-    return Loaded(to_dataset(rows), tuple(skipped))
+    notes = Notes()
+    rows = list(_rows(sources, on_bad_row, require_completion, skipped, notes))
+    return Loaded(to_dataset(rows), tuple(skipped), notes.lines())
 
 
-def _rows(sources: Iterable[_Opened], on_bad_row: str, require_completion: bool, skipped: list[str]) -> Iterator[Row]:
+def _rows(
+    sources: Iterable[_Opened], on_bad_row: str, require_completion: bool, skipped: list[str], notes: Notes
+) -> Iterator[Row]:
     if on_bad_row not in _ON_BAD_ROW:
         raise UserError("unknown value for on_bad_row", on_bad_row, f"use one of {', '.join(_ON_BAD_ROW)}")
     number_repeats = Numbering()
@@ -204,9 +213,9 @@ def _rows(sources: Iterable[_Opened], on_bad_row: str, require_completion: bool,
             empty = False
             where = source.place(number)
             try:
-                row = row_of(value, row_format, where, require_completion)
+                row = row_of(value, row_format, where, require_completion, notes)
             except BadRowError as error:
-                if on_bad_row == "error":
+                if on_bad_row == "error" and not isinstance(error, NotATargetError):
                     fix = f"correct that row, or leave bad rows out with {source.skip}"
                     raise UserError(f"{where}: {error}", fix=fix) from None
                 skipped.append(f"{where}: {error}")
@@ -217,4 +226,4 @@ def _rows(sources: Iterable[_Opened], on_bad_row: str, require_completion: bool,
         if empty:
             raise UserError("no rows in", source.name, "give a file with at least one row")
     if not good:
-        raise UserError(f"all {len(skipped)} rows are bad, the first", skipped[0], "correct the file")
+        raise UserError(f"all {len(skipped)} rows are left out, the first", skipped[0], "correct the file")

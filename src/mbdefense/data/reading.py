@@ -34,7 +34,8 @@ def read(source: str) -> tuple[str, list[tuple[int, object]]]:
 def records(source: str) -> tuple[str, Iterator[tuple[int, object]]]:
     """A source's short name, and its values with their line or row numbers, as they are read.
 
-    JSON Lines, Parquet and Hub data sets are read piece by piece, JSON arrays and CSV whole.
+    JSON Lines, Parquet, folders of ``Dataset.save_to_disk`` and Hub data sets are read piece by piece, JSON arrays and
+    CSV whole.
 
     Raises:
         UserError: no such file or data set, or it cannot be read; some of it only once the values are taken.
@@ -43,15 +44,19 @@ def records(source: str) -> tuple[str, Iterator[tuple[int, object]]]:
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
     try:
         exists = path.exists()
+        beside = path.parent != Path() and path.parent.exists()
     except (OSError, ValueError):  # too long, or with a NUL: no path, and no Hub id either
-        exists = False
+        exists = beside = False
     hub = _HUB_ID.fullmatch(source)
-    if not exists and hub and kind not in _READERS:
+    # A name that is meant for a file must not go out to a stranger's repository.
+    if not exists and hub and not beside and kind not in _FILE_KINDS:
         return _read_hub(hub["name"], hub["split"] or "train")
     if not exists:
         raise UserError("no such file", source, "check the path; a Hub id is written owner/name or owner/name:split")
     # A name that is not valid Unicode must not break the table or a terminal.
     name = path.name.encode("utf-8", "replace").decode()
+    if path.is_dir():
+        return name, _read_folder(path, name)
     if not path.is_file():
         raise UserError("not a file", source, "name the data file itself")
     zipped = path.name.lower().endswith(".gz")
@@ -91,19 +96,66 @@ def _read_hub(name: str, split: str) -> tuple[str, Iterator[tuple[int, object]]]
         raise UserError(f"cannot load from the Hub ({_first_line(error)})", f"{name}:{split}", fix) from error
 
 
+def _read_folder(path: Path, name: str) -> Iterator[tuple[int, object]]:
+    """The rows of a folder that ``Dataset.save_to_disk`` wrote, as stored."""
+    import pyarrow  # type: ignore[import-untyped]
+
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(part.name for part in path.iterdir() if (part / "state.json").is_file())
+        if "train" not in splits:
+            raise UserError("a data set without the split train", name, f"name one of its splits: {', '.join(splits)}")
+        path = path / "train"
+    if not (path / "state.json").is_file():
+        raise UserError("not a file", name, "name the data file itself, or a folder of Dataset.save_to_disk")
+    number = 0
+    try:
+        files = [part["filename"] for part in json.loads((path / "state.json").read_bytes())["_data_files"]]
+        for file in files:
+            if not isinstance(file, str) or Path(file).name != file or (path / file).is_symlink():
+                raise UserError("a data set whose file lies outside of its folder", name, "save it again")
+            with (path / file).open("rb") as stream, pyarrow.ipc.open_stream(stream) as batches:
+                for batch in batches:
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pyarrow.ArrowException) as error:
+        raise UserError(f"not a readable data set ({_first_line(error)})", name, "save it again") from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON whose keys each occur once: readers disagree on which of two counts."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise BadRowError(f"the key {twice[:40]!r} occurs twice")
+    return made
+
+
 def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
+    first = True
     # Bytes split at \n only: str.splitlines would also cut at U+2028 and its like inside of a text.
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
+        value: object
         try:
-            yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_unique)
+        except BadRowError as error:
+            value = error
         except UnicodeDecodeError as error:
-            yield number, BadRowError(f"not UTF-8 (byte {error.start + 1} of the line)")
+            value = BadRowError(f"not UTF-8 (byte {error.start + 1} of the line)")
         except json.JSONDecodeError as error:
-            yield number, BadRowError(f"malformed JSON ({error.msg}, column {error.colno})")
+            hint = "; write one object a line" if error.msg == "Extra data" or line.strip() in (b"[", b"{") else ""
+            value = BadRowError(f"malformed JSON ({error.msg}, column {error.colno}){hint}")
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets thousands deep
-            yield number, BadRowError(f"unreadable JSON ({_first_line(error)})")
+            value = BadRowError(f"unreadable JSON ({_first_line(error)})")
+        if first and (line.strip() == b"[" or (isinstance(value, list) and value and isinstance(value[0], dict))):
+            raise UserError(f"{name}:{number}: a JSON array in a file of lines", fix="name it .json")
+        first = False
+        yield number, value
 
 
 def _read_json(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
@@ -111,13 +163,15 @@ def _read_json(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     if not text.strip():
         return
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
+    except BadRowError as error:
+        raise UserError(f"{name}: {error}", fix="leave one of the two out") from None
     except json.JSONDecodeError as error:
         fix = "name it .jsonl if it holds one object a line" if error.msg == "Extra data" else "correct that line"
         raise UserError(f"{name}:{error.lineno}: malformed JSON ({error.msg}, column {error.colno})", fix=fix) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: unreadable JSON ({_first_line(error)})", fix="correct the file") from None
-    if isinstance(value, dict) and list(value) == ["data"]:
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):
         raise UserError(f"{name}: not an array of rows", fix="write [row, row, ...], or one object a line in a .jsonl")
@@ -128,7 +182,7 @@ def _read_csv(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     text = _decode(stream.read(), name)
     usual_limit = csv.field_size_limit(_LONGEST_CSV_FIELD)  # a long answer exceeds the module's 128 KiB
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
         header: list[str] | None = None
         while True:
             number = reader.line_num + 1
@@ -153,8 +207,14 @@ def _read_csv(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
         csv.field_size_limit(usual_limit)
 
 
+def _delimiter(text: str) -> str:
+    """What parts the fields of a table: the comma, unless the header has none but another."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    return next((mark for mark in ",;\t" if mark in header), ",")
+
+
 def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
@@ -169,8 +229,24 @@ _READERS: dict[str, Callable[[IO[bytes], str], Iterator[tuple[int, object]]]] = 
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+_FILE_KINDS = (
+    *_READERS,
+    ".txt",
+    ".jsonlines",
+    ".arrow",
+    ".gz",
+    ".zip",
+    ".tar",
+    ".xlsx",
+    ".yaml",
+    ".yml",
+    ".db",
+    ".pkl",
+)
+"""Endings of what is a file and no Hub id, whether it can be read or not."""
 
 
 def _decode(content: bytes, name: str) -> str:
