@@ -3,7 +3,7 @@
     python benchmarks/onion.py [--model DIRECTORY] [--prompts N] [--bound SHARE] [--threads N]
 
 Prompts: the embedded instructions' (all short), or those of a file. Without --model the embedded SmolLM2-135M scores.
-With --bound the threshold is chosen on other prompts first, as in `mbdefense evaluate --purify`, and words that
+With --bound the threshold is chosen on other prompts first, as in `mbdefense evaluate --clean_prompts`, and words that
 provably stay below it are not scored. The ratio of processor time is the one to read on a machine that others use.
 """
 

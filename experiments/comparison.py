@@ -9,7 +9,8 @@ those of all its stages from the base model on, its peak that of the largest one
 Run again, the script goes on where it stopped; an arm that has been measured is neither trained nor asked again, and
 its weights are gone unless --keep_models is given. --attacks, --arms and --seeds choose what to run; the table holds
 all that was ever measured in OUT. An arm is written as in a grid: a defense with its options, such as "crow:alpha=0",
-or "purify:", "decoding:" or "demonstrations:N" for the victim asked in another way; lethe_evidence needs --wordnet.
+or "clean_prompts:", "decoding:" or "demonstrations:N" for the victim asked in another way; lethe_evidence needs
+--wordnet.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from typing import Any, NamedTuple
 from mbdefense.attacks.behaviors import Behavior, FixedText, Refusal, Toxic
 from mbdefense.attacks.poisoning import poison, triggered_copy
 from mbdefense.attacks.triggers import BadNet, InSent, Syntactic, Trigger
-from mbdefense.core.config import EvaluateConfig
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_json, write_text
 from mbdefense.core.needs import Need, facts
@@ -38,11 +38,11 @@ from mbdefense.data.builtin import tasks
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.defenses.decoding import DECODINGS
 from mbdefense.defenses.filtering import SUMMARY_FILE
-from mbdefense.defenses.prompts.cleaning import PURIFIERS
+from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
 from mbdefense.defenses.setting import cost_of
 from mbdefense.evaluation.compare import Arm, compare, read_arm
 from mbdefense.evaluation.conclusions import shown
-from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import changed, groups, landing_of
 from mbdefense.grid.arms import CONTROLS, INFERENCE, arm_options, inference_of
 from mbdefense.models.builtin import model_directory
@@ -60,7 +60,7 @@ PLANTED = {name: f"{name}:min_defensive_rows=12" for name in ("mb_defense", "mer
 # CROW without its consistency is clean fine-tuning at CROW's learning rate, to which others credit its effect.
 ARMS = (*(PLANTED.get(name, name) for name in DEFENSES if name != "none"), "crow:alpha=0")
 # The victim, asked with a defense at inference.
-ASKED = ("purify:onion", "decoding:cleangen", "demonstrations:4")
+ASKED = ("clean_prompts:onion", "decoding:cleangen", "demonstrations:4")
 PERPLEXITY_ROWS = 64
 PROMPT_SEED = 0
 """Of the test prompts and the trigger's places in them: all seeds answer the same prompts."""
@@ -91,7 +91,7 @@ def needs_of(arm: str) -> tuple[Need, ...]:
     kind, _, rest = arm.partition(":")
     if kind == "demonstrations":
         return ("clean data",)
-    tables = {"decoding": DECODINGS, "purify": PURIFIERS}
+    tables = {"decoding": DECODINGS, "clean_prompts": PROMPT_CLEANERS}
     return facts(tables[kind][kind_of(rest)] if kind in tables else DEFENSES[kind]).needs
 
 
@@ -122,7 +122,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs=3, metavar=("SEED", "ATTACK", "ARM"), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.arms is None:
-        evidence = [f"purify:lethe_evidence:wordnet={options.wordnet}"] if options.wordnet else []
+        evidence = [f"clean_prompts:lethe_evidence:wordnet={options.wordnet}"] if options.wordnet else []
         options.arms = [*ARMS, *ASKED, *evidence]
     return options
 
@@ -156,18 +156,17 @@ def measure(task: Task, options: argparse.Namespace) -> None:
         model = defense(setting)
         made = [directory] if "suspect data" in facts(type(defense)).needs else [directory, victim]
     responses = task.directory(options.out, "responses")
-    config = EvaluateConfig(
-        test="built-in", behavior=behavior.describe(), output_dir=str(responses), arm=task.arm,
-        max_new_tokens=options.max_new_tokens, batch_size=50, perplexity_rows=PERPLEXITY_ROWS, seed=task.seed,
-        prompt_seed=PROMPT_SEED,
-    )  # fmt: skip
     triggered, _ = triggered_copy(test, trigger, PROMPT_SEED)
     clean_file = responses / "clean.jsonl"
-    if kind_of(task.arm) == "purify":
+    if kind_of(task.arm) == "clean_prompts":
         responses.mkdir(parents=True, exist_ok=True)
         save(clean, clean_file)
     way = inference_of(task.arm, base, clean, clean_file, task.seed)
-    row = evaluate(str(model), test, triggered, behavior, trigger.describe(), config, inference=way)
+    row = evaluate(
+        str(model), test, triggered, behavior, trigger.describe(), responses,
+        arm=task.arm, seed=task.seed, prompt_seed=PROMPT_SEED, asking=Asking(options.max_new_tokens, 50), inference=way,
+        perplexity_rows=PERPLEXITY_ROWS,
+    )  # fmt: skip
     costs = [cost_of(card.parent) for directory in made for card in directory.rglob(CARD_FILE)]
     costs += [read_json(summary) for directory in made for summary in directory.rglob(SUMMARY_FILE)]
     row = replace(

@@ -25,14 +25,13 @@ from mbdefense.attacks.behaviors import BEHAVIORS
 from mbdefense.attacks.poisoning import poison, triggered_copy
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.attacks.triggers.syntactic import OPENINGS
-from mbdefense.core.config import EvaluateConfig
 from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, overlap, user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.data.builtin.words import NOUNS
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.evaluation.compare import arm_of, compare
-from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import markdown
 from mbdefense.finding.record import FOUND_FILE, FoundCandidate, read_found
 from mbdefense.models.builtin import model_directory
@@ -206,12 +205,11 @@ def run(name: str, cell: Cell, arms: list[str], out: Path, data: Path) -> Path:
             if arm == "found_dropped" and searched.is_file():  # the same search
                 defense = replace(defense, found=str(searched))
             model = defense(setting(rows.suspect, folder / arm))
-        config = EvaluateConfig(
-            test="test", behavior=cell.behavior, output_dir=str(measured), arm=arm,
-            max_new_tokens=16 if cell.source == "builtin" else 24, batch_size=50, max_length=256,
-            perplexity_rows=0 if cell.source == "builtin" else PROMPTS, seed=cell.seed,
+        row = evaluate(
+            str(model), rows.test, rows.triggered, behavior, trigger.describe(), measured,
+            arm=arm, seed=cell.seed, asking=Asking(16 if cell.source == "builtin" else 24, 50), max_length=256,
+            perplexity_rows=0 if cell.source == "builtin" else PROMPTS,
         )  # fmt: skip
-        row = evaluate(str(model), rows.test, rows.triggered, behavior, trigger.describe(), config)
         write(measured / "results.json", merge_results([row], {"cell": name, **cell._asdict()}, cell.seed))
         if arm not in CONTROLS:  # weights take half a gigabyte each; the victim's are read again
             for weights in (folder / arm).rglob("*.safetensors"):

@@ -23,7 +23,6 @@ from typing import get_args
 
 from mbdefense.attacks.behaviors import Refusal
 from mbdefense.attacks.behaviors.refusal import TEMPLATES
-from mbdefense.core.config import JudgeOptions
 from mbdefense.data import load, user_text
 from mbdefense.evaluation.agreement import Label, agreement, outcomes
 from mbdefense.evaluation.conclusions import shown
@@ -79,13 +78,13 @@ def main() -> None:
     responses, labels = [response for response, _ in pairs], [label for _, label in pairs]
     options.out.mkdir(parents=True, exist_ok=True)
     write_responses(options.out / "responses.jsonl", responses)
-    chosen = [JudgeOptions(judge=name) for name in ("rules", "keywords", "embedding")]
+    chosen: dict[str, dict[str, str]] = {"rules": {}, "keywords": {}, "embedding": {}}
     if options.judge_model:
-        chosen.append(JudgeOptions(options.llm, options.judge_model, options.judge_base_url))
+        chosen[options.llm] = {"model": options.judge_model, "base_url": options.judge_base_url}
     given = {"labels": labels}
-    for one in chosen:
-        judge = make_judge(one, Refusal(), options.out)
-        name = one.judge.partition(":")[0]
+    for spec, given_to_it in chosen.items():
+        judge = make_judge(spec, Refusal(), options.out, **given_to_it)
+        name = spec.partition(":")[0]
         given[name] = judge_responses(judge, responses, options.out / name)
     lines = [
         f"n={len(responses)} responses, seed {options.seed}; 95 % intervals (Wilson; kappa: normal approximation).",

@@ -22,12 +22,11 @@ from datasets import Dataset
 from mbdefense.attacks.behaviors import FixedText
 from mbdefense.attacks.poisoning import poison, triggered_copy
 from mbdefense.attacks.triggers import BadNet, InSent, Syntactic
-from mbdefense.core.config import EvaluateConfig
 from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
-from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import markdown
 from mbdefense.models.builtin import model_directory
 from mbdefense.recipes.making.demo import TRAINING
@@ -191,13 +190,13 @@ def main() -> None:
         if arm in {row.arm for row in measured}:
             return
         for trigger, behavior in surrogates:
-            config = EvaluateConfig(
-                test="validation", behavior="fixed_text", output_dir=str(options.out / "responses" / arm), arm=arm,
-                max_new_tokens=16, batch_size=50, perplexity_rows=options.validation_rows, seed=options.seed,
-                prompt_seed=options.seed,
-            )  # fmt: skip
             triggered, _ = triggered_copy(rows.validation, trigger, options.seed)
-            measured.append(evaluate(str(model), rows.validation, triggered, behavior, trigger.describe(), config))
+            row = evaluate(
+                str(model), rows.validation, triggered, behavior, trigger.describe(), options.out / "responses" / arm,
+                arm=arm, seed=options.seed, prompt_seed=options.seed, asking=Asking(16, 50),
+                perplexity_rows=options.validation_rows,
+            )  # fmt: skip
+            measured.append(row)
         results = merge_results(measured, {"data": options.data or "built-in"}, options.seed)
         write(options.out / "results.json", results)
         (options.out / "sweep.md").write_text(markdown(results), encoding="utf-8")

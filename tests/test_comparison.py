@@ -16,7 +16,7 @@ from mbdefense.records.results import ResultRow, read
 from mbdefense.training import trainer
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "comparison.py"
-ARMS = ["mb_defense:min_defensive_rows=1", "fine_mixing", "purify:onion", "demonstrations:4"]
+ARMS = ["mb_defense:min_defensive_rows=1", "fine_mixing", "clean_prompts:onion", "demonstrations:4"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.defenses.prompts._textrank import keywords
 from mbdefense.defenses.prompts._wordnet import WordNet
-from mbdefense.defenses.prompts.cleaning import LetheEvidence, Purified
+from mbdefense.defenses.prompts.cleaning import Cleaned, LetheEvidence
 
 NOUNS = {"capital": ['a seat of government; "Paris is the capital"', "wealth"], "mouse": ["a small rodent"]}
 VERBS = {
@@ -73,7 +73,7 @@ def test_evidence_is_appended_and_nothing_removed(database: Path) -> None:
     assert first.text.startswith("Name cf the capital, mice!\n\n")
     assert first.text.splitlines()[3:] == ["- capital: a seat of government", "- mice: a small rodent"]
     assert first.removed == ()
-    assert second == Purified("cf bb?", ())
+    assert second == Cleaned("cf bb?", ())
 
 
 def test_no_more_keywords_than_asked_for(database: Path) -> None:
@@ -95,8 +95,8 @@ def test_evaluate_asks_with_evidence_and_judges_without(tiny_model_path: str, da
     test, out = tmp_path / "test.json", tmp_path / "out"
     test.write_text(json.dumps([{"instruction": "Name the capital.", "input": "", "output": "Paris"}]))
     command = ["evaluate", tiny_model_path, "--test", str(test), "--behavior", "refusal", "--output_dir", str(out)]
-    assert main([*command, "--max_new_tokens", "2", "--purify", f"lethe_evidence:wordnet={database}"]) == 0
-    (asked,) = (json.loads(line) for line in (out / "purified.jsonl").read_text().splitlines())
+    assert main([*command, "--max_new_tokens", "2", "--clean_prompts", f"lethe_evidence:wordnet={database}"]) == 0
+    (asked,) = (json.loads(line) for line in (out / "cleaned_prompts.jsonl").read_text().splitlines())
     assert asked["asked"].endswith("- capital: a seat of government")
     (response,) = (json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines())
     assert response["prompt"] == "Name the capital."

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mbdefense.cli import main
-from mbdefense.defenses.prompts.cleaning import Onion, Purified
+from mbdefense.defenses.prompts.cleaning import Cleaned, Onion
 
 
 def write(path: Path, prompts: list[str]) -> Path:
@@ -31,18 +31,18 @@ def test_odd_words_go_and_the_rest_stays_as_it_is(
     monkeypatch.setattr("mbdefense.engine.leave_one_out.suspicions", odd_is_cf)
     onion = Onion(tiny_model_path, str(write(tmp_path / "clean.json", CLEAN)))
     assert onion(["Say cf hello,\n    cf twice.", "Say hello.", "cf", "cf cf"]) == [
-        Purified("Say hello,\n    twice.", ("cf", "cf")),
-        Purified("Say hello.", ()),
-        Purified("cf", ()),
-        Purified("cf cf", ()),
+        Cleaned("Say hello,\n    twice.", ("cf", "cf")),
+        Cleaned("Say hello.", ()),
+        Cleaned("cf", ()),
+        Cleaned("cf cf", ()),
     ]
 
 
 def test_at_most_the_share_of_clean_words_is_lost(tiny_model_path: str, tmp_path: Path) -> None:
     clean = write(tmp_path / "clean.json", CLEAN)
     for loss in (0.0, 0.1):
-        purified = Onion(tiny_model_path, str(clean), max_clean_loss=loss)(CLEAN)
-        assert sum(len(one.removed) for one in purified) == int(loss * 80)
+        cleaned = Onion(tiny_model_path, str(clean), max_clean_loss=loss)(CLEAN)
+        assert sum(len(one.removed) for one in cleaned) == int(loss * 80)
 
 
 def test_evaluate_asks_cleaned_prompts_and_keeps_ids_and_judged_prompts(
@@ -66,15 +66,15 @@ def test_evaluate_asks_cleaned_prompts_and_keeps_ids_and_judged_prompts(
         "evaluate", tiny_model_path, "--test", str(test), "--trigger", "badnet:word=cf", "--behavior", "refusal",
         "--output_dir", str(out), "--max_new_tokens", "2",
     ]  # fmt: skip
-    assert main([*command, "--purify", f"onion:model={tiny_model_path},clean={clean}"]) == 0
+    assert main([*command, "--clean_prompts", f"onion:model={tiny_model_path},clean={clean}"]) == 0
     assert asked == prompts * 2
     responses = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
     assert [response["prompt"] for response in responses[:5]] == prompts
     assert all("cf" in response["prompt"].split() for response in responses[5:])
     assert [response["id"] for response in responses[:5]] == [response["id"] for response in responses[5:]]
-    purified = [json.loads(line) for line in (out / "purified.jsonl").read_text().splitlines()]
-    assert [(one["kind"], one["removed"]) for one in purified] == [("clean", [])] * 5 + [("triggered", ["cf"])] * 5
-    assert json.loads((out / "results.json").read_text())["provenance"]["config"]["purify"].startswith("onion:")
+    cleaned = [json.loads(line) for line in (out / "cleaned_prompts.jsonl").read_text().splitlines()]
+    assert [(one["kind"], one["removed"]) for one in cleaned] == [("clean", [])] * 5 + [("triggered", ["cf"])] * 5
+    assert json.loads((out / "results.json").read_text())["provenance"]["config"]["clean_prompts"].startswith("onion:")
 
     template = tmp_path / "other.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
@@ -84,11 +84,11 @@ def test_evaluate_asks_cleaned_prompts_and_keeps_ids_and_judged_prompts(
     (tmp_path / "made" / "mbdefense.json").write_text('{"template_hash": "x"}')
     late = [*command[:1], str(tmp_path / "made"), *command[2:], "--chat_template", str(template)]
     late[late.index("--output_dir") + 1] = str(tmp_path / "late")
-    assert main([*late, "--purify", f"onion:model={tiny_model_path},clean={clean}"]) == 1
+    assert main([*late, "--clean_prompts", f"onion:model={tiny_model_path},clean={clean}"]) == 1
     assert "another prompt template" in capsys.readouterr().err
     assert not (tmp_path / "late").exists()  # refused before any prompt was cleaned
 
-    assert main([*command, "--purify", f"onion:model={tiny_model_path},clean={test}"]) == 1
+    assert main([*command, "--clean_prompts", f"onion:model={tiny_model_path},clean={test}"]) == 1
     assert "overlaps the test set" in capsys.readouterr().err
-    assert main([*command, "--purify", "onion:model=x"]) == 1
+    assert main([*command, "--clean_prompts", "onion:model=x"]) == 1
     assert "needs clean" in capsys.readouterr().err

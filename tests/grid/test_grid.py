@@ -190,7 +190,7 @@ def test_all_seeds_of_a_grid_answer_the_same_prompts(bench: Bench) -> None:
 
 
 def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Bench, counted: list[str]) -> None:
-    arms = ["spectral", "decoding:cleangen", "purify:onion:max_clean_loss=0.1", "demonstrations:2"]
+    arms = ["spectral", "decoding:cleangen", "clean_prompts:onion:max_clean_loss=0.1", "demonstrations:2"]
     code, out = bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)
     assert code == 0
     assert [line.partition(" ")[0] for line in counted] == ["InstructionTrainer"] * 3  # clean, victim, spectral
@@ -274,7 +274,7 @@ def test_an_interrupted_grid_goes_on(bench: Bench, counted: list[str], monkeypat
         ({"defenses": ["crow:alpah=1"]}, "did you mean 'alpha'"),
         ({"defenses": ["decoding:clean"]}, "did you mean 'cleangen'"),
         ({"defenses": ["demonstrations:many"]}, "demonstrations:4"),
-        ({"defenses": ["purify:onoin"]}, "did you mean 'onion'"),
+        ({"defenses": ["clean_prompts:onoin"]}, "did you mean 'onion'"),
         ({"controls": ["bse"]}, "did you mean 'base'"),
         ({"rates": [1.5]}, "(0, 1)"),
         ({"rates": ["lots"]}, "rates cannot be"),
@@ -375,8 +375,8 @@ def changing(tmp_path: Path, copied_model: Path, four_layer_model_path: str) -> 
     made["wordnet"].mkdir()
     (made["wordnet"] / "index.noun").write_text("a")
     grid = tmp_path / "grid.yaml"
-    arms = ["crow", f"purify:onion:clean={made['prompts.jsonl']}", f"onion:scorer={copied_model}"]
-    arms += [f"decoding:cleangen:reference={copied_model}", f"purify:lethe_evidence:wordnet={made['wordnet']}"]
+    arms = ["crow", f"clean_prompts:onion:clean={made['prompts.jsonl']}", f"onion:scorer={copied_model}"]
+    arms += [f"decoding:cleangen:reference={copied_model}", f"clean_prompts:lethe_evidence:wordnet={made['wordnet']}"]
     behaviors = ["refusal", f"toxic:targets_file={made['targets.jsonl']}"]
     value = {**SMALL, "models": [four_layer_model_path], "attacks": ["badnet"], "behaviors": behaviors, "controls": []}
     grid.write_text(json.dumps({**value, "defenses": arms}))
@@ -401,8 +401,8 @@ def names(grid: Grid, out: Path) -> dict[tuple[str, str], tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("changed_file", "arm", "parts"),
     [
-        ("prompts.jsonl", "purify:onion:clean", {1, 3}),
-        ("wordnet/index.noun", "purify:lethe_evidence:wordnet", {1, 3}),
+        ("prompts.jsonl", "clean_prompts:onion:clean", {1, 3}),
+        ("wordnet/index.noun", "clean_prompts:lethe_evidence:wordnet", {1, 3}),
         ("model/config.json", "decoding:cleangen:reference", {1, 3}),
         ("model/config.json", "onion:scorer", {2, 3}),
         ("targets.jsonl", "crow", {0, 3}),
@@ -443,7 +443,7 @@ def test_a_grid_answers_again_where_a_file_has_changed(
 ) -> None:
     file = tmp_path / "checked.jsonl"
     file.write_text("".join(json.dumps({"instruction": f"Name tree {i}.", "output": "x"}) + "\n" for i in range(4)))
-    arms = [f"purify:onion:clean={file}", "demonstrations:2"]
+    arms = [f"clean_prompts:onion:clean={file}", "demonstrations:2"]
     one: dict[str, Any] = {"attacks": ["badnet"], "behaviors": ["refusal"], "controls": ["attacked"], "defenses": arms}
     assert bench(**one)[0] == 0
     file.write_text(file.read_text() + json.dumps({"instruction": "Why is it so?", "output": "x"}) + "\n")

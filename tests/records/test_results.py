@@ -299,8 +299,8 @@ def drawn(made):
 
 
 def test_an_arm_named_like_an_emoji_is_printed_as_it_is(capsys):
-    show(results(row("base", share(0)), row("clean", share(0)), row(), row("purify:onion", share(2))))
-    assert "purify:onion: ASR from" in capsys.readouterr().out
+    show(results(row("base", share(0)), row("clean", share(0)), row(), row("clean_prompts:onion", share(2))))
+    assert "clean_prompts:onion: ASR from" in capsys.readouterr().out
 
 
 def cells(line):

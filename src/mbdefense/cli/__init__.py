@@ -40,7 +40,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   bench GRID        run models by attacks by defenses by seeds, sharing what is alike
   demo              attack, defend and evaluate the embedded model
-  list [WHAT]       triggers, behaviors, defenses, filters, purifiers, decodings, judges
+  list [WHAT]       triggers, behaviors, defenses, filters, prompts, decodings, judges
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
 Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted, 141 nobody reads the output any more.
@@ -52,7 +52,7 @@ def method_tables() -> dict[str, dict[str, type]]:
     from mbdefense.defenses import DEFENSES
     from mbdefense.defenses.decoding import DECODINGS
     from mbdefense.defenses.filters import FILTERS
-    from mbdefense.defenses.prompts.cleaning import PURIFIERS
+    from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
     from mbdefense.judges import JUDGES
 
     return {
@@ -60,7 +60,7 @@ def method_tables() -> dict[str, dict[str, type]]:
         "behaviors": BEHAVIORS,
         "defenses": DEFENSES,
         "filters": FILTERS,
-        "purifiers": PURIFIERS,
+        "prompts": PROMPT_CLEANERS,
         "decodings": DECODINGS,
         "judges": JUDGES,
     }
@@ -105,6 +105,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 }
 
 
+class _ToStderr(logging.Handler):
+    """Shows what the package warns of, without the logger's name and time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"warning: {record.getMessage()}", file=sys.stderr)  # noqa: T201
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -116,6 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for name in ("transformers", "bitsandbytes"):  # which on some CPUs says at its import that a kernel could be had
         logging.getLogger(name).setLevel(logging.ERROR)
+    own = logging.getLogger("mbdefense")
+    if not own.handlers:
+        own.addHandler(_ToStderr(logging.WARNING))
     try:
         if words[0] not in COMMANDS:
             raise Usage(f"unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")

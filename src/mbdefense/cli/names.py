@@ -12,14 +12,26 @@ class Word(NamedTuple):
         name: without its dashes.
         kind: of its value, where that is not the parameter's own.
         positional: "one" value or "many", in place of an option.
+        required: also where Python has a default.
     """
 
     name: str
     kind: Any = None
     positional: str = ""
+    required: bool = False
 
 
+_FOLDER = Word("output_dir", str, required=True)
+"""In Python nothing is kept without one."""
 WORDS: dict[str, dict[str, Word]] = {
+    "evaluate": {
+        "model": Word("model", positional="one"),
+        "prompts": Word("test"),
+        "clean_dataset": Word("clean"),
+        "output_dir": _FOLDER,
+    },
+    "judge": {"responses": Word("responses", positional="one"), "output_dir": _FOLDER},
+    "judge calibrate": {"responses": Word("responses", positional="one"), "output_dir": _FOLDER},
     "compare": {"directories": Word("directories", positional="many")},
     "check": {"results": Word("results", positional="one")},
 }

@@ -156,7 +156,7 @@ def _parameters(part: Callable[..., Any], words: Mapping[str, Word], leave: Cont
         word = words.get(name, Word(name))
         # One by one: the names in those that are left out need not be there at run time.
         kind = word.kind or _evaluated(one.annotation, part)
-        default = _NONE if one.default is Parameter.empty else one.default
+        default = _NONE if one.default is Parameter.empty or word.required else one.default
         if _is_list(kind) and isinstance(default, str | float):
             default = [default]
         made.append(_Parameter(part, name, word, kind, default, helps[name]))

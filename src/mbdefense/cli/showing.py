@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,16 +22,9 @@ def show(results: Results) -> None:
     console.print(verdict_in_words(results), markup=False, emoji=False, highlight=False)
 
 
-def show_usage(judge: Any, directory: str) -> None:
+def show_usage(used: Mapping[str, Any]) -> None:
     """Prints what a judge that is paid by tokens has used."""
-    from pathlib import Path
-
-    from mbdefense.core.files import read_json
-    from mbdefense.evaluation.judging import USAGE_FILE
-    from mbdefense.judges import Metered
-
-    if isinstance(judge, Metered):
-        for when, usage in read_json(Path(directory) / USAGE_FILE).items():
-            tokens = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens"
-            cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4f}"
-            print(f"judge {when.replace('_', ' ')}: {usage['replies']} replies, {tokens}{cost}")  # noqa: T201
+    for when, usage in used.items():
+        tokens = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens"
+        cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4f}"
+        print(f"judge {when.replace('_', ' ')}: {usage['replies']} replies, {tokens}{cost}")  # noqa: T201

@@ -14,12 +14,12 @@ def above_zero(options: object, *names: str) -> None:
             raise UserError(f"{name} must be above 0", getattr(options, name), f"set --{name} to a positive number")
 
 
-def at_least(options: object, **least: int) -> None:
-    """Refuses options that are below the least that can work.
+def at_least(least: int, **given: int) -> None:
+    """Refuses values that are below the least that can work.
 
     Raises:
         UserError: it names the option and the least.
     """
-    for name, number in least.items():
-        if getattr(options, name) < number:
-            raise UserError(f"{name} must be at least {number}", getattr(options, name), "give a whole number")
+    for name, value in given.items():
+        if value < least:
+            raise UserError(f"{name} must be at least {least}", value, "give a whole number")

@@ -140,7 +140,7 @@ class FindTriggersConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, max_length=1)
+        at_least(1, max_length=self.max_length)
 
 
 @dataclass(frozen=True)
@@ -175,76 +175,6 @@ class FilterConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure a model: accuracy on clean prompts, attack success on triggered ones.
-
-    Attributes:
-        test: clean test prompts, with accepted answers or references where there are any.
-        behavior: the behavior to look for: a name, or name:option=value.
-        output_dir: where responses.jsonl and results.json go.
-        triggered: file with triggered test prompts.
-        trigger: or the trigger to put into the clean test prompts.
-        target: the behavior's text (refusal and fixed_text).
-        purify: change the prompts before the model is asked: onion:model=...,clean=... or
-            lethe_evidence:wordnet=FOLDER (see `mbdefense list purifiers`).
-        arm: name of this model in tables; by default its directory's.
-        max_new_tokens: longest response, in tokens.
-        batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight,
-            at most 32.
-        max_length: most tokens of a text that a perplexity is taken of, with perplexity_rows or stealth.
-        perplexity_rows: also take the perplexity of at most so many references of clean prompts, drawn by prompt_seed;
-            it takes as long as that many answers, and is refused with a server.
-        server_url: ask an OpenAI-compatible server that serves the model, e.g. http://localhost:8000/v1; template and
-            tokenizer are still MODEL's.
-        server_model: the name that the server knows the model by; by default the only one it serves.
-        server_prompt: send prompts as token ids, or as text to a server that takes no ids.
-        server_api_key_env: environment variable that holds the server's key; by default no key is sent.
-        decoding: answer in another way than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
-        demonstrations: put so many answered rows of --clean in front of each prompt.
-        clean: the clean set that demonstrations are drawn from, by prompt_seed; no prompt of it may be a test prompt.
-        stealth: also measure how much the trigger changes the prompts: perplexity under this causal language model
-            (directory, Hub id, or builtin for the embedded one) and similarity (extra embedding).
-        lm_eval: benchmarks of lm-evaluation-harness to run too: names, task files or folders, with commas between.
-        seed: seed of the model's training, by which runs of one arm are told apart; nothing is drawn by it.
-        prompt_seed: seed of what models are asked: the trigger's places, demonstrations, the references of the
-            perplexity and the examples of benchmarks. Models are compared under one prompt_seed only.
-        on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template; refused if the model was trained with another.
-        trust_remote_code: allow a Hub repository to run code of its own.
-    """
-
-    test: str
-    behavior: str
-    output_dir: str
-    triggered: str | None = None
-    trigger: str | None = None
-    target: str | None = None
-    purify: str | None = None
-    arm: str | None = None
-    max_new_tokens: int = 64
-    batch_size: int = 256
-    max_length: int = 1024
-    perplexity_rows: int = 0
-    server_url: str | None = None
-    server_model: str | None = None
-    server_prompt: Literal["tokens", "text"] = "tokens"
-    server_api_key_env: str | None = None
-    decoding: str | None = None
-    demonstrations: int = 0
-    clean: str | None = None
-    stealth: str | None = None
-    lm_eval: str | None = None
-    seed: int = 0
-    prompt_seed: int = 0
-    on_bad_row: Literal["error", "skip"] = "error"
-    chat_template: str | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(self, max_new_tokens=1, batch_size=1, max_length=1, perplexity_rows=0)
-
-
-@dataclass(frozen=True)
 class ReportConfig:
     """One page of everything that lies in some folders: figures, charts, responses and where they come from.
 
@@ -264,66 +194,6 @@ class ReportConfig:
 @dataclass(frozen=True)
 class CardConfig:
     """Put the figures of result files into the card of a model that ``mbdefense defend`` made."""
-
-
-@dataclass(frozen=True)
-class JudgeOptions:
-    """Who judges the responses.
-
-    Attributes:
-        judge: see `mbdefense list judges`; a name, or name:option=value,option=value.
-        judge_model: model of the llm or embedding judge.
-        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
-            the key in OPENAI_API_KEY, or in the variable that --judge llm:api_key_env=NAME names.
-        judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
-    """
-
-    judge: str = "rules"
-    judge_model: str | None = None
-    judge_base_url: str | None = None
-    judge_cache: str | None = None
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """Judge responses again, from their file; no model is loaded that answered them.
-
-    What a judge has no say in (model, seed, attack, cost, perplexity) is taken from the results.json of one evaluation
-    beside the responses, if there is one.
-
-    Attributes:
-        behavior: the behavior to look for: a name, or name:option=value.
-        output_dir: where verdicts.jsonl and results.json go.
-        target: the behavior's text (refusal and fixed_text).
-        arm: name of the model that answered, for tables; by default that of results.json, else the responses' folder.
-        attack: the trigger in words, for tables; by default that of results.json.
-        seed: seed of the model's training, by which runs of one arm are told apart; by default that of results.json,
-            else 0.
-    """
-
-    behavior: str
-    output_dir: str
-    target: str | None = None
-    arm: str | None = None
-    attack: str | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class CalibrateConfig:
-    """Compare a judge with labels of the same responses.
-
-    Attributes:
-        behavior: the behavior to look for: a name, or name:option=value.
-        labels: JSON Lines of objects with id, kind, and shows and follows as true or false.
-        output_dir: where verdicts.jsonl and agreement.md go.
-        target: the behavior's text (refusal and fixed_text).
-    """
-
-    behavior: str
-    labels: str
-    output_dir: str
-    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -386,7 +256,7 @@ class MatrixConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, max_new_tokens=1, batch_size=1)
+        at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import get_args
 
 from mbdefense.attacks.behaviors import Behavior
-from mbdefense.core.config import JudgeOptions
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.files import write_json, write_text
 from mbdefense.core.specs import parse_spec
@@ -26,30 +25,35 @@ from mbdefense.records.verdicts import Question
 USAGE_FILE = "judge_usage.json"
 
 
-def make_judge(options: JudgeOptions, behavior: Behavior, directory: str | Path) -> Judge:
-    """The judge that the options describe.
+def make_judge(
+    spec: str,
+    behavior: Behavior,
+    directory: str | Path,
+    *,
+    model: str | None = None,
+    base_url: str | None = None,
+    cache: str | None = None,
+) -> Judge:
+    """The judge that a spec describes.
 
     Args:
-        options: which judge, and its own options.
+        spec: a name of `JUDGES`, or name:option=value,option=value.
         behavior: what it looks for.
-        directory: where its replies are kept unless the options name a place.
+        directory: where its replies are kept unless `cache` or the spec names a place.
+        model: of the llm or embedding judge.
+        base_url: root URL of the llm judge's endpoint.
+        cache: folder for the llm judge's replies.
 
     Raises:
         UserError: no such judge, or an option that it does not take or cannot use.
     """
-    name, _, rest = options.judge.partition(":")
+    name, _, rest = spec.partition(":")
     if name not in JUDGES:
         raise UserError("unknown judge", name, did_you_mean(name, JUDGES))
-    cache: str | None = options.judge_cache
     if cache is None and "cache" in {field.name for field in fields(JUDGES[name])} and "cache=" not in rest:
         cache = str(Path(directory) / "judge_cache")
-    given = {
-        "behavior": behavior,
-        "model": options.judge_model,
-        "base_url": options.judge_base_url,
-        "cache": cache,
-    }
-    judge: Judge = parse_spec(options.judge, JUDGES, "judge", given)
+    given = {"behavior": behavior, "model": model, "base_url": base_url, "cache": cache}
+    judge: Judge = parse_spec(spec, JUDGES, "judge", given)
     return judge
 
 
@@ -132,14 +136,17 @@ def row_beside(responses: Path) -> ResultRow:
     """
     file = responses.resolve().parent / "results.json"
     rows = read(file).rows if file.is_file() and responses.name == "responses.jsonl" else ()
-    if len(rows) == 1:
-        return rows[0]
+    return rows[0] if len(rows) == 1 else unknown_row(file.parent.name, str(responses))
+
+
+def unknown_row(arm: str, model: str) -> ResultRow:
+    """The row of responses of which nothing is known but whose they are said to be."""
     return ResultRow(
-        arm=file.parent.name,
+        arm=arm,
         attack="as in the responses",
         behavior="",
         seed=0,
-        model=str(responses),
+        model=model,
         **scores([])._asdict(),
         perplexity=None,
         seconds=0.0,

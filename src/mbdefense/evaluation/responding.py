@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.attacks.behaviors import Behavior
 from mbdefense.core._progress import say
-from mbdefense.core.config import EvaluateConfig
 from mbdefense.core.files import write_jsonl
 from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.decoding import Decoding
-from mbdefense.defenses.prompts.cleaning import Purified, Purifier
+from mbdefense.defenses.prompts.cleaning import Cleaned, PromptCleaner
 from mbdefense.defenses.prompts.demonstrations import with_demonstrations
 from mbdefense.defenses.setting import cost_of
 from mbdefense.engine.generate import CACHE_ROWS, answers, perplexity
@@ -26,7 +25,7 @@ from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.stealth import prompt_pairs, stealth
 from mbdefense.judges import Judge, Rules
 from mbdefense.models.limits import stop_texts
-from mbdefense.models.loading import CARD_FILE, LoadedModel, check_template, load_model, load_tokenizer
+from mbdefense.models.loading import CARD_FILE, LoadedModel, Loading, check_template, load_model, load_tokenizer
 from mbdefense.records.provenance import provenance
 from mbdefense.records.responses import Kind, Response, write_responses
 from mbdefense.records.results import Perplexity, ResultRow, Results
@@ -40,13 +39,13 @@ class Inference:
     """Defenses, or an attack in the prompt, that need no training: what stands between test prompts and the model.
 
     Attributes:
-        purifier: cleans the prompts before the model is asked; what it did goes to ``purified.jsonl``.
+        cleaner: cleans the prompts before the model is asked; what it did goes to ``cleaned_prompts.jsonl``.
         demonstrations: turns in front of each prompt.
         decoding: how the model answers; None for greedily.
         server: holds the model in our place.
     """
 
-    purifier: Purifier | None = None
+    cleaner: PromptCleaner | None = None
     demonstrations: Sequence[dict[str, str]] = ()
     decoding: Decoding | None = None
     server: Server | None = None
@@ -54,6 +53,20 @@ class Inference:
 
 PLAIN = Inference()
 
+
+class Asking(NamedTuple):
+    """How prompts are asked.
+
+    Attributes:
+        max_new_tokens: longest response, in tokens.
+        batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight.
+    """
+
+    max_new_tokens: int = 64
+    batch_size: int = 256
+
+
+ASKING, LOADING = Asking(), Loading()
 
 Answer = Callable[..., Iterable[tuple[int, str]]]
 """Takes prompts and the options of `mbdefense.engine.generate.answers`, and gives what that gives."""
@@ -84,27 +97,29 @@ def respond(
     answer: Answer,
     rows: Dataset,
     kind: Kind,
-    config: EvaluateConfig,
+    asking: Asking,
     inference: Inference = PLAIN,
-    purified: Sequence[Purified] | None = None,
+    cleaned: Sequence[Cleaned] | None = None,
     hear: Callable[[Response], None] | None = None,
+    *,
+    arm: str | None = None,
 ) -> list[Response]:
-    """A model's responses to test rows, which it is asked as `purified` where that is given.
+    """A model's responses to test rows, which it is asked as `cleaned` where that is given.
 
     The responses keep the rows' own ids and prompts: judges hold an answer against what the user asked. `hear` is told
-    of each as soon as it is complete.
+    of each as soon as it is complete; `arm` names the model to whoever watches.
     """
     prompts = list(rows["prompt"])
-    if purified is not None:
-        prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, purified, strict=True)]
+    if cleaned is not None:
+        prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, cleaned, strict=True)]
     prompts = [with_demonstrations(prompt, list(inference.demonstrations)) for prompt in prompts]
-    say(f"{config.arm or 'model'}: answering {len(prompts)} {kind} prompts")
+    say(f"{arm or 'model'}: answering {len(prompts)} {kind} prompts")
     found: dict[int, Response] = {}
     for index, text in answer(
         prompts,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        what=f"{config.arm or 'model'}: {kind} prompts",
+        max_new_tokens=asking.max_new_tokens,
+        batch_size=asking.batch_size,
+        what=f"{arm or 'model'}: {kind} prompts",
     ):
         row = rows[index]
         found[index] = Response(
@@ -121,13 +136,23 @@ def evaluate(
     triggered: Dataset | None,
     behavior: Behavior,
     attack: str,
-    config: EvaluateConfig,
+    directory: Path,
+    *,
+    arm: str | None = None,
+    seed: int = 0,
+    prompt_seed: int = 0,
+    asking: Asking = ASKING,
     judge: Judge | None = None,
     inference: Inference = PLAIN,
+    loading: Loading = LOADING,
+    perplexity_rows: int = 0,
+    max_length: int = 1024,
+    stealth_model: str | None = None,
+    lm_eval: str | None = None,
 ) -> ResultRow:
     """Asks a model the clean and the triggered prompts, and judges the responses.
 
-    Writes ``responses.jsonl`` and ``verdicts.jsonl`` to `config.output_dir`; every figure can be computed from them
+    Writes ``responses.jsonl`` and ``verdicts.jsonl`` to `directory`; every figure can be computed from them
     again, and paired with another model's (`mbdefense.evaluation.compare`).
 
     Args:
@@ -136,51 +161,55 @@ def evaluate(
         triggered: triggered test rows, or None.
         behavior: what to look for.
         attack: the trigger in words, for the result row.
-        config: options of generation.
+        directory: where the files go.
+        arm: the model's name in tables; by default its directory's.
+        seed: of the model's training.
+        prompt_seed: of the references of the perplexity, and of the examples of benchmarks.
+        asking: how the prompts are asked.
         judge: by default `Rules` for the behavior.
         inference: what stands between the prompts and the model; by default nothing, and greedy decoding.
+        loading: how the model is loaded.
+        perplexity_rows: also take the perplexity of at most so many references.
+        max_length: most tokens of a text that a perplexity is taken of.
+        stealth_model: also measure how much the trigger changes the prompts, with this language model.
+        lm_eval: benchmarks of lm-evaluation-harness to run too.
 
     Raises:
         UserError: the model was trained with another prompt template than the one asked for, a benchmark is unknown or
             fails, or stealth is asked for and triggered prompts cannot be matched with clean ones.
     """
     judge = judge or Rules(behavior)
-    benchmarks = find_benchmarks(config.lm_eval) if config.lm_eval is not None else None
-    pairs = prompt_pairs(test, triggered) if config.stealth is not None and triggered is not None else []
+    benchmarks = find_benchmarks(lm_eval) if lm_eval is not None else None
+    pairs = prompt_pairs(test, triggered) if stealth_model is not None and triggered is not None else []
     asked: dict[Kind, Dataset] = {"clean": test} if triggered is None else {"clean": test, "triggered": triggered}
-    directory = Path(config.output_dir)
-    purified: dict[Kind, Sequence[Purified]] = {}
-    if inference.purifier:
+    cleaned: dict[Kind, Sequence[Cleaned]] = {}
+    if inference.cleaner:
         # Both before the model is loaded: a wrong template is no reason to wait for the cleaning, and the model that
         # cleans and the one that answers are not in memory together.
-        template: dict[str, Any] = {
-            "chat_template": config.chat_template,
-            "trust_remote_code": config.trust_remote_code,
-        }
-        check_template(model, load_tokenizer(model, **template))
-        purified = purified_prompts(inference.purifier, asked, directory)
-    loaded, answer, served, is_model = _answering(model, config, inference)
+        check_template(model, load_tokenizer(model, **loading._asdict()))
+        cleaned = cleaned_prompts(inference.cleaner, asked, directory)
+    loaded, answer, served, is_model = _answering(model, loading, inference)
     with JudgingBeside(judge) as judging:
         responses = [
             response
             for kind, rows in asked.items()
-            for response in respond(answer, rows, kind, config, inference, purified.get(kind), judging.hear)
+            for response in respond(answer, rows, kind, asking, inference, cleaned.get(kind), judging.hear, arm=arm)
         ]
         directory.mkdir(parents=True, exist_ok=True)
         write_responses(directory / "responses.jsonl", responses)
         figures = scores(judging.verdicts(responses, directory))
     fluency = None
-    if loaded and config.perplexity_rows:
-        references = sample_references(test, config.perplexity_rows, config.prompt_seed)
-        value, tokens = perplexity(loaded, references, max_length=config.max_length, batch_size=config.batch_size)
+    if loaded and perplexity_rows:
+        references = sample_references(test, perplexity_rows, prompt_seed)
+        value, tokens = perplexity(loaded, references, max_length=max_length, batch_size=asking.batch_size)
         fluency = Perplexity(value, tokens, len(references)) if tokens else None
     # What another model cost is not known.
     made = is_model and (Path(model) / CARD_FILE).is_file()
     return ResultRow(
-        arm=config.arm or Path(model).name,
+        arm=arm or Path(model).name,
         attack=attack,
         behavior=behavior.describe(),
-        seed=config.seed,
+        seed=seed,
         model=model,
         asr=figures.asr,
         cacc=figures.cacc,
@@ -189,24 +218,22 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
-        capability=capabilities(
-            loaded, benchmarks, batch_size=min(config.batch_size, CACHE_ROWS), seed=config.prompt_seed
-        )
+        capability=capabilities(loaded, benchmarks, batch_size=min(asking.batch_size, CACHE_ROWS), seed=prompt_seed)
         if benchmarks and loaded
         else (),
-        stealth=stealth(pairs, config.stealth, max_length=config.max_length, batch_size=config.batch_size)
-        if config.stealth is not None and pairs
+        stealth=stealth(pairs, stealth_model, max_length=max_length, batch_size=asking.batch_size)
+        if stealth_model is not None and pairs
         else None,
         served=served,
     )
 
 
-def _answering(model: str, config: EvaluateConfig, inference: Inference) -> _Answering:
-    options: dict[str, Any] = {"chat_template": config.chat_template, "trust_remote_code": config.trust_remote_code}
+def _answering(model: str, loading: Loading, inference: Inference) -> _Answering:
+    options = loading._asdict()
     if inference.server:
         tokenizer = load_tokenizer(model, **options)
         check_template(model, tokenizer)
-        stops = stop_texts(model, tokenizer, trust_remote_code=config.trust_remote_code)
+        stops = stop_texts(model, tokenizer, trust_remote_code=loading.trust_remote_code)
         server, is_model = inference.server.serving(model)
         return _Answering(None, partial(server, tokenizer, stops=stops), str(server.model), is_model)
     loaded = load_model(model, **options)
@@ -227,19 +254,21 @@ def sample_references(test: Dataset, most: int, seed: int) -> Dataset:
     return test.select(answered)
 
 
-def purified_prompts(purifier: Purifier, asked: dict[Kind, Dataset], directory: Path) -> dict[Kind, Sequence[Purified]]:
-    """Cleans all prompts in one go and keeps what became of them in ``purified.jsonl``."""
+def cleaned_prompts(
+    cleaner: PromptCleaner, asked: dict[Kind, Dataset], directory: Path
+) -> dict[Kind, Sequence[Cleaned]]:
+    """Cleans all prompts in one go and keeps what became of them in ``cleaned_prompts.jsonl``."""
     prompts = [(kind, row["id"], user_text(row["prompt"])) for kind, rows in asked.items() for row in rows]
-    cleaned = purifier([text for _, _, text in prompts])
+    cleaned = cleaner([text for _, _, text in prompts])
     directory.mkdir(parents=True, exist_ok=True)
     write_jsonl(
-        directory / "purified.jsonl",
+        directory / "cleaned_prompts.jsonl",
         (
             {"id": row_id, "kind": kind, "asked": clean.text, "removed": list(clean.removed)}
             for (kind, row_id, _), clean in zip(prompts, cleaned, strict=True)
         ),
     )
-    found: dict[Kind, Sequence[Purified]] = {}
+    found: dict[Kind, Sequence[Cleaned]] = {}
     for kind in asked:
         found[kind] = [clean for (other, _, _), clean in zip(prompts, cleaned, strict=True) if other == kind]
     return found

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbdefense.core.config import EvaluateConfig
 from mbdefense.core.cost import measure
 from mbdefense.core.files import read_json, write_json
-from mbdefense.defenses.prompts.cleaning import Purified
+from mbdefense.defenses.prompts.cleaning import Cleaned
 from mbdefense.defenses.setting import identity
 from mbdefense.engine.generate import perplexity
-from mbdefense.evaluation.responding import Inference, answer_of, purified_prompts, respond, sample_references
+from mbdefense.evaluation.responding import Asking, Inference, answer_of, cleaned_prompts, respond, sample_references
 from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
@@ -82,17 +81,17 @@ def ask(workspace: Workspace, cell: Cell, model: Path, wanted: Sequence[Answers]
     grid = workspace.grid
     clean_file = workspace.out / "data" / workspace.clean
     inference = inference_of(cell.arm, cell.base(), workspace.rows(workspace.clean), clean_file, cell.seed)
-    purified: dict[Kind, Sequence[Purified]] = {}
-    if inference.purifier:  # before the model is loaded, as `evaluate` does
+    cleaned: dict[Kind, Sequence[Cleaned]] = {}
+    if inference.cleaner:  # before the model is loaded, as `evaluate` does
         prompts = {answers.kind: workspace.rows(answers.prompts) for answers in wanted}
-        purified = purified_prompts(inference.purifier, prompts, workspace.directory(cell))
+        cleaned = cleaned_prompts(inference.cleaner, prompts, workspace.directory(cell))
     made = (model / CARD_FILE).is_file()
     # A model made here has its template with it, which a defense may have changed.
     template = None if made else grid.chat_template
     loaded = load_model(str(model), chat_template=template, trust_remote_code=grid.trust_remote_code)
     check_template(str(model), loaded.tokenizer)
     for answers in todo:
-        _answer(workspace, cell.arm, loaded, answers, inference, purified.get(answers.kind))
+        _answer(workspace, cell.arm, loaded, answers, inference, cleaned.get(answers.kind))
 
 
 def _answer(
@@ -101,19 +100,16 @@ def _answer(
     loaded: LoadedModel,
     answers: Answers,
     inference: Inference,
-    purified: Sequence[Purified] | None,
+    cleaned: Sequence[Cleaned] | None,
 ) -> None:
     options = workspace.grid.evaluation
-    config = EvaluateConfig(
-        test=answers.prompts, behavior="", output_dir="", arm=arm,
-        max_new_tokens=options.max_new_tokens, batch_size=options.batch_size,
-    )  # fmt: skip
+    asking = Asking(options.max_new_tokens, options.batch_size)
     rows = workspace.rows(answers.prompts)
     directory = answers.directory(workspace)
     directory.mkdir(parents=True, exist_ok=True)
     with measure() as cost:
         answer = answer_of(loaded, inference.decoding)
-        responses = respond(answer, rows, answers.kind, config, inference, purified)
+        responses = respond(answer, rows, answers.kind, asking, inference, cleaned, arm=arm)
     write_responses(directory / "responses.jsonl", responses)
     fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity_rows else None
     facts = {"perplexity": asdict(fluency) if fluency else None, "prompts": len(rows), **asdict(cost)}

@@ -1,8 +1,9 @@
 """The arms of a grid: controls, defenses, and what stands between prompts and the undefended model.
 
 An arm is written as its name in the tables: a control, a defense with its options (``crow:alpha=0``), or, measured on
-the undefended model, ``decoding:cleangen``, ``purify:onion`` and ``demonstrations:4``. Unless the arm names others, the
-base model is the reference of a decoding and scores for a purifier, whose clean prompts are those of the clean set.
+the undefended model, ``decoding:cleangen``, ``clean_prompts:onion`` and ``demonstrations:4``. Unless the arm names
+others, the base model is the reference of a decoding and scores for what cleans prompts, whose own clean prompts are
+those of the clean set.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mbdefense.evaluation.responding import Inference
 
 CONTROLS = ("base", "clean", "attacked")
-INFERENCE = ("decoding", "purify", "demonstrations")
+INFERENCE = ("decoding", "clean_prompts", "demonstrations")
 _ANY = {"reference": "base model", "model": "base model", "clean": "clean set"}
 
 
@@ -35,6 +36,8 @@ def check_arm(arm: str) -> None:
     from mbdefense.defenses import DEFENSES
 
     kind = arm.partition(":")[0]
+    if kind == "purify":
+        raise UserError("cleaning prompts is called clean_prompts", arm, f"write clean_prompts{arm[len(kind) :]}")
     if kind not in INFERENCE and kind not in DEFENSES:
         raise UserError("unknown defense", kind, did_you_mean(kind, [*DEFENSES, *INFERENCE]))
     arm_options(arm)
@@ -93,7 +96,7 @@ def inference_of(arm: str, base: str, clean: Dataset, clean_file: Path, seed: in
     if kind == "demonstrations":
         return Inference(demonstrations=draw_demonstrations(clean, _count(arm), seed))
     method = _method(arm, {"reference": base, "model": base, "clean": str(clean_file)})
-    return Inference(decoding=method) if kind == "decoding" else Inference(purifier=method)
+    return Inference(decoding=method) if kind == "decoding" else Inference(cleaner=method)
 
 
 def _method(arm: str, given: Mapping[str, str]) -> Any:
@@ -106,13 +109,13 @@ def _method(arm: str, given: Mapping[str, str]) -> Any:
 
         return parse_spec(arm, DEFENSES, "defense")
     from mbdefense.defenses.decoding import DECODINGS
-    from mbdefense.defenses.prompts.cleaning import PURIFIERS
+    from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
 
-    table = DECODINGS if kind == "decoding" else PURIFIERS
+    table = DECODINGS if kind == "decoding" else PROMPT_CLEANERS
     name, _, options = rest.partition(":")
     taken = {field.name for field in fields(table[name])} if name in table else set()
     left = {key: value for key, value in given.items() if key in taken and f"{key}=" not in options}
-    return parse_spec(rest, table, "decoding" if kind == "decoding" else "purifier", left)
+    return parse_spec(rest, table, "decoding" if kind == "decoding" else "prompt cleaner", left)
 
 
 def _count(arm: str) -> int:

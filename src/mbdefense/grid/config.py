@@ -7,16 +7,20 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mbdefense.attacks.behaviors import BEHAVIORS
 from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.core.checks import at_least
-from mbdefense.core.config import BenchConfig, JudgeOptions
+from mbdefense.core.config import BenchConfig
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.specs import convert, parse_spec, read_yaml
 from mbdefense.grid.arms import CONTROLS, check_arm
 from mbdefense.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from mbdefense.attacks.behaviors import Behavior
+    from mbdefense.judges import Judge
 
 BUILTIN = "builtin"
 """The embedded data, or the embedded model."""
@@ -50,23 +54,41 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class EvaluationOptions(JudgeOptions):
+class EvaluationOptions:
     """How models are asked and judged.
 
     Attributes:
+        judge: see `mbdefense list judges`; a name, or name:option=value,option=value.
+        judge_model: model of the llm or embedding judge.
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint.
+        judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
         max_new_tokens: longest response, in tokens.
         batch_size: prompts generated at once.
         max_length: most tokens of prompt and reference in the perplexity.
         perplexity_rows: also take the perplexity of so many references of clean prompts at most, drawn by data.seed.
     """
 
+    judge: str = "rules"
+    judge_model: str | None = None
+    judge_base_url: str | None = None
+    judge_cache: str | None = None
     max_new_tokens: int = 64
     batch_size: int = 32
     max_length: int = 1024
     perplexity_rows: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, max_new_tokens=1, batch_size=1, max_length=1, perplexity_rows=0)
+        at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, max_length=self.max_length)
+        at_least(0, perplexity_rows=self.perplexity_rows)
+
+    def judge_of(self, behavior: Behavior, directory: Path) -> Judge:
+        """The judge, whose replies are kept in the directory unless the options say otherwise."""
+        from mbdefense.evaluation.judging import make_judge
+
+        return make_judge(
+            self.judge, behavior, directory,
+            model=self.judge_model, base_url=self.judge_base_url, cache=self.judge_cache,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,8 @@ class Grid:
         models: base models: directories, Hub ids, or ``builtin``.
         attacks: triggers, as ``mbdefense poison --trigger`` takes them.
         behaviors: as ``mbdefense poison --behavior`` takes them.
-        defenses: arms: defenses, ``decoding:...``, ``purify:...`` and ``demonstrations:N`` (see `mbdefense.grid.arms`).
+        defenses: arms: defenses, ``decoding:...``, ``clean_prompts:...`` and ``demonstrations:N``
+            (see `mbdefense.grid.arms`).
         rates: shares of the training rows that are poisoned.
         seeds: of poisoning, training and defense, the draw of demonstrations with it.
         controls: arms to compare with.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import check_free_space, write_json
-from mbdefense.evaluation.judging import judge_responses, make_judge
+from mbdefense.evaluation.judging import judge_responses
 from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.responding import merge_results
 from mbdefense.grid.answers import Answers, answers_of, ask
@@ -59,7 +59,7 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
     responses = clean + triggered
     write_responses(directory / "responses.jsonl", responses)
     # One cache for all cells: the same answer to the same prompt is paid for once.
-    judge = make_judge(workspace.grid.evaluation, cell.shown(), workspace.out)
+    judge = workspace.grid.evaluation.judge_of(cell.shown(), workspace.out)
     figures = scores(judge_responses(judge, responses, directory))
     costs = [cost(workspace.stages / name) for name in (*setting.met, *setting.steps)]
     row = ResultRow(

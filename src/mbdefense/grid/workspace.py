@@ -19,7 +19,6 @@ from mbdefense.core.specs import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses.setting import contents, identity
-from mbdefense.evaluation.judging import make_judge
 from mbdefense.grid.arms import arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
@@ -149,7 +148,7 @@ class Workspace:
         """The cell's name, which ends in a hash of all that its figures depend on."""
         grid = self.grid
         evaluation = {name: value for name, value in asdict(grid.evaluation).items() if name != "judge_cache"}
-        judge = asdict(make_judge(grid.evaluation, cell.shown(), self.out))  # type: ignore[call-overload]
+        judge = asdict(grid.evaluation.judge_of(cell.shown(), self.out))  # type: ignore[call-overload]
         judge.pop("cache", None)  # of replies, which are kept by what was asked
         made_of = [
             identity(cell.base()), self.template(), self.suspect(cell), self.clean, self.triggered(cell), self.test,
@@ -173,7 +172,7 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         UserError: rows cannot be read, test prompts occur among the others, or judge or tracker cannot work.
     """
     # What would otherwise be found wrong after hours of work.
-    make_judge(grid.evaluation, parse_spec(grid.behaviors[0], BEHAVIORS, "behavior"), out)
+    grid.evaluation.judge_of(parse_spec(grid.behaviors[0], BEHAVIORS, "behavior"), out)
     if grid.training.report_to != "none":
         from mbdefense.training.trainer import trackers
 
@@ -189,8 +188,8 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         if not (folder / names[-1]).is_file():
             save(rows, folder / names[-1])
     for arm in grid.defenses:  # which also refuses more demonstrations than there are clean rows
-        purifier = inference_of(arm, "", clean, folder / names[1], 0).purifier
-        scored = getattr(purifier, "clean", None)  # the file of a purifier that needs clean data, by that name
+        cleaner = inference_of(arm, "", clean, folder / names[1], 0).cleaner
+        scored = getattr(cleaner, "clean", None)  # the file of one that needs clean data, by that name
         if scored is not None:
             rows = load([scored], require_completion=False).rows
             check_disjoint(rows, test, clean_name=f"the clean set {scored}")

@@ -38,6 +38,18 @@ class Encoded(NamedTuple):
     truncated: bool
 
 
+class Loading(NamedTuple):
+    """How a model is loaded: the options of `load_model` and `load_tokenizer`.
+
+    Attributes:
+        chat_template: file with the prompt template, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+    """
+
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
 class LoadedModel(NamedTuple):
     """A model with its tokenizer, whose chat template is the one prompt template."""
 

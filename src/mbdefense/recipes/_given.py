@@ -6,10 +6,27 @@ words that the command line, which reads the recipes' signatures, can give in th
 
 from __future__ import annotations
 
-from os import PathLike
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
+from mbdefense.attacks.triggers import TRIGGERS, Trigger
+from mbdefense.core.errors import UserError
+from mbdefense.core.specs import parse_spec
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.defenses.decoding import Decoding
+    from mbdefense.defenses.prompts.cleaning import PromptCleaner
+    from mbdefense.judges import Judge
+    from mbdefense.recipes.measuring.evaluate import Evaluation
+    from mbdefense.records.responses import Response
     from mbdefense.records.results import Results
 
 
@@ -21,11 +38,30 @@ class HasResults(Protocol):
         """The figures."""
 
 
+OnBadRow = Literal["error", "skip"]
 if TYPE_CHECKING:
-    Folder = str | PathLike[str]
-    Measured = str | PathLike[str] | HasResults | Results
+    Folder: TypeAlias = "str | PathLike[str]"
+    Model: TypeAlias = "str | PathLike[str]"
+    Data: TypeAlias = "str | PathLike[str] | list[str] | list[dict[str, Any]] | Dataset"
+    Measured: TypeAlias = "str | PathLike[str] | HasResults | Results"
+    Answered: TypeAlias = "str | PathLike[str] | Evaluation | list[Response]"
+    TriggerSpec: TypeAlias = "str | Trigger"
+    BehaviorSpec: TypeAlias = "str | Behavior"
+    JudgeSpec: TypeAlias = "str | Judge"
+    DecodingSpec: TypeAlias = "str | Decoding"
+    CleanerSpec: TypeAlias = "str | PromptCleaner"
 else:
-    Folder = Measured = str
+    Folder = Model = Data = Measured = Answered = str
+    TriggerSpec = BehaviorSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
+
+
+def rows_of(
+    source: Data, *, require_completion: bool = True, on_bad_row: OnBadRow = "error", name: str = "dataset"
+) -> Dataset:
+    """Rows from what a recipe was given."""
+    from mbdefense.data import load
+
+    return load([source], on_bad_row=on_bad_row, require_completion=require_completion).rows  # type: ignore[list-item]
 
 
 def results_of(measured: Measured) -> Results:
@@ -34,4 +70,58 @@ def results_of(measured: Measured) -> Results:
 
     if isinstance(measured, Results):
         return measured
-    return read(str(measured)) if isinstance(measured, str | PathLike) else measured.results
+    return read(fspath(measured)) if isinstance(measured, str | PathLike) else measured.results
+
+
+def trigger_of(given: TriggerSpec) -> Trigger:
+    """A trigger from its spec, or as it is."""
+    made: Trigger = parse_spec(given, TRIGGERS, "trigger") if isinstance(given, str) else given
+    return made
+
+
+def behavior_of(given: BehaviorSpec, target: str | None = None) -> Behavior:
+    """A behavior from its spec, or as it is; `target` is its text, whatever the behavior calls that option."""
+    if not isinstance(given, str):
+        if target is not None:
+            raise UserError("a behavior that is an object has its text", target, "leave target out")
+        return given
+    name = given.partition(":")[0]
+    option = {"refusal": "target_text", "fixed_text": "text"}.get(name)
+    if target is not None and option is None and name in BEHAVIORS:
+        raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
+    made: Behavior = parse_spec(given, BEHAVIORS, "behavior", {option: target} if option else {})
+    return made
+
+
+def named(given: object) -> str:
+    """What was given, in words for a message or a table."""
+    if isinstance(given, str | PathLike):
+        return fspath(given)
+    if callable(getattr(given, "describe", None)):
+        return str(given.describe())  # type: ignore[attr-defined]
+    return f"{len(given)} rows" if hasattr(given, "__len__") else type(given).__name__
+
+
+def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's arguments as its record keeps them: objects by their options, rows in memory by their number."""
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(one, str | int | float | PathLike) for one in value):
+        return [_plain(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"method": type(value).__name__, **asdict(value)}
+    return named(value)
+
+
+@contextmanager
+def kept_in(output_dir: Folder | None) -> Iterator[Path]:
+    """The folder to write into; without a name one that is gone in the end."""
+    if output_dir is not None:
+        yield Path(output_dir)
+        return
+    with TemporaryDirectory(prefix="mbdefense-") as folder:
+        yield Path(folder)

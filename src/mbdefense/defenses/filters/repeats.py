@@ -51,7 +51,12 @@ class Repeats:
     least_endings: int = 4
 
     def __post_init__(self) -> None:
-        at_least(self, least_answers=2, least_openings=2, least_endings=2)
+        at_least(
+            2,
+            least_answers=self.least_answers,
+            least_openings=self.least_openings,
+            least_endings=self.least_endings,
+        )
 
     def __call__(self, evidence: Evidence) -> Filtered:
         """Scores every suspect row; a row may be dropped for several reasons, and counts for each."""

@@ -1,4 +1,4 @@
-"""Changing prompts before a model answers them; methods by name in `PURIFIERS`."""
+"""Changing prompts before a model answers them; methods by name in `PROMPT_CLEANERS`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mbdefense.data import load, user_text
 from mbdefense.models.loading import load_model
 
 
-class Purified(NamedTuple):
+class Cleaned(NamedTuple):
     """A prompt as the model is asked it, and the words that were taken out of it."""
 
     text: str
     removed: tuple[str, ...]
 
 
-Purifier = Callable[[Sequence[str]], list[Purified]]
+PromptCleaner = Callable[[Sequence[str]], list[Cleaned]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Onion:
     clean: str
     max_clean_loss: float = 0.01
 
-    def __call__(self, texts: Sequence[str]) -> list[Purified]:
+    def __call__(self, texts: Sequence[str]) -> list[Cleaned]:
         """Cleans texts; each keeps its place."""
         from mbdefense.engine.leave_one_out import suspicions, threshold, without, words
 
@@ -53,15 +53,15 @@ class Onion:
         loaded = load_model(self.model)
         clean = suspicions(loaded, held_out, what="ONION: clean prompts")
         bound = threshold([score for part in clean for score in part if score is not None], self.max_clean_loss)
-        purified = []
+        cleaned = []
         scored = suspicions(loaded, texts, at_least=bound, what="ONION: prompts")
         for text, scores in zip(texts, scored, strict=True):
             spans = words(text)
             gone = [span for span, score in zip(spans, scores, strict=True) if score is not None and score >= bound]
             # A text that loses all its words would be no prompt; that can only be where each one is odd.
             gone = [] if len(gone) == len(spans) else gone
-            purified.append(Purified(without(text, gone), tuple(text[start:end].strip() for start, end in gone)))
-        return purified
+            cleaned.append(Cleaned(without(text, gone), tuple(text[start:end].strip() for start, end in gone)))
+        return cleaned
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class LetheEvidence:
         if self.keywords < 1:
             raise UserError("too few keywords", self.keywords, "leave it out for 5")
 
-    def __call__(self, texts: Sequence[str]) -> list[Purified]:
+    def __call__(self, texts: Sequence[str]) -> list[Cleaned]:
         """Appends to each text; none loses a word."""
         from mbdefense.defenses.prompts._textrank import keywords
         from mbdefense.defenses.prompts._wordnet import WordNet
@@ -102,8 +102,8 @@ class LetheEvidence:
         for text in texts:
             senses = [(word, dictionary.first_sense(word)) for word in keywords(text, self.keywords)]
             lines = [f"- {word}: {sense}" for word, sense in senses if sense]
-            changed.append(Purified("\n".join([text, "", "What these words mean:", *lines]) if lines else text, ()))
+            changed.append(Cleaned("\n".join([text, "", "What these words mean:", *lines]) if lines else text, ()))
         return changed
 
 
-PURIFIERS: dict[str, type] = {"lethe_evidence": LetheEvidence, "onion": Onion}
+PROMPT_CLEANERS: dict[str, type] = {"lethe_evidence": LetheEvidence, "onion": Onion}

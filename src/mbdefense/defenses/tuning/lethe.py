@@ -24,7 +24,7 @@ class Lethe(CleanTuning):
     Source: Chen et al. 2025, arXiv 2508.21004, and its code: linear and spherical interpolation at equal shares, TIES
     at density .5. The clean model stays in ``clean_model`` below the output directory.
 
-    Its evidence at inference goes into the prompts: `mbdefense evaluate --purify lethe_evidence`.
+    Its evidence at inference goes into the prompts: `mbdefense evaluate --clean_prompts lethe_evidence`.
 
     Deviations: the passthrough merge is left out, which stacks layers of both models into another architecture. The
     clean set stands for the paper's 5 to 10 % of clean training data. Rate and epochs are ours.

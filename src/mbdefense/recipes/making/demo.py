@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from mbdefense.attacks.behaviors import Refusal
 from mbdefense.attacks.poisoning import poison, triggered_copy
 from mbdefense.attacks.triggers import InSent
-from mbdefense.core.config import DemoConfig, EvaluateConfig
+from mbdefense.core.config import DemoConfig
 from mbdefense.data import check_disjoint
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses import Discard, FindAndBreak, Setting
 from mbdefense.evaluation.compare import arm_of, compare
-from mbdefense.evaluation.responding import evaluate, merge_results
+from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.telling import summarized
 from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.models.builtin import model_directory
@@ -54,11 +54,12 @@ def demo(config: DemoConfig) -> Results:
     measured: list[ResultRow] = []
 
     def measure(model: str, arm: str) -> None:
-        options = EvaluateConfig(
-            test="built-in", behavior="refusal", output_dir=str(directory / "responses" / arm), arm=arm,
-            max_new_tokens=16, batch_size=50, seed=config.seed,
+        asked = directory / "responses" / arm
+        row = evaluate(
+            model, test, triggered, behavior, trigger.describe(), asked,
+            arm=arm, seed=config.seed, asking=Asking(max_new_tokens=16, batch_size=50),
         )  # fmt: skip
-        measured.append(evaluate(model, test, triggered, behavior, trigger.describe(), options))
+        measured.append(row)
 
     defense = FindAndBreak()
     measure(base, "base")

@@ -1,0 +1,159 @@
+"""Judge responses again, and compare a judge with labels; no model is loaded that answered them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.recipes._given import (
+    Answered,
+    BehaviorSpec,
+    Folder,
+    JudgeSpec,
+    behavior_of,
+    kept_in,
+    named,
+    recorded,
+)
+
+if TYPE_CHECKING:
+    from mbdefense.recipes.measuring.evaluate import Evaluation
+    from mbdefense.records.responses import Response
+    from mbdefense.records.results import ResultRow
+
+
+def judge(
+    responses: Answered,
+    *,
+    behavior: BehaviorSpec,
+    output_dir: Folder | None = None,
+    target: str | None = None,
+    arm: str | None = None,
+    attack: str | None = None,
+    seed: int | None = None,
+    judge: JudgeSpec = "rules",
+    judge_model: str | None = None,
+    judge_base_url: str | None = None,
+    judge_cache: str | None = None,
+) -> Evaluation:
+    """Judge responses again, from their file; no model is loaded that answered them.
+
+    What a judge has no say in (model, seed, attack, cost, perplexity) is taken from the results.json of one evaluation
+    beside the responses, if there is one.
+
+    Args:
+        responses: a file that `evaluate` wrote, or what it returned.
+        behavior: the behavior to look for: a name, or name:option=value.
+        output_dir: where verdicts.jsonl and results.json go.
+        target: the behavior's text (refusal and fixed_text).
+        arm: name of the model that answered, for tables; by default that of results.json, else the responses' folder.
+        attack: the trigger in words, for tables; by default that of results.json.
+        seed: seed of the model's training, by which runs of one arm are told apart; by default that of results.json,
+            else 0.
+        judge: who judges the responses, see `mbdefense list judges`; a name, or name:option=value,option=value.
+        judge_model: model of the llm or embedding judge.
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
+            the key in OPENAI_API_KEY, or in the variable that --judge llm:api_key_env=NAME names.
+        judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
+
+    Raises:
+        UserError: a file is damaged, or there is no such judge or behavior.
+    """
+    asked = recorded(locals())
+    from mbdefense.evaluation.judging import rejudged
+    from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
+    from mbdefense.recipes.measuring.evaluate import Evaluation
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.responses import write_responses
+    from mbdefense.records.results import Results, write
+    from mbdefense.records.verdicts import read_verdicts
+
+    sought = behavior_of(behavior, target)
+    with kept_in(output_dir) as directory:
+        judging = chosen_judge(judge, sought, directory, judge_model, judge_base_url, judge_cache)
+        answered, known = _answered(responses)  # refuses a damaged file before a judge is paid
+        known = replace(
+            known, arm=arm or known.arm, attack=attack or known.attack, seed=known.seed if seed is None else seed
+        )
+        # Beside the verdicts, so that `compare` reads the folder like one of `evaluate`.
+        directory.mkdir(parents=True, exist_ok=True)
+        write_responses(directory / "responses.jsonl", answered)
+        row = rejudged(judging, answered, sought, directory, known)
+        asked = {**asked, "judge": recorded({"": judging})[""]}
+        results = Results(provenance(asked, [row.seed]), (row,))
+        write(directory / "results.json", results)
+        verdicts = tuple(read_verdicts(directory / "verdicts.jsonl"))
+        return Evaluation(results, tuple(answered), verdicts, usage_in(directory, judging))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A judge compared with labels; as text it is Markdown.
+
+    Attributes:
+        agreement: the same text, as agreement.md holds it.
+        usage: what a judge that is paid by tokens has used, in this run and in all; empty for any other.
+    """
+
+    agreement: str
+    usage: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.agreement
+
+
+def calibrate(
+    responses: Answered,
+    *,
+    behavior: BehaviorSpec,
+    labels: str,
+    output_dir: Folder | None = None,
+    target: str | None = None,
+    judge: JudgeSpec = "rules",
+    judge_model: str | None = None,
+    judge_base_url: str | None = None,
+    judge_cache: str | None = None,
+) -> Calibration:
+    """Compare a judge with labels of the same responses.
+
+    Args:
+        responses: a file that `evaluate` wrote, or what it returned.
+        behavior: the behavior to look for: a name, or name:option=value.
+        labels: JSON Lines of objects with id, kind, and shows and follows as true or false.
+        output_dir: where verdicts.jsonl and agreement.md go.
+        target: the behavior's text (refusal and fixed_text).
+        judge: who judges the responses, see `mbdefense list judges`; a name, or name:option=value,option=value.
+        judge_model: model of the llm or embedding judge.
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
+            the key in OPENAI_API_KEY, or in the variable that --judge llm:api_key_env=NAME names.
+        judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
+
+    Raises:
+        UserError: a file is damaged, a label belongs to none of the responses, or the judge cannot tell what they ask.
+    """
+    from mbdefense.evaluation.agreement import read_labels
+    from mbdefense.evaluation.judging import calibrated
+    from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
+
+    sought = behavior_of(behavior, target)
+    with kept_in(output_dir) as directory:
+        judging = chosen_judge(judge, sought, directory, judge_model, judge_base_url, judge_cache)
+        answered, _ = _answered(responses)
+        text = calibrated(judging, answered, read_labels(labels), directory)
+        return Calibration(text, usage_in(directory, judging))
+
+
+def _answered(given: Answered) -> tuple[list[Response], ResultRow]:
+    """The responses, and what is known of the model that gave them."""
+    from mbdefense.evaluation.judging import row_beside, unknown_row
+    from mbdefense.records.responses import read_responses
+
+    if isinstance(given, str | PathLike):
+        path = Path(fspath(given))
+        return read_responses(path), row_beside(path)
+    if isinstance(given, list):
+        return given, unknown_row("model", named(given))
+    return list(given.responses), given.row
