@@ -20,8 +20,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
+    from mbdefense.data import Source
     from mbdefense.defenses.decoding import Decoding
     from mbdefense.defenses.prompts.cleaning import PromptCleaner
     from mbdefense.judges import Judge
@@ -42,7 +41,7 @@ OnBadRow = Literal["error", "skip"]
 if TYPE_CHECKING:
     Folder: TypeAlias = "str | PathLike[str]"
     Model: TypeAlias = "str | PathLike[str]"
-    Data: TypeAlias = "str | PathLike[str] | list[str] | list[dict[str, Any]] | Dataset"
+    Data: TypeAlias = "Source"
     Measured: TypeAlias = "str | PathLike[str] | HasResults | Results"
     Answered: TypeAlias = "str | PathLike[str] | Evaluation | list[Response]"
     TriggerSpec: TypeAlias = "str | Trigger"
@@ -53,15 +52,6 @@ if TYPE_CHECKING:
 else:
     Folder = Model = Data = Measured = Answered = str
     TriggerSpec = BehaviorSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
-
-
-def rows_of(
-    source: Data, *, require_completion: bool = True, on_bad_row: OnBadRow = "error", name: str = "dataset"
-) -> Dataset:
-    """Rows from what a recipe was given."""
-    from mbdefense.data import load
-
-    return load([source], on_bad_row=on_bad_row, require_completion=require_completion).rows  # type: ignore[list-item]
 
 
 def results_of(measured: Measured) -> Results:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
+from mbdefense.data import load_rows
 from mbdefense.recipes._given import (
     BehaviorSpec,
     CleanerSpec,
@@ -26,7 +27,6 @@ from mbdefense.recipes._given import (
     kept_in,
     named,
     recorded,
-    rows_of,
     trigger_of,
 )
 
@@ -178,7 +178,7 @@ def evaluate(
     answering = parse_spec(decoding, DECODINGS, "decoding") if isinstance(decoding, str) else decoding
     itself = {"decoding": decoding, "lm_eval": lm_eval, "perplexity_rows": perplexity_rows}
     server = _server(server_url, server_model, server_prompt, server_api_key_env, itself)
-    test = rows_of(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
+    test = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
     cleaner = _cleaner(clean_prompts, test)
     with_trigger, attack = _triggered(test, triggered, rewriting, prompt_seed, on_bad_row, named(prompts))
     turns = _demonstrations(demonstrations, clean_dataset, test, prompt_seed, on_bad_row)
@@ -241,7 +241,7 @@ def _cleaner(given: CleanerSpec | None, test: Dataset) -> PromptCleaner | None:
 
     cleaner: Any = parse_spec(given, PROMPT_CLEANERS, "prompt cleaner") if isinstance(given, str) else given
     if "clean data" in getattr(cleaner, "needs", ()):
-        clean = rows_of(cleaner.clean, require_completion=False)
+        clean = load_rows(cleaner.clean, require_completion=False)
         check_disjoint(clean, test, clean_name=f"the clean set {cleaner.clean}")
     made: PromptCleaner | None = cleaner
     return made
@@ -252,7 +252,7 @@ def _triggered(
 ) -> tuple[Dataset | None, str]:
     """The triggered prompts, and the attack in words."""
     if triggered is not None:
-        rows = rows_of(triggered, require_completion=False, on_bad_row=on_bad_row, name="triggered")
+        rows = load_rows(triggered, require_completion=False, on_bad_row=on_bad_row, name="triggered")
         is_file = isinstance(triggered, str | PathLike)
         return rows, named(triggered).rpartition("/")[2] if is_file else "triggered prompts"
     if trigger is None:
@@ -278,6 +278,6 @@ def _demonstrations(
     from mbdefense.data import check_disjoint
     from mbdefense.defenses.prompts.demonstrations import draw_demonstrations
 
-    clean = rows_of(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
     check_disjoint(clean, test)
     return draw_demonstrations(clean, number, seed)
