@@ -9,10 +9,12 @@ import contextlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
 
 import jsonargparse
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -198,13 +200,14 @@ def linked(source: str) -> str:
 
 def papers_page() -> str:
     """Which method comes from which paper."""
-    found: dict[str, list[str]] = {}
-    for kind, methods in cli.method_tables().items():
+    titles = yaml.safe_load((Path(__file__).parent / "_papers.yaml").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, None]] = {}
+    for methods in cli.method_tables().values():
         for name, method in methods.items():
             for number in ARXIV.findall(facts(method).source):
-                found.setdefault(number, []).append(f"[`{name}`][{path_of(method)}] ({kind})")
-    rows = [(linked(f"arXiv {number}"), ", ".join(names)) for number, names in sorted(found.items())]
-    return "# Papers\n\n" + table(("Paper", "Methods"), rows)
+                found.setdefault(number, {})[f"[`{name}`][{path_of(method)}]"] = None
+    rows = [(linked(number), titles.get(number, ""), ", ".join(names)) for number, names in sorted(found.items())]
+    return "# Papers\n\nWhat each method's source is, by arXiv number.\n\n" + table(("arXiv", "Title", "Methods"), rows)
 
 
 def classes_page() -> str:
