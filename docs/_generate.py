@@ -21,6 +21,7 @@ from mkdocs.structure.files import File, Files
 import mbdefense
 from mbdefense import cli
 from mbdefense.core.needs import MEANINGS, facts
+from mbdefense.data import fields
 
 PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers")}
 """Commands of two words, by their first; `analyze` alone is none."""
@@ -39,6 +40,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Papers": "reference/papers.md"},
         {"Classes of methods": "reference/classes.md"},
     ]
+    section.insert(section.index("reference/data_formats.md") + 1, {"Fields of data": "reference/fields.md"})
     return config
 
 
@@ -59,6 +61,7 @@ def pages() -> dict[str, str]:
         "reference/methods.md": methods_page(),
         "reference/papers.md": papers_page(),
         "reference/classes.md": classes_page(),
+        "reference/fields.md": fields_page(),
     }
 
 
@@ -191,6 +194,11 @@ def methods_page() -> str:
         parts.append(f"## {kind.capitalize()}\n\n" + table(("Name", "What", "Needs", "Source"), rows))
     parts.append("## What methods need\n\n" + table(("Need", "Meaning"), MEANINGS.items()))
     return "\n".join(parts)
+
+
+def fields_page() -> str:
+    """What every known field of instruction data means."""
+    return f"# Fields of data\n\n```\npython -m mbdefense.data.fields\n```\n\n{fields.markdown()}"
 
 
 def linked(source: str) -> str:

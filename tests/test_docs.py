@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -25,6 +26,7 @@ METHODS = {
     "--filter": "filters",
     "--judge": "judges",
     "--decoding": "decodings",
+    "--clean_prompts": "prompts",
 }
 """Options that take methods, by the table that those are in."""
 
@@ -147,3 +149,52 @@ def test_every_command_and_method_has_its_place_in_the_reference(generator):
     for methods in cli.method_tables().values():
         for name in methods:
             assert f"[`{name}`]" in pages["reference/methods.md"]
+
+
+EXAMPLES = [README, *sorted((DOCS / "start").glob("*.md"))]
+"""Pages whose Python is run from top to bottom, on a tiny model and few rows."""
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch, tiny_model_path):
+    """A folder with the files that the examples name, and the model in the places of theirs."""
+    from mbdefense.data import save
+    from mbdefense.data.builtin import tasks
+
+    monkeypatch.chdir(tmp_path)
+    for name, rows, split in (("untrusted", 32, "train"), ("clean_rows", 32, "train"), ("checked", 12, "clean")):
+        save(tasks(rows, split=split, seed=0), f"{name}.jsonl")
+    save(tasks(8, split="test", seed=0), "prompts.jsonl")
+    return tiny_model_path
+
+
+@pytest.mark.skipif(not hasattr(mbdefense, "__all__"), reason="SLICE1")
+@pytest.mark.parametrize("path", EXAMPLES, ids=named)
+def test_python_of_the_first_pages_runs(path, scene):
+    for code in blocks(path, "python"):
+        for model in ("Qwen/Qwen3-0.6B", "suspect_model"):
+            code = code.replace(f'"{model}"', repr(scene))
+        exec(compile(code, named(path), "exec"), {})  # noqa: S102
+
+
+@pytest.mark.skipif(not hasattr(mbdefense, "__all__"), reason="SLICE1")
+@pytest.mark.parametrize(
+    ("page", "source", "made"),
+    [("llamafactory", "data/my_set.json", "data/my_set_kept.json"), ("axolotl", "data.jsonl", "kept.jsonl")],
+)
+def test_rows_that_a_filter_kept_are_taken_out_of_the_file_they_came_from(page, source, made, tmp_path, monkeypatch):
+    from mbdefense.data import load, save
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "filtered"):
+        (tmp_path / folder).mkdir()
+    given = [{"instruction": f"Say {word}.", "output": word, "system": "Be short."} for word in "abcde"]
+    lines = [json.dumps(row) for row in given]
+    (tmp_path / source).write_text(f"[{','.join(lines)}]" if source.endswith("json") else "\n".join(lines) + "\n")
+    save(load([source]).rows.select([0, 3]), "filtered/kept.jsonl")
+
+    (code,) = blocks(DOCS / "howto" / f"{page}.md", "python")
+    exec(compile(code, page, "exec"), {})  # noqa: S102
+
+    assert load([made]).rows["provenance"][0]["source"] == f"{Path(made).name}:1"
+    assert load([made]).rows["prompt"] == load([source]).rows.select([0, 3])["prompt"]
