@@ -244,7 +244,7 @@ def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
     assert "disk is full" in line
     assert "--resume" in line
     assert not list(out.rglob("*.safetensors"))
-    assert not list(out.rglob(".saving-*"))
+    assert not list(out.rglob(".mbdefense-saving-*"))
     assert main([*words, "--resume"]) == 0
 
 

@@ -1,12 +1,27 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; a folder has one owner at a time, and nothing leads out of it."""
 
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, whole_file, write_json, write_text
+from mbdefense.core.files import (
+    LARGEST,
+    LOCK_FILE,
+    SAVING,
+    claimed,
+    inside,
+    read_json,
+    read_text,
+    whole_file,
+    write_json,
+    write_text,
+)
 
 
 def test_json_round_trip_with_text_that_is_no_unicode(tmp_path):
@@ -50,3 +65,130 @@ def test_a_failing_body_writes_nothing(tmp_path):
 def test_read_json_names_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"missing\.json"):
         read_json(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", '{"a": ' + "9" * 5000 + "}", "\ud800", "nul"])
+def test_json_that_is_none_of_ours_is_one_line(tmp_path, text):
+    path = tmp_path / "value.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=r"value\.json"):
+        read_json(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "value.json")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_json(tmp_path / "value.json")
+
+
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(UserError, match="cannot read"):
+            read_text(Path(tmp_path / name))
+
+
+def test_a_file_too_large_is_refused_by_its_limit(tmp_path):
+    with (tmp_path / "value.json").open("wb") as stream:
+        stream.truncate(LARGEST + 1)
+    with pytest.raises(UserError, match="larger than 256 MiB"):
+        read_json(tmp_path / "value.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../victim",
+        "a/../../victim",
+        "/etc",
+        "//etc",
+        "C:\\x",
+        "c:x",
+        "a\\..\\b",
+        "a\0b",
+        "link",
+        "link/x",
+    ],
+)
+def test_a_name_in_a_file_never_leaves_its_folder(tmp_path, name):
+    (tmp_path / "victim").mkdir()
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="outside of its folder"):
+        inside(folder, name)
+
+
+def test_a_name_in_a_file_may_lie_anywhere_below(tmp_path):
+    assert inside(tmp_path, "tuned-0a1b") == tmp_path / "tuned-0a1b"
+    assert inside(tmp_path, "a/..b/c") == tmp_path / "a/..b/c"
+
+
+def test_a_claimed_folder_has_one_owner(tmp_path):
+    out = tmp_path / "a" / "out"
+    with claimed(out), claimed(out):  # a command and one that it calls are one run
+        imports = "import sys; from pathlib import Path; from mbdefense.core.files import claimed"
+        code = f"{imports}\nwith claimed(Path(sys.argv[1])): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True)
+        assert other.returncode == 1
+        assert "another run is at work in" in other.stderr
+    with FileLock(out / LOCK_FILE, timeout=0), pytest.raises(UserError, match="another run"), claimed(out):
+        pass
+    with claimed(out):
+        pass
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "too long", "nul"])
+def test_an_output_folder_that_cannot_be_is_refused_before_work_starts(tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    folder = {"a file": "file", "below a file": "file/out", "too long": "x" * 300, "nul": "a\0b"}[place]
+    with pytest.raises(UserError, match="cannot make the folder"), claimed(tmp_path / folder):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_output_folder_is_refused_before_work_starts(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot write into"), claimed(tmp_path):
+        raise AssertionError
+
+
+def test_a_link_out_of_the_output_folder_is_refused(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    out = tmp_path / "out"
+    (out / "stages").mkdir(parents=True)
+    (out / "here").symlink_to(out / "stages")
+    with claimed(out):
+        pass
+    for at in (out / "stages" / "x", out / LOCK_FILE):
+        at.unlink(missing_ok=True)
+        at.symlink_to(victim)
+        with pytest.raises(UserError, match="leads out of the output folder"), claimed(out):
+            raise AssertionError
+        at.unlink()
+    assert victim.read_text() == "x"
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+    kept = [".hidden.tmp", "notes.tmp", ".x.0123456.tmp", "model.safetensors"]
+    for name in (*kept, ".rows.jsonl.0123abcd.tmp"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "stage" / f"{SAVING}abc").mkdir(parents=True)
+    (tmp_path / "stage" / f"{SAVING}abc" / "model.safetensors").write_text("x")
+    with claimed(tmp_path):
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {*kept, "stage", LOCK_FILE}
+
+
+def test_a_model_is_not_saved_among_files_of_others(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds files of others"), claimed(tmp_path, for_model=True):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "mbdefense.json").write_text("{}")
+    with claimed(tmp_path, for_model=True):
+        pass

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from mbdefense.cli import main
 from mbdefense.core.config import BenchConfig
+from mbdefense.core.files import LOCK_FILE
 from mbdefense.defenses import DEFENSES, Discard
 from mbdefense.defenses.filters import FILTERS, SEEP
 from mbdefense.grid import code
@@ -24,7 +26,6 @@ from mbdefense.grid.config import Grid, changed, read_grid
 from mbdefense.grid.estimate import duration, estimate, shown, trainings
 from mbdefense.grid.local import _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
-from mbdefense.grid.run import locked
 from mbdefense.grid.setting import Unplanned
 from mbdefense.grid.workspace import Cell, open_workspace
 from mbdefense.records.results import read
@@ -241,9 +242,10 @@ def test_two_runs_give_the_same_results_but_for_times(bench: Bench) -> None:
 def test_a_second_bench_in_one_folder_is_refused(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with locked(tmp_path / "out"):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / LOCK_FILE):
         assert bench()[0] == 1
-    assert "another bench is at work" in capsys.readouterr().err
+    assert "another run is at work" in capsys.readouterr().err
 
 
 def test_an_interrupted_grid_goes_on(bench: Bench, counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,16 +27,16 @@ def bench(words: Sequence[str]) -> int:
 
     from rich.console import Console
 
+    from mbdefense.core.files import claimed
     from mbdefense.grid.config import changed, read_grid
     from mbdefense.grid.estimate import in_words
     from mbdefense.grid.plan import make_plan
-    from mbdefense.grid.run import locked
     from mbdefense.grid.workspace import open_workspace
 
     grid = changed(read_grid(options.grid), config)
     out = Path(config.output_dir)
     console = Console()
-    with locked(out):
+    with claimed(out):
         with console.status("making rows and a plan"):
             workspace = open_workspace(grid, out)
             plan = make_plan(workspace)

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading the JSON that this package wrote."""
+"""Files written whole or not at all, folders of which one run at a time is the owner, and JSON read back with care."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from mbdefense.core.errors import UserError, first_line
+
+LOCK_FILE = ".mbdefense.lock"
+"""In every folder that a command writes into."""
+SAVING = ".mbdefense-saving-"
+"""What the name of a folder begins with in which files are made that are then moved to where they belong."""
+LARGEST = 2**28
+"""Bytes of the largest file that is read whole: results, verdicts, cards."""
+# What a folder holds that a command of this package has written into, of earlier versions too.
+_OURS = (LOCK_FILE, "mbdefense.json", "results.json", "found.json", "filter.json", "attacked", "checkpoints")
+_LEFT_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -32,8 +43,8 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot write ({reason})", str(path), "check folder, permissions and free space") from error
+        fix = "check folder, permissions and free space"
+        raise UserError(f"cannot write ({_reason(error)})", str(path), fix) from error
     finally:
         with contextlib.suppress(OSError):  # gone after the replace; a failing folder must not hide the first error
             temporary.unlink()
@@ -47,9 +58,86 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"cannot make the folder ({_reason(error)})", str(path), "name another --output_dir") from error
+
+
+@contextmanager
+def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
+    """Makes an output folder this run's own, before any work starts, until the body ends.
+
+    Nobody else writes into it meanwhile, nothing in it leads out of it, and what runs that were killed have left
+    half-written is gone.
+
+    Args:
+        folder: where the command writes.
+        for_model: also refuse a folder that holds something, but nothing that this package has written: a model that
+            is saved there would mix with it.
+
+    Raises:
+        UserError: it cannot be made or written into, another run is at work there, or a link in it leads elsewhere.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    refuse_links(folder)
+    if for_model and any(folder.iterdir()) and not any((folder / name).exists() for name in _OURS):
+        raise UserError("the output folder holds files of others", str(folder), "name a new one as --output_dir")
+    try:
+        # A command may call another one that writes into the same folder; that is one run.
+        lock = FileLock(folder.resolve() / LOCK_FILE, timeout=0, is_singleton=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError("another run is at work in", str(folder), "wait for it, or use another --output_dir") from error
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot make the folder ({reason})", str(path), "name another --output_dir") from error
+        raise UserError(f"cannot write into ({_reason(error)})", str(folder), "name another --output_dir") from error
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuses a folder to write into that holds a link to a place outside of it.
+
+    Raises:
+        UserError: names the link.
+    """
+    root = folder.resolve()
+    for directory, names, files in os.walk(root):
+        for name in (*names, *files):
+            path = Path(directory) / name
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                fix = "remove it, or name another --output_dir"
+                raise UserError("a link leads out of the output folder", path.relative_to(root).as_posix(), fix)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes, below a folder that nobody else writes into, what a run that was killed was about to write."""
+    for directory, names, files in os.walk(folder):
+        for name in [name for name in names if name.startswith(SAVING)]:
+            names.remove(name)
+            shutil.rmtree(Path(directory) / name, ignore_errors=True)
+        for name in files:
+            if _LEFT_FILE.fullmatch(name):
+                (Path(directory) / name).unlink(missing_ok=True)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Where a name that stands in a file, and so may be anybody's, lies below a folder.
+
+    Raises:
+        UserError: it is absolute, leads upwards or through a link, or is empty; nothing outside of the folder is ever
+            meant.
+    """
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and not {"..", "/", "//"} & {*parts} and not re.search(r"[\\\0]|^[A-Za-z]:", name)
+    if plain:
+        places = [folder.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+        if not any(place.is_symlink() for place in places):
+            return places[-1]
+    raise UserError("a file names a place outside of its folder", name, f"look where {folder.name or folder} is from")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,6 +169,37 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
+def read_bytes(path: Path, fix: str = "make it again") -> bytes:
+    """A whole file of at most `LARGEST` bytes.
+
+    Raises:
+        UserError: it is not there, no regular file (a pipe would be waited for), too large, or cannot be read.
+    """
+    try:
+        # No `Path.is_file` before: it raises for a name that is too long.
+        if path.exists() and not path.is_file():
+            raise UserError("not a regular file", str(path), fix)
+        with path.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read ({_reason(error)})", str(path), fix) from error
+    if len(data) > LARGEST:
+        raise UserError(f"larger than {LARGEST // 2**20} MiB", str(path), fix)
+    return data
+
+
+def read_text(path: Path, fix: str = "save it as UTF-8") -> str:
+    """The same as UTF-8, without a byte order mark.
+
+    Raises:
+        UserError: see `read_bytes`; or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, fix).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 (byte {error.start + 1})", str(path), fix) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object that this package wrote.
 
@@ -88,12 +207,16 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: missing or damaged.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_bytes(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError("cannot read", str(path), f"make it again ({first_line(error)})") from error
     if not isinstance(value, dict):
         raise UserError("not a JSON object", str(path), "make it again")
     return value
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def disk_is_full(error: BaseException, directory: Path) -> bool:

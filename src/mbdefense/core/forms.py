@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Share = Annotated[float, Interval(ge=0, le=1)]
-Count = Annotated[int, Ge(0)]
-Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Interval(ge=0, le=2**53)]
+Positive = Annotated[int, Interval(ge=1, le=2**53)]
 NotNegative = Annotated[float, Ge(0)]
 _T = TypeVar("_T", bound="Form")
 

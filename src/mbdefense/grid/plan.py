@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json
+from mbdefense.core.files import inside, read_bytes
+from mbdefense.core.forms import Count, Form, NotNegative, parse
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.setting import Unplanned, finished
@@ -18,6 +19,7 @@ RESULT_FILE = "results.json"
 """In a cell's folder; written last."""
 CELL_FILE = "cell.json"
 FAILURE_FILE = "failure.json"
+_FIX = "delete the cell's folder; it is made again"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
+class _Facts(Form):
+    """The stages that a finished cell took, and what they cost."""
+
+    stages: tuple[str, ...]
+    seconds: NotNegative
+    peak_bytes: Count
+
+
+@dataclass(frozen=True)
 class Plan:
     """All cells in the order of the table, and what is left to do for them in the order of work."""
 
@@ -81,13 +92,38 @@ def make_plan(workspace: Workspace) -> Plan:
         name = workspace.id(cell)
         directory = workspace.out / "cells" / name
         if (directory / RESULT_FILE).is_file():
-            cells.append(PlannedCell(cell, name, True, tuple(read_json(directory / CELL_FILE)["stages"])))
+            cells.append(_done(workspace, cell, name))
             continue
         under = (cell.attack, cell.behavior, cell.rate, cell.seed)
         if under not in unfit:
             unfit[under] = _unfit(workspace, cell)
         cells.append(_planned(workspace, cell, name, unfit[under], tasks))
     return Plan(tuple(cells), _ordered(tasks))
+
+
+def _done(workspace: Workspace, cell: Cell, name: str) -> PlannedCell:
+    """A finished cell, or one whose file is damaged: that costs this cell and no other."""
+    try:
+        facts = cell_facts(workspace.out / "cells" / name, workspace.stages)
+    except UserError as error:
+        return PlannedCell(cell, name, False, reason=str(error))
+    return PlannedCell(cell, name, True, tuple(facts["stages"]))
+
+
+def cell_facts(folder: Path, stages: Path) -> dict[str, Any]:
+    """What `CELL_FILE` of a finished cell says.
+
+    Args:
+        folder: the cell's.
+        stages: where the stages lie that it names, and nowhere else.
+
+    Raises:
+        UserError: it is damaged, or names a stage outside of `stages`.
+    """
+    facts = parse(_Facts, read_bytes(folder / CELL_FILE), f"{folder.name}/{CELL_FILE}", _FIX)
+    for name in facts.stages:
+        inside(stages, name)
+    return asdict(facts)
 
 
 def _unfit(workspace: Workspace, cell: Cell) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, write_json
-from mbdefense.evaluation.compare import compare, read_arm
+from mbdefense.core.files import inside, write_json
+from mbdefense.evaluation.compare import Arm, compare, read_arm
 from mbdefense.grid import estimate
-from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task
+from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task, cell_facts
 from mbdefense.grid.setting import retire
 from mbdefense.grid.workspace import Workspace
 from mbdefense.records.provenance import provenance
@@ -30,21 +27,6 @@ GRID_FILE = "grid.json"
 SCHEMA = 1
 TIMES = ("created", "seconds", "peak_bytes")
 """Keys of the result files that differ between two runs of one grid on one machine; nothing else does."""
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keeps a second bench out of the folder.
-
-    Raises:
-        UserError: one is at work there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".bench.lock").acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError("another bench is at work in", str(out), "wait for it, or use another --output_dir") from error
 
 
 def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Console, failed: dict[str, str]) -> None:
@@ -126,13 +108,15 @@ def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, 
     for planned in plan.cells:
         for name in (*planned.stages, *_facts(workspace, planned)["stages"]):
             if name not in needed:
-                retire(workspace.stages / name)
+                retire(inside(workspace.stages, name))
 
 
 def _facts(workspace: Workspace, planned: PlannedCell) -> dict[str, Any]:
     """Stages and costs of a cell; of a finished one also those that a plan before a filter's verdicts did not know."""
-    file = workspace.out / "cells" / planned.id / CELL_FILE
-    return read_json(file) if file.is_file() else {"stages": list(planned.stages), "seconds": 0.0, "peak_bytes": 0}
+    folder = workspace.out / "cells" / planned.id
+    if planned.reason or not (folder / CELL_FILE).is_file():
+        return {"stages": list(planned.stages), "seconds": 0.0, "peak_bytes": 0}
+    return cell_facts(folder, workspace.stages)
 
 
 def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tuple[Results | None, dict[str, str]]:
@@ -144,17 +128,24 @@ def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tup
     config = asdict(workspace.grid)
     seeds = list(workspace.grid.seeds)
     reasons = {planned.id: planned.reason or failed.get(planned.id, "") for planned in plan.cells}
+    arms: dict[str, Arm] = {}
+    for planned in plan.cells:
+        folder = workspace.out / "cells" / planned.id
+        if not planned.reason and (folder / RESULT_FILE).is_file():
+            try:
+                arms[planned.id] = read_arm(folder)
+            except UserError as error:  # one damaged cell costs one cell
+                reasons[planned.id] = str(error)
     reasons = {name: reason for name, reason in reasons.items() if reason}
     for name, reason in reasons.items():
         (workspace.out / "cells" / name).mkdir(parents=True, exist_ok=True)
         write_json(workspace.out / "cells" / name / FAILURE_FILE, {"error": reason})
-    done = [planned for planned in plan.cells if (workspace.out / "cells" / planned.id / RESULT_FILE).is_file()]
     results = None
-    if done:
-        rows, over_seeds = compare([read_arm(workspace.out / "cells" / planned.id) for planned in done])
+    if arms:
+        rows, over_seeds = compare(list(arms.values()))
         results = Results(provenance(config, seeds), rows, over_seeds)
         write(workspace.out / RESULT_FILE, results)
-    cells = [_state(workspace, planned, planned in done, reasons.get(planned.id, "")) for planned in plan.cells]
+    cells = [_state(workspace, planned, planned.id in arms, reasons.get(planned.id, "")) for planned in plan.cells]
     state = {"schema": SCHEMA, "config": config, "provenance": provenance(config, seeds), "cells": cells}
     write_json(workspace.out / GRID_FILE, state)
     return results, reasons

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from mbdefense.core.files import read_json, write_json, write_text
+from mbdefense.core.files import SAVING, inside, read_json, write_json, write_text
 from mbdefense.defenses import Setting
 from mbdefense.defenses.filtering import SUMMARY_FILE
 from mbdefense.defenses.setting import STAGE_FILE, inputs_hash, stage
@@ -83,7 +83,7 @@ class GridSetting(Setting):
             if not finished(place):
                 (place / CARD_FILE).unlink(missing_ok=True)
                 (place / RETIRED_FILE).unlink(missing_ok=True)
-                for left in place.glob(".saving-*"):  # by a run that was killed
+                for left in place.glob(f"{SAVING}*"):  # by a run that was killed
                     shutil.rmtree(left)
             stage(place, inputs, make, resume=True)
         if place.name == self.until:
@@ -105,7 +105,7 @@ class GridSetting(Setting):
 
     def _place(self, directory: Path, inputs: Mapping[str, object], met: list[str]) -> Path:
         made_of = inputs_hash(inputs)
-        place = self.stages / f"{directory.name}-{made_of[:16]}"
+        place = inside(self.stages, f"{directory.name}-{made_of[:16]}")
         if not (place / STAGE_FILE).is_file():
             place.mkdir(parents=True, exist_ok=True)
             write_json(place / STAGE_FILE, {"inputs_hash": made_of})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core._progress import no_bars_of_transformers
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import read_json, write_json
+from mbdefense.core.files import SAVING, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -199,7 +199,7 @@ def save_model(
         state: the weights, where the model itself does not hold them whole (sharded over processes).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+    making = Path(tempfile.mkdtemp(prefix=SAVING, dir=directory))
     try:
         with no_bars_of_transformers():
             loaded.model.save_pretrained(making, state_dict=state)
