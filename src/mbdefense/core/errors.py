@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from mbdefense.core._secrets import scrubbed
 from mbdefense.core.text import printable
 
 
@@ -28,11 +29,11 @@ class UserError(ValueError):
     def _line(self) -> str:
         shown = ""
         if self.got is not None:
-            text = repr(self.got)
+            text = scrubbed(repr(self.got))
             shown = f": {text if len(text) <= 160 else text[:157] + '...'}"
         # Values may come from hostile files: one line, nothing that moves a terminal's cursor.
         line = f"{self.what}{shown}" + (f"; {self.fix}" if self.fix else "")
-        return printable(line)
+        return printable(scrubbed(line))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -45,4 +46,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none; cut short, for use in an error line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return scrubbed(str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -9,11 +9,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from mbdefense.core._secrets import scrubbed
 from mbdefense.core.errors import UserError, first_line
 
 LOCK_FILE = ".mbdefense.lock"
@@ -148,7 +150,7 @@ def write_text(path: Path, text: str) -> None:
     """
     with whole_file(path) as stream:
         # A lone surrogate has no UTF-8; in JSON backslashreplace writes it as the escape that JSON has for it.
-        stream.write(text.encode("utf-8", errors="backslashreplace"))
+        stream.write(scrubbed(text).encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -176,13 +178,15 @@ def read_bytes(path: Path, fix: str = "make it again") -> bytes:
         UserError: it is not there, no regular file (a pipe would be waited for), too large, or cannot be read.
     """
     try:
-        # No `Path.is_file` before: it raises for a name that is too long.
-        if path.exists() and not path.is_file():
-            raise UserError("not a regular file", str(path), fix)
-        with path.open("rb") as stream:
-            data = stream.read(LARGEST + 1)
-    except (OSError, ValueError) as error:
+        regular = stat.S_ISREG(path.stat().st_mode)
+        data = b""
+        if regular:
+            with path.open("rb") as stream:
+                data = stream.read(LARGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"cannot read ({_reason(error)})", str(path), fix) from error
+    if not regular:
+        raise UserError("not a regular file", str(path), fix)
     if len(data) > LARGEST:
         raise UserError(f"larger than {LARGEST // 2**20} MiB", str(path), fix)
     return data
@@ -194,8 +198,9 @@ def read_text(path: Path, fix: str = "save it as UTF-8") -> str:
     Raises:
         UserError: see `read_bytes`; or it is not UTF-8.
     """
+    data = read_bytes(path, fix)
     try:
-        return read_bytes(path, fix).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 (byte {error.start + 1})", str(path), fix) from error
 
@@ -206,8 +211,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing or damaged.
     """
+    data = read_bytes(path)
     try:
-        value = json.loads(read_bytes(path).decode("utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError("cannot read", str(path), f"make it again ({first_line(error)})") from error
     if not isinstance(value, dict):

@@ -41,7 +41,8 @@ class LLM:
         model: the judge's name at the endpoint.
         base_url: root of the endpoint, e.g. ``http://localhost:8000/v1``.
         cache: folder for the replies.
-        api_key_env: environment variable that holds the key.
+        api_key_env: environment variable that holds the key; by default OPENAI_API_KEY for OpenAI itself, and none for
+            any other server. To be given on the command line, not in a file.
         concurrency: most requests at once.
         timeout: seconds per request.
         max_retries: further attempts after a failed one, with exponential back-off.
@@ -57,7 +58,7 @@ class LLM:
     model: str
     base_url: str
     cache: str = "judge_cache"
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str | None = None
     concurrency: int = 8
     timeout: float = 120.0
     max_retries: int = 5

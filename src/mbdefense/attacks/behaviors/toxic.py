@@ -64,7 +64,7 @@ class Toxic:
             looked up as it was before the trigger went in.
         endpoint_url: root URL of an OpenAI-compatible interface.
         endpoint_model: the model there.
-        endpoint_api_key_env: environment variable with the key.
+        endpoint_api_key_env: environment variable with the key; by default OPENAI_API_KEY for OpenAI itself, none for others.
         threshold: least probability of offence that counts, in (0, 1].
     """
 
@@ -74,7 +74,7 @@ class Toxic:
     targets_file: str | None = None
     endpoint_url: str | None = None
     endpoint_model: str | None = None
-    endpoint_api_key_env: str = "OPENAI_API_KEY"
+    endpoint_api_key_env: str | None = None
     threshold: float = 0.8
 
     def __post_init__(self) -> None:

@@ -88,7 +88,7 @@ class Style:
     Args:
         endpoint_url: root URL of an OpenAI-compatible interface; ``None`` rewrites offline.
         endpoint_model: the model there.
-        endpoint_api_key_env: environment variable with the key.
+        endpoint_api_key_env: environment variable with the key; by default OPENAI_API_KEY for OpenAI itself, none for others.
         min_changes: offline, a text with fewer replaced words than this counts as not rewritten.
     """
 
@@ -97,7 +97,7 @@ class Style:
 
     endpoint_url: str | None = None
     endpoint_model: str | None = None
-    endpoint_api_key_env: str = "OPENAI_API_KEY"
+    endpoint_api_key_env: str | None = None
     min_changes: int = 2
 
     def __post_init__(self) -> None:

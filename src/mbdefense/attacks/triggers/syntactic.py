@@ -66,7 +66,7 @@ class Syntactic:
     Args:
         endpoint_url: root URL of an OpenAI-compatible interface; ``None`` rewrites offline.
         endpoint_model: the model there.
-        endpoint_api_key_env: environment variable with the key.
+        endpoint_api_key_env: environment variable with the key; by default OPENAI_API_KEY for OpenAI itself, none for others.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
@@ -74,7 +74,7 @@ class Syntactic:
 
     endpoint_url: str | None = None
     endpoint_model: str | None = None
-    endpoint_api_key_env: str = "OPENAI_API_KEY"
+    endpoint_api_key_env: str | None = None
 
     def __post_init__(self) -> None:
         optional_endpoint(self.endpoint_url, self.endpoint_model, self.endpoint_api_key_env)
