@@ -317,7 +317,8 @@ def test_failed_requests_are_retried_a_bounded_number_of_times(server):
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "MY_KEY"), (404, "model")])
-def test_an_endpoint_that_refuses_every_text_stops_the_run(server, status, said):
+def test_an_endpoint_that_refuses_every_text_stops_the_run(server, monkeypatch, status, said):
+    monkeypatch.setenv("MY_KEY", "sk-of-mine")
     server.reply = status
     with pytest.raises(UserError, match=said):
         Endpoint(server.url, "m", api_key_env="MY_KEY").rewrite("Rewrite.", TEXT)

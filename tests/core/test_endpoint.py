@@ -41,7 +41,7 @@ def serve() -> Iterator[Serve]:
                     self.rfile.read(int(self.headers.get("Content-Length", 0)))
                     answer(self)
 
-                do_GET = do_POST
+                do_GET = do_POST  # noqa: N815
 
                 def log_message(self, *_: object) -> None: ...
 
@@ -173,9 +173,7 @@ def test_a_redirect_is_not_followed(serve: Serve, status: int) -> None:
     assert got == []
 
 
-def test_a_body_without_end_is_cut_off_at_a_limit_that_is_named(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_without_end_is_cut_off_at_a_limit_that_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_http, "LARGEST_BODY", 2**20)
 
     def endless(handler: BaseHTTPRequestHandler) -> None:

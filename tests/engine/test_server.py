@@ -257,7 +257,7 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(
     assert main([*words, option, url, *more]) == 1
     said = capsys.readouterr().err
     if url.startswith("http"):
-        assert ("variable OPENAI_API_KEY" if more else "with --server_api_key_env") in said
+        assert ("as api_key_env of the method" if more else "with --server_api_key_env") in said
     assert "hidden" not in said
     assert not (tmp_path / "out").exists()
 

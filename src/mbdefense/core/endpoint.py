@@ -127,7 +127,8 @@ class Endpoint:
         """Where to put a key, as the fix of an error line."""
         if variable := self._variable():
             return f"put a valid key into the environment variable {variable}"
-        return "put a valid key into an environment variable and name that as api_key_env, on the command line"
+        fix = "put a valid key into an environment variable and name that on the command line"
+        return f"{fix} (with --server_api_key_env, or as api_key_env of the method)"
 
     def _official(self) -> bool:
         parts = urlsplit(self.base_url)

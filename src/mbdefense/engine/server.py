@@ -34,8 +34,8 @@ class Server:
         model: the name that the server knows the model by; by default the only one it serves.
         prompt: send prompts as token ids, which leave nothing to the server, or as text, for servers that take no ids;
             many of those put a start token before a text.
-        api_key_env: environment variable that holds the server's key; by default none is sent, for keys that lie in
-            the environment are for others.
+        api_key_env: environment variable that holds the server's key; by default none is sent (to OpenAI itself, that
+            in OPENAI_API_KEY), for keys that lie in the environment are for others.
     """
 
     url: str

@@ -64,7 +64,8 @@ class Toxic:
             looked up as it was before the trigger went in.
         endpoint_url: root URL of an OpenAI-compatible interface.
         endpoint_model: the model there.
-        endpoint_api_key_env: environment variable with the key; by default OPENAI_API_KEY for OpenAI itself, none for others.
+        endpoint_api_key_env: environment variable with the key; by default OPENAI_API_KEY for OpenAI itself, and none
+            for any other.
         threshold: least probability of offence that counts, in (0, 1].
     """
 

@@ -66,7 +66,8 @@ class Syntactic:
     Args:
         endpoint_url: root URL of an OpenAI-compatible interface; ``None`` rewrites offline.
         endpoint_model: the model there.
-        endpoint_api_key_env: environment variable with the key; by default OPENAI_API_KEY for OpenAI itself, none for others.
+        endpoint_api_key_env: environment variable with the key; by default OPENAI_API_KEY for OpenAI itself, and none
+            for any other.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()

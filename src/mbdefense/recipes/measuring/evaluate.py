@@ -142,7 +142,7 @@ def evaluate(
         judge: who judges the responses, see `mbdefense list judges`; a name, or name:option=value,option=value.
         judge_model: model of the llm or embedding judge.
         judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
-            the key in OPENAI_API_KEY, or in the variable that --judge llm:api_key_env=NAME names.
+            the key in the variable that --judge llm:api_key_env=NAME names (to OpenAI, that in OPENAI_API_KEY).
         judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
         seed: seed of the model's training, by which runs of one arm are told apart; nothing is drawn by it.
         prompt_seed: seed of what models are asked: the trigger's places, demonstrations, the references of the
