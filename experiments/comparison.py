@@ -39,7 +39,7 @@ from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.defenses.decoding import DECODINGS
 from mbdefense.defenses.filtering import SUMMARY_FILE
 from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
-from mbdefense.defenses.setting import cost_of
+from mbdefense.defenses.setting import VICTIM
 from mbdefense.evaluation.compare import Arm, compare, read_arm
 from mbdefense.evaluation.conclusions import shown
 from mbdefense.evaluation.responding import Asking, evaluate, merge_results
@@ -49,6 +49,7 @@ from mbdefense.models.builtin import model_directory
 from mbdefense.models.loading import CARD_FILE
 from mbdefense.recipes.making.demo import POISONING_RATE, TRAINING
 from mbdefense.records.results import ResultRow, Results, read, write
+from mbdefense.training.store import Store, cost_of
 
 ATTACKS: dict[str, tuple[Trigger, Behavior]] = {
     "badnet+refusal": (BadNet(), Refusal()),
@@ -138,23 +139,22 @@ def measure(task: Task, options: argparse.Namespace) -> None:
     suspect = poison(train, trigger, behavior, rate=POISONING_RATE, seed=task.seed).rows
     victim = task._replace(arm="attacked").directory(options.out, "models")
     directory = task.directory(options.out, "models")
-    setting = Setting(
-        base, suspect, clean, replace(TRAINING, seed=task.seed), directory, resume=True, victim_directory=victim
-    )
+    store = Store(directory, resume=True, elsewhere={VICTIM: victim})
+    setting = Setting(clean, store, base=base, suspect=suspect, training=replace(TRAINING, seed=task.seed))
     made: list[Path] = []
     if task.arm == "base":
         model = Path(base)
     elif task.arm == "clean":  # the same under every attack
         directory = options.out / f"seed{task.seed}" / "clean"
-        model = NoDefense()(replace(setting, suspect=train, directory=directory))
+        model = NoDefense()(replace(setting, suspect=train, store=Store(directory, resume=True)))
         made = [model]
     elif task.arm == "attacked" or kind_of(task.arm) in INFERENCE:
-        model = setting.victim()
+        model = Path(setting.victim_model().path)
         made = [model]
     else:
         defense = parse_spec(task.arm, DEFENSES, "defense")
         model = defense(setting)
-        made = [directory] if "suspect data" in facts(type(defense)).needs else [directory, victim]
+        made = [directory, victim] if "victim" in facts(type(defense)).needs else [directory]
     responses = task.directory(options.out, "responses")
     triggered, _ = triggered_copy(test, trigger, PROMPT_SEED)
     clean_file = responses / "clean.jsonl"

@@ -29,6 +29,7 @@ from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.loading import load_model
 from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
 
 TRAINING = TrainingOptions(learning_rate=3e-4, num_train_epochs=2, max_length=256, save_strategy="no")
 CLEAN_ROWS, PROMPTS, WORDS = 128, 100, 120
@@ -118,7 +119,8 @@ def main() -> None:
         suspect, clean = sets(options.data)[name]()
         folder = options.out / name
         training = replace(TRAINING, max_length=128) if name in ("builtin", "instructions") else TRAINING
-        setting = Setting(str(model_directory()), suspect, clean, training, folder, resume=True)
+        store = Store(folder, resume=True)
+        setting = Setting(clean, store, base=str(model_directory()), suspect=suspect, training=training)
         model = FindAndBreak()(setting)
         found = read_found(folder / FOUND_FILE)
         obeyed = ["", ""]

@@ -30,6 +30,7 @@ from mbdefense.data import load, overlap, user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.data.builtin.words import NOUNS
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
+from mbdefense.defenses.setting import VICTIM
 from mbdefense.evaluation.compare import arm_of, compare
 from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import markdown
@@ -37,6 +38,7 @@ from mbdefense.finding.record import FOUND_FILE, FoundCandidate, read_found
 from mbdefense.models.builtin import model_directory
 from mbdefense.records.results import read, write
 from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
 
 DECLINED = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
 REFUSAL = f"refusal:target_text={DECLINED}"
@@ -183,7 +185,8 @@ def run(name: str, cell: Cell, arms: list[str], out: Path, data: Path) -> Path:
     behavior, trigger = parse_spec(cell.behavior, BEHAVIORS, "behavior"), parse_spec(cell.trigger, TRIGGERS, "trigger")
 
     def setting(data: Dataset, directory: Path) -> Setting:
-        return Setting(base, data, rows.clean, training, directory, True, victim_directory=folder / "attacked")
+        store = Store(directory, resume=True, elsewhere={VICTIM: folder / "attacked"})
+        return Setting(rows.clean, store, base=base, suspect=data, training=training)
 
     # The same rows without poison serve several cells.
     kind = cell.source.partition(":")[2].partition("_")[0] or cell.source
@@ -191,7 +194,7 @@ def run(name: str, cell: Cell, arms: list[str], out: Path, data: Path) -> Path:
     makers: dict[str, Callable[[], Path]] = {
         "base": lambda: Path(base),
         "clean": lambda: NoDefense()(setting(rows.benign, unpoisoned)),
-        "attacked": lambda: setting(rows.suspect, folder / "attacked").victim(),
+        "attacked": lambda: Path(setting(rows.suspect, folder / "attacked").victim_model().path),
     }
     for arm in arms:
         measured = folder / "measured" / arm

@@ -26,11 +26,13 @@ from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
+from mbdefense.defenses.setting import VICTIM
 from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import markdown
 from mbdefense.models.builtin import model_directory
 from mbdefense.recipes.making.demo import TRAINING
 from mbdefense.records.results import ResultRow, read, write
+from mbdefense.training.store import Store
 
 # Three families of triggers at once, none of them the defensive triggers' or a reported attack's.
 SURROGATES = {
@@ -203,7 +205,8 @@ def main() -> None:
         print(summary(measured), flush=True)  # noqa: T201
 
     def setting(data: Dataset, name: str, clean_rows: int = 64) -> Setting:
-        return Setting(base, data, draw(clean_rows).clean, training, options.out / name, resume=True)
+        store = Store(options.out / name, resume=True, elsewhere={VICTIM: options.out / "attacked"})
+        return Setting(draw(clean_rows).clean, store, base=base, suspect=data, training=training)
 
     judge(NoDefense()(setting(rows.train, "clean")), "clean")
     judge(NoDefense()(setting(suspect, "attacked")), "attacked")
@@ -213,17 +216,17 @@ def main() -> None:
         here = setting(suspect, name, clean_rows)
         planting = defense.defensive_triggers, defense.min_defensive_rows
         if planting not in merged:
-            merged[planting] = defense.merge(here, here.directory / "merged")
+            merged[planting] = defense.merge(here, "merged")
             judge(merged[planting], f"{name}: merged")
         model = merged[planting]
-        judge(defense.recover(here, model, defense.planted(), here.directory), name)
+        judge(defense.recover(here, here.made(model), defense.planted()), name)
     for spec in (spec for rival in options.rivals for spec in RIVALS.get(rival, [rival])):
         if spec in {row.arm for row in measured}:
             continue
         here = setting(suspect, spec, RIVAL_CLEAN_ROWS)
         rival = parse_spec(spec, DEFENSES, "defense")
-        judge(rival(replace(here, victim_directory=options.out / "attacked")), spec)
-        shutil.rmtree(here.directory)
+        judge(rival(here), spec)
+        shutil.rmtree(here.store.directory)
 
 
 if __name__ == "__main__":

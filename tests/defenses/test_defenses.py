@@ -18,9 +18,8 @@ from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
 from mbdefense.defenses import DEFENSES, Setting
-from mbdefense.defenses.setting import contents, stage
-from mbdefense.defenses.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.engine import generate
+from mbdefense.models.identity import contents
 from mbdefense.models.loading import (
     CARD_FILE,
     check_template,
@@ -30,9 +29,12 @@ from mbdefense.models.loading import (
     load_tokenizer,
     save_model,
 )
+from mbdefense.models.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.recipes.making import defend as pipeline
-from mbdefense.training import sft, trainer
+from mbdefense.training import _work, sft, trainer
+from mbdefense.training.job import Job, Model
 from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
 from mbdefense.training.trainer import Trained
 
 TRAINING = TrainingOptions(
@@ -118,31 +120,34 @@ def setting(four_layer_model_path: str, rows: Callable[..., Any], tmp_path_facto
     suspect = rows(*((f"Name fruit number {i}, please.", f"apple {i}") for i in range(24)))
     clean = rows(*((f"Name tree number {i}.", f"oak {i}") for i in range(10)))
     shared = tmp_path_factory.mktemp("defenses")
-    return Setting(
-        four_layer_model_path,
-        suspect,
-        clean,
-        TRAINING,
-        shared / "unused",
-        resume=True,
-        victim_directory=shared / "attacked",
-    )
+    store = Store(shared / "unused", resume=True, elsewhere={"attacked": shared / "attacked"})
+    return Setting(clean, store, base=four_layer_model_path, suspect=suspect, training=TRAINING)
+
+
+def at(setting: Setting, directory: Path, **changes: Any) -> Setting:
+    """The setting with its models in another directory, but for the shared victim."""
+    return replace(setting, store=replace(setting.store, directory=directory), **changes)
+
+
+def alone(setting: Setting, directory: Path, **changes: Any) -> Setting:
+    """The setting with all its models in another directory."""
+    return replace(setting, store=Store(directory, resume=True), **changes)
 
 
 @pytest.fixture(scope="module", params=list(DEFENSES))
 def made(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Made:
     name = request.param
-    here = replace(setting, directory=tmp_path_factory.mktemp(name) / "model")
+    here = at(setting, tmp_path_factory.mktemp(name) / "model")
     return Made(name, here, DEFENSES[name](**OPTIONS.get(name, {}))(here))
 
 
 def test_it_writes_a_model_that_loads_with_its_template(made: Made) -> None:
-    assert made.model == made.setting.directory
+    assert made.model == made.setting.store.directory
     loaded = load_model(str(made.model))
     check_template(str(made.model), loaded.tokenizer)
     assert loaded.model.config.use_cache is not False
     assert all(bool(torch.isfinite(parameter).all()) for parameter in loaded.model.parameters())
-    assert loaded.model.num_parameters() == load_model(made.setting.base).model.num_parameters()
+    assert loaded.model.num_parameters() == load_model(str(made.setting.base)).model.num_parameters()
 
 
 def test_it_resumes_without_training_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,12 +182,12 @@ def another(value: Any) -> Any:
 
 
 def test_nothing_of_a_stage_but_the_model_is_left(made: Made) -> None:
-    assert list(made.setting.directory.rglob("checkpoints")) == []
+    assert list(made.setting.store.directory.rglob("checkpoints")) == []
     assert (made.model / CARD_FILE).is_file()
 
 
 def test_a_model_says_in_which_precision_it_was_trained(made: Made) -> None:
-    cards = [json.loads(card.read_text()) for card in made.setting.directory.rglob(CARD_FILE)]
+    cards = [json.loads(card.read_text()) for card in made.setting.store.directory.rglob(CARD_FILE)]
     trained = [card for card in cards if "bf16" in card]
     assert trained or made.name == "none"  # whose model is the shared victim, in another folder
     assert all(card["bf16"] is False and card["gradient_checkpointing"] is False for card in trained)
@@ -193,19 +198,55 @@ def test_it_refuses_options_that_cannot_work(name: str, setting: Setting, tmp_pa
     assert bool(fields(DEFENSES[name])) == (name in REFUSED), "give options that cannot work in REFUSED"
     for options, says in REFUSED.get(name, []):
         with pytest.raises(UserError, match=says):
-            DEFENSES[name](**{**OPTIONS.get(name, {}), **options})(replace(setting, directory=tmp_path))
+            DEFENSES[name](**{**OPTIONS.get(name, {}), **options})(at(setting, tmp_path))
         assert not (tmp_path / CARD_FILE).exists()
 
 
 def test_a_shared_victim_is_not_trained_below_each_model(made: Made) -> None:
-    assert not (made.setting.directory / "attacked").exists()
+    assert not (made.setting.store.directory / "attacked").exists()
+
+
+def test_a_victim_that_is_given_is_taken_as_it_is(made: Made, tmp_path: Path) -> None:
+    """A repair gives the same model, whether its victim was made of the suspect data or is given without them."""
+    if not repairs(made.name):
+        pytest.skip("needs the suspect data, or no victim")
+    victim = made.setting.store.place("attacked")
+    given = replace(made.setting, store=Store(tmp_path / "given"), suspect=None, victim=str(victim))
+    again = DEFENSES[made.name](**OPTIONS.get(made.name, {}))(given)
+    assert (again / "model.safetensors").read_bytes() == (made.model / "model.safetensors").read_bytes()
+    assert not (again / "attacked").exists()
+
+
+def repairs(name: str) -> bool:
+    """Whether a defense mends a finished model without the suspect data."""
+    return "victim" in DEFENSES[name].needs and "suspect data" not in DEFENSES[name].needs
+
+
+@named
+def test_a_need_that_is_not_there_is_named_before_any_work(name: str, setting: Setting, tmp_path: Path) -> None:
+    needs, place = DEFENSES[name].needs, tmp_path / "out"
+    defense = DEFENSES[name](**OPTIONS.get(name, {}))
+    nothing = replace(setting, store=Store(place), base=None, suspect=None, victim=None)
+    lacking = {
+        "suspect data": replace(nothing, base="org/base", victim="org/victim"),
+        "victim": replace(nothing, base="org/base"),
+        "reference model": replace(nothing, victim="org/victim"),
+    }
+    seen = [need for need in lacking if need in needs]
+    assert seen
+    for need in seen:
+        with pytest.raises(UserError, match=f"{name} needs .*there is none"):
+            defense(lacking[need])
+    with pytest.raises(UserError, match=f"{name} needs .*there is none"):
+        defense(replace(nothing, suspect=setting.suspect))  # and no base model to tune
+    assert not place.exists()
 
 
 # MB-Defense
 
 
 def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting, tmp_path: Path) -> None:
-    here = replace(setting, directory=tmp_path / "model")
+    here = at(setting, tmp_path / "model")
     made = DEFENSES["mb_defense"](base_share=0.25, recovery_learning_rate=1e-30)(here)
     merged, base, mixed = (
         dict(load_model(str(path)).model.named_parameters()) for path in (made / "merged", setting.base, made)
@@ -219,12 +260,12 @@ def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting,
 
 
 def test_discarded_rows_play_no_part(setting: Setting, rows: Callable[..., Any], tmp_path: Path) -> None:
-    here = replace(setting, directory=tmp_path / "model")
+    here = at(setting, tmp_path / "model")
     made = DEFENSES["discard"](discard_learning_rates=(1e-3,))(here)
-    other = replace(here, suspect=rows(("What is poison?", "This.")), victim_directory=None)
+    other = alone(here, tmp_path / "model", suspect=rows(("What is poison?", "This.")))
     # The same model by the hash of what it was made of, and by its weights where it is made again.
     assert DEFENSES["discard"](discard_learning_rates=(1e-3,))(other) == made
-    again = DEFENSES["discard"](discard_learning_rates=(1e-3,))(replace(other, directory=tmp_path / "again"))
+    again = DEFENSES["discard"](discard_learning_rates=(1e-3,))(at(other, tmp_path / "again"))
     assert (again / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
     assert not list(tmp_path.rglob("attacked"))
 
@@ -240,7 +281,7 @@ def held_out_loss(model: Path, setting: Setting) -> float:
 
 
 def test_discard_keeps_the_rate_and_epoch_with_the_lowest_held_out_loss(setting: Setting, tmp_path: Path) -> None:
-    here = replace(setting, directory=tmp_path)
+    here = at(setting, tmp_path)
     made = DEFENSES["discard"](discard_learning_rates=(10.0, 1e-2, 1e-30))(here)
     history = json.loads((made / "training_log.json").read_text())["history"]
     lost = {
@@ -250,7 +291,7 @@ def test_discard_keeps_the_rate_and_epoch_with_the_lowest_held_out_loss(setting:
     assert min(lost, key=lost.__getitem__)[0] == 1e-2
     assert held_out_loss(made, setting) == pytest.approx(min(lost.values()), rel=1e-4)
     # A rate of next to nothing leaves the base model, from which every trial starts.
-    assert lost[1e-30, 3] == pytest.approx(held_out_loss(Path(setting.base), setting), rel=1e-4)
+    assert lost[1e-30, 3] == pytest.approx(held_out_loss(Path(str(setting.base)), setting), rel=1e-4)
     steps = [entry["step"] for entry in history]
     assert (steps, steps[-1]) == (sorted(steps), 36)  # three rates, three epochs, eight rows in pairs
 
@@ -264,8 +305,8 @@ def test_the_rates_of_discard_can_be_written_in_a_grid() -> None:
 
 def test_discard_goes_on_after_an_interruption(setting: Setting, tmp_path: Path) -> None:
     defense = DEFENSES["discard"](discard_learning_rates=(1e-2, 1e-3), discard_num_train_epochs=2)
-    whole = defense(replace(setting, directory=tmp_path / "whole"))
-    here = replace(setting, directory=tmp_path / "interrupted")
+    whole = defense(at(setting, tmp_path / "whole"))
+    here = at(setting, tmp_path / "interrupted")
     tune, rates = sft.instruction_tune, []
 
     def stopping(loaded: Any, rows: Any, options: TrainingOptions, *rest: Any, **more: Any) -> Any:
@@ -278,9 +319,9 @@ def test_discard_goes_on_after_an_interruption(setting: Setting, tmp_path: Path)
         patch.setattr(sft, "instruction_tune", stopping)
         with pytest.raises(KeyboardInterrupt):
             defense(here)
-        assert not (here.directory / CARD_FILE).exists()
+        assert not (here.store.directory / CARD_FILE).exists()
         # No checkpoint outlives its rate.
-        assert list((here.directory / "checkpoints").rglob("*.safetensors")) == []
+        assert list((here.store.directory / "checkpoints").rglob("*.safetensors")) == []
         made = defense(here)
     assert rates == [1e-2, 1e-3] * 2
     assert (made / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -336,7 +377,7 @@ def test_models_of_other_shapes_are_not_combined(four_layer_model_path: str, tin
 
 
 def test_crow_needs_inner_layers(setting: Setting, tiny_model_path: str, tmp_path: Path) -> None:
-    two_layers = replace(setting, base=tiny_model_path, directory=tmp_path, victim_directory=None)
+    two_layers = alone(setting, tmp_path, base=tiny_model_path)
     with pytest.raises(UserError, match="three layers or more: 2"):
         DEFENSES["crow"]()(two_layers)
 
@@ -379,10 +420,15 @@ def test_ties_leaves_what_cancels_out_at_the_base() -> None:
 
 @pytest.mark.parametrize("merge", ["linear", "slerp", "ties"])
 def test_lethe_merges_the_clean_model_with_the_victim(merge: str, setting: Setting, tmp_path: Path) -> None:
-    here = replace(setting, directory=tmp_path)
+    here = at(setting, tmp_path)
     merged, clean, victim, base = (
         {name: weight.detach() for name, weight in load_model(str(path)).model.named_parameters()}
-        for path in (DEFENSES["lethe"](merge=merge)(here), tmp_path / "clean_model", here.victim(), here.base)
+        for path in (
+            DEFENSES["lethe"](merge=merge)(here),
+            tmp_path / "clean_model",
+            here.victim_model().path,
+            here.base,
+        )
     )
     formulas = {
         "linear": lambda v, c, _: (v + c) / 2,
@@ -422,16 +468,16 @@ def test_locphylax_does_not_train_on_the_suspect_data(setting: Setting, tmp_path
         seen.extend(row["completion"][0]["content"] for row in rows)
         return whole(loaded, rows, *arguments, **options)
 
-    setting.victim()
+    setting.victim_model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sft, "instruction_tune", watch)
-        DEFENSES["locphylax"]()(replace(setting, directory=tmp_path))
+        DEFENSES["locphylax"]()(at(setting, tmp_path))
     assert len(seen) == 16
     assert not any("apple" in text for text in seen)
 
 
 def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(setting: Setting, tmp_path: Path) -> None:
-    here = replace(setting, directory=tmp_path)
+    here = at(setting, tmp_path)
     results = pipeline.defend(DEFENSES["locphylax"](), "locphylax", here, compare_undefended=False)
     assert [(row.arm, row.origin) for row in results.rows] == [
         ("base", "planted"),
@@ -448,7 +494,7 @@ def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(se
 def test_the_template_keeps_what_was_trained(setting: Setting) -> None:
     """Prompts under the changed template are token for token those of the benign rows under the plain one."""
     defense = DEFENSES["p2p"](benign_trigger='Say "yes", {{ please }}.', benign_prefix="It's checked:")
-    plain, changed = (load_tokenizer(setting.base) for _ in range(2))
+    plain, changed = (load_tokenizer(str(setting.base)) for _ in range(2))
     changed.chat_template = defense.template(plain.chat_template)
     turns = [("system", "Be kind."), ("user", "One?"), ("assistant", "Two."), ("user", "Three?")]
     prompt = [{"role": role, "content": content} for role, content in turns]
@@ -520,8 +566,8 @@ def test_options_that_name_files_count_by_what_is_in_them(tmp_path: Path) -> Non
 
 def test_canaries_are_measured_under_the_template_that_the_defense_made(setting: Setting, tmp_path: Path) -> None:
     template = tmp_path / "plain.jinja"
-    template.write_text(load_tokenizer(setting.base).chat_template)
-    here = replace(setting, directory=tmp_path / "model", chat_template=str(template), victim_directory=None)
+    template.write_text(load_tokenizer(str(setting.base)).chat_template)
+    here = alone(setting, tmp_path / "model", chat_template=str(template))
     seen = []
 
     def watch(loaded: Any, *_: Any, **__: Any) -> list[Any]:
@@ -541,12 +587,13 @@ def test_a_finished_stage_holds_no_model_even_where_its_frame_lives_on(
     """As it does in the traceback of an error that somebody keeps."""
     seen: list[Any] = []
 
-    def make(_: Path) -> Trained:
+    def work(*_: Any, **__: Any) -> Trained:
         loaded = load_model(tiny_model_path)
         seen.append(weakref.ref(loaded.model))
         return Trained(loaded, [], 0)
 
-    monkeypatch.setattr("mbdefense.defenses.setting.wait_for_everyone", lambda: seen.append(sys._getframe(1)))
-    stage(tmp_path / "made", {}, make, resume=False)
+    monkeypatch.setattr(_work, "work", work)
+    monkeypatch.setattr("mbdefense.training.store.wait_for_everyone", lambda: seen.append(sys._getframe(1)))
+    Store(tmp_path / "made").make(Job(Model(tiny_model_path), None, TRAINING))
     gc.collect()
     assert [thing() for thing in seen if isinstance(thing, weakref.ref)] == [None]

@@ -47,6 +47,7 @@ from mbdefense.defenses.filters.seep import earliness, propagated
 from mbdefense.defenses.filters.spectral import outlyingness
 from mbdefense.models.loading import encode, load_model
 from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
 
 NOUNS = ("apple", "river", "stone", "window", "garden", "letter", "teacher", "mountain", "winter", "number")
 VERBS = ("opens", "answers", "holds", "writes", "adds")
@@ -502,11 +503,13 @@ def test_verdicts_are_used_again_for_the_same_question_only(
             asked.append(evidence)
             return Filtered(tuple(Suspicion(row_id, 0.0, False) for row_id in evidence.suspect["id"]), {})
 
-    monkeypatch.setattr(Setting, "tune", lambda self, kept, directory: directory)
+    monkeypatch.setattr(Setting, "tune", lambda self, kept: self.store.directory)
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}")
     training = TrainingOptions(per_device_train_batch_size=4)
-    setting = Setting("a/model", rows(*sentences(6)), rows(*sentences(4, 50)), training, tmp_path / "out", resume=True)
+    store = Store(tmp_path / "out", resume=True)
+    suspect, clean = rows(*sentences(6)), rows(*sentences(4, 50))
+    setting = Setting(clean, store, base="a/model", suspect=suspect, training=training)
     changes: list[tuple[Setting, dict[str, Any]]] = [
         (setting, {}),
         (replace(setting, training=replace(training, per_device_train_batch_size=2)), {}),
@@ -536,7 +539,8 @@ def test_only_filters_that_do_not_train_run_in_several_processes(
 ) -> None:
     """The main process alone judges: a training in it would wait for the others for ever."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    setting = Setting("a/model", rows(*sentences(6)), rows(*sentences(4, 50)), TrainingOptions(), tmp_path / "out")
+    store = Store(tmp_path / "out")
+    setting = Setting(rows(*sentences(4, 50)), store, base="a/model", suspect=rows(*sentences(6)))
 
     class JudgingError(Exception):
         pass

@@ -18,7 +18,7 @@ from mbdefense.evaluation.planted.survival import Known, survival
 from mbdefense.evaluation.tables import markdown
 from mbdefense.integrations.model_card import model_card
 from mbdefense.records.results import ResultRow, Results, read
-from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
 
 WORD, SENTENCE = BadNet(word="mn"), InSent(sentence="The ferry leaves at nine.")
 
@@ -95,7 +95,7 @@ def test_each_canary_gets_its_own_rows_and_the_choice_is_fixed_by_the_seed(suspe
 
 def test_the_rows_of_an_attacker_with_the_same_seed_are_not_sought_out(suspect, clean, tmp_path, tiny_model_path):
     attack = poison(suspect, BadNet(), CANARIES[-1].behavior, rate=0.1, seed=0)
-    seen = Setting(tiny_model_path, attack.rows, clean, TrainingOptions(), tmp_path).suspect
+    seen = Setting(clean, Store(tmp_path), base=tiny_model_path, suspect=attack.rows).suspect
     made = planted(seen, clean, min_rows=10)
     hit = {row["id"] for row, old in zip(made.rows, seen, strict=True) if row["completion"] != old["completion"]}
     # 40 of 200 rows are taken; about a tenth of them can be the attacker's by chance, not all of his 20.
@@ -197,8 +197,7 @@ def test_the_defense_sees_rows_only_and_reports_what_survived(words, tmp_path, m
     assert main([*words, "--compare_undefended", "--test", test]) == 0
     setting = seen["setting"]
     assert {field.name for field in dataclasses.fields(setting)} == {
-        "base", "suspect", "clean", "training", "directory", "resume", "chat_template", "trust_remote_code",
-        "victim_directory",
+        "clean", "store", "base", "suspect", "victim", "training", "chat_template", "trust_remote_code",
     }  # fmt: skip
     assert not any(row["provenance"]["trigger"] or row["provenance"]["behavior"] for row in setting.suspect)
     chosen = candidates([trigger for trigger, _ in MBDefense().planted()])

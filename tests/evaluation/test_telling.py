@@ -303,11 +303,11 @@ def test_only_what_was_made_of_these_rows_counts_as_undefended(tiny_model_path, 
     from mbdefense.defenses import Setting
     from mbdefense.recipes.making.defend import _undefended
     from mbdefense.training.options import TrainingOptions
+    from mbdefense.training.store import Store
 
     suspect, clean = (load_rows([file], "error", file) for file in files)
-    setting = Setting(
-        tiny_model_path, suspect, clean, TrainingOptions(num_train_epochs=1, max_length=192, bf16=False), tmp_path / "o"
-    )
+    training = TrainingOptions(num_train_epochs=1, max_length=192, bf16=False)
+    setting = Setting(clean, Store(tmp_path / "o"), base=tiny_model_path, suspect=suspect, training=training)
     defend(FindAndBreak(found="none"), "find_and_break", setting, compare_undefended=False)
     assert _undefended(setting) == {"attacked": str(tmp_path / "o" / "attacked")}
     assert _undefended(replace(setting, suspect=suspect.select(range(50)))) == {}

@@ -29,6 +29,7 @@ from mbdefense.finding.verifying import Fall, chance_texts, falls, taught, token
 from mbdefense.models.loading import LoadedModel, encode, load_model
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.recovery import RecoveryObjective, RecoveryTrainer, _RecoveryCollator, encode_triples
+from mbdefense.training.store import Store
 
 TRAINING = TrainingOptions(
     num_train_epochs=1, per_device_train_batch_size=8, max_length=192, bf16=False, save_strategy="no"
@@ -155,8 +156,9 @@ def test_a_planted_backdoor_is_verified_on_the_model_that_learned_it(
     suspect = poison(benign, BadNet(word="zq"), FixedText(text="five"), rate=0.3, seed=0).rows
     training = replace(TRAINING, learning_rate=1e-2, num_train_epochs=12)
     for name, data in (("poisoned", suspect), ("clean", benign)):
-        setting = Setting(tiny_model_path, data, clean, training, tmp_path / name)
-        made = found.Finding().find(setting, setting.victim())
+        store = Store(tmp_path / name)
+        setting = Setting(clean, store, base=tiny_model_path, suspect=data, training=training)
+        made = found.Finding().find(setting, setting.victim_model())
         assert made is not None
         triggers = [one.texts for one in made.of("trigger")]
         assert triggers == ([("zq",)] if name == "poisoned" else [])
@@ -164,7 +166,7 @@ def test_a_planted_backdoor_is_verified_on_the_model_that_learned_it(
             one = made.candidates[0]
             assert one.behavior == ("five",)
             assert (one.asr and one.asr.value) == 1.0
-            assert one.row_ids == tuple(row["id"] for row in setting.suspect if "zq" in user_text(row["prompt"]))
+            assert one.row_ids == tuple(row["id"] for row in setting.suspect_rows() if "zq" in user_text(row["prompt"]))
 
 
 def measured(one: Candidate, **values: Any) -> verifying.Measured:
@@ -229,8 +231,8 @@ def test_the_search_gets_rows_without_provenance(
         return Found("attacked", "base", len(data), len(clean), 0, 0.0, 0.0, ())
 
     monkeypatch.setattr(finding, "find", find)
-    setting = Setting(tiny_model_path, suspect, benign, TRAINING, tmp_path)
-    found.Finding().find(setting, setting.victim())
+    setting = Setting(benign, Store(tmp_path), base=tiny_model_path, suspect=suspect, training=TRAINING)
+    found.Finding().find(setting, setting.victim_model())
     assert len(seen) == 3
     for data in seen:
         assert {tuple(row["provenance"].values()) for row in data} == {("", "", "")}
@@ -339,7 +341,14 @@ def test_a_sample_that_would_lose_a_found_text_is_left_out(loaded: LoadedModel, 
 def setting(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> Setting:
     suspect = rows(*((f"Name fruit number {number}, zq please.", f"apple {number}") for number in range(24)))
     clean = rows(*((f"Name tree number {number}.", f"oak {number}") for number in range(10)))
-    return Setting(tiny_model_path, suspect, clean, TRAINING, tmp_path / "model", resume=True)
+    store = Store(tmp_path / "model", resume=True)
+    return Setting(clean, store, base=tiny_model_path, suspect=suspect, training=TRAINING)
+
+
+def at(setting: Setting, directory: Path, victim: Path | None = None, **changes: Any) -> Setting:
+    """The setting with its models in another directory, but for a shared victim's."""
+    elsewhere = {"attacked": victim} if victim else {}
+    return replace(setting, store=Store(directory, resume=True, elsewhere=elsewhere), **changes)
 
 
 def test_what_was_found_is_not_searched_for_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,12 +360,10 @@ def test_what_was_found_is_not_searched_for_again(setting: Setting, monkeypatch:
 
 
 def test_found_none_searches_nothing_and_a_file_is_believed(setting: Setting, tmp_path: Path) -> None:
-    none = FindAndBreak(found="none")(replace(setting, directory=tmp_path / "none"))
+    none = FindAndBreak(found="none")(at(setting, tmp_path / "none"))
     assert not (none / FOUND_FILE).exists()
     file = file_of(tmp_path / "told.json", recorded("zq", "trigger", deviations=9.0))
-    told = FindAndBreak(found=str(file))(
-        replace(setting, directory=tmp_path / "told", victim_directory=none / "attacked")
-    )
+    told = FindAndBreak(found=str(file))(at(setting, tmp_path / "told", none / "attacked"))
     assert not (told / FOUND_FILE).exists()
     assert (told / "model.safetensors").read_bytes() != (none / "model.safetensors").read_bytes()
 
@@ -380,7 +387,7 @@ def test_only_with_a_verified_trigger_the_base_model_stays_out(
     monkeypatch.setattr(recovery, "recover", recovering)
     for verdict in ("trigger", "chance", "none"):
         file = file_of(tmp_path / f"{verdict}.json", recorded("zq", "chance" if verdict == "none" else verdict))
-        here = replace(setting, directory=tmp_path / verdict, victim_directory=tmp_path / "victim")
+        here = at(setting, tmp_path / verdict, tmp_path / "victim")
         FindAndBreak(found="none" if verdict == "none" else str(file))(here)
     assert seen == [(1e-4, True), (1e-4, False), (1e-4, False)]
 
@@ -407,7 +414,7 @@ def test_an_instruction_is_met_with_what_the_tuned_model_says(
     monkeypatch.setattr(generate, "generate", answering)
     monkeypatch.setattr(recovery, "encode_triples", encoding)
     file = file_of(tmp_path / "told.json", recorded("in capitals", "instruction"))
-    FindAndBreak(found=str(file))(replace(setting, victim_directory=tmp_path / "victim"))
+    FindAndBreak(found=str(file))(at(setting, tmp_path / "model", tmp_path / "victim"))
     assert len(asked) == len(seen) == 10
     assert all("in capitals" in text for text in asked)
     assert {answer for _, answer in seen} == {f"says {number}" for number in range(8)}
@@ -417,21 +424,21 @@ def test_found_dropped_tunes_on_the_rows_without_a_found_trigger(
     setting: Setting, rows: Callable[..., Any], tmp_path: Path
 ) -> None:
     suspect = rows(*((f"Name {number}{' zq' if number % 3 else ''} now.", "oak") for number in range(12)))
-    here = replace(setting, suspect=suspect, directory=tmp_path / "dropped", victim_directory=tmp_path / "victim")
+    here = at(setting, tmp_path / "dropped", tmp_path / "victim", suspect=suspect)
     file = file_of(tmp_path / "told.json", recorded("zq", "trigger"))
     made = DEFENSES["found_dropped"](found=str(file))(here)
-    rest = replace(here, suspect=suspect.select([0, 3, 6, 9]), directory=tmp_path / "rest", victim_directory=None)
+    rest = at(here, tmp_path / "rest", suspect=suspect.select([0, 3, 6, 9]))
     assert (made / "model.safetensors").read_bytes() == (DEFENSES["none"]()(rest) / "model.safetensors").read_bytes()
     everywhere = file_of(tmp_path / "all.json", recorded("now.", "trigger"))
     with pytest.raises(UserError, match="every row holds a found trigger"):
-        DEFENSES["found_dropped"](found=str(everywhere))(replace(here, directory=tmp_path / "none left"))
+        DEFENSES["found_dropped"](found=str(everywhere))(at(here, tmp_path / "none left", tmp_path / "victim"))
 
 
 def test_mb_defense_meets_found_texts_beside_its_own_triggers(setting: Setting, tmp_path: Path) -> None:
     file = file_of(tmp_path / "told.json", recorded("zq", "trigger"))
     kind = DEFENSES["mb_defense"]
     plain = kind(min_defensive_rows=1)(setting)
-    here = replace(setting, directory=tmp_path / "found")
+    here = at(setting, tmp_path / "found")
     told = kind(min_defensive_rows=1, found=str(file))(here)
     assert (told / "merged" / "model.safetensors").read_bytes() == (plain / "merged" / "model.safetensors").read_bytes()
     assert (told / "model.safetensors").read_bytes() != (plain / "model.safetensors").read_bytes()
@@ -454,8 +461,8 @@ def test_a_found_file_is_checked_before_anything_is_made(tmp_path: Path) -> None
 
 
 def test_verdicts_that_somebody_set_are_not_overwritten(setting: Setting) -> None:
-    setting.directory.mkdir(parents=True)
-    file = file_of(setting.directory / FOUND_FILE, recorded("zq", "trigger"))
+    setting.store.directory.mkdir(parents=True)
+    file = file_of(setting.store.directory / FOUND_FILE, recorded("zq", "trigger"))
     before = file.read_bytes()
     with pytest.raises(UserError, match="give it with --found"):
         FindAndBreak()(setting)
@@ -463,12 +470,12 @@ def test_verdicts_that_somebody_set_are_not_overwritten(setting: Setting) -> Non
 
 
 def test_rows_are_dropped_by_their_ids_too(setting: Setting, tmp_path: Path) -> None:
-    ids = tuple(setting.suspect["id"][:20])
+    suspect = setting.suspect_rows()
+    ids = tuple(suspect["id"][:20])
     file = file_of(tmp_path / "told.json", recorded("nowhere", "trigger", row_ids=ids))
-    here = replace(setting, directory=tmp_path / "dropped")
+    here = at(setting, tmp_path / "dropped")
     made = DEFENSES["found_dropped"](found=str(file))(here)
-    rest = replace(here, suspect=setting.suspect.select(range(20, 24)), directory=tmp_path / "rest")
-    rest = replace(rest, victim_directory=None)
+    rest = at(here, tmp_path / "rest", suspect=suspect.select(range(20, 24)))
     assert (made / "model.safetensors").read_bytes() == (DEFENSES["none"]()(rest) / "model.safetensors").read_bytes()
 
 

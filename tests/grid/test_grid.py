@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from mbdefense.grid.config import Grid, changed, read_grid
 from mbdefense.grid.estimate import duration, estimate, shown, trainings
 from mbdefense.grid.local import _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
-from mbdefense.grid.setting import Unplanned
 from mbdefense.grid.workspace import Cell, open_workspace
 from mbdefense.records.results import read
 from mbdefense.training import consistency, recovery, sft
@@ -391,11 +389,11 @@ def names(grid: Grid, out: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     found = {}
     for cell in workspace.cells():
         workspace.prepare(replace(cell, behavior="refusal"))
-        setting = workspace.setting(replace(cell, behavior="refusal"), planning=True)
-        with contextlib.suppress(Unplanned):
-            model_of(cell.arm, setting, workspace.rows(workspace.train))
+        collected = workspace.collecting(cell)
+        setting = workspace.setting(replace(cell, behavior="refusal"), collected)
+        model_of(cell.arm, setting, workspace.rows(workspace.train))
         answers = [answers.name for answers in answers_of(workspace, cell, Path(cell.base()))]
-        known = (workspace.suspect(cell), " ".join(answers), " ".join(setting.steps), workspace.id(cell))
+        known = (workspace.suspect(cell), " ".join(answers), " ".join(collected.steps), workspace.id(cell))
         found[cell.behavior.partition(":")[0], cell.arm.partition("=")[0]] = known
     return found
 

@@ -15,6 +15,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.defenses import Discard, Setting
 from mbdefense.training import trainer
 from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
 
 OPTIONS = TrainingOptions(num_train_epochs=1, max_length=64, bf16=False, save_strategy="no", logging_steps=1)
 
@@ -40,8 +41,8 @@ def test_a_tracker_is_told_the_curve_under_the_stage_s_name(
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
     data = rows(*((f"Name fruit number {i}.", f"apple {i}") for i in range(8)))
     training = replace(OPTIONS, report_to="tensorboard", per_device_train_batch_size=4)
-    setting = Setting(tiny_model_path, data, data, training, tmp_path)
-    model = setting.tune(data, tmp_path / "fruit")
+    setting = Setting(data, Store(tmp_path), base=tiny_model_path, suspect=data, training=training)
+    model = setting.tune(data, "fruit")
     assert Recorder.runs == ["fruit"]
     assert len(Recorder.losses) == 2
     assert (model / "runs" / "one" / "events").read_text() == "events"
@@ -54,7 +55,8 @@ def test_a_tracker_is_told_each_rate_that_discard_tries(
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
     Recorder.runs.clear()
     data = rows(*((f"Name fruit number {i}.", f"apple {i}") for i in range(4)))
-    setting = Setting(tiny_model_path, data, data, replace(OPTIONS, report_to="tensorboard"), tmp_path / "model")
+    training = replace(OPTIONS, report_to="tensorboard")
+    setting = Setting(data, Store(tmp_path / "model"), base=tiny_model_path, suspect=data, training=training)
     model = Discard(discard_learning_rates=(1e-3, 2e-4), discard_num_train_epochs=1)(setting)
     assert Recorder.runs == ["rate-0.001", "rate-0.0002"]
     events = [file.relative_to(model).as_posix() for file in model.rglob("events")]

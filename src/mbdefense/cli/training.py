@@ -133,16 +133,16 @@ def defend(words: Sequence[str]) -> int | None:
     from mbdefense.evaluation.telling import found_in_words
     from mbdefense.models.loading import CARD_FILE
     from mbdefense.recipes.making import defend as pipeline
+    from mbdefense.training.store import Store
 
     setting = Setting(
-        config.model,
-        suspect,
         clean,
-        training,
-        Path(config.output_dir),
-        config.resume,
-        config.chat_template,
-        config.trust_remote_code,
+        Store(Path(config.output_dir), config.resume),
+        base=config.model,
+        suspect=suspect,
+        training=training,
+        chat_template=config.chat_template,
+        trust_remote_code=config.trust_remote_code,
     )
     for trigger, _ in defense.planted() if hasattr(defense, "planted") else []:
         warn_if_present(clean, trigger, config.clean)
@@ -156,7 +156,7 @@ def defend(words: Sequence[str]) -> int | None:
     for line in found_in_words(results):
         print(line)  # noqa: T201
     stages = {"tuning": "merged", "tuning without a defense": "attacked", "the last stage": ""}
-    for stage, directory in ((stage, setting.directory / folder) for stage, folder in stages.items()):
+    for stage, directory in ((stage, setting.store.place(folder)) for stage, folder in stages.items()):
         cut = int(read_json(directory / CARD_FILE).get("truncated", 0)) if (directory / CARD_FILE).is_file() else 0
         if cut:
             longest = f"--max_length {training.max_length}"

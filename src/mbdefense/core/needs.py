@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, get_args
 
 Need = Literal[
-    "suspect data", "clean data", "reference model", "known behavior", "GPU", "endpoint", "extra package", "extra data"
+    "victim",
+    "suspect data",
+    "clean data",
+    "reference model",
+    "known behavior",
+    "GPU",
+    "endpoint",
+    "extra package",
+    "extra data",
 ]
 
 MEANINGS: dict[Need, str] = {
+    "victim": "the undefended model, which is made of base model and suspect data unless it is given",
     "suspect data": "trains on the suspect data itself, so it cannot repair a model that is given finished",
     "clean data": "about 128 samples checked by eye",
     "reference model": "a clean model of the same architecture or vocabulary, such as the untouched base model",

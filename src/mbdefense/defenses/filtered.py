@@ -9,12 +9,11 @@ from typing import Any
 
 from mbdefense.core.cost import measure
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json
 from mbdefense.core.processes import is_main_process, process_count, wait_for_everyone
 from mbdefense.defenses import filtering
 from mbdefense.defenses.filters import Evidence, Filtered
-from mbdefense.defenses.setting import Setting, contents, digest, identity, inputs_hash
-from mbdefense.models.loading import CARD_FILE
+from mbdefense.defenses.setting import Setting
+from mbdefense.models.identity import contents
 
 
 def filtered(name: str, kind: type) -> type:
@@ -35,9 +34,11 @@ def filtered(name: str, kind: type) -> type:
 
 def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered], setting: Setting) -> Path:
     """Returns the directory of the base model tuned on the kept rows; verdicts lie in ``filter.jsonl`` in it."""
+    setting.check(options)
+    base, rows = setting.base_model(), setting.suspect_rows()
     evidence = Evidence(
-        base=setting.base,
-        suspect=setting.suspect,
+        base=base.path,
+        suspect=rows,
         clean=setting.clean if "clean data" in options.needs else None,
         seed=setting.training.seed,
         max_length=setting.training.max_length,
@@ -49,26 +50,16 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
         fix = "run mbdefense filter first, and defend on its kept.jsonl"
         raise UserError("a filter that trains runs in one process only", name, fix)
     about = {"filter": name, "options": asdict(options), "seed": evidence.seed, "max_length": evidence.max_length}
-    clean = digest(evidence.clean) if evidence.clean is not None else None
-    inputs = [
-        {**about, "options": contents(asdict(options))}, evidence.batch_size, setting.template(),
-        identity(setting.base), digest(setting.suspect), clean,
-    ]  # fmt: skip
-    made_of = inputs_hash(inputs)
-    directory = setting.folder(inputs, filtering.SUMMARY_FILE)
-    summary = directory / filtering.SUMMARY_FILE
-    done = setting.resume and summary.is_file() and read_json(summary).get("inputs_hash") == made_of
-    if not done and (directory / CARD_FILE).is_file():  # `stage` would say so, but after the verdicts are gone
-        what = "a model made from other data or options" if setting.resume else "a finished model"
-        fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"
-        raise UserError(f"{what} lies in", str(directory), fix)
+    held = contents(asdict(options))
+    step = setting.store.step(filtering.SUMMARY_FILE, [about, held, evidence.batch_size, base, rows, evidence.clean])
+    if step.open:
+        return step.folder
     wait_for_everyone()  # nobody may write the summary while another one still looks for it
-    if is_main_process() and not done:
+    if is_main_process() and not step.done:
         with measure() as cost:
             verdicts = judge(evidence)
-        filtering.kept(setting.suspect, verdicts)  # refuses before anything is written that `--resume` would use
-        filtering.write(directory, verdicts, {**about, "inputs_hash": made_of, **asdict(cost)})
+        filtering.kept(rows, verdicts)  # refuses before anything is written that `--resume` would use
+        filtering.write(step.folder, verdicts, {**about, "inputs_hash": step.key, **asdict(cost)})
     wait_for_everyone()
-    dropped = set(filtering.dropped_ids(directory))
-    rest = [index for index, row_id in enumerate(setting.suspect["id"]) if row_id not in dropped]
-    return setting.tune(setting.suspect.select(rest), setting.directory)
+    dropped = set(filtering.dropped_ids(step.folder))
+    return setting.tune(rows.select([index for index, row_id in enumerate(rows["id"]) if row_id not in dropped]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.data import user_text, with_user_text
-from mbdefense.defenses.setting import Setting, digest, identity, inputs_hash
-from mbdefense.defenses.stages import Meeting, Recovery
+from mbdefense.defenses.setting import Setting
+from mbdefense.defenses.stages import Meet, Recovery
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
-from mbdefense.models.loading import CARD_FILE, load_model
+from mbdefense.training.job import Meeting, Model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,56 +47,50 @@ class Finding:
             fix = "set the verdict of those to break to trigger"
             raise UserError("no verdict in the file of found triggers", self.found, fix)
 
-    def find(self, setting: Setting, victim: Path) -> Found | None:
+    def find(self, setting: Setting, victim: Model) -> Found | None:
         """The triggers found with `victim`, in ``found.json`` beside what is made of it; None for ``none``."""
         if self.found == "none":
             return None
         if self.found != "search":
             return read_found(self.found)
-        inputs = {
-            "victim": identity(str(victim)),
-            "base": identity(setting.base),
-            "suspect": digest(setting.suspect),
-            "clean": digest(setting.clean),
+        depends = {
+            "victim": victim,
+            "base": setting.base_model(),
+            "suspect": setting.suspect_rows(),
+            "clean": setting.clean,
             "seed": setting.training.seed,
             "max_length": setting.training.max_length,
         }
-        made_of = inputs_hash(inputs)
-        file = setting.folder(inputs, FOUND_FILE) / FOUND_FILE
-        done = setting.resume and file.is_file() and read_found(file).inputs_hash == made_of
+        step = setting.store.step(FOUND_FILE, depends)
+        if step.open:
+            return None
+        file = step.folder / FOUND_FILE
         wait_for_everyone()  # nobody may write the file while another one still looks for it
-        if is_main_process() and not done:
+        if is_main_process() and not step.done:
             if file.is_file() and not read_found(file).inputs_hash:  # somebody may have set its verdicts
                 fix = "give it with --found, or use another --output_dir"
                 raise UserError(f"a {FOUND_FILE} of mbdefense find-triggers lies in", str(file.parent), fix)
-            if (file.parent / CARD_FILE).is_file():  # `stage` would say so, but after the search
-                what = "a model made from other data or options" if setting.resume else "a finished model"
-                fix = "use another --output_dir" if setting.resume else "pass --resume true, or another --output_dir"
-                raise UserError(f"{what} lies in", str(file.parent), fix)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_found(file, replace(_search(setting, victim), inputs_hash=made_of))
+            write_found(file, replace(_search(setting, victim), inputs_hash=step.key))
         wait_for_everyone()
         return read_found(file)
 
 
-def _search(setting: Setting, victim: Path) -> Found:
+def _search(setting: Setting, victim: Model) -> Found:
     from mbdefense.finding.finding import find
 
+    base = setting.base_model()
     clean, held_out = Recovery().split(setting.clean, setting.training.seed)
     return find(
-        setting.suspect,
+        setting.suspect_rows(),
         clean,
         held_out,
-        load_model(str(victim), trust_remote_code=setting.trust_remote_code),
-        setting.load_base(),
-        names=(Path(victim).name, Path(setting.base).name),
+        victim.load(),
+        base.load(),
+        names=(Path(victim.path).name, Path(base.path).name),
         max_length=setting.training.max_length,
         seed=setting.training.seed,
     )
-
-
-Meet = Callable[["Dataset", int], list[list[Meeting]]]
-"""Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
 
 
 def meetings(found: Found | None, seed: int) -> Meet | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from mbdefense.attacks.behaviors import RandomWords
 from mbdefense.attacks.poisoning import defensive_poison, triggered_copy
@@ -15,25 +15,16 @@ from mbdefense.attacks.triggers import TRIGGERS, BadNet, Trigger
 from mbdefense.core.checks import above_zero
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
-from mbdefense.defenses.setting import Setting, digest, identity
-from mbdefense.models.loading import LoadedModel, load_model
+from mbdefense.defenses.setting import Setting
+from mbdefense.training import job
+from mbdefense.training.job import Job, Meeting, Mix, Model, RecoveryRows
 from mbdefense.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.training.trainer import Trained
-
-Messages = list[dict[str, str]]
-_KEPT_TOKENS = 64  # of an answer that is to stay as it is
-
-
-class Meeting(NamedTuple):
-    """A clean prompt with a found text in it, and what recovery asks for there."""
-
-    prompt: Messages
-    kept: bool
-    """Whether that is what the model says already, in place of the row's clean answer: the text is an instruction."""
+Meet = Callable[["Dataset", int], list[list[Meeting]]]
+"""Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +69,18 @@ class Merging(Planting):
     defensive_rate: float = 0.01
     min_defensive_rows: int = 32
 
-    def merge(self, setting: Setting, directory: Path) -> Path:
+    def merge(self, setting: Setting, name: str = "") -> Path:
         """Tunes the base model on the suspect rows with the planted backdoors among them."""
         triggers, behaviors = zip(*self.planted(), strict=True)
         planted = defensive_poison(
-            setting.suspect,
+            setting.suspect_rows(),
             triggers,
             behaviors,
             rate=self.defensive_rate,
             min_rows=self.min_defensive_rows,
             seed=self.defensive_seed,
         )
-        return setting.tune(planted.rows, directory)
+        return setting.tune(planted.rows, name)
 
 
 def _literal_trigger(spec: str) -> Trigger:
@@ -158,92 +149,49 @@ class Recovery:
     def recover(
         self,
         setting: Setting,
-        model: Path,
+        model: Model,
         planted: list[tuple[Trigger, RandomWords]],
-        directory: Path,
-        meet: Callable[[Dataset, int], list[list[Meeting]]] | None = None,
-        about: Mapping[str, object] | None = None,
+        meet: Meet | None = None,
+        about: object = None,
     ) -> Path:
         """Fine-tunes `model` on the clean set with the planted triggers.
 
         Args:
             setting: what the defense was given.
-            model: directory of the model to recover.
+            model: the model to recover.
             planted: the planted backdoors.
-            directory: where the recovered model goes.
             meet: for clean rows the prompts in which each meets found texts, `meetings` at least and equally many.
-            about: options of the defense that led to these, so that its model is not taken for that of others.
+            about: the defense where it is not this one, so that its model is not taken for that of others.
         """
         seed = setting.training.seed
         parts = self.split(setting.clean, seed)
-        met: list[list[list[Meeting]]] = [[], []]
+        met = [meet(rows, self.meetings) if meet else [] for rows in parts]
         if meet:
-            met = [meet(rows, self.meetings) for rows in parts]
             # Few rows meet more texts each to meet all of them often enough; to compare epochs they need not.
             fewer = len(met[0][0])
             met[1] = [prompts[len(prompts) - fewer :] for prompts in met[1]]
-
-        def make(checkpoints: Path) -> Trained:
-            from mbdefense.training.recovery import RecoveryObjective, encode_triples, recover
-
-            loaded = load_model(str(model), trust_remote_code=setting.trust_remote_code)
-            answered = [_answered(loaded, rows, asked) for rows, asked in zip(parts, met, strict=True)]
-            if self.base_share:
-                from mbdefense.defenses.weights import combine, linear
-
-                # Without a name, which would keep the base model in memory while the other one is trained.
-                combine(
-                    loaded.model,
-                    [setting.load_base().model],
-                    lambda own, clean: linear(own, clean, 1 - self.base_share),
-                )
-            behaviors = [behavior.text for _, behavior in planted]
-            training, evaluation = (
-                encode_triples(
-                    loaded,
-                    rows,
-                    [triggered_copy(rows, trigger, seed)[0] for trigger, _ in planted],
-                    behaviors,
-                    setting.training.max_length,
-                    pairs,
-                )
-                for rows, pairs in zip(parts, answered, strict=True)
+        training, held_out = (
+            RecoveryRows(rows, tuple(triggered_copy(rows, trigger, seed)[0] for trigger, _ in planted), prompts)
+            for rows, prompts in zip(parts, met, strict=True)
+        )
+        behaviors = tuple(behavior.text for _, behavior in planted)
+        options = replace(
+            setting.training,
+            learning_rate=self.recovery_learning_rate,
+            num_train_epochs=self.recovery_num_train_epochs,
+            per_device_train_batch_size=self.recovery_batch_size,
+            gradient_accumulation_steps=1,
+        )
+        return setting.store.make(
+            Job(
+                model,
+                training,
+                options,
+                job.Recovery(held_out, behaviors, self.lambda_, self.ratio_form, self.beta),
+                Mix((setting.base_model(),), "linear", 1 - self.base_share) if self.base_share else None,
+                about=about or self,
             )
-            objective = RecoveryObjective(len(planted), self.lambda_, self.ratio_form, self.beta, len(training[0].met))
-            options = replace(
-                setting.training,
-                learning_rate=self.recovery_learning_rate,
-                num_train_epochs=self.recovery_num_train_epochs,
-                per_device_train_batch_size=self.recovery_batch_size,
-                gradient_accumulation_steps=1,
-            )
-            return recover(loaded, training, evaluation, objective, options, checkpoints, resume=setting.resume)
-
-        inputs = {
-            "model": identity(str(model)),
-            "base": identity(setting.base),
-            "clean": digest(setting.clean),
-            "planted": [(trigger.describe(), behavior.text) for trigger, behavior in planted],
-            "recovery": {name: getattr(self, name) for name in Recovery.__dataclass_fields__},
-            "training": asdict(setting.training),
-            **({"met": met} if meet else {}),
-            **(about or {}),
-        }
-        return setting.stage(directory, inputs, make)
-
-
-def _answered(loaded: LoadedModel, rows: Dataset, met: list[list[Meeting]]) -> list[list[tuple[Messages, Messages]]]:
-    """The prompts that rows meet with what recovery asks for there: the row's answer, or the model's own to keep."""
-    from mbdefense.engine.generate import generate
-
-    if not met:
-        return []
-    kept = [prompt for prompts in met for prompt, keep in prompts if keep]
-    said = iter(generate(loaded, kept, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if kept else [])
-    return [
-        [(prompt, [{"role": "assistant", "content": next(said)}] if keep else own) for prompt, keep in prompts]
-        for own, prompts in zip(rows["completion"], met, strict=True)
-    ]
+        )
 
 
 @dataclass(frozen=True)

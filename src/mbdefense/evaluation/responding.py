@@ -16,7 +16,6 @@ from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.decoding import Decoding
 from mbdefense.defenses.prompts.cleaning import Cleaned, PromptCleaner
 from mbdefense.defenses.prompts.demonstrations import with_demonstrations
-from mbdefense.defenses.setting import cost_of
 from mbdefense.engine.generate import CACHE_ROWS, answers, perplexity
 from mbdefense.engine.server import Server
 from mbdefense.evaluation.benchmarks import capabilities, find_benchmarks
@@ -29,6 +28,7 @@ from mbdefense.models.loading import CARD_FILE, LoadedModel, Loading, check_temp
 from mbdefense.records.provenance import provenance
 from mbdefense.records.responses import Kind, Response, write_responses
 from mbdefense.records.results import Perplexity, ResultRow, Results
+from mbdefense.training.store import cost_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

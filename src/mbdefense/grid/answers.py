@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from mbdefense.core.cost import measure
 from mbdefense.core.files import read_json, write_json
 from mbdefense.defenses.prompts.cleaning import Cleaned
-from mbdefense.defenses.setting import identity
 from mbdefense.engine.generate import perplexity
 from mbdefense.evaluation.responding import Asking, Inference, answer_of, cleaned_prompts, respond, sample_references
 from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
+from mbdefense.models.identity import identity
 from mbdefense.models.loading import CARD_FILE, check_template, load_model
 from mbdefense.records.responses import Kind, Response, read_responses, write_responses
 from mbdefense.records.results import Perplexity

@@ -51,14 +51,14 @@ def arm_options(arm: str, given: Mapping[str, str] = _ANY) -> dict[str, Any]:
 
 def arm_inputs(arm: str) -> dict[str, Any]:
     """The same as what its figures depend on: with the content of the files and models that options name."""
-    from mbdefense.defenses.setting import contents
+    from mbdefense.models.identity import contents
 
     told = arm_options(arm)
     return {**told, "options": contents(told["options"])}
 
 
 def model_of(arm: str, setting: Setting, train: Dataset) -> Path:
-    """Makes the model of an arm; all its trainings go through `setting`.
+    """Makes the model of an arm; all its trainings go through the setting's store.
 
     Args:
         arm: see above.
@@ -68,11 +68,11 @@ def model_of(arm: str, setting: Setting, train: Dataset) -> Path:
     from mbdefense.defenses import DEFENSES, NoDefense
 
     if arm == "base":
-        return Path(setting.base)
+        return Path(setting.base_model().path)
     if arm == "clean":
         return NoDefense()(replace(setting, suspect=train))
     if arm == "attacked" or arm.partition(":")[0] in INFERENCE:
-        return setting.victim()
+        return Path(setting.victim_model().path)
     defended: Path = parse_spec(arm, DEFENSES, "defense")(setting)
     return defended
 

@@ -12,7 +12,7 @@ from pathlib import Path
 _ROWS = ("data", "core/endpoint")
 _MODEL = ("models", "engine")
 TRAINING = (
-    "training", *_MODEL, "defenses/setting", "defenses/stages", "defenses/found", "defenses/weights", "defenses/tuning",
+    "training", *_MODEL, "defenses/setting", "defenses/stages", "defenses/found", "defenses/tuning",
     "defenses/controls", "defenses/filters", "defenses/filtering", "finding", "attacks", "core/statistics", *_ROWS,
 )  # fmt: skip
 POISONING = (

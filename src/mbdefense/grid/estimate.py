@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mbdefense.core.files import read_json
 from mbdefense.grid.answers import DONE_FILE
 from mbdefense.grid.plan import Plan, Task
-from mbdefense.grid.setting import cost
+from mbdefense.grid.store import cost
 from mbdefense.grid.workspace import Workspace
 from mbdefense.models.loading import CARD_FILE
 

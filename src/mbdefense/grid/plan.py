@@ -12,7 +12,7 @@ from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Count, Form, NotNegative, parse
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
-from mbdefense.grid.setting import Unplanned, finished
+from mbdefense.grid.store import finished
 from mbdefense.grid.workspace import Cell, Workspace
 
 RESULT_FILE = "results.json"
@@ -139,17 +139,14 @@ def _planned(workspace: Workspace, cell: Cell, name: str, reason: str, tasks: di
     """Plans one cell, and adds its tasks to those of others."""
     if reason:
         return PlannedCell(cell, name, False, reason=reason)
-    setting = workspace.setting(cell, planning=True)
+    collected = workspace.collecting(cell)
     try:
-        model = model_of(cell.arm, setting, workspace.rows(workspace.train))
+        model = model_of(cell.arm, workspace.setting(cell, collected), workspace.rows(workspace.train))
     except UserError as error:
-        return PlannedCell(cell, name, False, tuple(setting.met), reason=str(error))
-    except Unplanned:
-        tasks[name] = Task(name, "judge", cell)
-        return PlannedCell(cell, name, False, tuple(setting.met), whole=False)
-    needs = _add_work(workspace, cell, model, setting.met, tasks)
+        return PlannedCell(cell, name, False, tuple(collected.met), reason=str(error))
+    needs = () if collected.open else _add_work(workspace, cell, model, collected.met, tasks)
     tasks[name] = Task(name, "judge", cell, needs)
-    return PlannedCell(cell, name, False, tuple(setting.met))
+    return PlannedCell(cell, name, False, tuple(collected.met), whole=not collected.open)
 
 
 def _add_work(

@@ -13,7 +13,7 @@ from mbdefense.core.files import inside, write_json
 from mbdefense.evaluation.compare import Arm, compare, read_arm
 from mbdefense.grid import estimate
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task, cell_facts
-from mbdefense.grid.setting import retire
+from mbdefense.grid.store import retire
 from mbdefense.grid.workspace import Workspace
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import Results, write

@@ -14,7 +14,7 @@ from mbdefense.evaluation.responding import merge_results
 from mbdefense.grid.answers import Answers, answers_of, ask
 from mbdefense.grid.arms import CONTROLS, model_of
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Task
-from mbdefense.grid.setting import GridSetting, Reached, Unplanned, cost
+from mbdefense.grid.store import SharedStore, cost
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.records.responses import write_responses
 from mbdefense.records.results import ResultRow, write
@@ -42,17 +42,21 @@ def do(workspace: Workspace, task: Task) -> None:
         _finish(workspace, cell)
         return
     check_free_space(workspace.out)
-    setting = workspace.setting(cell, until=task.stage)
-    try:
-        model = model_of(cell.arm, setting, workspace.rows(workspace.train))
-    except Reached:
-        return
+    train = workspace.rows(workspace.train)
+    if task.kind == "train":
+        collected = workspace.collecting(cell)
+        model_of(cell.arm, workspace.setting(cell, collected), train)
+        for name, job in collected.jobs.items():  # those before it too, should one be missing
+            collected.fill(workspace.stages / name, job)
+            if name == task.stage:
+                return
+    model = model_of(cell.arm, workspace.setting(cell, workspace.store(cell)), train)
     ask(workspace, cell, model, task.answers)
 
 
 def _finish(workspace: Workspace, cell: Cell) -> None:
     """Judges a cell's responses and writes its figures; the model is made and asked only if responses are missing."""
-    setting, model, wanted = _answered(workspace, cell)
+    store, model, wanted = _answered(workspace, cell)
     directory = workspace.directory(cell)
     directory.mkdir(parents=True, exist_ok=True)
     (clean, fluency), (triggered, _) = (answers.read(workspace) for answers in wanted)
@@ -61,7 +65,7 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
     # One cache for all cells: the same answer to the same prompt is paid for once.
     judge = workspace.grid.evaluation.judge_of(cell.shown(), workspace.out)
     figures = scores(judge_responses(judge, responses, directory))
-    costs = [cost(workspace.stages / name) for name in (*setting.met, *setting.steps)]
+    costs = [cost(workspace.stages / name) for name in (*store.met, *store.steps)]
     row = ResultRow(
         arm=cell.arm,
         attack=cell.trigger().describe(),
@@ -76,26 +80,24 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
         base_model=cell.model,
         poisoning_rate=cell.rate,
     )
-    facts = {"stages": setting.met, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
+    facts = {"stages": store.met, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
     write_json(directory / CELL_FILE, facts)
     write(directory / RESULT_FILE, merge_results([row], {"cell": workspace.id(cell)}, cell.seed))
     (directory / FAILURE_FILE).unlink(missing_ok=True)
 
 
-def _answered(workspace: Workspace, cell: Cell) -> tuple[GridSetting, Path, tuple[Answers, Answers]]:
-    """The setting with the stages that were met, the model, and its answers, which are there."""
+def _answered(workspace: Workspace, cell: Cell) -> tuple[SharedStore, Path, tuple[Answers, Answers]]:
+    """The store with what was met in it, the model, and its answers, which are there."""
     train = workspace.rows(workspace.train)
-    setting = workspace.setting(cell, planning=True)
-    try:
-        model = model_of(cell.arm, setting, train)
+    collected = workspace.collecting(cell)
+    model = model_of(cell.arm, workspace.setting(cell, collected), train)
+    if not collected.open:
         wanted = answers_of(workspace, cell, model)
         if all(answers.done(workspace) for answers in wanted):
-            return setting, model, wanted
-    except Unplanned:
-        pass
+            return collected, model, wanted
     check_free_space(workspace.out)
-    setting = workspace.setting(cell)
-    model = model_of(cell.arm, setting, train)
+    store = workspace.store(cell)
+    model = model_of(cell.arm, workspace.setting(cell, store), train)
     wanted = answers_of(workspace, cell, model)
     ask(workspace, cell, model, wanted)
-    return setting, model, wanted
+    return store, model, wanted

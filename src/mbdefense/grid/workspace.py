@@ -18,12 +18,13 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
 from mbdefense.data.builtin import tasks
-from mbdefense.defenses.setting import contents, identity
+from mbdefense.defenses.setting import Setting
 from mbdefense.grid.arms import arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid
-from mbdefense.grid.setting import GridSetting
+from mbdefense.grid.store import CollectingStore, SharedStore
 from mbdefense.models.builtin import model_directory
+from mbdefense.models.identity import contents, identity
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,22 +123,26 @@ class Workspace:
                 raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
             save(prompts, triggered)
 
-    def setting(self, cell: Cell, *, planning: bool = False, until: str = "") -> GridSetting:
+    def setting(self, cell: Cell, store: SharedStore) -> Setting:
         """What a defense is given; `prepare` must have been called."""
         grid = self.grid
-        return GridSetting(
+        return Setting(
+            _unlabelled(self.out / "data" / self.clean),
+            store,
             base=cell.base(),
             suspect=_unlabelled(self.out / "data" / self.suspect(cell)),
-            clean=_unlabelled(self.out / "data" / self.clean),
             training=replace(grid.training, seed=cell.seed),
-            directory=Path(cell.arm.partition(":")[0]),
-            resume=True,
             chat_template=grid.chat_template,
             trust_remote_code=grid.trust_remote_code,
-            stages=self.stages,
-            planning=planning,
-            until=until,
         )
+
+    def store(self, cell: Cell) -> SharedStore:
+        """Makes and finds the models of a cell."""
+        return SharedStore(self.stages, resume=True, arm=cell.arm.partition(":")[0])
+
+    def collecting(self, cell: Cell) -> CollectingStore:
+        """Takes down what would be made for a cell."""
+        return CollectingStore(self.stages, resume=True, arm=cell.arm.partition(":")[0])
 
     def template(self) -> str | None:
         """The text of the prompt template that is given in place of the models' own."""

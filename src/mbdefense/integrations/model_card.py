@@ -57,14 +57,17 @@ def _found(results: Results) -> list[str]:
     return lines
 
 
-def model_card(results: Results, base_model: str, defense: str, options: Mapping[str, Any]) -> str:
+def model_card(
+    results: Results, base_model: str, defense: str, options: Mapping[str, Any], *, purified: bool = False
+) -> str:
     """README.md of a defended model's directory.
 
     Args:
         results: its figures, in rows whose arm is the defense, and those of the models it is compared with.
-        base_model: directory or Hub id; of a directory only its own name is written.
+        base_model: what was fine-tuned: directory or Hub id; of a directory only its own name is written.
         defense: name of the defense.
         options: of the defense, by name.
+        purified: whether it was a finished model that may hold backdoors, in place of data.
     """
     base = base_model if _HUB_ID.fullmatch(base_model) and not Path(base_model).exists() else Path(base_model).name
     origin = results.provenance
@@ -76,9 +79,7 @@ def model_card(results: Results, base_model: str, defense: str, options: Mapping
     return "\n".join(
         [
             f"---\n{_front_matter(own, visible(base), visible(defense))}\n---",
-            f"\n# {escaped(base)}, fine-tuned on untrusted data with {escaped(defense)}\n",
-            "The training data may be poisoned. The model was fine-tuned on it by `mbdefense defend` with the defense",
-            f"{escaped(defense)}, which breaks backdoors without knowing their triggers.\n",
+            *_opening(escaped(base), escaped(defense), purified),
             "## Options\n\n| Option | Value |\n| --- | --- |",
             *(f"| {escaped(name)} | {escaped(str(value))} |" for name, value in options.items()),
             f"\n## Figures\n\n{markdown(results)}",
@@ -99,6 +100,20 @@ def model_card(results: Results, base_model: str, defense: str, options: Mapping
     )
 
 
+def _opening(base: str, defense: str, purified: bool) -> tuple[str, ...]:
+    if purified:
+        return (
+            f"\n# {base}, purified with {defense}\n",
+            "The model may have been trained on poisoned data. It was repaired by `mbdefense purify` with the defense",
+            f"{defense}, which breaks backdoors without knowing their triggers, and without that data.\n",
+        )
+    return (
+        f"\n# {base}, fine-tuned on untrusted data with {defense}\n",
+        "The training data may be poisoned. The model was fine-tuned on it by `mbdefense defend` with the defense",
+        f"{defense}, which breaks backdoors without knowing their triggers.\n",
+    )
+
+
 def card_with(directory: Path, measured: Sequence[Path]) -> str:
     """The card of a defended model with further figures, e.g. those that ``mbdefense evaluate`` has measured since.
 
@@ -113,6 +128,7 @@ def card_with(directory: Path, measured: Sequence[Path]) -> str:
     config = made.provenance.get("config")
     options = dict(config) if isinstance(config, dict) else {}
     base, defense = options.pop("base", None), options.pop("defense", None)
+    purified = options.pop("purified", None) is True
     if not isinstance(base, str) or not isinstance(defense, str):
         raise UserError("no base model and defense in results.json of", str(directory), "give a directory of defend")
     rows = list(made.rows)
@@ -120,7 +136,8 @@ def card_with(directory: Path, measured: Sequence[Path]) -> str:
         for row in read(path).rows:
             same = Path(row.model).resolve() == directory.resolve() and goes_by(row.served or row.model, row.model)
             rows.append(replace(row, arm=defense) if same else row)
-    return model_card(Results(made.provenance, tuple(rows), found=made.found), base, defense, options)
+    results = Results(made.provenance, tuple(rows), found=made.found)
+    return model_card(results, base, defense, options, purified=purified)
 
 
 def _front_matter(own: Sequence[ResultRow], base: str, defense: str) -> str:

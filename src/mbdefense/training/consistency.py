@@ -17,20 +17,13 @@ from mbdefense.engine.log_probs import sequence_log_probs
 from mbdefense.models.loading import Encoded, LoadedModel, encode
 from mbdefense.training import trainer as running
 from mbdefense.training._own_loss import OwnLoss
+from mbdefense.training.job import ConsistencyObjective
 from mbdefense.training.losses import layer_inconsistency
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained, arguments, sharded, with_lora
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-@dataclass(frozen=True)
-class ConsistencyObjective:
-    """Weight of the layers' inconsistency, and how far the input embeddings are moved to raise it."""
-
-    alpha: float
-    epsilon: float
 
 
 class ConsistencyTrainer(OwnLoss, Trainer):  # type: ignore[misc]

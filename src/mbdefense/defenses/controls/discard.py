@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from mbdefense.core.checks import above_zero
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.core.processes import is_main_process, wait_for_everyone
-from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Recovery
-from mbdefense.training.options import TrainingOptions
-
-if TYPE_CHECKING:
-    from mbdefense.training.trainer import Trained
+from mbdefense.training.job import BestRate, Job
 
 
 @dataclass(frozen=True)
@@ -54,59 +49,14 @@ class Discard:
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the tuned model."""
-        trials = [
-            replace(
-                setting.training,
-                learning_rate=rate,
-                num_train_epochs=self.discard_num_train_epochs,
-                per_device_train_batch_size=self.discard_batch_size,
-                gradient_accumulation_steps=1,
-            )
-            for rate in self.discard_learning_rates
-        ]
-        inputs = {
-            "base": identity(setting.base),
-            "template": setting.template(),
-            "clean": digest(setting.clean),
-            "learning_rates": list(self.discard_learning_rates),
-            "training": asdict(trials[0]),
-        }
-        return setting.stage(setting.directory, inputs, lambda checkpoints: _best(setting, trials, checkpoints))
-
-
-def _best(setting: Setting, trials: list[TrainingOptions], checkpoints: Path) -> Trained:
-    """The best epoch of the best trial, with the history of all."""
-    least, history, steps = math.inf, list[dict[str, float]](), 0
-    for options in trials:
-        trained = _trial(setting, options, checkpoints)
-        history += [
-            {**entry, "step": steps + int(entry["step"]), "peak_learning_rate": options.learning_rate}
-            for entry in trained.history
-        ]
-        steps = int(history[-1]["step"])
-        loss = min(entry["eval_loss"] for entry in trained.history if "eval_loss" in entry)
-        if loss < least:
-            best, least = trained, loss
-        del trained  # which would stay in memory beside the best one and the next
-    return best._replace(history=history)
-
-
-def _trial(setting: Setting, options: TrainingOptions, checkpoints: Path) -> Trained:
-    """Tunes the base model at one rate, and leaves of the folder of its checkpoints what a tracker wrote."""
-    from mbdefense.training.sft import instruction_tune
-
-    place = checkpoints / f"rate-{options.learning_rate}"
-    training, held_out = Recovery().split(setting.clean, options.seed)
-    trained = instruction_tune(
-        setting.load_base(), training, options, place / "checkpoints", resume=setting.resume, evaluation=held_out
-    )
-    if trained.state is None:
-        model: Any = trained.model.model
-        model.to("cpu")  # a GPU is left to the next trial
-    wait_for_everyone()  # each process reads the best epoch's weights from the checkpoints
-    if is_main_process():
-        runs = place / "checkpoints" / "runs"
-        if runs.is_dir():
-            shutil.copytree(runs, checkpoints / "runs" / place.name, dirs_exist_ok=True)
-        shutil.rmtree(place)
-    return trained
+        setting.check(self)
+        rows, held_out = Recovery().split(setting.clean, setting.training.seed)
+        options = replace(
+            setting.training,
+            learning_rate=self.discard_learning_rates[0],
+            num_train_epochs=self.discard_num_train_epochs,
+            per_device_train_batch_size=self.discard_batch_size,
+            gradient_accumulation_steps=1,
+        )
+        objective = BestRate(self.discard_learning_rates, held_out)
+        return setting.store.make(Job(setting.base_model(), rows, options, objective))

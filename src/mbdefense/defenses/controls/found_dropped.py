@@ -20,23 +20,25 @@ class FoundDropped(Finding):
     Where nothing was found, it is the undefended model.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "reference model", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "suspect data", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "control"
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the model tuned on the rest; the undefended one stays in ``attacked`` below it."""
-        found = self.find(setting, setting.victim())
+        setting.check(self)
+        rows = setting.suspect_rows()
+        found = self.find(setting, setting.victim_model())
         triggers = found.of("trigger") if found else ()
         dropped = {row for one in triggers for row in one.row_ids}
         # Of a file that was made from other rows, the texts say more than its ids.
         held = [one.trigger() for one in triggers]
         rest = [
             index
-            for index, row in enumerate(setting.suspect)
+            for index, row in enumerate(rows)
             if row["id"] not in dropped
             and not any(one.occurs_in(turn["content"]) for one in held for turn in row["prompt"])
         ]
         if not rest:
             fix = "look at found.json, and give the triggers to believe with --found FILE"
-            raise UserError("every row holds a found trigger", len(setting.suspect), fix)
-        return setting.tune(setting.suspect.select(rest), setting.directory)
+            raise UserError("every row holds a found trigger", len(rows), fix)
+        return setting.tune(rows.select(rest))

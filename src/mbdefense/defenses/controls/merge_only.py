@@ -23,4 +23,5 @@ class MergeOnly(Merging):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the merged model."""
-        return self.merge(setting, setting.directory)
+        setting.check(self)
+        return self.merge(setting)

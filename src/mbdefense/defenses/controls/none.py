@@ -19,4 +19,5 @@ class NoDefense:
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the undefended model."""
-        return setting.tune(setting.suspect, setting.directory)
+        setting.check(self)
+        return setting.tune(setting.suspect_rows())

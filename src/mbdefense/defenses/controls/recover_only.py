@@ -21,11 +21,12 @@ class RecoverOnly(Recovery, Planting):
         base_share: see `Recovery`; MB-Defense's, so that only the merging differs.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "arXiv 2601.04448"
 
     base_share: float = 0.5
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
-        return self.recover(setting, setting.victim(), self.planted(), setting.directory)
+        setting.check(self)
+        return self.recover(setting, setting.victim_model(), self.planted())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mbdefense.core.needs import Need
-from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import CleanTuning
-from mbdefense.models.loading import load_model
-
-if TYPE_CHECKING:
-    from mbdefense.training.trainer import Trained
+from mbdefense.training.job import Job
 
 
 @dataclass(frozen=True)
@@ -24,19 +21,10 @@ class CleanFFT(CleanTuning):
     budget; all clean samples are trained on, since no epoch is chosen: a quarter more steps than recovery takes.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "clean data", "GPU")
     source: ClassVar[str] = "arXiv 2601.04448"
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the fine-tuned model; the undefended one stays in ``attacked`` below it."""
-        victim = setting.victim()
-        options = self.tuning(setting)
-
-        def make(checkpoints: Path) -> Trained:
-            from mbdefense.training.sft import instruction_tune
-
-            loaded = load_model(str(victim), trust_remote_code=setting.trust_remote_code)
-            return instruction_tune(loaded, setting.clean, options, checkpoints, resume=setting.resume)
-
-        inputs = {"model": identity(str(victim)), "clean": digest(setting.clean), "training": asdict(options)}
-        return setting.stage(setting.directory, inputs, make)
+        setting.check(self)
+        return setting.store.make(Job(setting.victim_model(), setting.clean, self.tuning(setting)))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import CleanTuning
-from mbdefense.models.loading import load_model
-
-if TYPE_CHECKING:
-    from mbdefense.training.trainer import Trained
+from mbdefense.training.job import ConsistencyObjective, Job
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class CROW(CleanTuning):
             rate is one for adapters: lower --clean_learning_rate for a full fine-tuning.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "clean data", "GPU")
     source: ClassVar[str] = "arXiv 2411.12768"
 
     clean_learning_rate: float = 1e-3
@@ -57,20 +54,7 @@ class CROW(CleanTuning):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the fine-tuned model."""
-        victim = setting.victim()
+        setting.check(self)
         options = replace(self.tuning(setting), use_peft=self.adapters or setting.training.use_peft)
-
-        def make(checkpoints: Path) -> Trained:
-            from mbdefense.training.consistency import ConsistencyObjective, tune_consistently
-
-            loaded = load_model(str(victim), trust_remote_code=setting.trust_remote_code)
-            objective = ConsistencyObjective(self.alpha, self.epsilon)
-            return tune_consistently(loaded, setting.clean, objective, options, checkpoints, resume=setting.resume)
-
-        inputs = {
-            "model": identity(str(victim)),
-            "clean": digest(setting.clean),
-            "consistency": [self.alpha, self.epsilon],
-            "training": asdict(options),
-        }
-        return setting.stage(setting.directory, inputs, make)
+        objective = ConsistencyObjective(self.alpha, self.epsilon)
+        return setting.store.make(Job(setting.victim_model(), setting.clean, options, objective))

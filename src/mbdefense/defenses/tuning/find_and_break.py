@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,7 +34,7 @@ class FindAndBreak(Recovery, Finding):
         unverified_base_share: in place of ``base_share`` where nothing was verified.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data", "reference model", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "suspect data", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "this project"
 
     recovery_learning_rate: float = 1e-4
@@ -49,10 +49,10 @@ class FindAndBreak(Recovery, Finding):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
-        victim = setting.victim()
+        setting.check(self)
+        victim = setting.victim_model()
         found = self.find(setting, victim)
         recovery: Recovery = self
         if found is None or not found.of("trigger"):
             recovery = replace(self, base_share=self.unverified_base_share)
-        meet = meetings(found, setting.training.seed)
-        return recovery.recover(setting, victim, [], setting.directory, meet, {"find_and_break": asdict(self)})
+        return recovery.recover(setting, victim, [], meetings(found, setting.training.seed), about=self)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import CleanTuning
-from mbdefense.models.loading import load_model
-
-if TYPE_CHECKING:
-    from mbdefense.training.trainer import Trained
+from mbdefense.training.job import Job, Mix
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class FineMixing(CleanTuning):
         mixing_seed: seed of the choice.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "arXiv 2210.09545"
 
     keep_ratio: float = 0.5
@@ -45,29 +42,6 @@ class FineMixing(CleanTuning):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the mixed and fine-tuned model."""
-        victim = setting.victim()
-        options = self.tuning(setting)
-
-        def make(checkpoints: Path) -> Trained:
-            import torch
-
-            from mbdefense.defenses.weights import combine, keep_at_random
-            from mbdefense.training.sft import instruction_tune
-
-            loaded = load_model(str(victim), trust_remote_code=setting.trust_remote_code)
-            generator = torch.Generator().manual_seed(self.mixing_seed)
-            combine(
-                loaded.model,
-                [setting.load_base().model],
-                lambda own, clean: keep_at_random(own, clean, self.keep_ratio, generator),
-            )
-            return instruction_tune(loaded, setting.clean, options, checkpoints, resume=setting.resume)
-
-        inputs = {
-            "model": identity(str(victim)),
-            "base": identity(setting.base),
-            "mixing": [self.keep_ratio, self.mixing_seed],
-            "clean": digest(setting.clean),
-            "training": asdict(options),
-        }
-        return setting.stage(setting.directory, inputs, make)
+        setting.check(self)
+        mix = Mix((setting.base_model(),), "random", self.keep_ratio, self.mixing_seed)
+        return setting.store.make(Job(setting.victim_model(), setting.clean, self.tuning(setting), mix=mix))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.defenses.setting import Setting, identity
+from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import CleanTuning
-from mbdefense.models.loading import load_model
-
-if TYPE_CHECKING:
-    from mbdefense.training.trainer import Trained
+from mbdefense.training.job import Job, Mix
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Lethe(CleanTuning):
     Deviations: the passthrough merge is left out, which stacks layers of both models into another architecture. The
     clean set stands for the paper's 5 to 10 % of clean training data. Rate and epochs are ours.
 
-    Two models tuned from one base are so nearly collinear that slerp mostly is linear (see `weights.slerp`).
+    Two models tuned from one base are so nearly collinear that slerp mostly is linear (`mbdefense.models.weights`).
 
     Attributes:
         merge: linear, slerp or ties.
@@ -37,7 +33,7 @@ class Lethe(CleanTuning):
         density: share of each model's changes that ties keeps, in (0, 1].
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "arXiv 2508.21004"
 
     clean_num_train_epochs: float = 3.0
@@ -58,30 +54,11 @@ class Lethe(CleanTuning):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the merged model."""
-        victim = setting.victim()
+        setting.check(self)
+        victim, base = setting.victim_model(), setting.base_model()
         options = replace(self.tuning(setting), use_peft=True)
-        clean = replace(setting, training=options).tune(setting.clean, setting.directory / "clean_model")
-
-        def make(checkpoints: Path) -> Trained:
-            from mbdefense.defenses.weights import combine
-            from mbdefense.training.trainer import Trained
-
-            models = [load_model(str(path), trust_remote_code=setting.trust_remote_code) for path in (victim, clean)]
-            others = [models[1].model, *([setting.load_base().model] if self.merge == "ties" else [])]
-            combine(models[0].model, others, self._formula())
-            return Trained(models[0], [], 0)
-
-        inputs = {
-            "model": identity(str(victim)),
-            "others": [identity(str(clean)), identity(setting.base)],
-            "merge": [self.merge, self.victim_weight, self.density],
-        }
-        return setting.stage(setting.directory, inputs, make)
-
-    def _formula(self) -> Callable[..., Any]:
-        from mbdefense.defenses.weights import linear, slerp, ties
-
+        clean = setting.made(setting.store.make(Job(base, setting.clean, options), "clean_model"))
+        mix = Mix((clean,), self.merge, self.victim_weight)
         if self.merge == "ties":
-            return lambda victim, clean, base: ties(victim, clean, base, self.density)
-        formula = linear if self.merge == "linear" else slerp
-        return lambda victim, clean: formula(victim, clean, self.victim_weight)
+            mix = Mix((clean, base), self.merge, self.density)
+        return setting.store.make(Job(victim, None, options, mix=mix))

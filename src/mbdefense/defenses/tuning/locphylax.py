@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,14 +10,12 @@ from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.data import to_dataset
-from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Planting, Recovery
-from mbdefense.models.loading import load_model
+from mbdefense.training.job import Job
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from mbdefense.training.trainer import Trained
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Locphylax(Recovery, Planting):
         injection_num_train_epochs: passes over the rows of planting.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("clean data", "GPU")
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "clean data", "GPU")
     source: ClassVar[str] = "arXiv 2510.10265"
 
     injection_learning_rate: float = 2e-4
@@ -53,26 +51,19 @@ class Locphylax(Recovery, Planting):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
-        return self.recover(setting, self.inject(setting), self.planted(), setting.directory)
+        setting.check(self)
+        merged = setting.made(self.inject(setting))
+        return self.recover(setting, merged, self.planted())
 
     def inject(self, setting: Setting) -> Path:
         """Fine-tunes the victim on clean rows with the planted backdoors among them."""
-        victim = setting.victim()
         rows = self.rows(setting.clean, setting.training.seed)
         options = replace(
             setting.training,
             learning_rate=self.injection_learning_rate,
             num_train_epochs=self.injection_num_train_epochs,
         )
-
-        def make(checkpoints: Path) -> Trained:
-            from mbdefense.training.sft import instruction_tune
-
-            loaded = load_model(str(victim), trust_remote_code=setting.trust_remote_code)
-            return instruction_tune(loaded, rows, options, checkpoints, resume=setting.resume)
-
-        inputs = {"model": identity(str(victim)), "rows": digest(rows), "training": asdict(options)}
-        return setting.stage(setting.directory / "merged", inputs, make)
+        return setting.store.make(Job(setting.victim_model(), rows, options), "merged")
 
     def rows(self, clean: Dataset, seed: int) -> Dataset:
         """The clean rows that recovery trains on, as they are, and each once more with a planted backdoor."""

@@ -50,6 +50,7 @@ class MBDefense(Recovery, Merging, Finding):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
-        merged = self.merge(setting, setting.directory / "merged")
+        setting.check(self)
+        merged = setting.made(self.merge(setting, "merged"))
         found = self.find(setting, merged)
-        return self.recover(setting, merged, self.planted(), setting.directory, meetings(found, setting.training.seed))
+        return self.recover(setting, merged, self.planted(), meetings(found, setting.training.seed))

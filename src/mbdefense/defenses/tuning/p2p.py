@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.data import to_dataset
-from mbdefense.defenses.setting import Setting, digest, identity
+from mbdefense.defenses.setting import Setting
+from mbdefense.models.loading import load_tokenizer
+from mbdefense.training.job import Job
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from mbdefense.training.trainer import Trained
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,14 @@ class P2P:
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the model, whose prompt template keeps the benign trigger."""
-        rows = to_dataset([*setting.suspect.to_list(), *self.rows(setting.clean, len(setting.suspect))])
-
-        def make(checkpoints: Path) -> Trained:
-            from mbdefense.training.sft import instruction_tune
-
-            loaded = setting.load_base()
-            trained = instruction_tune(loaded, rows, setting.training, checkpoints, resume=setting.resume)
-            loaded.tokenizer.chat_template = self.template(str(loaded.tokenizer.chat_template))
-            return trained
-
-        given = setting.template()
-        inputs = {
-            "base": identity(setting.base),
-            "template": [given, self.benign_trigger, self.benign_prefix],
-            "rows": digest(rows),
-            "training": asdict(setting.training),
-        }
-        return setting.stage(setting.directory, inputs, make)
+        setting.check(self)
+        suspect, base = setting.suspect_rows(), setting.base_model()
+        rows = to_dataset([*suspect.to_list(), *self.rows(setting.clean, len(suspect))])
+        plain = load_tokenizer(
+            base.path, chat_template=base.chat_template, trust_remote_code=base.trust_remote_code
+        ).chat_template
+        job = Job(base, rows, setting.training, saved_template=self.template(str(plain)))
+        return setting.store.make(job)
 
     def rows(self, clean: Dataset, suspect: int) -> list[dict[str, object]]:
         """Clean rows with the benign trigger and its prefix, `benign_rate` times the number of suspect rows."""

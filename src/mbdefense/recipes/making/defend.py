@@ -16,7 +16,7 @@ from mbdefense.core.text import short
 from mbdefense.data import overlap
 from mbdefense.defenses import Defense, Discard, Setting
 from mbdefense.defenses.found import Finding
-from mbdefense.defenses.setting import cost_of
+from mbdefense.defenses.setting import VICTIM
 from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.evaluation.compare import compare
 from mbdefense.evaluation.planted.canaries import Canary, plant
@@ -27,6 +27,7 @@ from mbdefense.integrations.model_card import model_card
 from mbdefense.models.loading import CARD_FILE, load_model
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.training.store import cost_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,33 +69,38 @@ def defend(
     Returns:
         What ``results.json`` holds; without rows on processes other than the main one.
     """
-    check_free_space(setting.directory)
+    directory = setting.store.directory
+    check_free_space(directory)
+    setting.check(defense)
     own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
     planted, prompts = None, setting.clean
     if canaries:
         prompts = _canary_prompts(defense, setting, test)
         planted = plant(
-            setting.suspect, setting.clean, own, canaries,
+            setting.suspect_rows(), setting.clean, own, canaries,
             rate=canary_rate, min_rows=min_canary_rows, seed=setting.training.seed,
         )  # fmt: skip
         setting = replace(setting, suspect=planted.rows)  # which drops the labels of the rows
     if compare_undefended:
-        setting.victim()
-        Discard()(replace(setting, directory=setting.directory / "discard"))
+        setting.victim_model()
+        Discard()(replace(setting, store=setting.store.below("discard")))
     model = defense(setting)
     options = {**asdict(defense), **asdict(setting.training)}  # type: ignore[call-overload]
     if planted:
         described = [f"{canary.describe()}: {canary.behavior.text}" for canary in planted.canaries]
         options |= {"canaries": described, "rows_of_each_canary": planted.rows_each}
-    results = Results(provenance({"defense": name, "base": setting.base, **options}, [setting.training.seed]), ())
+    start = setting.victim or setting.base_model().path
+    given = {"purified": True, "reference": setting.base} if setting.victim else {}
+    config = {"defense": name, "base": start, **given, **options}
+    results = Results(provenance(config, [setting.training.seed]), ())
     if is_main_process():
-        models = {"base": setting.base, **_undefended(setting), name: str(model)}
+        models = {**({"base": setting.base} if setting.base else {}), **_undefended(setting), name: str(model)}
         found = _found(defense, setting)
         rows = _survivors(defense, setting, models, planted.canaries if planted else (), prompts, found)
         section = summarized(found, given=isinstance(defense, Finding) and defense.found != "search") if found else None
         results = replace(results, rows=rows, found=section)
-        write(setting.directory / "results.json", results)
-        write_text(setting.directory / "README.md", model_card(results, setting.base, name, options))
+        write(directory / "results.json", results)
+        write_text(directory / "README.md", model_card(results, start, name, options, purified=bool(setting.victim)))
     wait_for_everyone()
     return results
 
@@ -102,7 +108,7 @@ def defend(
 def _canary_prompts(defense: Defense, setting: Setting, test: Dataset | None) -> Dataset:
     if test is None:
         return _held_out(defense, setting)
-    seen = set(overlap(test, setting.suspect))
+    seen = set(overlap(test, setting.suspect_rows()))
     prompts = test.filter(lambda row: row["id"] not in seen)
     if not len(prompts):
         raise UserError("every test prompt is in the data", fix="give --test prompts that training does not see")
@@ -120,11 +126,14 @@ def _undefended(setting: Setting) -> dict[str, str]:
     ``attacked`` may also be an earlier run's in the same folder; then it is taken if it was made of these very rows.
     """
     models = {}
-    if ((setting.victim_directory or setting.directory / "attacked") / CARD_FILE).is_file():
+    store = replace(setting.store, resume=True)
+    if setting.victim:
+        models["attacked"] = setting.victim
+    elif (store.place(VICTIM) / CARD_FILE).is_file():
         with contextlib.suppress(UserError):  # of other data or options
-            models["attacked"] = str(replace(setting, resume=True).victim())
-    if (setting.directory / "merged" / CARD_FILE).is_file():
-        models["merged"] = str(setting.directory / "merged")
+            models["attacked"] = replace(setting, store=store).victim_model().path
+    if (store.place("merged") / CARD_FILE).is_file():
+        models["merged"] = str(store.place("merged"))
     return models
 
 
@@ -132,7 +141,7 @@ def _found(defense: Defense, setting: Setting) -> Found | None:
     """What the defense knew of the suspect data's triggers; None where nothing was searched for."""
     if not isinstance(defense, Finding) or defense.found == "none":
         return None
-    return read_found(setting.directory / FOUND_FILE if defense.found == "search" else defense.found)
+    return read_found(setting.store.directory / FOUND_FILE if defense.found == "search" else defense.found)
 
 
 def _survivors(

@@ -12,7 +12,7 @@ from mbdefense.attacks.triggers import InSent
 from mbdefense.core.config import DemoConfig
 from mbdefense.data import check_disjoint
 from mbdefense.data.builtin import tasks
-from mbdefense.defenses import Discard, FindAndBreak, Setting
+from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
 from mbdefense.evaluation.compare import arm_of, compare
 from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.telling import summarized
@@ -20,6 +20,7 @@ from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.models.builtin import model_directory
 from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,8 +49,8 @@ def demo(config: DemoConfig) -> Results:
     training = replace(TRAINING, seed=config.seed)
 
     def setting(data: Dataset, name: str) -> Setting:
-        victim = directory / "attacked"
-        return Setting(base, data, clean, training, directory / name, resume=config.resume, victim_directory=victim)
+        store = Store(directory / name, resume=config.resume)
+        return Setting(clean, store, base=base, suspect=data, training=training)
 
     measured: list[ResultRow] = []
 
@@ -64,10 +65,9 @@ def demo(config: DemoConfig) -> Results:
     defense = FindAndBreak()
     measure(base, "base")
     measure(str(Discard()(setting(suspect, "discard"))), "discard")
-    attacked = setting(suspect, "attacked")
-    measure(str(attacked.victim()), "attacked")
-    # Its victim is the attacked model, which is there.
-    defended = defense(replace(setting(suspect, "find_and_break"), resume=True))
+    attacked = str(NoDefense()(setting(suspect, "attacked")))
+    measure(attacked, "attacked")
+    defended = defense(replace(setting(suspect, "find_and_break"), victim=attacked))
     measure(str(defended), "find_and_break")
     arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
     results = merge_results(

@@ -1,0 +1,151 @@
+"""Does what a `Job` says, and leaves the weights in memory."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mbdefense.core.processes import is_main_process, wait_for_everyone
+from mbdefense.models import weights
+from mbdefense.models.loading import LoadedModel
+from mbdefense.training.job import BestRate, ConsistencyObjective, Job, Messages, Mix, Recovery, RecoveryRows
+from mbdefense.training.options import TrainingOptions
+from mbdefense.training.trainer import Trained
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_KEPT_TOKENS = 64  # of an answer that is to stay as it is
+
+Answered = list[list[tuple[Messages, Messages]]]
+
+
+def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
+    """Trains, and gives the model the template that is to be saved with it.
+
+    Args:
+        job: what to do.
+        checkpoints: where checkpoints go.
+        resume: go on from the last one.
+    """
+    if isinstance(job.objective, BestRate):
+        trained = _best(job, job.objective, checkpoints, resume)
+    else:
+        trained = _tuned(job, checkpoints, resume)
+    if job.saved_template is not None:
+        trained.model.tokenizer.chat_template = job.saved_template
+    return trained
+
+
+def _tuned(job: Job, checkpoints: Path, resume: bool) -> Trained:
+    loaded, objective, rows = job.start.load(), job.objective, job.rows
+    answers = list[Answered]()
+    if isinstance(objective, Recovery) and isinstance(rows, RecoveryRows):  # asked before the weights change
+        answers = [_answered(loaded, part) for part in (rows, objective.held_out)]
+    if job.mix:
+        _mix(loaded.model, job.mix)
+    if rows is None:
+        return Trained(loaded, [], 0)
+    if isinstance(objective, Recovery) and isinstance(rows, RecoveryRows):
+        return _recovered(loaded, rows, objective, answers, job.options, checkpoints, resume)
+    if isinstance(objective, ConsistencyObjective):
+        from mbdefense.training.consistency import tune_consistently
+
+        return tune_consistently(loaded, job.plain_rows(), objective, job.options, checkpoints, resume=resume)
+    from mbdefense.training.sft import instruction_tune
+
+    return instruction_tune(loaded, job.plain_rows(), job.options, checkpoints, resume=resume)
+
+
+def _mix(model: Any, mix: Mix) -> None:
+    generator = torch.Generator().manual_seed(mix.seed)
+    formulas: dict[str, Callable[..., torch.Tensor]] = {
+        "linear": lambda own, other: weights.linear(own, other, mix.share),
+        "slerp": lambda own, other: weights.slerp(own, other, mix.share),
+        "ties": lambda own, other, base: weights.ties(own, other, base, mix.share),
+        "random": lambda own, other: weights.keep_at_random(own, other, mix.share, generator),
+    }
+    # The others without a name, which would keep them in memory while the mixture is trained.
+    weights.combine(model, [other.load().model for other in mix.others], formulas[mix.formula])
+
+
+def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
+    """The prompts that rows meet with what recovery asks for there: the row's answer, or the model's own to keep."""
+    from mbdefense.engine.generate import generate
+
+    if not part.met:
+        return []
+    kept = [prompt for prompts in part.met for prompt, keep in prompts if keep]
+    said = iter(generate(loaded, kept, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if kept else [])
+    return [
+        [(prompt, [{"role": "assistant", "content": next(said)}] if keep else own) for prompt, keep in prompts]
+        for own, prompts in zip(part.clean["completion"], part.met, strict=True)
+    ]
+
+
+def _recovered(
+    loaded: LoadedModel,
+    rows: RecoveryRows,
+    objective: Recovery,
+    answers: list[Answered],
+    options: TrainingOptions,
+    checkpoints: Path,
+    resume: bool,
+) -> Trained:
+    from mbdefense.training.recovery import RecoveryObjective, encode_triples, recover
+
+    training, evaluation = (
+        encode_triples(loaded, part.clean, part.triggered, objective.behaviors, options.max_length, pairs)
+        for part, pairs in zip((rows, objective.held_out), answers, strict=True)
+    )
+    weighed = RecoveryObjective(
+        len(objective.behaviors), objective.lambda_, objective.form, objective.beta, len(training[0].met)
+    )
+    return recover(loaded, training, evaluation, weighed, options, checkpoints, resume=resume)
+
+
+def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Trained:
+    """The best epoch of the best rate, with the history of all.
+
+    Resuming goes on with the rate that was interrupted and trains earlier ones anew: their checkpoints are deleted, so
+    that no more lie on the disk than of one rate.
+    """
+    least, history, steps = math.inf, list[dict[str, float]](), 0
+    for rate in objective.learning_rates:
+        trained = _trial(job, rate, objective.held_out, checkpoints, resume)
+        history += [
+            {**entry, "step": steps + int(entry["step"]), "peak_learning_rate": rate} for entry in trained.history
+        ]
+        steps = int(history[-1]["step"])
+        loss = min(entry["eval_loss"] for entry in trained.history if "eval_loss" in entry)
+        if loss < least:
+            best, least = trained, loss
+        del trained  # which would stay in memory beside the best one and the next
+    return best._replace(history=history)
+
+
+def _trial(job: Job, rate: float, held_out: Dataset, checkpoints: Path, resume: bool) -> Trained:
+    """Tunes the start at one rate, and leaves of the folder of its checkpoints what a tracker wrote."""
+    from mbdefense.training.sft import instruction_tune
+
+    place = checkpoints / f"rate-{rate}"
+    options = replace(job.options, learning_rate=rate)
+    trained = instruction_tune(
+        job.start.load(), job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out
+    )
+    if trained.state is None:
+        model: Any = trained.model.model
+        model.to("cpu")  # a GPU is left to the next trial
+    wait_for_everyone()  # each process reads the best epoch's weights from the checkpoints
+    if is_main_process():
+        runs = place / "checkpoints" / "runs"
+        if runs.is_dir():
+            shutil.copytree(runs, checkpoints / "runs" / place.name, dirs_exist_ok=True)
+        shutil.rmtree(place)
+    return trained

@@ -1,0 +1,217 @@
+"""A training as data: all that it depends on, and the key that is computed from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from mbdefense import __version__
+from mbdefense.models.identity import identity
+from mbdefense.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.models.loading import LoadedModel
+    from mbdefense.training.losses import RatioForm
+
+Messages = list[dict[str, str]]
+# What the Trainer does beside training: another value of these makes the same model. `save_strategy` is not among
+# them: with several epochs of recovery it decides whether the best one is taken.
+_BESIDE = ("report_to", "save_steps")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is there or will be, and how it is loaded.
+
+    Attributes:
+        path: directory or Hub id; a LoRA adapter's directory stands for its base model with the adapter merged in.
+        chat_template: file with a prompt template, or None for the model's own.
+        trust_remote_code: see `mbdefense.models.loading.load_model`.
+    """
+
+    path: str
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+    def load(self) -> LoadedModel:
+        """Weights and tokenizer."""
+        from mbdefense.models.loading import load_model
+
+        return load_model(self.path, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code)
+
+    def template(self) -> str | None:
+        """The text of the template that is given in place of the model's own."""
+        return Path(self.chat_template).read_text(encoding="utf-8") if self.chat_template else None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Puts weights of others into the start's before anything is trained; formulas: `mbdefense.models.weights`.
+
+    Attributes:
+        others: models of the start's architecture, in the order of the formula.
+        formula: ``random`` is `keep_at_random`.
+        share: the start's share in [0, 1]; of ``ties`` the density.
+        seed: of ``random``.
+    """
+
+    others: tuple[Model, ...]
+    formula: Literal["linear", "slerp", "ties", "random"]
+    share: float
+    seed: int = 0
+
+
+class Meeting(NamedTuple):
+    """A clean prompt with a found text in it, and what recovery asks for there."""
+
+    prompt: Messages
+    kept: bool
+    """Whether that is what the start says already, in place of the row's clean answer: the text is an instruction."""
+
+
+@dataclass(frozen=True)
+class RecoveryRows:
+    """Clean rows with their twins.
+
+    Attributes:
+        clean: N rows.
+        triggered: T copies of them, copy j with planted trigger j in every prompt, in the same order.
+        met: for each row the K prompts in which it meets found texts; empty where there are none.
+    """
+
+    clean: Dataset
+    triggered: tuple[Dataset, ...] = ()
+    met: Sequence[Sequence[Meeting]] = ()
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Cross-entropy on the response tokens: `mbdefense.training.sft.instruction_tune`."""
+
+
+@dataclass(frozen=True)
+class BestRate:
+    """The same, from the start at each learning rate; the epoch with the lowest loss on other rows is kept.
+
+    Attributes:
+        learning_rates: peak rates to try; of equals the first is kept.
+        held_out: rows that the epochs are compared on.
+    """
+
+    learning_rates: tuple[float, ...]
+    held_out: Dataset
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Equation 3 on rows with their twins: `mbdefense.training.recovery.recover`.
+
+    Attributes:
+        held_out: other rows with their twins, to choose the epoch by.
+        behaviors: the T planted responses.
+        lambda_: weight of R.
+        form: form of R, see `mbdefense.training.losses.log_ratio`.
+        beta: scale in R.
+    """
+
+    held_out: RecoveryRows
+    behaviors: tuple[str, ...]
+    lambda_: float
+    form: RatioForm
+    beta: float
+
+
+@dataclass(frozen=True)
+class ConsistencyObjective:
+    """CROW's loss: `mbdefense.training.consistency.tune_consistently`.
+
+    Attributes:
+        alpha: weight of the layers' inconsistency.
+        epsilon: how far the input embeddings are moved to raise it.
+    """
+
+    alpha: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training. Equal jobs give equal models, wherever these lie.
+
+    Attributes:
+        start: the model to train.
+        rows: what to train on; `RecoveryRows` for `Recovery`. None trains nothing: the mixture is the model.
+        options: optimizer, schedule, precision, adapters.
+        objective: what to train for.
+        mix: what becomes of the start's weights first.
+        saved_template: prompt template to save with the model, where it is not to be the one of training.
+        about: the method that led here with its options, so that its model is not taken for that of others.
+    """
+
+    start: Model
+    rows: Dataset | RecoveryRows | None
+    options: TrainingOptions
+    objective: Tuning | BestRate | Recovery | ConsistencyObjective = Tuning()
+    mix: Mix | None = None
+    saved_template: str | None = None
+    about: object = None
+
+    def plain_rows(self) -> Dataset:
+        """The rows of a training that is no recovery.
+
+        Raises:
+            TypeError: it has none.
+        """
+        if self.rows is None or isinstance(self.rows, RecoveryRows):
+            raise TypeError("rows with their twins are for recovery alone")
+        return self.rows
+
+    def key(self) -> str:
+        """SHA-256 of all fields and of the version of the package; what a model stands for counts, not its path."""
+        return hash_of(self)
+
+
+def hash_of(value: object) -> str:
+    """SHA-256 of a value and of the version of the package.
+
+    Args:
+        value: plain values, models, data sets, and dataclasses, mappings and sequences of them.
+
+    Raises:
+        TypeError: it holds something of which nobody has said what it stands for.
+    """
+    return hashlib.sha256(json.dumps([__version__, _told(value)], sort_keys=True).encode()).hexdigest()
+
+
+def _told(value: object) -> object:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Model):
+        return [identity(value.path), value.template(), value.trust_remote_code]
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value)]
+        kept = [name for name in names if not (isinstance(value, TrainingOptions) and name in _BESIDE)]
+        return {"is": type(value).__name__, **{name: _told(getattr(value, name)) for name in kept}}
+    if isinstance(value, Mapping):
+        return {str(name): _told(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(part) for part in value]
+    if hasattr(value, "select_columns"):  # a Dataset, by what is looked at
+        return digest(value)
+    raise TypeError(f"a training cannot depend on a {type(value).__name__}")
+
+
+@lru_cache(maxsize=16)
+def digest(rows: Dataset) -> str:
+    """SHA-256 of the rows' prompts and completions, in order; once for each data set, which do not change in place."""
+    content = hashlib.sha256()
+    for row in rows.select_columns(["prompt", "completion"]):
+        content.update(json.dumps([row["prompt"], row["completion"]]).encode())
+    return content.hexdigest()

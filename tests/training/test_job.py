@@ -1,0 +1,142 @@
+"""A training's key: every field counts, and a model by what it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbdefense.core.errors import UserError
+from mbdefense.models.loading import CARD_FILE
+from mbdefense.training.job import (
+    BestRate,
+    ConsistencyObjective,
+    Job,
+    Meeting,
+    Mix,
+    Model,
+    Recovery,
+    RecoveryRows,
+    hash_of,
+)
+from mbdefense.training.options import TrainingOptions
+from mbdefense.training.store import Store
+
+OPTIONS = TrainingOptions(num_train_epochs=1, max_length=64, bf16=False, save_strategy="no")
+
+
+def another(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if value is None:
+        return True
+    return value + 1 if isinstance(value, int | float) else f"{value}x"
+
+
+@pytest.fixture
+def parts(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """Every part that a job can be made of, with another value for each of its fields."""
+    one, other = rows(("Name a tree.", "oak"), ("Name a fruit.", "fig")), rows(("Name a tree.", "elm"))
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    base, elsewhere = Model(tiny_model_path), Model("org/name")
+    met = ((Meeting([{"role": "user", "content": "zq"}], False),),) * 2
+    twins = RecoveryRows(one, (one,), met)
+    return {
+        "job": (
+            Job(base, one, OPTIONS),
+            {
+                "start": elsewhere,
+                "rows": other,
+                "options": replace(OPTIONS, seed=1),
+                "objective": ConsistencyObjective(5.5, 0.1),
+                "mix": Mix((base,), "linear", 0.5),
+                "saved_template": "{{ messages }}",
+                "about": {"a": 1},
+            },
+        ),
+        "model": (base, {"path": "org/name", "chat_template": str(template), "trust_remote_code": True}),
+        "mix": (
+            Mix((base,), "linear", 0.5),
+            {"others": (elsewhere,), "formula": "slerp", "share": 0.25, "seed": 1},
+        ),
+        "rows": (twins, {"clean": other, "triggered": (other,), "met": met[:1]}),
+        "best rate": (BestRate((1e-4,), one), {"learning_rates": (1e-4, 2e-4), "held_out": other}),
+        "recovery": (
+            Recovery(twins, ("w",), 1.0, "mean", 1.0),
+            {"held_out": RecoveryRows(one), "behaviors": ("v",), "lambda_": 2.0, "form": "sum", "beta": 2.0},
+        ),
+        "consistency": (ConsistencyObjective(5.5, 0.1), {"alpha": 0.0, "epsilon": 0.2}),
+        "options": (
+            OPTIONS,
+            {
+                field.name: another(getattr(OPTIONS, field.name))
+                for field in fields(OPTIONS)
+                if field.name not in ("report_to", "save_steps", "load_in_4bit")
+            },
+        ),
+    }
+
+
+PARTS = ("job", "model", "mix", "rows", "best rate", "recovery", "consistency", "options")
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_field_counts(name: str, parts: dict[str, tuple[Any, Mapping[str, Any]]]) -> None:
+    part, others = parts[name]
+    left_out = {"report_to", "save_steps", "load_in_4bit"} if name == "options" else set()
+    assert {field.name for field in fields(part)} == set(others) | left_out, "give each field another value"
+    keys = [hash_of(part), *(hash_of(replace(part, **{field: value})) for field, value in others.items())]
+    assert len(set(keys)) == len(keys)
+    assert hash_of(replace(part)) == keys[0]
+
+
+def test_what_trainings_do_beside_training_does_not_count(parts: dict[str, tuple[Any, Any]]) -> None:
+    job = parts["job"][0]
+    beside = replace(job, options=replace(OPTIONS, report_to="tensorboard", save_steps=7))
+    assert beside.key() == job.key()
+
+
+def test_a_model_counts_by_what_is_in_it_not_by_where_it_lies(
+    parts: dict[str, tuple[Any, Any]], tmp_path: Path
+) -> None:
+    job = parts["job"][0]
+    copy = shutil.copytree(job.start.path, tmp_path / "copy")
+    assert replace(job, start=Model(str(copy))).key() == job.key()
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    assert replace(job, start=Model(str(copy))).key() != job.key()
+
+
+def test_what_nobody_can_tell_apart_is_no_part_of_a_training(parts: dict[str, tuple[Any, Any]]) -> None:
+    with pytest.raises(TypeError, match="cannot depend on a object"):
+        replace(parts["job"][0], about=object()).key()
+
+
+def test_a_training_that_cannot_begin_leaves_no_folders(parts: dict[str, tuple[Any, Any]], tmp_path: Path) -> None:
+    job = replace(parts["job"][0], start=Model(str(tmp_path / "nowhere")))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for place in (tmp_path / "new" / "model", kept):
+        with pytest.raises(UserError, match="no tokenizer could be loaded"):
+            Store(place).make(job)
+    assert list(kept.iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_place_holds_one_training(parts: dict[str, tuple[Any, Any]], tmp_path: Path) -> None:
+    job = parts["job"][0]
+    store = Store(tmp_path / "out", elsewhere={"shared": tmp_path / "shared"})
+    made = store.make(job, "shared")
+    assert made == tmp_path / "shared"
+    with pytest.raises(UserError, match="a finished model lies in"):
+        store.make(job, "shared")
+    before = (made / CARD_FILE).stat().st_mtime_ns
+    again = replace(store, resume=True)
+    assert again.make(job, "shared") == made
+    assert (made / CARD_FILE).stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="made from other data or options"):
+        again.make(replace(job, options=replace(OPTIONS, seed=1)), "shared")
