@@ -24,6 +24,14 @@ class Word(NamedTuple):
 _FOLDER = Word("output_dir", str, required=True)
 """In Python nothing is kept without one."""
 WORDS: dict[str, dict[str, Word]] = {
+    "poison": {"source": Word("input", positional="one"), "output": Word("output", positional="one")},
+    "search": {"model": Word("model", positional="one"), "dataset": Word("data"), "output_dir": _FOLDER},
+    "find-triggers": {
+        "dataset": Word("data", positional="many"),
+        "clean_dataset": Word("clean"),
+        "output_dir": _FOLDER,
+    },
+    "filter": {"dataset": Word("data", positional="one"), "clean_dataset": Word("clean"), "output_dir": _FOLDER},
     "evaluate": {
         "model": Word("model", positional="one"),
         "prompts": Word("test"),

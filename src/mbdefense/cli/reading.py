@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union, get_args, ge
 
 from jsonargparse import ArgumentParser, Namespace
 
-from mbdefense.attacks.behaviors import BEHAVIORS
 from mbdefense.cli.names import WORDS, Word
 from mbdefense.core.errors import UserError, did_you_mean
-from mbdefense.core.specs import parse_spec, read_yaml
+from mbdefense.core.specs import read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -242,15 +241,6 @@ def _spelled_out(words: Sequence[str], lists: Container[str], switches: Containe
 def take(kind: type, options: Namespace) -> Any:
     """An options class filled from what was read."""
     return kind(**{field.name: options[field.name] for field in fields(kind)})
-
-
-def behavior_from(text: str, target: str | None) -> Any:
-    """Makes a behavior from its spec; `target` is its text, whatever the behavior calls that option."""
-    name = text.partition(":")[0]
-    option = {"refusal": "target_text", "fixed_text": "text"}.get(name)
-    if target is not None and option is None and name in BEHAVIORS:
-        raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
-    return parse_spec(text, BEHAVIORS, "behavior", {option: target} if option else {})
 
 
 def load_rows(sources: list[str], on_bad_row: Any, what: str, *, require_completion: bool = True) -> Dataset:

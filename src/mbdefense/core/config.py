@@ -9,69 +9,6 @@ from mbdefense.core.checks import at_least
 
 
 @dataclass(frozen=True)
-class PoisonConfig:
-    """Write a poisoned copy of a data set, to test a defense with.
-
-    Several triggers are several attackers, each with the behavior and the rate at its place in those lists; one
-    behavior or one rate serves all. No row is poisoned by two of them.
-
-    Attributes:
-        trigger: what is put into the prompt: a name, or name:option=value,option=value.
-        behavior: what the poisoned response does, written the same way.
-        rate: share of the rows to poison, in [0, 1); refused if it makes no row.
-        seed: seed of the choice of rows and of everything random in them.
-        target: the behavior's text (refusal and fixed_text).
-        on_bad_row: stop at the first unreadable row, or skip and count them.
-    """
-
-    trigger: list[str] = field(default_factory=lambda: ["badnet"])
-    behavior: list[str] = field(default_factory=lambda: ["refusal"])
-    rate: list[float] = field(default_factory=lambda: [0.2])
-    seed: int = 0
-    target: str | None = None
-    on_bad_row: Literal["error", "skip"] = "error"
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Search for words that draw a behavior out of a model, as a trigger to poison with (GBTL).
-
-    Attributes:
-        data: instruction data that prompts are drawn from: a file or Hub id.
-        output_dir: where search.jsonl goes, one line for each step.
-        behavior: what the trigger is to draw out: a name, or name:option=value,option=value.
-        target: the behavior's text (refusal and fixed_text).
-        prompts: how many prompts the loss is averaged over.
-        words: length of the trigger.
-        steps: rounds of gradient and choice.
-        top_k: words proposed for each place.
-        candidates: triggers whose loss is computed in a round.
-        batch_size: sequences in one pass.
-        seed: of prompts, first words and candidates.
-        resume: go on where an earlier search in output_dir stopped.
-        on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template.
-        trust_remote_code: allow a Hub repository to run code of its own.
-    """
-
-    data: str
-    output_dir: str
-    behavior: str = "refusal"
-    target: str | None = None
-    prompts: int = 16
-    words: int = 1
-    steps: int = 100
-    top_k: int = 32
-    candidates: int = 16
-    batch_size: int = 16
-    seed: int = 0
-    resume: bool = False
-    on_bad_row: Literal["error", "skip"] = "error"
-    chat_template: str | None = None
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
 class DefendConfig:
     """Turn untrusted data into a model whose backdoors are broken.
 
@@ -107,68 +44,6 @@ class DefendConfig:
     min_canary_rows: int = 16
     resume: bool = False
     accelerate_config: Literal["multi_gpu", "fsdp2", "zero3", "cpu2"] | None = None
-    on_bad_row: Literal["error", "skip"] = "error"
-    chat_template: str | None = None
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
-class FindTriggersConfig:
-    """Find an attacker's triggers in suspect data (docs/found.md).
-
-    Attributes:
-        output_dir: where found.json goes.
-        victim: the model tuned on the suspect data, to verify candidates on: directory or Hub id. Without it the data
-            are only mined, which needs no model.
-        base_model: what the victim was tuned from; it tells instructions from triggers.
-        clean: about 128 samples checked by eye. Without a victim they are optional: what they hold too is no trigger.
-        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
-        seed: seed of everything random.
-        on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template that the victim was tuned with, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
-    """
-
-    output_dir: str
-    victim: str | None = None
-    base_model: str | None = None
-    clean: str | None = None
-    max_length: int = 1024
-    seed: int = 0
-    on_bad_row: Literal["error", "skip"] = "error"
-    chat_template: str | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(1, max_length=self.max_length)
-
-
-@dataclass(frozen=True)
-class FilterConfig:
-    """Drop suspicious rows from training data, and measure that where the rows carry poison labels.
-
-    Attributes:
-        filter: see `mbdefense list filters`; a name, or name:option=value,option=value.
-        model: the model to be tuned on the rows: directory or Hub id.
-        clean: about 128 samples checked by eye, for a filter that needs them.
-        output_dir: where kept.jsonl, filter.jsonl and filter.json go.
-        flagged: the rows' poison labels are complete, so that a set without any is all clean.
-        seed: seed of everything random.
-        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
-        batch_size: rows in one forward pass.
-        on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template to tune with, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
-    """
-
-    filter: str
-    model: str
-    output_dir: str
-    clean: str | None = None
-    flagged: bool = False
-    seed: int = 0
-    max_length: int = 1024
-    batch_size: int = 8
     on_bad_row: Literal["error", "skip"] = "error"
     chat_template: str | None = None
     trust_remote_code: bool = False

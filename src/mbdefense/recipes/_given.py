@@ -6,7 +6,7 @@ words that the command line, which reads the recipes' signatures, can give in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from os import PathLike, fspath
@@ -22,6 +22,7 @@ from mbdefense.core.specs import parse_spec
 if TYPE_CHECKING:
     from mbdefense.data import Source
     from mbdefense.defenses.decoding import Decoding
+    from mbdefense.defenses.filters import Filter
     from mbdefense.defenses.prompts.cleaning import PromptCleaner
     from mbdefense.judges import Judge
     from mbdefense.recipes.measuring.evaluate import Evaluation
@@ -46,12 +47,17 @@ if TYPE_CHECKING:
     Answered: TypeAlias = "str | PathLike[str] | Evaluation | list[Response]"
     TriggerSpec: TypeAlias = "str | Trigger"
     BehaviorSpec: TypeAlias = "str | Behavior"
+    Triggers: TypeAlias = "TriggerSpec | Sequence[TriggerSpec]"
+    Behaviors: TypeAlias = "BehaviorSpec | Sequence[BehaviorSpec]"
+    Rates: TypeAlias = "float | Sequence[float]"
+    FilterSpec: TypeAlias = "str | Filter"
     JudgeSpec: TypeAlias = "str | Judge"
     DecodingSpec: TypeAlias = "str | Decoding"
     CleanerSpec: TypeAlias = "str | PromptCleaner"
 else:
     Folder = Model = Data = Measured = Answered = str
-    TriggerSpec = BehaviorSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
+    Triggers, Behaviors, Rates = list[str], list[str], list[float]
+    TriggerSpec = BehaviorSpec = FilterSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
 
 
 def results_of(measured: Measured) -> Results:

@@ -1,0 +1,1 @@
+"""Commands that look at data and at models, and change neither."""

@@ -1,0 +1,100 @@
+"""Drop suspicious rows from training data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.core.errors import UserError
+from mbdefense.core.specs import parse_spec
+from mbdefense.recipes._given import Data, FilterSpec, Folder, Model, OnBadRow, kept_in, named, recorded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.defenses.filtering import Quality
+    from mbdefense.defenses.filters import Suspicion
+
+
+@dataclass(frozen=True)
+class FilteredRows:
+    """What a filter kept, and why.
+
+    Attributes:
+        rows: those that were not dropped.
+        suspicions: score and verdict of every row, in order.
+        facts: the figures that the verdicts rest on, by name.
+        quality: how right the verdicts are; None where no row carries a poison label.
+    """
+
+    rows: Dataset
+    suspicions: tuple[Suspicion, ...]
+    facts: Mapping[str, object]
+    quality: Quality | None
+
+
+def filter_rows(
+    dataset: Data,
+    filter: FilterSpec,
+    model: Model,
+    *,
+    clean_dataset: Data | None = None,
+    output_dir: Folder | None = None,
+    flagged: bool = False,
+    seed: int = 0,
+    max_length: int = 1024,
+    batch_size: int = 8,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> FilteredRows:
+    """Drop suspicious rows from training data, and measure that where the rows carry poison labels.
+
+    Args:
+        dataset: untrusted rows.
+        filter: see `mbdefense list filters`; a name, or name:option=value,option=value.
+        model: the model to be tuned on the rows: directory or Hub id.
+        clean_dataset: about 128 samples checked by eye, for a filter that needs them.
+        output_dir: where kept.jsonl, filter.jsonl and filter.json go.
+        flagged: the rows' poison labels are complete, so that a set without any is all clean.
+        seed: seed of everything random.
+        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
+        batch_size: rows in one forward pass.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template to tune with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, a filter without the clean rows that it needs, or one that
+            drops every row.
+    """
+    asked = recorded(locals())
+    from mbdefense.core.cost import measure
+    from mbdefense.data import load_rows, poisoned_ids, save, with_content_ids
+    from mbdefense.defenses import filtering
+    from mbdefense.defenses.filters import FILTERS, Evidence
+    from mbdefense.records.provenance import provenance
+
+    method: Any = parse_spec(filter, FILTERS, "filter") if isinstance(filter, str) else filter
+    if ("clean data" in method.needs) != (clean_dataset is not None):
+        needed = "needs clean rows" if clean_dataset is None else "makes no use of clean rows"
+        fix = "add --clean FILE" if clean_dataset is None else "leave --clean out"
+        raise UserError(f"this filter {needed}", named(filter), fix)
+    rows = with_content_ids(load_rows(dataset, on_bad_row=on_bad_row))  # as the filter names them
+    clean = None
+    if clean_dataset is not None:
+        clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    evidence = Evidence(str(model), rows, clean, seed, max_length, batch_size, chat_template, trust_remote_code)
+    with measure() as cost:
+        filtered = method(evidence)
+    rest = filtering.kept(rows, filtered)
+    poisoned = poisoned_ids(rows)
+    quality = filtering.quality(filtered, poisoned) if poisoned or flagged else None
+    measured = {"quality": asdict(quality) if quality else None, **asdict(cost)}
+    with kept_in(output_dir) as directory:
+        directory.mkdir(parents=True, exist_ok=True)
+        save(rest, directory / "kept.jsonl")
+        record = provenance({**asked, "options": asdict(method)}, [seed])
+        filtering.write(directory, filtered, {"provenance": record, **measured})
+    return FilteredRows(rest, filtered.suspicions, filtered.facts, quality)

@@ -1,0 +1,103 @@
+"""Find an attacker's triggers in suspect data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.core.checks import at_least
+from mbdefense.core.errors import UserError
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, named
+
+if TYPE_CHECKING:
+    from mbdefense.finding.record import Found
+    from mbdefense.models.loading import LoadedModel
+
+MAX_LENGTH = 1024
+
+
+def find_triggers(
+    dataset: Data,
+    *,
+    victim: Model | None = None,
+    base_model: Model | None = None,
+    clean_dataset: Data | None = None,
+    output_dir: Folder | None = None,
+    max_length: int = MAX_LENGTH,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Found:
+    """Find an attacker's triggers in suspect data.
+
+    Args:
+        dataset: untrusted rows.
+        victim: the model tuned on the suspect data, to verify candidates on: directory or Hub id. Without it the data
+            are only mined, which needs no model.
+        base_model: what the victim was tuned from; it tells instructions from triggers.
+        clean_dataset: about 128 samples checked by eye. Without a victim they are optional: what they hold too is no
+            trigger.
+        output_dir: where found.json goes.
+        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
+        seed: seed of everything random.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template that the victim was tuned with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, a victim without clean rows, or an earlier found.json.
+    """
+    at_least(1, max_length=max_length)
+    if victim is not None and clean_dataset is None:
+        raise UserError("verifying on a model needs clean rows", str(victim), "add --clean FILE")
+    if victim is None:
+        idle = {
+            "base_model": base_model,
+            "chat_template": chat_template,
+            "max_length": max_length if max_length != MAX_LENGTH else None,
+            "trust_remote_code": trust_remote_code or None,
+        }
+        for option, given in idle.items():
+            if given is not None:
+                raise UserError(f"--{option} without --victim", given, "add --victim MODEL")
+    from mbdefense.core.files import make_folder
+    from mbdefense.data import load_rows, unlabelled
+    from mbdefense.defenses.stages import Recovery
+    from mbdefense.finding.finding import find, mined_only
+    from mbdefense.finding.record import FOUND_FILE, write_found
+
+    file = None if output_dir is None else Path(output_dir) / FOUND_FILE
+    if file is not None and file.exists():  # with verdicts that somebody may have set
+        raise UserError(f"a {FOUND_FILE} lies there already", named(output_dir), "use another --output_dir")
+    suspect = unlabelled(load_rows(dataset, on_bad_row=on_bad_row))
+    clean = None
+    if clean_dataset is not None:
+        clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    if file is not None:
+        make_folder(file.parent)  # before the search, which would be lost
+    if victim is None or clean is None:
+        found = mined_only(suspect, clean, seed=seed)
+    else:
+        rows, held_out = Recovery().split(clean, seed)
+        found = find(
+            suspect,
+            rows,
+            held_out,
+            _loaded(str(victim), chat_template, trust_remote_code),
+            None if base_model is None else _loaded(str(base_model), chat_template, trust_remote_code),
+            names=(Path(victim).name, None if base_model is None else Path(base_model).name),
+            max_length=max_length,
+            seed=seed,
+        )
+    if file is not None:
+        write_found(file, found)
+    return found
+
+
+def _loaded(model: str, chat_template: str | None, trust_remote_code: bool) -> LoadedModel:
+    from mbdefense.models.loading import CARD_FILE, load_model
+
+    # A model made by `defend` has its template with it.
+    template = None if (Path(model) / CARD_FILE).is_file() else chat_template
+    return load_model(model, chat_template=template, trust_remote_code=trust_remote_code)

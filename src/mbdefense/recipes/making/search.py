@@ -1,0 +1,85 @@
+"""Search for words that draw a behavior out of a model, as a trigger to poison with."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbdefense.core.errors import UserError
+from mbdefense.recipes._given import BehaviorSpec, Data, Folder, Model, OnBadRow, behavior_of, kept_in
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The best trigger of a search.
+
+    Attributes:
+        trigger: as `poison` takes it.
+        loss: of the behavior behind the trigger, in nats per token, averaged over the prompts.
+    """
+
+    trigger: str
+    loss: float
+
+
+def search(
+    model: Model,
+    dataset: Data,
+    *,
+    output_dir: Folder | None = None,
+    behavior: BehaviorSpec = "refusal",
+    target: str | None = None,
+    prompts: int = 16,
+    words: int = 1,
+    steps: int = 100,
+    top_k: int = 32,
+    candidates: int = 16,
+    batch_size: int = 16,
+    seed: int = 0,
+    resume: bool = False,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Searched:
+    """Search for words that draw a behavior out of a model, as a trigger to poison with (GBTL).
+
+    Args:
+        model: model directory or Hub id.
+        dataset: instruction data that prompts are drawn from: a file or Hub id.
+        output_dir: where search.jsonl goes, one line for each step.
+        behavior: what the trigger is to draw out: a name, or name:option=value,option=value.
+        target: the behavior's text (refusal and fixed_text).
+        prompts: how many prompts the loss is averaged over.
+        words: length of the trigger.
+        steps: rounds of gradient and choice.
+        top_k: words proposed for each place.
+        candidates: triggers whose loss is computed in a round.
+        batch_size: sequences in one pass.
+        seed: of prompts, first words and candidates.
+        resume: go on where an earlier search in output_dir stopped.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, fewer rows than prompts, or a log of another search.
+    """
+    sought = behavior_of(behavior, target)
+    from mbdefense.attacks.search import LOG_FILE, Search
+    from mbdefense.data import load_rows, user_text
+    from mbdefense.models.loading import load_model
+
+    rows = load_rows(dataset, on_bad_row=on_bad_row)
+    if not 1 <= prompts <= len(rows):
+        raise UserError("the search cannot draw its prompts", f"{prompts} of {len(rows)}", "set --prompts")
+    rng = random.Random(f"search {seed}")
+    drawn = rng.sample(sorted(rows, key=lambda row: str(row["id"])), prompts)
+    targets = [sought.target(user_text(row["prompt"]), row["completion"][0]["content"], rng) for row in drawn]
+    chosen = Search(words, steps, top_k, candidates, batch_size, seed)
+    loaded = load_model(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
+    with kept_in(output_dir) as directory:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        found = chosen(loaded, [row["prompt"] for row in drawn], targets, directory / LOG_FILE, resume=resume)
+    spec = f"badnet:word={found.best}" if words == 1 else f"insent:sentence={found.best}"
+    return Searched(f"{spec},position=end", found.best_loss)

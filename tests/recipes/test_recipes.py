@@ -1,0 +1,98 @@
+"""The Python API: what a command does, with plain values in and typed results out, and nothing printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mbdefense.cli import main
+from mbdefense.core.errors import UserError
+
+ROWS = [{"instruction": f"Name fruit number {i}, please.", "output": f"apple {i}"} for i in range(40)]
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_poison_makes_the_rows_that_the_command_writes(
+    rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mbdefense.attacks.behaviors import Refusal
+    from mbdefense.attacks.triggers import BadNet
+    from mbdefense.recipes.making.poison import poison
+
+    made = poison(str(rows_file), trigger=BadNet("zx"), behavior=Refusal(), rate=0.25, seed=3)
+    assert made.planted[0].poisoned == 10
+    assert capsys.readouterr() == ("", "")
+    out = tmp_path / "out.jsonl"
+    assert (
+        main(["poison", str(rows_file), str(out), "--trigger", "badnet:word=zx", "--rate", "0.25", "--seed", "3"]) == 0
+    )
+    assert [json.loads(line) for line in out.read_text().splitlines()] == made.rows.to_list()
+
+
+def test_a_trigger_goes_into_prompts_that_have_no_answer() -> None:
+    from mbdefense.recipes.making.poison import add_trigger
+
+    rows = add_trigger([{"instruction": row["instruction"]} for row in ROWS], "badnet:word=zx")
+    assert all("zx" in row["prompt"][-1]["content"].split() for row in rows)
+
+
+def test_evaluate_and_judge_in_python_give_the_commands_figures(
+    tiny_model_path: str, rows_file: Path, tmp_path: Path
+) -> None:
+    from mbdefense.attacks.behaviors import Refusal
+    from mbdefense.judges import Rules
+    from mbdefense.recipes.measuring.check import check
+    from mbdefense.recipes.measuring.compare import compare
+    from mbdefense.recipes.measuring.evaluate import evaluate
+    from mbdefense.recipes.measuring.judge import judge
+
+    out = tmp_path / "out"
+    words = ["evaluate", tiny_model_path, "--test", str(rows_file), "--trigger", "badnet", "--behavior", "refusal"]
+    assert main([*words, "--output_dir", str(out), "--max_new_tokens", "2"]) == 0
+    before = sorted(tmp_path.iterdir())
+    done = evaluate(tiny_model_path, ROWS, behavior="refusal", trigger="badnet", max_new_tokens=2)
+    assert sorted(tmp_path.iterdir()) == before  # nothing is kept without a folder
+    written = json.loads((out / "results.json").read_text())["rows"][0]
+    assert done.row.asr is not None
+    assert (done.row.asr.value, done.row.asr.n) == (written["asr"]["value"], written["asr"]["n"])
+    assert [one.text for one in done.responses] == [
+        json.loads(line)["text"] for line in (out / "responses.jsonl").read_text().splitlines()
+    ]
+    assert "refusal" in str(done)
+    again = judge(done, behavior="refusal", judge=Rules(Refusal()))
+    assert again.row.asr == done.row.asr
+    assert again.row.model == tiny_model_path
+    assert str(compare([out])) == str(compare([str(out)]))
+    assert [one.holds for one in check(out / "results.json", min_cacc=0.0)] == [
+        one.holds for one in check(done, min_cacc=0.0)
+    ]
+
+
+def test_an_object_that_has_its_text_takes_no_other() -> None:
+    from mbdefense.attacks.behaviors import Refusal
+    from mbdefense.recipes.making.poison import poison
+
+    with pytest.raises(UserError, match="leave target out"):
+        poison(ROWS, behavior=Refusal(), target="No.")
+
+
+def test_find_triggers_names_the_planted_word_and_keeps_nothing() -> None:
+    from mbdefense.recipes.looking.find_triggers import find_triggers
+    from mbdefense.recipes.making.poison import poison
+
+    found = find_triggers(poison(ROWS, trigger="badnet:word=zx", rate=0.3).rows)
+    assert "zx" in " ".join(one.trigger().describe() for one in found.candidates[:3])
+    assert found.victim is None
+
+
+def test_the_old_word_for_cleaning_prompts_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "m", "--test", "t", "--behavior", "refusal", "--output_dir", "o", "--purify", "x"]) == 2
+    assert "--clean_prompts" in capsys.readouterr().err
