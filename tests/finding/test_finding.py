@@ -27,8 +27,9 @@ from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
 from mbdefense.finding.verifying import Fall, chance_texts, falls, taught, token_scores, verify
 from mbdefense.models.loading import LoadedModel, encode, load_model
+from mbdefense.training._triples import RecoveryCollator, encode_triples
 from mbdefense.training.options import TrainingOptions
-from mbdefense.training.recovery import RecoveryObjective, RecoveryTrainer, _RecoveryCollator, encode_triples
+from mbdefense.training.recovery import RecoveryConfig, RecoveryTrainer
 from mbdefense.training.store import Store
 
 TRAINING = TrainingOptions(
@@ -287,8 +288,6 @@ def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
     triggers: int, packed: bool, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
 ) -> None:
     """CE(x, y) + mean CE(x with a found text, y) - lambda mean R, each from a pass of its sequence alone."""
-    from transformers import TrainingArguments
-
     from mbdefense.engine.attention import packed_attention
 
     table = rows(("Add two.", "two"), ("Name a tree.", "oak or elm"))
@@ -300,10 +299,8 @@ def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
     ]
     answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
     encoded = encode_triples(loaded, table, copies, behaviors, 200, answered)
-    objective = RecoveryObjective(triggers, 0.7, "mean", 1.5, met=3)
-    trainer = RecoveryTrainer(
-        objective=objective, model=loaded.model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
-    )
+    args = RecoveryConfig(str(tmp_path), lambda_=0.7, beta=1.5, bf16=False, report_to="none")
+    trainer = RecoveryTrainer(model=loaded.model, args=args, train_dataset=encoded, processing_class=loaded.tokenizer)
 
     def score(prompt: list[int], response: list[int]) -> torch.Tensor:
         log_probs = loaded.model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
@@ -318,7 +315,7 @@ def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
             clean, planted = (score(pair.prompt, response) for response in pair.responses)
             loss = loss - 0.7 * logsigmoid(1.5 * (clean - planted)) / triggers
         by_hand.append(loss)
-    batch = _RecoveryCollator(loaded.tokenizer.pad_token_id, packed)(encoded)
+    batch = RecoveryCollator(loaded.tokenizer.pad_token_id, packed)(encoded)
     if packed:
         with packed_attention(loaded.model):
             got = trainer.summed_loss(loaded.model, batch)

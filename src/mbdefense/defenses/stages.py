@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.attacks.behaviors import RandomWords
+from mbdefense.attacks.defensive import DEFENSIVE_TRIGGERS, defensive_pairs
 from mbdefense.attacks.poisoning import defensive_poison, triggered_copy
-from mbdefense.attacks.triggers import TRIGGERS, BadNet, Trigger
+from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.checks import above_zero
 from mbdefense.core.errors import UserError
-from mbdefense.core.specs import parse_spec
 from mbdefense.defenses.setting import Setting
 from mbdefense.training import job
 from mbdefense.training.job import Job, Meeting, Mix, Model, RecoveryRows
-from mbdefense.training.options import TrainingOptions
+from mbdefense.training.options import TrainingOptions, check_ratio
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,24 +35,12 @@ class Planting:
         defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
     """
 
-    defensive_triggers: tuple[str, ...] = (
-        "mn",
-        "bb",
-        "insent:sentence=The ferry leaves at nine.",
-        "insent:sentence=A kite flew over the lake.",
-    )
+    defensive_triggers: tuple[str, ...] = DEFENSIVE_TRIGGERS
     defensive_seed: int = 0
 
     def planted(self) -> list[tuple[Trigger, RandomWords]]:
         """The T defensive trigger-behavior pairs."""
-        pairs = [
-            (_literal_trigger(spec), RandomWords(seed=self.defensive_seed, index=index))
-            for index, spec in enumerate(self.defensive_triggers)
-        ]
-        # One trigger can be written in two ways: as a rare word, and as badnet:word=...
-        if not pairs or len({trigger.describe() for trigger, _ in pairs}) != len(pairs):
-            raise UserError("defensive_triggers must be different", self.defensive_triggers, "name each once")
-        return pairs
+        return defensive_pairs(self.defensive_triggers, self.defensive_seed)
 
 
 @dataclass(frozen=True)
@@ -81,17 +68,6 @@ class Merging(Planting):
             seed=self.defensive_seed,
         )
         return setting.tune(planted.rows, name)
-
-
-def _literal_trigger(spec: str) -> Trigger:
-    """A trigger from its spec, or from a bare rare word."""
-    trigger: Trigger = (
-        parse_spec(spec, TRIGGERS, "trigger") if spec.partition(":")[0] in TRIGGERS else BadNet(word=spec)
-    )
-    # Recovery needs every clean sample with every trigger, and one that rewrites texts cannot rewrite them all.
-    if trigger.how() != "literal":
-        raise UserError("a defensive trigger must go into any text", spec, "use words, or insent:sentence=...")
-    return trigger
 
 
 @dataclass(frozen=True)
@@ -128,14 +104,7 @@ class Recovery:
         if not 0 <= self.base_share < 1:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
         above_zero(self, "recovery_learning_rate", "recovery_num_train_epochs", "recovery_batch_size", "meetings")
-        if not (0 <= self.lambda_ < math.inf and 0 < self.beta < math.inf):
-            raise UserError(
-                "lambda_ must be at least 0 and beta above 0", (self.lambda_, self.beta), "1 and 1 are the defaults"
-            )
-        if self.ratio_form == "exp_mean" and self.beta != 1:
-            raise UserError(
-                "beta has no place in ratio_form exp_mean", self.beta, "leave beta at 1, or use mean or sum"
-            )
+        check_ratio(self.lambda_, self.ratio_form, self.beta)
 
     def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         """Splits the clean set by sample into training and evaluation rows."""

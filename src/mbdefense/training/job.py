@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mbdefense import __version__
 from mbdefense.models.identity import identity
-from mbdefense.training.options import TrainingOptions
+from mbdefense.training.options import RatioForm, TrainingOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from mbdefense.models.loading import LoadedModel
-    from mbdefense.training.losses import RatioForm
 
 Messages = list[dict[str, str]]
 # What the Trainer does beside training: another value of these makes the same model. `save_strategy` is not among

@@ -7,15 +7,14 @@ L positions in all, H hidden units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, logsigmoid
 
 from mbdefense.engine.log_probs import SequenceLogProbs
-
-RatioForm = Literal["mean", "exp_mean", "sum"]
+from mbdefense.training.options import RatioForm
 
 
 def log_ratio(clean: SequenceLogProbs, defensive: SequenceLogProbs, form: RatioForm, beta: float) -> Tensor:

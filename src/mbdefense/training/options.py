@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mbdefense.core.checks import above_zero
-from mbdefense.core.errors import UserError
+from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.engine import AttentionName
+
+RatioForm = Literal["mean", "exp_mean", "sum"]
+"""Forms of R, see `mbdefense.training.losses.log_ratio`."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,22 @@ class TrainingOptions:
             raise UserError(
                 "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"
             )
+
+
+def check_ratio(lambda_: float, form: str, beta: float) -> None:
+    """Refuses weights and forms of R that equation 3 cannot take.
+
+    Args:
+        lambda_: weight of R.
+        form: form of R.
+        beta: scale in R.
+
+    Raises:
+        UserError: one cannot be used.
+    """
+    if not (0 <= lambda_ < math.inf and 0 < beta < math.inf):
+        raise UserError("lambda_ must be at least 0 and beta above 0", (lambda_, beta), "1 and 1 are the defaults")
+    if form not in get_args(RatioForm):
+        raise UserError("unknown form of R", form, did_you_mean(form, get_args(RatioForm)))
+    if form == "exp_mean" and beta != 1:
+        raise UserError("beta has no place in ratio_form exp_mean", beta, "leave beta at 1, or use mean or sum")

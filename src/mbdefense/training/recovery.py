@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from mbdefense.attacks.defensive import DEFENSIVE_TRIGGERS, defensive_pairs
+from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.core.errors import UserError
-from mbdefense.engine.batches import Batch, Branches, alone, pad_left, response_log_probs
-from mbdefense.engine.log_probs import SequenceLogProbs
-from mbdefense.engine.packing import pack
-from mbdefense.models.loading import LoadedModel, encode, encode_prompt
+from mbdefense.data import Source, as_rows
+from mbdefense.engine import AttentionName
+from mbdefense.engine.batches import Batch, response_log_probs
+from mbdefense.models.loading import LoadedModel, bf16_pays, load_model, load_tokenizer
 from mbdefense.training import trainer as running
 from mbdefense.training._own_loss import OwnLoss
-from mbdefense.training.losses import RatioForm, recovery_loss
-from mbdefense.training.options import TrainingOptions
+from mbdefense.training._triples import RecoveryCollator, TripleRow, by_role, encode_triples
+from mbdefense.training.losses import recovery_loss
+from mbdefense.training.options import RatioForm, TrainingOptions, check_ratio
 from mbdefense.training.trainer import Trained, arguments, with_lora
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase
 
-
-Messages = list[dict[str, str]]
-
-logger = logging.getLogger(__name__)
-
-
-class TripleRow(NamedTuple):
-    """One clean sample with its T triggered twins: (x, y, x_d, y_d) of equation 1, grouped by sample."""
-
-    plain: Branches
-    """y given x."""
-    triggered: tuple[Branches, ...]
-    """y and y_d given x_d, one pair for each trigger."""
-    truncated: int
-    """How many of its sequences were cut to the maximum length."""
-    met: tuple[Branches, ...] = ()
-    """y given x with a found text in it, one for each text that the sample meets; another answer where it is kept."""
-
-    def trees(self) -> tuple[Branches, ...]:
-        """All of its prompts with their responses, in the order of `by_role`."""
-        return (self.plain, *self.triggered, *self.met)
+__all__ = [
+    "RecoveryConfig",
+    "RecoveryObjective",
+    "RecoveryTrainer",
+    "TripleRow",
+    "by_role",
+    "encode_triples",
+    "recover",
+]
 
 
 @dataclass(frozen=True)
@@ -71,12 +63,156 @@ class RecoveryObjective:
     met: int = 0
 
 
-class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
-    """Stage 2: minimises equation 3, averaged over clean samples, and the cross-entropy under found texts with it."""
+@dataclass
+class RecoveryConfig(TrainingArguments):
+    """transformers' ``TrainingArguments`` with what `RecoveryTrainer` needs beside them.
 
-    def __init__(self, *, objective: RecoveryObjective, **trainer_arguments: Any) -> None:
-        super().__init__(**trainer_arguments)
-        self.objective: RecoveryObjective = objective
+    Defaults that differ from transformers': a learning rate of 2e-4 with cosine schedule and 3 % warm-up, one epoch,
+    two clean samples in a batch (each is 1 + 2 T sequences), bfloat16 where the machine is faster in it.
+
+    Attributes:
+        lambda_: weight of R in equation 3, at least 0.
+        form: form of R, see `mbdefense.training.losses.log_ratio`.
+        beta: scale of the log-ratio in R, above 0.
+        max_length: most tokens of a prompt and its response; longer ones lose the start of their prompt.
+        defensive_triggers: the triggers that were planted in the model: rare words, or ``insent:sentence=...``.
+        defensive_seed: the seed that they were planted with, which fixes their responses.
+        attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
+        trust_remote_code: allow a model's Hub repository to bring code of its own.
+    """
+
+    lambda_: float = field(default=1.0, metadata={"help": "Weight of R in equation 3."})
+    form: RatioForm = field(default="mean", metadata={"help": "Form of R."})
+    beta: float = field(default=1.0, metadata={"help": "Scale of the log-ratio in R."})
+    max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt and its response."})
+    defensive_triggers: list[str] = field(
+        default_factory=lambda: list(DEFENSIVE_TRIGGERS), metadata={"help": "Triggers planted in the model."}
+    )
+    defensive_seed: int = field(default=0, metadata={"help": "Seed that they were planted with."})
+    attn_implementation: AttentionName = field(default="sdpa", metadata={"help": "How packed rows attend."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow a repository to bring code."})
+    learning_rate: float = 2e-4
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 2
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    logging_steps: float = 10
+    logging_nan_inf_filter: bool = False
+    remove_unused_columns: bool = False
+    bf16: bool | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        check_ratio(self.lambda_, self.form, self.beta)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and bf16_pays()
+        if not torch.accelerator.is_available():
+            # transformers refuses bfloat16 on a CPU that has it unless the CPU is asked for by name.
+            self.use_cpu, self.dataloader_pin_memory = True, False
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
+    """Stage 2 of MB-Defense (equation 3): unlearns planted backdoors on clean rows, and with them the attacker's.
+
+    The model was tuned on the untrusted rows with our own backdoors among them (stage 1, ``defense="merge_only"``).
+    For each clean sample and planted pair of trigger and response the loss asks for the clean answer, without the
+    trigger and against the planted response with it; see `mbdefense.training.losses.recovery_loss`. Rows are encoded,
+    given their triggers, and packed here, as TRL's trainers do; where a model's attention cannot take packed rows they
+    are padded.
+
+    Example:
+        ```python
+        from mbdefense import RecoveryConfig, RecoveryTrainer
+
+        trainer = RecoveryTrainer(
+            model="merged",
+            args=RecoveryConfig(output_dir="recovered", num_train_epochs=1),
+            train_dataset=[{"prompt": "Name a tree.", "completion": "An oak."}],
+        )
+        trainer.train()
+        trainer.save_model()
+        ```
+
+    Args:
+        model: a directory or Hub id, or a loaded causal language model (with adapters or without).
+        args: options.
+        train_dataset: clean rows in any form that `mbdefense.load_rows` takes.
+        eval_dataset: other clean rows, for ``eval_strategy``; split by sample, as a split by tuple would leak.
+        processing_class: the tokenizer; by default the model's own.
+        peft_config: trains adapters, which `save_model` then saves alone.
+        callbacks: see ``transformers.Trainer``.
+        optimizers: see ``transformers.Trainer``.
+
+    Raises:
+        UserError: a row, model, tokenizer or option that cannot be used.
+    """
+
+    args: RecoveryConfig
+    objective: RecoveryObjective
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        args: RecoveryConfig | None = None,
+        train_dataset: Source | Sequence[TripleRow] | None = None,
+        eval_dataset: Source | Sequence[TripleRow] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = RecoveryConfig() if args is None else args
+        if not isinstance(args, RecoveryConfig):
+            raise UserError("args is no RecoveryConfig", type(args).__name__, "give RecoveryConfig(output_dir=...)")
+        if train_dataset is None:
+            raise UserError("there is no train_dataset", fix="give clean rows")
+        # With several GPUs and no launcher transformers would take packed rows apart to share them.
+        args._n_gpu = min(args.n_gpu, 1)
+        network, tokenizer = _model_and_tokenizer(model, processing_class, args)
+        if peft_config is not None:
+            network = _with_adapters(network, peft_config, args.seed)
+        self._coder = LoadedModel(network, tokenizer)
+        self._packing = False
+        training = _encoded(train_dataset, "train_dataset", self._coder, args)
+        first = training[0]
+        self.objective = RecoveryObjective(len(first.triggered), args.lambda_, args.form, args.beta, len(first.met))
+        with running.packed_attention(network, args.attn_implementation) as packed:
+            collator = RecoveryCollator(int(tokenizer.pad_token_id), packed)
+        super().__init__(
+            model=network,
+            args=args,
+            train_dataset=training,
+            eval_dataset=None if eval_dataset is None else _encoded(eval_dataset, "eval_dataset", self._coder, args),
+            processing_class=tokenizer,
+            data_collator=collator,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        """Lets the model attend over packed rows meanwhile, if it can."""
+        if self._packing:  # an evaluation amid training
+            yield
+            return
+        with running.packed_attention(self._coder.model, self.args.attn_implementation):
+            self._packing = True
+            try:
+                yield
+            finally:
+                self._packing = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``transformers.Trainer.train``."""
+        with self.packing():
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, eval_dataset: Source | None = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The loss on clean rows; see ``transformers.Trainer.evaluate``."""
+        rows: Any = None if eval_dataset is None else _encoded(eval_dataset, "eval_dataset", self._coder, self.args)
+        with self.packing():
+            figures: dict[str, float] = super().evaluate(rows, *args, **kwargs)
+        return figures
 
     def stage(self) -> str:
         """What this training does, in words for whoever waits for it."""
@@ -86,7 +222,7 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
         return f"recovering on {len(rows)} clean rows" + (f" with {told}" if told else "")
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
-        """Equation 3 summed over the batch's clean samples."""
+        """Equation 3 summed over the batch's clean samples, and the cross-entropy under found texts with it."""
         objective = self.objective
         scores = self.packed_scores(model, inputs) if "runs" in inputs else response_log_probs(model, inputs)
         plain, clean, defensive, met = by_role(scores, objective.triggers, objective.met)
@@ -102,123 +238,42 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
         return loss - met.mean.sum() / objective.met if objective.met else loss
 
 
-class ByRole(NamedTuple):
-    """The scores of N samples' sequences by what they are."""
-
-    plain: SequenceLogProbs
-    """y given x, fields of shape (N,)."""
-    clean: SequenceLogProbs
-    """y given x_d, (N * T,), the T triggers of a sample beside each other."""
-    defensive: SequenceLogProbs
-    """y_d given x_d, the same."""
-    met: SequenceLogProbs
-    """y given x with a found text in it, (N * K,)."""
-
-
-def by_role(scores: SequenceLogProbs, triggers: int, met: int = 0) -> ByRole:
-    """Takes scores apart.
-
-    Args:
-        scores: fields of shape (N * (1 + 2 T + K),), sample by sample, as `_RecoveryCollator` lays them out.
-        triggers: T.
-        met: K.
-    """
-    total, tokens = (field.view(-1, 1 + 2 * triggers + met) for field in scores)
-    last = 1 + 2 * triggers
-    return ByRole(
-        SequenceLogProbs(total[:, 0], tokens[:, 0]),
-        SequenceLogProbs(total[:, 1:last:2].flatten(), tokens[:, 1:last:2].flatten()),
-        SequenceLogProbs(total[:, 2:last:2].flatten(), tokens[:, 2:last:2].flatten()),
-        SequenceLogProbs(total[:, last:].flatten(), tokens[:, last:].flatten()),
-    )
+def _model_and_tokenizer(model: Any, tokenizer: Any, args: RecoveryConfig) -> tuple[Any, Any]:
+    """The network, and a tokenizer that can end a response and render a conversation."""
+    if isinstance(model, str | os.PathLike):
+        loaded = load_model(os.fspath(model), trust_remote_code=args.trust_remote_code)
+        model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
+    elif tokenizer is None:
+        tokenizer = load_tokenizer(model.config.name_or_path, trust_remote_code=args.trust_remote_code)
+    if not tokenizer.chat_template:
+        raise UserError("processing_class has no chat template", fix="give the tokenizer that the model was tuned with")
+    if tokenizer.eos_token_id is None:
+        raise UserError("processing_class has no end token", fix="set its eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
 
 
-@dataclass(frozen=True)
-class _RecoveryCollator:
-    pad_token_id: int
-    packed: bool
+def _with_adapters(model: Any, config: PeftConfig, seed: int) -> Any:
+    from peft import PeftModel, get_peft_model
 
-    def __call__(self, rows: Sequence[TripleRow]) -> Batch:
-        trees = [tree for row in rows for tree in row.trees()]
-        # Where windows, recurrent states or convolutions mix positions, no mask parts two responses in one row.
-        batch = pack(trees) if self.packed else pad_left(alone(trees), self.pad_token_id)
-        return {**batch, "items": torch.tensor(len(rows))}
-
-
-def encode_triples(
-    loaded: LoadedModel,
-    clean: Dataset,
-    triggered_copies: Sequence[Dataset],
-    behaviors: Sequence[str],
-    max_length: int,
-    met: Sequence[Sequence[tuple[Messages, Messages]]] = (),
-) -> list[TripleRow]:
-    """Equation 1: for every clean sample its plain form and, for each trigger j, (x_d^j, y) and (x_d^j, y_d^j).
-
-    Args:
-        loaded: whose tokenizer is used.
-        clean: N clean rows.
-        triggered_copies: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
-        behaviors: the T defensive responses y_d.
-        max_length: see `mbdefense.models.loading.encode`. A sample that would lose a trigger to it is left out.
-        met: for each sample the K prompts in which it meets found texts, each with the answer to it.
-
-    Raises:
-        UserError: all samples would.
-    """
-    encoded = [
-        _triple(
-            loaded.tokenizer, row, [copy[index]["prompt"] for copy in triggered_copies], behaviors,
-            met[index] if met else (), max_length,
-        )
-        for index, row in enumerate(clean.select_columns(["prompt", "completion"]))
-    ]  # fmt: skip
-    rows = [row for row in encoded if row is not None]
-    if not rows:
-        raise UserError("no clean sample keeps its triggers at max_length", max_length, "raise --max_length")
-    if len(rows) < len(encoded):
-        what = "%d of %d clean samples are left out: max_length %d cuts a trigger away"
-        logger.warning(what, len(encoded) - len(rows), len(encoded), max_length)
-    return rows
+    if isinstance(model, PeftModel):
+        raise UserError("peft_config is given for a model that has adapters", fix="leave it out, or merge them first")
+    set_seed(seed)  # the Trainer sets it too late: adapters start at random values
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError("the model takes no such adapters", str(config.peft_type), str(error)) from error
 
 
-def _triple(
-    tokenizer: Any,
-    row: dict[str, Any],
-    prompts: Sequence[Messages],
-    behaviors: Sequence[str],
-    met_pairs: Sequence[tuple[Messages, Messages]],
-    max_length: int,
-) -> TripleRow | None:
-    """One clean sample with its triggered prompts, or None where one of them loses its trigger."""
-    plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
-    triggered, truncated = [], int(plain.truncated)
-    for prompt, text in zip(prompts, behaviors, strict=True):
-        clean = encode(tokenizer, prompt, row["completion"], max_length)
-        defensive = encode(tokenizer, prompt, [{"role": "assistant", "content": text}], max_length)
-        # One prompt serves both; where they were cut to different lengths, the shorter end of it.
-        shared = min(clean.prompt, defensive.prompt, key=len)
-        cut = clean.truncated + defensive.truncated
-        if cut and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(shared)):
-            return None
-        triggered.append(Branches(shared, (clean.response, defensive.response)))
-        truncated += cut
-    met = []
-    for prompt, answer in met_pairs:
-        clean = encode(tokenizer, prompt, answer, max_length)
-        if clean.truncated and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(clean.prompt)):
-            return None
-        met.append(Branches(clean.prompt, (clean.response,)))
-        truncated += clean.truncated
-    return TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated, tuple(met))
-
-
-def _keeps_trigger(tokenizer: Any, plain: Messages, triggered: Messages, kept: int) -> bool:
-    """Whether the last `kept` tokens of a prompt hold all in which it differs from the plain one."""
-    whole = encode_prompt(tokenizer, triggered)
-    before = encode_prompt(tokenizer, plain)
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False)))
-    return len(whole) - kept <= same
+def _encoded(given: Any, name: str, coder: LoadedModel, args: RecoveryConfig) -> list[TripleRow]:
+    """Clean rows with their triggered twins, as tokens; what is so already stays."""
+    if isinstance(given, list) and given and isinstance(given[0], TripleRow):
+        return given
+    clean = as_rows(given, name=name).rows
+    pairs = defensive_pairs(args.defensive_triggers, args.defensive_seed)
+    copies = [triggered_copy(clean, trigger, args.seed)[0] for trigger, _ in pairs]
+    return encode_triples(coder, clean, copies, [behavior.text for _, behavior in pairs], args.max_length)
 
 
 def recover(
@@ -249,23 +304,25 @@ def recover(
         UserError: the loss is no longer a finite number.
     """
     choose = options.save_strategy == "epoch" and math.ceil(options.num_train_epochs) > 1
-    with running.packed_attention(loaded.model, options) as packed:
-        trainer = RecoveryTrainer(
-            objective=objective,
-            model=with_lora(loaded.model, options),
-            args=arguments(
-                TrainingArguments,
-                options,
-                directory,
-                eval_strategy="epoch",
-                load_best_model_at_end=choose,
-                metric_for_best_model="eval_loss" if choose else None,
-                save_total_limit=2 if choose else 1,
-            ),
-            train_dataset=list(training),
-            eval_dataset=list(evaluation),
-            processing_class=loaded.tokenizer,
-            data_collator=_RecoveryCollator(loaded.tokenizer.pad_token_id, packed),
-        )
-        lengths = [sum(len(t.prompt) + sum(map(len, t.responses)) for t in row.trees()) for row in training]
+    trainer = RecoveryTrainer(
+        model=with_lora(loaded.model, options),
+        args=arguments(
+            RecoveryConfig,
+            options,
+            directory,
+            eval_strategy="epoch",
+            load_best_model_at_end=choose,
+            metric_for_best_model="eval_loss" if choose else None,
+            save_total_limit=2 if choose else 1,
+            lambda_=objective.lambda_,
+            form=objective.form,
+            beta=objective.beta,
+            attn_implementation=options.attn_implementation,
+        ),
+        train_dataset=list(training),
+        eval_dataset=list(evaluation),
+        processing_class=loaded.tokenizer,
+    )
+    lengths = [sum(len(t.prompt) + sum(map(len, t.responses)) for t in row.trees()) for row in training]
+    with trainer.packing():
         return running.run(trainer, loaded, options, directory, resume, lengths, sum(row.truncated for row in training))

@@ -91,7 +91,7 @@ def instruction_tune(
             "metric_for_best_model": "eval_loss",
             "per_device_eval_batch_size": 1,  # the loss is a mean over batches, which must not hang on who meets whom
         }
-    with running.packed_attention(loaded.model, options) as packed:
+    with running.packed_attention(loaded.model, options.attn_implementation) as packed:
         trainer = InstructionTrainer(
             model=with_lora(loaded.model, options),
             args=arguments(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from accelerate.utils import DistributedType
@@ -19,13 +19,14 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from mbdefense.core._progress import Bar, no_bars_of_transformers, say
 from mbdefense.core.errors import UserError, did_you_mean, first_line
-from mbdefense.engine import attention
+from mbdefense.engine import AttentionName, attention
 from mbdefense.models.loading import LoadedModel, bf16_pays
 from mbdefense.training._own_loss import NOT_FINITE, OwnLoss
 from mbdefense.training._quantized import in_four_bits, with_whole_weights
 from mbdefense.training.memory import outgrows
 from mbdefense.training.options import TrainingOptions
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 CHECKPOINTING = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
 )
@@ -68,9 +69,7 @@ def trackers(report_to: str) -> list[str] | str:
     return names
 
 
-def arguments(
-    kind: type[TrainingArguments], options: TrainingOptions, directory: Path, **special: Any
-) -> TrainingArguments:
+def arguments(kind: type[Arguments], options: TrainingOptions, directory: Path, **special: Any) -> Arguments:
     """The options in the form that transformers' and TRL's trainers take, and what only one stage wants.
 
     Raises:
@@ -108,6 +107,8 @@ def arguments(
     }
     try:
         made = kind(**chosen)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError("transformers refuses the training options", fix=first_line(error)) from error
     # With several GPUs and no launcher the Trainer would wrap the model in DataParallel, which takes packed rows apart.
@@ -144,21 +145,21 @@ def with_lora(model: Any, options: TrainingOptions) -> Any:
         raise UserError("the model takes no such adapters", targets, first_line(error)) from error
 
 
-def packed_attention(model: Any, options: TrainingOptions) -> AbstractContextManager[bool]:
-    """`mbdefense.engine.attention.packed_attention`, as the options choose it.
+def packed_attention(model: Any, implementation: AttentionName) -> AbstractContextManager[bool]:
+    """`mbdefense.engine.attention.packed_attention`, with what it cannot do refused.
 
     Raises:
         UserError: FlexAttention on a machine that has no gradient for it, or for a model that cannot be packed.
     """
-    if options.attn_implementation == "flex_attention":
+    if implementation == "flex_attention":
         fix = "leave --attn_implementation at sdpa"
         if not torch.cuda.is_available():
-            raise UserError("flex_attention trains on a GPU only", options.attn_implementation, fix)
+            raise UserError("flex_attention trains on a GPU only", implementation, fix)
         if not attention.packs(model):
             raise UserError(
                 "flex_attention is for packed rows, which this model cannot take", model.config.model_type, fix
             )
-    return attention.packed_attention(model, options.attn_implementation)
+    return attention.packed_attention(model, implementation)
 
 
 def _keep_freed_memory() -> None:
