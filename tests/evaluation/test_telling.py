@@ -6,15 +6,15 @@ import sys
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
+from rich.cells import cell_len
 
 from mbdefense.cli import main
-from mbdefense.cli.finding import candidate_table
 from mbdefense.core.errors import UserError
 from mbdefense.defenses import FindAndBreak
+from mbdefense.evaluation.fitting import fitted
 from mbdefense.evaluation.gate import check
 from mbdefense.evaluation.metrics import rate
-from mbdefense.evaluation.telling import found_in_words, found_lines, summarized
+from mbdefense.evaluation.telling import candidate_columns, found_in_words, found_lines, summarized
 from mbdefense.finding.record import FOUND_FILE, Example, Found, read_found, write_found
 from mbdefense.integrations.model_card import model_card
 from mbdefense.recipes.making.defend import defend
@@ -144,11 +144,10 @@ def test_hostile_texts_stay_text(text, tmp_path, capsys):
     assert "<" not in body.replace("\\<", "")
     assert "[bold" not in body.replace("\\[", "")
     assert [line[:2] for line in body.splitlines() if line and line[0] not in "|AbmE"] == ["- "] * 6
-    with Console(width=100) as console:
-        console.print(candidate_table(found))
-    out = capsys.readouterr().out
-    assert all((c.isprintable() or c == "\n") for c in out)
-    assert max(map(len, out.splitlines())) <= 100
+    for width in (80, 100):
+        out = fitted(candidate_columns(found), width)
+        assert all((c.isprintable() or c == "\n") for c in out)
+        assert max(map(cell_len, out.splitlines())) <= width
     run = tmp_path / "run"
     run.mkdir()
     write(run / "results.json", made)

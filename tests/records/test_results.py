@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import io
 import json
 import re
 import subprocess
@@ -8,14 +7,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 import mbdefense
 from mbdefense.cli.showing import show
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Mean, Paired, SeedScore
 from mbdefense.evaluation.metrics import Score, rate
-from mbdefense.evaluation.tables import groups, markdown, table, verdict_in_words
+from mbdefense.evaluation.tables import as_text, groups, markdown, verdict_in_words
 from mbdefense.integrations.model_card import model_card
 from mbdefense.records import provenance as module
 from mbdefense.records.provenance import provenance
@@ -293,9 +291,7 @@ def test_commit_is_the_source_trees_own(tmp_path, monkeypatch):
 
 
 def drawn(made):
-    stream = io.StringIO()
-    Console(file=stream, width=400, force_terminal=False).print(table(made))
-    return stream.getvalue()
+    return as_text(made, 400)
 
 
 def test_an_arm_named_like_an_emoji_is_printed_as_it_is(capsys):
@@ -342,10 +338,10 @@ def test_rows_of_several_attacks_say_which_is_whose():
     assert "insent" in drawn(made)
 
 
-def test_no_rows_make_an_empty_table():
+def test_no_rows_make_no_table_but_say_why():
     empty = Results({}, ())
     assert "Arm" in markdown(empty)
-    assert "Arm" in drawn(empty)
+    assert drawn(empty).startswith("no backdoor is known that this model could be asked for, so nothing was measured")
     assert verdict_in_words(empty) == ""
 
 
@@ -539,9 +535,7 @@ def test_attacks_are_judged_apart():
 
 
 def test_a_narrow_terminal_cuts_no_figure_away():
-    stream = io.StringIO()
-    Console(file=stream, width=80, force_terminal=False).print(table(results(row("mb_defense", seconds=1234.0))))
-    shown = stream.getvalue()
+    shown = as_text(results(row("mb_defense", seconds=1234.0)), 80)
     assert "…" not in shown
     for part in ("mb_defense", "Perplexity", "Seconds", "1234", "activations", ".80", "n=512"):
         assert part in shown

@@ -10,16 +10,12 @@ if TYPE_CHECKING:
 
 
 def show(results: Results) -> None:
-    """Prints the table, and below it what it says."""
-    from rich.console import Console
+    """Prints the tables, and below them what they say."""
+    from mbdefense.evaluation.fitting import terminal
+    from mbdefense.evaluation.tables import draw
 
-    from mbdefense.evaluation.tables import table, verdict_in_words
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table(results))
-    console.print(verdict_in_words(results), markup=False, emoji=False, highlight=False)
+    console = terminal()
+    draw(results, console, wrap=console.is_terminal)
 
 
 def show_usage(used: Mapping[str, Any]) -> None:

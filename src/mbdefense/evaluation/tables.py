@@ -6,54 +6,59 @@ Text in it may come from hostile data or model names: whatever is printed is one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mbdefense.core.statistics import Mean, Paired, Score
-from mbdefense.core.text import cell, escaped, visible
+from mbdefense.core.text import escaped, visible
 from mbdefense.evaluation.conclusions import CONTROLS, Landing, landing, shown
+from mbdefense.evaluation.fitting import WIDTH, Column, fitted
 from mbdefense.records.results import RATES, UNDEFENDED, Capability, ResultRow, Results
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
 _SIGNIFICANT = 0.05
 _STEALTH = {"Prompt perplexity ratio": "perplexity_ratio", "Prompt similarity": "similarity"}
 _CHANGES = {"asr_change": "ASR change", "cacc_change": "CACC change"}
 
 
-def table(results: Results) -> Table:
-    """The rows for a terminal. All text stands in it as it is, never as rich's markup."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def draw(results: Results, console: Console, *, wrap: bool = True) -> None:
+    """Prints the rows in tables that fit, and below them what they say.
 
-    header, body = _cells(results)
-    drawn = Table(title=cell(_title(results)), box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for number, name in enumerate(header):
-        justify: Literal["left", "right"] = "left" if number == 0 else "right"
-        # Fits 80 columns: a rate breaks between value and interval, long words fold, and nothing is cut away.
-        least = max(map(len, [*name.split(), "[.00, .00]" if name in RATES.values() else ""]))
-        drawn.add_column(cell(name), justify=justify, overflow="fold", min_width=least)
-    for line in body:
-        drawn.add_row(*map(cell, line))
-    return drawn
+    Args:
+        results: what was measured; all text stands there as it is, never as rich's markup.
+        console: where to.
+        wrap: whether sentences are folded; else each is one line, for other programs.
+    """
+    header, body, naming = _cells(results)
+    if body:
+        _say(console, _title(results), wrap)
+        columns = [Column(name, [line[at] for line in body], name not in _TEXTS) for at, name in enumerate(header)]
+        _say(console, f"\n{fitted(columns, console.width, naming)}\n", wrap=False)
+    elif results.found is None:
+        _say(console, _NOTHING, wrap)
+    if words := verdict_in_words(results):
+        _say(console, words, wrap)
 
 
-def as_text(results: Results, width: int = 100) -> str:
-    """The table in so many columns, and below it what it says."""
+def _say(console: Console, text: str, wrap: bool) -> None:
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=not wrap)
+
+
+def as_text(results: Results, width: int = WIDTH) -> str:
+    """The tables in so many columns, and below them what they say."""
     from io import StringIO
 
     from rich.console import Console
 
-    console = Console(file=StringIO(), width=width)
-    with console.capture() as drawn:
-        console.print(table(results))
-        console.print(verdict_in_words(results), markup=False, emoji=False, highlight=False)
-    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
+    stream = StringIO()
+    draw(results, Console(file=stream, width=width))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
 def markdown(results: Results) -> str:
     """The same as a Markdown table, one line a row, with a line of its title before it."""
-    header, body = _cells(results)
+    header, body, _ = _cells(results)
     rule = ["---"] + ["---:"] * (len(header) - 1)
     lines = [list(map(escaped, line)) for line in (header, *body)]
     drawn = "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
@@ -61,6 +66,11 @@ def markdown(results: Results) -> str:
 
 
 _SETTING = ("attack", "behavior", "seed", "base model", "poisoning rate")
+_TEXTS = ("Arm", "Attack", "Behavior", "Base model", "Judge", "Verdict")
+_NOTHING = (
+    "no backdoor is known that this model could be asked for, so nothing was measured: plant some before the defense "
+    "(--canaries 4), or run mbdefense evaluate with prompts of yours"
+)
 
 
 def _attack(row: ResultRow) -> tuple[str, ...]:
@@ -88,8 +98,11 @@ def _title(results: Results) -> str:
     return visible(named + by)
 
 
-def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Header and lines. Attack, behavior and seed, which the title names, get columns where rows differ in them."""
+def _cells(results: Results) -> tuple[list[str], list[list[str]], int]:
+    """Header, lines, and how many columns name a line.
+
+    Attack, behavior and seed, which the title names, get columns where rows differ in them.
+    """
     mixed = len({_attack(row) for row in results.rows}) > 1
     named = [at for at in range(len(_SETTING)) if mixed and any(_attack(row)[at] for row in results.rows)]
     judges = len({row.judge for row in results.rows}) > 1
@@ -100,6 +113,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     # Planted backdoors are never judged for accuracy: where there is nothing else, the columns would be empty.
     kept = [at for at, name in enumerate(RATES) if name == "asr" or not rates or any(line[at] != "-" for line in rates)]
     header = ["Arm", *(_SETTING[at].capitalize() for at in named), *(["Judge"] if judges else [])]
+    naming = len(header)
     header += [name for at, name in enumerate(RATES.values()) if at in kept]
     header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else [])]
     benchmarks = list(dict.fromkeys(_benchmark(figure) for row in results.rows for figure in row.capability))
@@ -119,7 +133,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
             line += [_interval(getattr(row.stealth, name)) if row.stealth else "-" for name in _STEALTH.values()]
         line += [f"{row.seconds:.0f}", *([verdict or "-"] if any(verdicts) else [])]
         body.append(list(map(visible, line)))
-    return header, body
+    return header, body, naming
 
 
 def _interval(mean: Mean) -> str:

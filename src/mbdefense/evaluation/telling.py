@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import short, visible
 from mbdefense.evaluation.conclusions import CONTROLS, share, shown
+from mbdefense.evaluation.fitting import Column
 from mbdefense.evaluation.tables import number, p_words
 from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.record import FOUND_FILE, Example, Found, FoundCandidate
@@ -22,6 +23,8 @@ MOST_TRIGGERS = 8
 _LONGEST_TEXT = 120  # characters
 _LONGEST_EXAMPLE = 300
 _PHRASES = 2
+_BEST = 10  # candidates of a search that are listed
+_LONGEST_CANDIDATE = 200  # characters
 
 
 def summarized(found: Found, *, given: bool = False) -> FoundSection:
@@ -213,3 +216,21 @@ def evidence(one: FoundSummary) -> str:
     """How sure it is that the text does something, and how much of that the base model expects."""
     explained = "" if one.explained is None else f", explained {number(one.explained)}"
     return f"{p_words(one.p_value)}{explained}"
+
+
+def candidate_columns(found: Found) -> list[Column]:
+    """The best candidates of a search's file, for `mbdefense.evaluation.fitting.fitted`."""
+    best = found.candidates[:_BEST]
+    columns = [
+        Column("Text", [short(one.trigger().describe(), _LONGEST_CANDIDATE) for one in best], figures=False),
+        Column("Rows", [str(one.rows) for one in best]),
+        Column("Score", [number(one.score) for one in best]),
+    ]
+    if found.victim is not None:
+        columns += [
+            Column("p", [p_words(one.p_value).removeprefix("p").removeprefix("=") for one in best]),
+            Column("Taught", [number(one.taught) for one in best]),
+            Column("Explained", ["-" if one.explained is None else number(one.explained) for one in best]),
+            Column("ASR", [shown(one.asr) if one.asr else "-" for one in best]),
+        ]
+    return [*columns, Column("Verdict", [one.verdict for one in best], figures=False)]
