@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mbdefense.cli import main, method_tables
+from mbdefense.cli import main
 from mbdefense.cli.reading import read_options, take
 from mbdefense.core.config import DefendConfig
 from mbdefense.core.needs import facts
@@ -307,27 +307,10 @@ def test_cut_sequences_are_told(
     assert "tuning: 1 sequences were longer than --max_length 400" in capsys.readouterr().out
 
 
-TABLES = method_tables()
-
-
-@pytest.mark.parametrize("what", TABLES)
-def test_list_shows_what_every_method_is_and_needs(what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", what]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{what}:"
-    for name, method in TABLES[what].items():
-        (at,) = (index for index, line in enumerate(lines) if line.split()[:1] == [name])
-        needs, source = facts(method)  # which no method can lack
-        assert lines[at].split(maxsplit=1)[1]
-        assert lines[at + 1].strip() == f"needs: {', '.join(needs) or 'nothing'}; source: {source}"
-        assert not {"needs", "source"} & {field.name for field in fields(method)}, "they are no options"
-        assert all(any(line.startswith(f"{need}: ") for line in lines) for need in needs)
-
-
 def test_output_that_nobody_reads_any_more_is_no_error() -> None:
     command = f"{sys.executable} -m mbdefense list | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert (done.stdout.splitlines()[0], done.stderr) == ("triggers:", "")
+    assert (done.stdout.splitlines()[0], done.stderr) == ("triggers (--trigger)", "")
     assert done.stdout.splitlines()[1] in ("0", "141")  # 0 where the pipe took all before its end was closed
 
 

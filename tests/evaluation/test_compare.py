@@ -64,7 +64,7 @@ def test_the_command_prints_one_table_with_the_tests_and_writes_the_results(arms
     assert main(["compare", *map(str, arms), "--output_dir", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "ASR change" in printed
-    assert "ASR lower" in printed
+    assert "lower" in printed.split()
     assert "mb_defense: ASR from .75 [.60, .86] n=40 to .03 [.00, .13] n=40, paired -.72 [-.84, -.54] n=40 p<.001" in (
         printed
     )
@@ -79,7 +79,7 @@ def test_what_is_missing_and_what_did_not_land_stands_in_the_output(tmp_path, ca
     base = evaluated(tmp_path / "base", "base", 1)
     assert main(["compare", *map(str, [base, *arms])]) == 0
     printed = capsys.readouterr().out
-    assert sum("not discriminating" in line for line in printed.splitlines()) == 3  # two rows, and the words
+    assert sum("discriminating" in line for line in printed.splitlines()) == 3  # two rows, and the words
     arms[0] = evaluated(tmp_path / "landed", "attacked", 30)
     assert main(["compare", *map(str, arms)]) == 0
     assert "no clean or base model to compare the attack with" in capsys.readouterr().out

@@ -103,6 +103,6 @@ def test_hostile_text_moves_nothing() -> None:
 
 
 def test_a_long_word_is_broken_behind_its_marks() -> None:
-    text = fitted([Column("Attack", ["insent:sentence=Hello,position=random"] * 2, figures=False)] * 4, 80)
+    text = fitted([Column("Attack", ["insent:sentence=Hello,position=random"] * 2, figures=False)] * 3, 80)
     assert "insent:sentence=" in text
     assert "position=random" in text

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mbdefense import __version__
-from mbdefense.attacks.behaviors import BEHAVIORS
-from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.cli.benching import bench
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
 from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.finding import find_triggers
+from mbdefense.cli.listing import list_methods, method_tables
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
 from mbdefense.cli.training import defend, demo, poison, search
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.processes import process_count
+
+__all__ = ["COMMANDS", "USAGE", "main", "method_tables"]
 
 USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
@@ -40,50 +41,11 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   bench GRID        run models by attacks by defenses by seeds, sharing what is alike
   demo              attack, defend and evaluate the embedded model
-  list [WHAT]       triggers, behaviors, defenses, filters, prompts, decodings, judges
+  list [WHAT]       every method: what it does, what it needs, where it comes from
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
 Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted, 141 nobody reads the output any more.
 """
-
-
-def method_tables() -> dict[str, dict[str, type]]:
-    """Every table of methods that the command line reads, by the word that ``list`` knows it by."""
-    from mbdefense.defenses import DEFENSES
-    from mbdefense.defenses.decoding import DECODINGS
-    from mbdefense.defenses.filters import FILTERS
-    from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
-    from mbdefense.judges import JUDGES
-
-    return {
-        "triggers": TRIGGERS,
-        "behaviors": BEHAVIORS,
-        "defenses": DEFENSES,
-        "filters": FILTERS,
-        "prompts": PROMPT_CLEANERS,
-        "decodings": DECODINGS,
-        "judges": JUDGES,
-    }
-
-
-def list_methods(words: Sequence[str]) -> None:
-    """``list [WHAT]``: every method with its first line, what it needs and its source."""
-    from mbdefense.core.needs import MEANINGS, Need, facts
-
-    tables = method_tables()
-    if len(words) > 1 or (words and words[0] not in tables):
-        raise Usage(f"list takes one of: {', '.join(tables)}")
-    shown: set[Need] = set()
-    for kind in words or tables:
-        print(f"{kind}:")  # noqa: T201
-        for name, method in tables[kind].items():
-            needs, source = facts(method)
-            shown.update(needs)
-            print(f"  {name:18}{(method.__doc__ or '').strip().splitlines()[0]}")  # noqa: T201
-            print(f"{'':20}needs: {', '.join(needs) or 'nothing'}; source: {source}")  # noqa: T201
-    for need, meaning in MEANINGS.items():
-        if need in shown:
-            print(f"{need}: {meaning}.")  # noqa: T201
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

@@ -18,7 +18,7 @@ _GAP = 2
 _WORD = re.compile(r"\[[^\[\]]*\]|\S+")
 """What stays on one line where it can: a word, or an interval."""
 _PART = re.compile(r"[^,=/:_.-]*[,=/:_.-]+|[^,=/:_.-]+")
-_LONGEST_FIGURE = 16
+_LONGEST_NAME, _LONGEST_FIGURE = 20, 16
 _LONGEST_WORDS = (24, 16, 12, 10, 8)
 """Columns from which on a word may be broken, the first of these with which a table fits."""
 
@@ -87,14 +87,18 @@ def _drawn(columns: Sequence[Column], longest: int, width: int) -> str:
     widths = [_least(column, longest) for column in columns]
     left = width - sum(widths) - _GAP * (len(columns) - 1)
     natural = [max(map(cell_len, (column.name, *column.cells))) for column in columns]
-    for at, wanted in enumerate(natural):
+    texts = [at for at, column in enumerate(columns) if not column.figures]
+    for at in texts:  # a name stays on one line
+        if natural[at] <= _LONGEST_NAME and natural[at] - widths[at] <= left:
+            left, widths[at] = left - natural[at] + widths[at], natural[at]
+    while left and texts:  # what folds most gets more room
+        most = max(texts, key=lambda at: natural[at] / widths[at])
+        if natural[most] == widths[most]:
+            break
+        left, widths[most] = left - 1, widths[most] + 1
+    for at, wanted in enumerate(natural):  # a figure stands on one line, or its interval below it
         if wanted - widths[at] <= left:
-            left -= wanted - widths[at]
-            widths[at] = wanted
-    # What is left goes to texts, which fold less often then; a figure's interval stands below it or beside.
-    for at in sorted((at for at, column in enumerate(columns) if not column.figures), key=lambda at: -natural[at]):
-        more = min(left, natural[at] - widths[at])
-        left, widths[at] = left - more, widths[at] + more
+            left, widths[at] = left - wanted + widths[at], wanted
     header, *body = zip(*((column.name, *column.cells) for column in columns), strict=True)
     rule = "─" * (sum(widths) + _GAP * (len(columns) - 1))
     lines = [line for texts in body for line in _lines(texts, columns, widths)]

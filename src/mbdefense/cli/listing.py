@@ -1,0 +1,117 @@
+"""The command that names everything there is: methods of every kind, with what they need and where they come from."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mbdefense.cli.reading import Usage
+from mbdefense.core.needs import MEANINGS, Need, facts
+
+
+class Entry(NamedTuple):
+    """One line of the list."""
+
+    name: str
+    does: str
+    needs: tuple[Need, ...]
+    source: str
+
+
+class _Module(NamedTuple):
+    """What is no class with options of its own but a module; its docstring is read, not its code, which loads torch."""
+
+    path: str
+    needs: tuple[Need, ...]
+    source: str
+
+
+_MODULES: dict[str, dict[str, _Module]] = {
+    "searches": {"search": _Module("attacks.search", ("known behavior", "GPU"), "arXiv 2402.13459")},
+    "demonstrations": {
+        "--demonstrations": _Module("defenses.prompts.demonstrations", ("clean data",), "arXiv 2402.13459, 2502.18511")
+    },
+    "analyses": {
+        "matrix": _Module("analysis.matrix", ("GPU",), "arXiv 2601.04448"),
+        "heads": _Module("analysis.heads", ("GPU",), "arXiv 2601.04448"),
+        "triggers": _Module("analysis.triggers", (), "arXiv 2601.04448"),
+    },
+}
+_USED = {
+    "triggers": "--trigger",
+    "behaviors": "--behavior",
+    "searches": "mbdefense search: words for a trigger",
+    "defenses": "mbdefense defend --defense",
+    "filters": "mbdefense filter --filter, or as a defense",
+    "prompts": "mbdefense evaluate --clean_prompts",
+    "demonstrations": "mbdefense evaluate --demonstrations",
+    "decodings": "mbdefense evaluate --decoding",
+    "judges": "--judge",
+    "analyses": "mbdefense analyze",
+}
+
+
+def method_tables() -> dict[str, dict[str, type]]:
+    """Every table of methods that the command line reads, by the word that ``list`` knows it by."""
+    from mbdefense.attacks.behaviors import BEHAVIORS
+    from mbdefense.attacks.triggers import TRIGGERS
+    from mbdefense.defenses import DEFENSES
+    from mbdefense.defenses.decoding import DECODINGS
+    from mbdefense.defenses.filters import FILTERS
+    from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
+    from mbdefense.judges import JUDGES
+
+    return {
+        "triggers": TRIGGERS,
+        "behaviors": BEHAVIORS,
+        "defenses": DEFENSES,
+        "filters": FILTERS,
+        "prompts": PROMPT_CLEANERS,
+        "decodings": DECODINGS,
+        "judges": JUDGES,
+    }
+
+
+def entries(kind: str) -> Iterator[Entry]:
+    """All there is of a kind, a key of `_USED`."""
+    for name, (path, needs, source) in _MODULES.get(kind, {}).items():
+        found = importlib.util.find_spec(f"mbdefense.{path}")
+        assert found is not None and found.origin is not None  # noqa: S101, PT018 - for mypy
+        tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+        yield Entry(name, _first_line(ast.get_docstring(tree)), needs, source)
+    for name, method in method_tables().get(kind, {}).items():
+        yield Entry(name, _first_line(method.__doc__), *facts(method))
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().partition("\n")[0].replace("``", "")
+
+
+def list_methods(words: Sequence[str]) -> None:
+    """``list [WHAT]``: every method with its first line, what it needs and its source.
+
+    WHAT is one of triggers, behaviors, searches, defenses, filters, prompts, demonstrations, decodings, judges and
+    analyses.
+    """
+    from mbdefense.evaluation.fitting import Column, fitted, terminal
+
+    if len(words) > 1 or (words and words[0] not in _USED):
+        raise Usage(f"list takes one of: {', '.join(_USED)}")
+    width, met = terminal().width, set[Need]()
+    for kind in words or _USED:
+        found = list(entries(kind))
+        met.update(need for entry in found for need in entry.needs)
+        columns = [
+            Column(kind.capitalize(), [entry.name for entry in found], figures=False),
+            Column("What it does", [entry.does for entry in found], figures=False),
+            Column("Needs", [", ".join(entry.needs) for entry in found], figures=False),
+            Column("Source", [entry.source for entry in found], figures=False),
+        ]
+        print(f"{kind} ({_USED[kind]})\n\n{fitted(columns, width)}\n")  # noqa: T201
+    meanings = [(need, meaning) for need, meaning in MEANINGS.items() if need in met]
+    names, said = ([pair[at] for pair in meanings] for at in (0, 1))
+    if meanings:
+        print(fitted([Column("Need", names, figures=False), Column("Meaning", said, figures=False)], width))  # noqa: T201
