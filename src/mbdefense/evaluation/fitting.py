@@ -20,7 +20,7 @@ _WORD = re.compile(r"\[[^\[\]]*\]|\S+")
 _PART = re.compile(r"[^,=/:_.-]*[,=/:_.-]+|[^,=/:_.-]+")
 _LONGEST_NAME, _LONGEST_FIGURE = 20, 16
 _LONGEST_WORDS = (24, 16, 12, 10, 8)
-"""Columns from which on a word may be broken, the first of these with which a table fits."""
+"""Columns from which on a word may be broken: the first with which a table fits, below 16 where it names lines only."""
 
 
 class Column(NamedTuple):
@@ -51,14 +51,15 @@ def fitted(columns: Sequence[Column], width: int, naming: int = 1) -> str:
         naming: how many of the first columns say what a line is about; the very first is repeated in any case.
     """
     columns = [Column(visible(name), [visible(text) for text in cells], figures) for name, cells, figures in columns]
-    for longest in _LONGEST_WORDS:
+    names, rest, tables = list(columns[:naming]), columns[naming:], list[str]()
+    for longest in _LONGEST_WORDS[:2]:
         if _width(columns, longest) <= width:
             return _drawn(columns, longest, width)
-    names, rest = list(columns[:naming]), columns[naming:]
-    tables: list[str] = []
     if _width(names, _LONGEST_WORDS[1]) > width // 2:
         number = Column("#", [str(line) for line in range(1, len(columns[0].cells) + 1)])
-        tables.append(fitted([number, *names], width))
+        fits = next((least for least in _LONGEST_WORDS if _width([number, *names], least) <= width), None)
+        numbered = [number, *names]
+        tables.append(_drawn(numbered, fits, width) if fits else fitted(numbered, width))
         names = [number, columns[0]]
     part = list(names)
     for column in rest:
