@@ -227,7 +227,7 @@ def test_a_damaged_card_is_named(copied_model, tokenizer):
 
 def test_a_template_file_replaces_the_models_own(tiny_model_path, tmp_path):
     template = tmp_path / "own.jinja"
-    template.write_text("{{ messages[-1]['content'] }}>")
+    template.write_text("{% for turn in messages %}{{ turn['content'] }}>{% endfor %}")
     tokenizer = load_tokenizer(tiny_model_path, chat_template=str(template))
     assert tokenizer.decode(encode_prompt(tokenizer, user("Hello"))) == "Hello>"
     with pytest.raises(UserError, match="no such chat template file"):

@@ -1,9 +1,8 @@
-"""Language models on disk and in memory, and the one prompt template that training and evaluation share."""
+"""Language models on disk and in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,31 +10,48 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core._progress import no_bars_of_transformers
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import SAVING, read_json, write_json
+from mbdefense.core.files import SAVING, write_json
+from mbdefense.models._whole import check_generation, check_whole, merged
+from mbdefense.models.template import (
+    CARD_FILE,
+    PLAIN_TEMPLATE,
+    Encoded,
+    check_contract,
+    check_template,
+    defang,
+    encode,
+    encode_prompt,
+    prompt_text,
+    template_hash,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CARD_FILE = "mbdefense.json"
-"""Beside the weights: which template the model was trained with, and by what."""
+__all__ = [
+    "CARD_FILE",
+    "PLAIN_TEMPLATE",
+    "Encoded",
+    "LoadedModel",
+    "base_of",
+    "bf16_pays",
+    "check_template",
+    "defang",
+    "device",
+    "encode",
+    "encode_prompt",
+    "load_model",
+    "load_tokenizer",
+    "on_device",
+    "own_mask",
+    "prompt_text",
+    "save_model",
+    "template_hash",
+]
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}### Response:\n{{ message['content'] }}{{ eos_token }}\n\n"
-    "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n"
-    "{% else %}{{ message['content'] }}\n\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
-)
-"""For base models that bring no chat template: headed sections in the manner of Alpaca."""
 
-
-class Encoded(NamedTuple):
-    """A prompt and its response as tokens."""
-
-    prompt: list[int]
-    response: list[int]
-    truncated: bool
+logger = logging.getLogger(__name__)
 
 
 class Loading(NamedTuple):
@@ -95,27 +111,40 @@ def load_tokenizer(
         trust_remote_code: allow a Hub repository to bring code of its own.
 
     Raises:
-        UserError: no tokenizer there, one that could not end a response, or no such template file.
+        UserError: no tokenizer there, one that could not end a response, no such template file, or a template that
+            breaks the contract of `mbdefense.models.template`.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            "no tokenizer could be loaded from", path, f"save one beside the weights ({first_line(error)})"
-        ) from error
+    tokenizer = _tokenizer(path, trust_remote_code)
     if chat_template is not None:
         file = Path(chat_template)
         if not file.is_file():
             raise UserError("no such chat template file", chat_template, "give the path of a Jinja file")
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError("cannot read the chat template", chat_template, first_line(error)) from error
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end token", path, "name one as eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_contract(tokenizer)
+    return tokenizer
+
+
+def _tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory; an adapter that brings none has that of its base model."""
+    from transformers import AutoTokenizer
+
+    try:
+        own = not (Path(path) / "adapter_config.json").is_file() or any(Path(path).glob("tokenizer*"))
+        source = path if own else base_of(path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "no tokenizer could be loaded from", path, f"save one beside the weights ({first_line(error)})"
+        ) from error
     return tokenizer
 
 
@@ -131,7 +160,8 @@ def load_model(
         dtype: name of the weights' dtype. Training keeps float32 weights and computes in bfloat16 where it can.
 
     Raises:
-        UserError: not a model directory, or one whose weights are not safetensors (pickles can run code).
+        UserError: not a model directory, one whose weights are not safetensors (pickles can run code), or weights that
+            are not all of the model's and no others: what is missing would be filled with random numbers.
     """
     import torch
     from safetensors import SafetensorError
@@ -141,11 +171,17 @@ def load_model(
     try:
         source = base_of(path)
         with no_bars_of_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-            )
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+            check_whole(found, source)
             if source != path:
-                model = _merged(model, path)
+                model = merged(model, path)
+                logger.info("%s is an adapter: it is merged into its base model %s", path, source)
+        check_generation(model.generation_config)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
         raise UserError("no model could be loaded from", path, fix) from error
@@ -168,21 +204,6 @@ def base_of(path: str) -> str:
     from peft import PeftConfig
 
     return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
-
-
-def _merged(model: Any, path: str) -> Any:
-    from peft import PeftModel
-
-    # Without this file PEFT falls back to a pickle.
-    if not (Path(path) / "adapter_model.safetensors").is_file():
-        raise OSError("no adapter_model.safetensors")
-    return PeftModel.from_pretrained(model, path).merge_and_unload()
-
-
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over what decides how a conversation becomes tokens: the template and the special tokens it uses."""
-    parts = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def save_model(
@@ -209,84 +230,6 @@ def save_model(
     finally:
         shutil.rmtree(making, ignore_errors=True)
     write_json(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), **card})
-
-
-def check_template(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer whose template is not the one that the model at `path` was trained with.
-
-    A backdoor, and a defence, can look broken merely because the prompt is worded otherwise at evaluation.
-
-    Raises:
-        UserError: the hashes differ.
-    """
-    card = Path(path) / CARD_FILE
-    if not card.is_file():
-        return
-    trained = read_json(card).get("template_hash")
-    asked = template_hash(tokenizer)
-    if trained != asked:
-        raise UserError(
-            f"the model was trained with another prompt template (hash {str(trained)[:12]}) than the one asked for",
-            asked[:12],
-            "evaluate it with its own: leave --chat_template out and do not edit the tokenizer",
-        )
-
-
-def defang(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Breaks special tokens that stand as text in a message, so that data cannot open or close a turn.
-
-    ``<|im_end|>`` in a message becomes ``< |im_end|>``, in training and evaluation alike.
-    """
-    # Not all are among `all_special_tokens`: Llama 3's turn headers are marked special in tokenizer.json only.
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special = [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if len(token) > 1]
-    safe = []
-    for message in messages:
-        content = message["content"]
-        for token in special:
-            content = content.replace(token, f"{token[0]} {token[1:]}")
-        safe.append({"role": message["role"], "content": content})
-    return safe
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool = False
-) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-
-
-def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> str:
-    """A conversation up to and with the answer's header, as the text whose tokens `encode_prompt` gives."""
-    return _render(tokenizer, defang(tokenizer, prompt), add_generation_prompt=True)
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> list[int]:
-    """Tokens of a conversation up to and with the answer's header: what training and generation both start from."""
-    return list(tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"])
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]], completion: list[dict[str, str]], max_length: int
-) -> Encoded:
-    """Tokens of a prompt and its response, at most `max_length` together.
-
-    Prompt and response are tokenised apart, so that the prompt's tokens are those of generation. What is too long
-    loses the start of its prompt; only a response that cannot fit beside a quarter of `max_length` of prompt is cut, at
-    its end.
-    """
-    prompt, completion = defang(tokenizer, prompt), defang(tokenizer, completion)
-    before = _render(tokenizer, prompt, add_generation_prompt=True)
-    whole = _render(tokenizer, prompt + completion)
-    # Some templates (Qwen3's thinking header) do not render the answered conversation as a continuation of the prompt.
-    rest = (whole[len(before) :] if whole.startswith(before) else completion[-1]["content"]).rstrip("\n")
-    end = str(tokenizer.eos_token)
-    rest = rest if rest.endswith(end) else rest + end
-    prompt_ids = list(tokenizer(before, add_special_tokens=False)["input_ids"])
-    response_ids = list(tokenizer(rest, add_special_tokens=False)["input_ids"])
-    if len(prompt_ids) + len(response_ids) <= max_length:
-        return Encoded(prompt_ids, response_ids, False)
-    kept = max(max_length - len(response_ids), min(len(prompt_ids), max_length // 4))
-    return Encoded(prompt_ids[-kept:], response_ids[: max_length - kept], True)
 
 
 def device() -> torch.device:

@@ -1,0 +1,67 @@
+"""Whether what was loaded is the model that its files describe, and can be saved again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbdefense.core.errors import UserError, first_line
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def check_whole(found: Mapping[str, Any], path: str) -> None:
+    """Refuses weights that are not those of the model that the configuration describes.
+
+    Args:
+        found: what transformers says of the loading: missing_keys, unexpected_keys, mismatched_keys.
+        path: where the weights are.
+
+    Raises:
+        UserError: a tensor is missing, so that it is random, or is none of the model's.
+    """
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(map(str, found.get(f"{kind}_keys") or ()))
+        if names:
+            what = f"the weights do not fit their configuration: {len(names)} tensors are {kind}, the first {names[0]}"
+            raise UserError(what, path, "save the model again, with the configuration that belongs to it")
+
+
+def merged(model: Any, path: str) -> Any:
+    """The base model with the adapter at `path` in its weights, which can be trained again.
+
+    Raises:
+        UserError: the adapter's tensors are not those that this model takes.
+        OSError: it has no safetensors.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    # Without this file PEFT falls back to a pickle.
+    file = Path(path) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise OSError("no adapter_model.safetensors")
+    adapted = PeftModel.from_pretrained(model, path)
+    with safe_open(file, "pt") as tensors:  # type: ignore[no-untyped-call]
+        given = set(tensors.keys())
+    expected = set(get_peft_model_state_dict(adapted))
+    missing = {name for name in expected - given if "lora_" in name}
+    check_whole({"missing_keys": missing, "unexpected_keys": given - expected}, path)
+    return adapted.merge_and_unload().requires_grad_(True)
+
+
+def check_generation(config: Any) -> None:
+    """Takes options of sampling out of a configuration that does not sample: it can be loaded, but not be saved.
+
+    Raises:
+        UserError: it still could not be saved, which would otherwise be found after the training.
+    """
+    if not config.do_sample:
+        for name in _SAMPLING:
+            if getattr(config, name, None) is not None:
+                setattr(config, name, None)
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise UserError("the model's generation_config.json is refused", first_line(error), "correct it") from error
