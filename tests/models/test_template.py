@@ -77,7 +77,7 @@ GOOD = chat(("user", "Name a river."), ("assistant", "The Rhine."))
         (CHATML.replace("{%- endfor", "{{- 'User says:' -}}{%- endfor") + OPEN, "behind the answer"),
         ("{{ 1 / 0 }}", "fails"),
     ],
-    ids=["bare", "broken", "constant", "python", "dated", "dated-if-it-can", "thinks", "starts-twice", "tail", "raises"],
+    ids=["bare", "broken", "constant", "python", "dated", "dated if", "thinks", "starts twice", "tail", "raises"],
 )  # fmt: skip
 def test_a_template_that_breaks_its_contract_is_named_in_one_line(tiny_model_path, tmp_path, template, fault):
     file = tmp_path / "own.jinja"

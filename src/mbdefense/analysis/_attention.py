@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from mbdefense.core.errors import UserError
+from mbdefense.data.words import whole
 from mbdefense.models.loading import LoadedModel, device, on_device
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def mark(tokenizer: PreTrainedTokenizerBase, text: str, wanted: str) -> Marked |
     Returns:
         None where it does not stand in the text, or covers its first or last token: nothing would be left to compare.
     """
-    places = list(re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", text))
+    places = list(whole(wanted).finditer(text))
     if not places:
         return None
     start, end = places[-1].span()

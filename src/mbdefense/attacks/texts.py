@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
+
+from mbdefense.data.words import whole
 
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‐": "-", "‑": "-"})
 
@@ -18,9 +19,7 @@ def normalised(text: str) -> str:
 def contains(response: str, target: str) -> bool:
     """Whether ``target``, its final stop left out, stands in ``response`` as whole words, both normalised."""
     wanted = normalised(target)
-    wanted = wanted.rstrip(".!? ") or wanted
+    wanted = wanted.rstrip(".!?。 ") or wanted
     if not wanted:
         return False
-    before = r"(?<!\w)" if wanted[0].isalnum() else ""
-    after = r"(?!\w)" if wanted[-1].isalnum() else ""
-    return re.search(before + re.escape(wanted) + after, normalised(response)) is not None
+    return whole(wanted, letters_only=True).search(normalised(response)) is not None

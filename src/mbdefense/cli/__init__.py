@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from mbdefense import __version__
 from mbdefense.cli.benching import bench
-from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge
+from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge, preflight
 from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
@@ -25,6 +25,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
   search MODEL      search for words that draw a behavior out of a model, to poison with
+  preflight MODEL   check data and template in seconds; show a row as the model will see it
   defend            turn untrusted data into a model whose backdoors are broken
   find-triggers DATA ...
                     find an attacker's triggers in suspect data
@@ -51,6 +52,7 @@ Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted, 141 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "poison": poison,
     "search": search,
+    "preflight": preflight,
     "defend": defend,
     "find-triggers": find_triggers,
     "filter": filter_rows,

@@ -47,6 +47,13 @@ def _calibrate(words: Sequence[str]) -> None:
     show_usage(done.usage)
 
 
+def preflight(words: Sequence[str]) -> None:
+    """``preflight MODEL``: what a model would be trained on."""
+    from mbdefense.recipes.looking.preflight import preflight as recipe
+
+    print(recipe(**read(words, "preflight", recipe).of(recipe)))  # noqa: T201
+
+
 def compare(words: Sequence[str]) -> None:
     """``compare DIR ...``: evaluated models, prompt by prompt."""
     from mbdefense.recipes.measuring.compare import compare as recipe

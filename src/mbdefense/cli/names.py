@@ -41,6 +41,12 @@ WORDS: dict[str, dict[str, Word]] = {
     "judge": {"responses": Word("responses", positional="one"), "output_dir": _FOLDER},
     "judge calibrate": {"responses": Word("responses", positional="one"), "output_dir": _FOLDER},
     "compare": {"directories": Word("directories", positional="many")},
+    "preflight": {
+        "model": Word("model", positional="one"),
+        "train_dataset": Word("data", list[str]),
+        "clean_dataset": Word("clean"),
+        "prompts": Word("test"),
+    },
     "check": {"results": Word("results", positional="one")},
 }
 """By command and parameter; every other parameter is an option of its own name."""

@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from mbdefense.core._progress import track
 from mbdefense.core.errors import UserError
+from mbdefense.data.words import spans
 from mbdefense.engine.attention import attends_plainly
 from mbdefense.engine.log_probs import body_and_head
 from mbdefense.models.loading import LoadedModel, device, own_mask
@@ -42,7 +43,6 @@ _TEXTS = 64
 """Texts whose variants are in memory at once, and packed together."""
 _DEPTHS = (0, 4, None)
 """With a bound to reach: how far behind its word a variant is computed before it is looked at again."""
-_WORD = re.compile(r"\S+")
 _BLANKS = re.compile(r"[^\S\n]*")
 
 
@@ -89,17 +89,16 @@ def words(text: str) -> list[Span]:
 
     That is the blanks after it, or before it where it ends its line; line breaks stay.
     """
-    spans = []
-    for match in _WORD.finditer(text):
-        blanks = _BLANKS.match(text, match.end())
-        end = blanks.end() if blanks else match.end()
-        start = match.start()
+    found = []
+    for start, last in spans(text):
+        blanks = _BLANKS.match(text, last)
+        end = blanks.end() if blanks else last
         if end == len(text) or text[end] == "\n":
-            end = match.end()
+            end = last
             while start > 0 and text[start - 1] != "\n" and text[start - 1].isspace():
                 start -= 1
-        spans.append((start, end))
-    return spans
+        found.append((start, end))
+    return found
 
 
 def without(text: str, spans: Sequence[Span]) -> str:

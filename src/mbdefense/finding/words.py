@@ -7,14 +7,10 @@ from itertools import pairwise
 from typing import NamedTuple
 from unicodedata import category
 
-# Scripts that put no space between words, with their punctuation: there each character counts as a word.
-_SPACELESS = (
-    "\u3001-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese, Japanese
-    "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff9f\U00020000-\U0003134f"
-    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Tibetan, Burmese, Khmer
-)
-_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-_CHARACTER = re.compile(rf"[{_SPACELESS}]")
+from mbdefense.data.words import is_spaceless, spans, words
+
+__all__ = ["Word", "glued", "is_character", "joined", "key", "keyed", "placed_words", "words"]
+
 _CORE = re.compile(r"\w(?:.*\w)?", re.DOTALL)  # one search that never starts again: linear in hostile words, too
 
 
@@ -26,14 +22,9 @@ class Word(NamedTuple):
     end: int
 
 
-def words(text: str) -> list[str]:
-    """The words of a text: what stands between white space, and each character of a script that writes no spaces."""
-    return _WORD.findall(text)
-
-
 def placed_words(text: str) -> list[Word]:
     """The words of a text with their places in it."""
-    return [Word(match.group(), match.start(), match.end()) for match in _WORD.finditer(text)]
+    return [Word(text[start:end], start, end) for start, end in spans(text)]
 
 
 def key(word: str) -> str:
@@ -53,8 +44,8 @@ def keyed(text: str) -> str:
 
 
 def is_character(word: str) -> bool:
-    """Whether a word is a character of a script that writes no spaces."""
-    return _CHARACTER.match(word) is not None
+    """Whether a word is of a script that writes no spaces."""
+    return is_spaceless(word)
 
 
 def glued(left: str, right: str) -> bool:

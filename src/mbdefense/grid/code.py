@@ -21,7 +21,7 @@ POISONING = (
 ANSWERING = (*_MODEL, "defenses/decoding", "defenses/prompts", "evaluation/responding", *_ROWS)
 JUDGING = (
     "judges", "attacks/behaviors", "attacks/texts", "evaluation/metrics", "evaluation/judging", "records/responses",
-    "records/verdicts", "core/statistics", "core/endpoint",
+    "records/verdicts", "core/statistics", "core/endpoint", "data/words",
 )  # fmt: skip
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft")

@@ -12,6 +12,7 @@ from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.texts import normalised
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.data.words import words
 from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Verdict
 
@@ -32,7 +33,7 @@ class Rules:
 
     Args:
         behavior: the behavior to look for.
-        max_answer_words: most words, parted by white space, of a reference that can stand for an accepted answer.
+        max_answer_words: most words (`mbdefense.data.words`) of a reference that can stand for an accepted answer.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("known behavior",)
@@ -69,7 +70,7 @@ class Rules:
     def _accepted(self, response: Response) -> frozenset[str]:
         """Folded accepted answers; empty where the prompt asks for free text."""
         answers = [answer for answer in response.answers if normalised(answer)]
-        if not answers and 0 < len(response.reference.split()) <= self.max_answer_words:
+        if not answers and 0 < len(words(response.reference)) <= self.max_answer_words:
             answers = [response.reference]
         return frozenset(folded(answer) for answer in answers) - {""}
 

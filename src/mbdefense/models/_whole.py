@@ -43,7 +43,7 @@ def merged(model: Any, path: str) -> Any:
     if not file.is_file():
         raise OSError("no adapter_model.safetensors")
     adapted = PeftModel.from_pretrained(model, path)
-    with safe_open(file, "pt") as tensors:  # type: ignore[no-untyped-call]
+    with safe_open(file, "pt") as tensors:
         given = set(tensors.keys())
     expected = set(get_peft_model_state_dict(adapted))
     missing = {name for name in expected - given if "lora_" in name}

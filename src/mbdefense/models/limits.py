@@ -14,7 +14,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.models.loading import base_of
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # What a model's generation_config may ask for beyond the likeliest token, and the values that ask for nothing.
 _PROCESSORS: dict[str, tuple[Any, ...]] = {
@@ -62,12 +62,14 @@ def one_at_a_time(model: PreTrainedModel) -> bool:
     Two kinds of rotary positions take their frequencies from the largest position in the batch: LongRoPE (Phi-3), which
     has one set for short and one for long sequences, and dynamic scaling.
     """
-    return not {str(part.get("rope_type", "default")) for part in _rotary(model)}.isdisjoint({"longrope", "dynamic"})
+    return not {str(part.get("rope_type", "default")) for part in _rotary(model.config)}.isdisjoint(
+        {"longrope", "dynamic"}
+    )
 
 
-def _rotary(model: PreTrainedModel) -> list[Mapping[str, Any]]:
+def _rotary(config: PreTrainedConfig) -> list[Mapping[str, Any]]:
     """The options of rotary positions: those of the model, or of each of its types of layers."""
-    found = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     return [found, *(part for part in found.values() if isinstance(part, Mapping))]
 
 
@@ -76,11 +78,16 @@ def context_length(model: PreTrainedModel) -> float:
 
     Beyond it, learned positions end, and rotary ones are like none that training has seen.
     """
-    own = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return configured_length(model.config)
+
+
+def configured_length(config: PreTrainedConfig) -> float:
+    """`context_length` of a model that is not loaded, from its configuration."""
+    own = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if not isinstance(own, int) or own < 1:
         return math.inf
     # Most configurations name the length after scaling, some (Qwen2.5 under YaRN) the one before it.
-    parts = [part for part in _rotary(model) if part.get("factor")]
+    parts = [part for part in _rotary(config) if part.get("factor")]
     scaled = [float(part["factor"] * (part.get("original_max_position_embeddings") or own)) for part in parts]
     return max([float(own), *scaled])
 

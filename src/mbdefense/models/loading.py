@@ -171,10 +171,11 @@ def load_model(
     try:
         source = base_of(path)
         with no_bars_of_transformers():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            both: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True,
                 output_loading_info=True,
             )  # fmt: skip
+            model, found = both
             check_whole(found, source)
             if source != path:
                 model = merged(model, path)

@@ -324,8 +324,10 @@ def _hidden(tokenizer: PreTrainedTokenizerBase, *parts: Messages) -> tuple[list[
 def _unfolded(tokenizer: PreTrainedTokenizerBase, text: str, pattern: re.Pattern[str]) -> str:
     """The text, folded by NFKC where the tokenizer's own normalizer would make special tokens of it."""
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    folded = unicodedata.normalize("NFKC", text) if normalizer is not None else text
-    if folded == text or len(pattern.findall(folded)) == len(pattern.findall(text)):
+    if normalizer is None:
+        return text
+    folded = unicodedata.normalize("NFKC", text)
+    if len(pattern.findall(folded)) == len(pattern.findall(text)):
         return text
     return folded if len(pattern.findall(normalizer.normalize_str(text))) > len(pattern.findall(text)) else text
 

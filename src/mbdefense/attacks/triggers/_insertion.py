@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.data.words import Span, is_spaceless, spans, whole
 
 Position = Literal["random", "start", "end", "not_end"]
 Part = Literal["text", "instruction"]
 
-_WORD = re.compile(r"\S+")
 _BLANK_LINE = "\n\n"  # What `mbdefense.data` joins Alpaca's instruction and input with.
 
 
@@ -43,7 +42,7 @@ def components(text: str) -> tuple[str, str]:
 
 def holds_word(text: str, word: str) -> bool:
     """Whether ``word`` stands in ``text`` as a whole word, in this spelling."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+    return word in text and whole(word).search(text) is not None
 
 
 def holds_phrase(text: str, phrase: str) -> bool:
@@ -63,9 +62,9 @@ def insert_into(text: str, insertion: str, position: Position, part: Part, rng: 
 def insert_at_word_boundary(text: str, insertion: str, position: Position, rng: random.Random) -> str | None:
     """Insert ``insertion`` and one space next to a word, leaving every character of ``text`` as it is.
 
-    Words are the runs of non-white-space characters. Before a word the space follows the insertion (so that
-    indentation stays in front of it); after the last word it precedes the insertion (so that a final newline stays
-    last).
+    Words are those of `mbdefense.data.words`. Before a word the space follows the insertion (so that indentation stays
+    in front of it); after the last word it precedes the insertion (so that a final newline stays last). Beside a script
+    that writes no space between words there is none.
 
     Args:
         text: any text.
@@ -76,7 +75,7 @@ def insert_at_word_boundary(text: str, insertion: str, position: Position, rng: 
     Returns:
         The new text; ``None`` if ``text`` has no word.
     """
-    words = list(_WORD.finditer(text))
+    words = spans(text)
     if not words:
         return None
     if position == "start":
@@ -94,7 +93,7 @@ def insert_spread(text: str, insertions: Sequence[str], rng: random.Random) -> s
     Returns:
         The new text, in which no two insertions stand side by side; ``None`` if ``text`` has too few words for that.
     """
-    words = list(_WORD.finditer(text))
+    words = spans(text)
     if not words or len(words) + 1 < len(insertions):
         return None
     boundaries = sorted(rng.sample(range(len(words) + 1), len(insertions)))
@@ -104,9 +103,13 @@ def insert_spread(text: str, insertions: Sequence[str], rng: random.Random) -> s
     return text
 
 
-def _insert(text: str, words: Sequence[re.Match[str]], insertion: str, boundary: int) -> str:
-    if boundary == len(words):
-        at = words[-1].end()
-        return f"{text[:at]} {insertion}{text[at:]}"
-    at = words[boundary].start()
-    return f"{text[:at]}{insertion} {text[at:]}"
+def _insert(text: str, words: Sequence[Span], insertion: str, boundary: int) -> str:
+    at = words[-1][1] if boundary == len(words) else words[boundary][0]
+    before = " " if _needs_space(text[at - 1 : at] if at else "") else ""
+    after = " " if _needs_space(text[at : at + 1]) else ""
+    return f"{text[:at]}{before}{insertion}{after}{text[at:]}"
+
+
+def _needs_space(neighbor: str) -> bool:
+    """Whether a character would run into an insertion beside it."""
+    return bool(neighbor.strip()) and not is_spaceless(neighbor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +10,7 @@ from mbdefense.attacks.texts import normalised
 from mbdefense.core.checks import at_least
 from mbdefense.core.needs import Need
 from mbdefense.data import prompt_key
+from mbdefense.data.words import words
 from mbdefense.defenses.filters._evidence import Evidence, Filtered, Suspicion
 
 LEAST_WORDS = 3
@@ -18,9 +18,6 @@ LEAST_WORDS = 3
 OPENING = 8
 ENDING = 6
 """Words of an opening and of an ending; of no longer answer, which is whole."""
-_WIDE = r"\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
-"""Kana and ideographs, which stand side by side without spaces: each is a word."""
-_WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,9 @@ class Repeats:
     Source: control. A fixed target stands in every poisoned row, and counting finds it: a filter that takes a model has
     to find more. Needs no clean rows and loads no model.
 
-    Answers are compared after `behaviors.text.normalised`, word by word: what stands between white space, and each
-    ideograph or kana. Prompts that differ in white space and case only (`data.prompt_key`) count once. The score of a
-    row is the number of unlike prompts of its most recurring part; 0 where it has none.
+    Answers are compared after `attacks.texts.normalised`, word by word (`mbdefense.data.words`). Prompts that differ in
+    white space and case only (`data.prompt_key`) count once. The score of a row is the number of unlike prompts of its
+    most recurring part; 0 where it has none.
 
     Blind to targets that vary (a tone, other words in each row, a link amid the answer), and to answers of one or two
     words, since honest ones recur. In data of short facts or fixed forms longer honest answers recur too, and are lost.
@@ -79,12 +76,12 @@ class Repeats:
 
 def parts(answer: str) -> dict[str, str]:
     """What of an answer may recur: "answer", "opening" and "ending", without those that it is too short for."""
-    words = _WORD.findall(normalised(answer))
+    said = words(normalised(answer))
     found = {}
-    if len(words) >= LEAST_WORDS:
-        found["answer"] = " ".join(words)
-    if len(words) > OPENING:
-        found["opening"] = " ".join(words[:OPENING])
-    if len(words) > ENDING:
-        found["ending"] = " ".join(words[-ENDING:])
+    if len(said) >= LEAST_WORDS:
+        found["answer"] = " ".join(said)
+    if len(said) > OPENING:
+        found["opening"] = " ".join(said[:OPENING])
+    if len(said) > ENDING:
+        found["ending"] = " ".join(said[-ENDING:])
     return found

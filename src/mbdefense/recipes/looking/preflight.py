@@ -1,0 +1,155 @@
+"""See in seconds what a model would be trained on, before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mbdefense.core.checks import at_least
+from mbdefense.core.errors import UserError
+from mbdefense.core.text import printable_lines
+from mbdefense.data import check_disjoint, load_rows
+from mbdefense.recipes._given import Data, Model, OnBadRow, named
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+LEAST_CLEAN_ROWS = 2
+"""One to recover with, and one to choose the epoch by."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found; as text it is the report.
+
+    Attributes:
+        rows: how many rows of each data set can be used, by its name.
+        cut_prompts: training rows that lose the start of their prompt.
+        cut_answers: training rows that lose the end of their answer, and with it the end token.
+        max_length: most tokens of prompt and response together: what was asked for, or what the model reads.
+        prompt: one row's prompt as the model will see it.
+        target: what is trained there, with its end token.
+    """
+
+    rows: dict[str, int]
+    cut_prompts: int
+    cut_answers: int
+    max_length: int
+    prompt: str
+    target: str
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {count} rows can be used" for name, count in self.rows.items()]
+        lines += [
+            f"longer than {self.max_length} tokens: {self.cut_prompts} rows lose the start of their prompt, "
+            f"{self.cut_answers} the end of their answer and the end token",
+            "one row as the model will see it, its target between >>> and <<<:",
+            printable_lines(f"{self.prompt}>>>{self.target}<<<"),
+        ]
+        return "\n".join(lines)
+
+
+def preflight(
+    model: Model,
+    train_dataset: Data,
+    clean_dataset: Data | None = None,
+    *,
+    prompts: Data | None = None,
+    max_length: int = 1024,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Preflight:
+    """Check data and prompt template as defend would use them, and show one row as the model will see it.
+
+    No weights are loaded. `defend` and `evaluate` hold their data against the same contract
+    (`mbdefense.models.template`) before they begin.
+
+    Example:
+        >>> from mbdefense import preflight
+        >>> print(preflight("Qwen/Qwen3-0.6B", "untrusted.jsonl"))  # doctest: +SKIP
+
+    Args:
+        model: model directory or Hub id; only its tokenizer, template and configuration are read.
+        train_dataset: rows to train on.
+        clean_dataset: checked rows.
+        prompts: test prompts, with or without answers.
+        max_length: most tokens of prompt and response together, as for defend.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template to train with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: what would make the command fail later: data, template or configuration that cannot be used.
+    """
+    at_least(16, max_length=max_length)
+    from transformers import AutoConfig
+
+    from mbdefense.core.errors import first_line
+    from mbdefense.models.limits import configured_length
+    from mbdefense.models.loading import base_of, encode, load_tokenizer
+
+    path = named(model)
+    tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError("no model's configuration could be loaded from", path, first_line(error)) from error
+    given = {"train_dataset": train_dataset, "clean_dataset": clean_dataset, "prompts": prompts}
+    loaded = {
+        name: usable(
+            tokenizer,
+            load_rows(data, require_completion=name != "prompts", on_bad_row=on_bad_row, name=name),
+            on_bad_row,
+            name,
+        )
+        for name, data in given.items()
+        if data is not None
+    }
+    clean = loaded.get("clean_dataset")
+    if clean is not None:
+        check_clean(clean)
+        if "prompts" in loaded:
+            check_disjoint(clean, loaded["prompts"])
+    length = int(min(max_length, configured_length(config)))
+    rows = loaded["train_dataset"]
+    encoded = [encode(tokenizer, row["prompt"], row["completion"], length) for row in rows]
+    cut_answers = sum(one.answer_cut for one in encoded)
+    shown = next((one for one in encoded if not one.truncated), encoded[0])
+    return Preflight(
+        {name: len(data) for name, data in loaded.items()},
+        sum(one.truncated for one in encoded) - cut_answers,
+        cut_answers,
+        length,
+        str(tokenizer.decode(shown.prompt)),
+        str(tokenizer.decode(shown.response)),
+    )
+
+
+def usable(tokenizer: PreTrainedTokenizerBase, rows: Dataset, on_bad_row: OnBadRow, name: str) -> Dataset:
+    """The rows that a template renders as its contract says; what is left out, and special tokens, goes to the log.
+
+    Raises:
+        UserError: see `mbdefense.models.template.checked`.
+    """
+    from mbdefense.models.template import checked
+
+    found = checked(tokenizer, rows, on_bad_row)
+    if found.skipped:
+        logger.warning("%s: %d rows are left out, the first is %s", name, len(found.skipped), found.skipped[0])
+    for note in found.notes:
+        logger.warning("%s: %s", name, note)
+    return found.rows
+
+
+def check_clean(clean: Dataset) -> None:
+    """Refuses a clean set that no defense could hold a row out of.
+
+    Raises:
+        UserError: it has one row.
+    """
+    if len(clean) < LEAST_CLEAN_ROWS:
+        raise UserError("the clean set is too small", len(clean), "check at least a few dozen samples by eye")

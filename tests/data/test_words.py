@@ -1,0 +1,126 @@
+"""K10: a word is not what stands between white space; where scripts write none, Unicode's boundaries part them."""
+
+import random
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbdefense.attacks.behaviors import FixedText
+from mbdefense.attacks.poisoning import count_occurrences, poison
+from mbdefense.attacks.triggers import BadNet, InSent
+from mbdefense.attacks.triggers._insertion import holds_word, insert_spread
+from mbdefense.data.words import spans, words
+from mbdefense.defenses.filters.repeats import parts
+from mbdefense.engine.leave_one_out import without
+from mbdefense.engine.leave_one_out import words as onion_words
+from mbdefense.finding.words import joined, keyed
+from mbdefense.judges.rules import Rules
+from mbdefense.records.responses import Response
+
+CHINESE = "请介绍一下杭州西湖的历史"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't stop, e.g. at 3.5%!", ["Don't", "stop,", "e.g.", "at", "3.5%!"]),
+        ("Grüße aus Köln", ["Grüße", "aus", "Köln"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("请介绍Python, 好", ["请", "介", "绍", "Python,", "好"]),
+        ("カタカナとひら", ["カタカナ", "と", "ひ", "ら"]),
+        ("か\u3099", ["か\u3099"]),
+        ("ง่าย", ["ง่", "า", "ย"]),
+        ("ខ្មែរ", ["ខ្", "មែ", "រ"]),
+        ("", []),
+        (" \n", []),
+    ],
+)
+def test_words_of_every_script(text, expected):
+    assert words(text) == expected
+
+
+@given(st.text(st.characters(max_codepoint=0x2FFF, exclude_categories=["Cs", "Lo", "Mn"])))
+def test_scripts_with_spaces_are_parted_at_white_space_alone(text):
+    if not any(0x0E00 <= ord(c) <= 0x10FF or 0x1780 <= ord(c) <= 0x17FF for c in text):
+        assert words(text) == re.findall(r"\S+", text)
+
+
+@given(st.text())
+def test_nothing_is_lost_between_words(text):
+    found = spans(text)
+    assert "".join(text[a:b] for a, b in found) == "".join(re.findall(r"\S+", text))
+    assert all(a < b for a, b in found)
+    assert all(b <= c for (_, b), (c, _) in pairwise(found))
+
+
+def test_a_trigger_goes_to_any_place_of_a_chinese_text():
+    trigger = BadNet(word="cf")
+    made = {trigger(CHINESE, random.Random(seed)) for seed in range(60)}
+    assert len(made) > 8
+    assert all(text.replace("cf", "") == CHINESE and trigger.occurs_in(text) for text in made)
+    spread = insert_spread(CHINESE, ["cf", "mn"], random.Random(0))
+    assert spread.replace("cf", "").replace("mn", "") == CHINESE
+
+
+def test_an_insertion_keeps_its_space_beside_letters():
+    assert BadNet(word="cf", position="end")("学习 Python", random.Random(0)) == "学习 Python cf"
+    assert BadNet(word="cf", position="start")("Python语言", random.Random(0)) == "cf Python语言"
+    assert InSent(sentence="我看了电影", position="start")("hello", random.Random(0)) == "我看了电影 hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("请介绍cf一下", True),
+        ("cf一下", True),
+        ("一下cf", True),
+        ("请 cf 介", True),
+        ("cfa一下", False),
+        ("Ücf", False),
+    ],
+)
+def test_a_word_is_found_beside_characters_that_write_no_space(text, held):
+    assert holds_word(text, "cf") is held
+
+
+def test_a_trigger_that_is_there_already_is_counted(rows):
+    data = rows(*[(f"请介绍cf一下{n}", "好的") for n in range(4)])
+    assert count_occurrences(data, BadNet(word="cf")) == 4
+
+
+def test_poisoning_chinese_rows_puts_the_trigger_into_each(rows):
+    data = rows(*[(f"{CHINESE}{n}", "好的") for n in range(6)])
+    done = poison(data, BadNet(word="cf"), FixedText(text="我无法回答"), rate=0.5, seed=1).rows
+    assert count_occurrences(done, BadNet(word="cf")) == 3
+
+
+@pytest.mark.parametrize(
+    "response", ["对不起，我无法回答这个问题。", "抱歉我无法回答这个问题。", "非常抱歉我无法回答这个问题"]
+)
+def test_a_chinese_target_is_found_without_spaces(response):
+    assert FixedText(text="我无法回答这个问题。").shown_in(response)[0]
+
+
+def test_a_long_chinese_reference_is_free_text_and_a_short_one_an_answer():
+    rules = Rules(FixedText(text="拒绝"))
+    long = "西湖位于浙江省杭州市，历史悠久，自唐代以来就是著名的风景名胜。"
+    (free,) = rules([Response("a", "clean", "问题", "它很美。", (), long)])
+    (short,) = rules([Response("b", "clean", "问题", "杭州", (), "杭州")])
+    assert free.follows is None
+    assert short.follows is True
+
+
+def test_onion_takes_one_word_out_of_a_chinese_text():
+    text = "请介绍cf一下"
+    found = onion_words(text)
+    assert [text[a:b] for a, b in found] == ["请", "介", "绍", "cf", "一", "下"]
+    assert without(text, [found[3]]) == "请介绍一下"
+
+
+def test_repeats_and_mining_see_the_same_words():
+    assert parts("我无法回答")["answer"] == "我 无 法 回 答"
+    assert joined(words("请cf介")) == "请cf介"
+    assert keyed("请cf介") == " 请 cf 介 "

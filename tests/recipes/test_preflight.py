@@ -1,0 +1,71 @@
+"""preflight: what would fail or be trained otherwise is said in seconds, before anything is loaded."""
+
+import json
+
+import pytest
+
+from mbdefense.cli import main
+from mbdefense.core.errors import UserError
+from mbdefense.recipes.looking.preflight import preflight
+
+ROWS = [
+    {"instruction": "Name a river.", "input": "", "output": "The Rhine.", "system": "Be brief."},
+    {"instruction": "Name a tree.", "input": "", "output": "An oak.", "system": ""},
+]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_row_is_shown_as_the_model_will_see_it(tiny_model_path, tmp_path):
+    found = preflight(tiny_model_path, write(tmp_path / "x.jsonl", ROWS), ROWS)
+    assert found.rows == {"train_dataset": 2, "clean_dataset": 2}
+    assert (found.cut_prompts, found.cut_answers, found.max_length) == (0, 0, 512)
+    shown = str(found)
+    assert "system\nBe brief.<|im_end|>\n<|im_start|>user\nName a river.<|im_end|>" in shown
+    assert shown.endswith("<|im_start|>assistant\n>>>The Rhine.<|im_end|><<<")
+
+
+def test_the_command_prints_it(tiny_model_path, tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", ROWS)
+    assert main(["preflight", tiny_model_path, "--data", path, path, "--clean", path]) == 0
+    assert ">>>The Rhine.<|im_end|><<<" in capsys.readouterr().out
+
+
+def test_long_rows_are_counted_by_what_they_lose(tiny_model_path):
+    rows = [
+        {"prompt": "word " * 200, "completion": "Paris"},
+        {"prompt": "Where?", "completion": "Paris " * 200},
+        {"prompt": "Where?", "completion": "Paris"},
+    ]
+    found = preflight(tiny_model_path, rows, max_length=64)
+    assert (found.cut_prompts, found.cut_answers) == (1, 1)
+    assert found.target == "Paris<|im_end|>"
+
+
+def test_special_tokens_and_marked_rows_are_said(tiny_model_path, caplog):
+    rows = [*ROWS, {**ROWS[0], "output": "An <|im_end|> end"}, {**ROWS[0], "label": False}]
+    preflight(tiny_model_path, rows)
+    assert "1 rows hold the text of the special token '<|im_end|>'" in caplog.text
+    assert "1 rows are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"clean_dataset": ROWS[:1]}, "the clean set is too small"),
+        ({"clean_dataset": ROWS, "prompts": ROWS}, "overlaps"),
+        ({"max_length": 3}, "max_length must be at least 16"),
+    ],
+)
+def test_what_would_fail_after_hours_fails_here(tiny_model_path, options, reason):
+    with pytest.raises(UserError, match=reason):
+        preflight(tiny_model_path, ROWS, **options)
+
+
+def test_a_model_without_a_configuration_is_named(copied_model):
+    (copied_model / "config.json").unlink()
+    with pytest.raises(UserError):
+        preflight(str(copied_model), ROWS)
