@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-import regex
+import regex  # type: ignore[import-untyped]
 
 SPACELESS = (
     "\u3001-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese, Japanese
