@@ -218,5 +218,5 @@ def test_mining_needs_no_torch():
 
 
 def test_what_help_needs_is_light():
-    modules = ["core.errors", "training.options", "attacks.triggers", "attacks.behaviors", "cli"]
+    modules = ["core.errors", "training.options", "attacks.triggers", "attacks.behaviors", "defenses", "cli"]
     assert loaded_by(*(f"mbdefense.{name}" for name in modules)) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.needs import Need
 from mbdefense.data import unlabelled
+from mbdefense.defenses._needs import check
 from mbdefense.models.loading import CARD_FILE
 from mbdefense.training.job import Job, Model
 from mbdefense.training.options import TrainingOptions
@@ -60,18 +60,7 @@ class Setting:
         Raises:
             UserError: one is missing, by the method's name.
         """
-        untuned = self.base is None or self.suspect is None
-        missing: dict[Need, tuple[bool, str]] = {
-            "suspect data": (self.suspect is None, "give the rows, or choose a defense that repairs a finished model"),
-            "victim": (self.victim is None and untuned, "give the undefended model, or a base model and suspect data"),
-            "reference model": (self.base is None, "give the model that it was tuned from as the base model"),
-        }
-        for need in method.needs:
-            absent, fix = missing.get(need, (False, ""))
-            if absent:
-                raise UserError(f"{_name(method)} needs {_WORDS[need]}, and there is none", fix=fix)
-        if "suspect data" in method.needs and self.base is None:
-            raise UserError(f"{_name(method)} needs a base model to tune, and there is none", fix="give one")
+        check(method, self)
 
     def base_model(self) -> Model:
         """The base model, with the prompt template that all trainings share.
@@ -108,16 +97,3 @@ class Setting:
     def tune(self, rows: Dataset, name: str = "") -> Path:
         """The base model instruction-tuned on `rows`; see `Store.make`."""
         return self.store.make(Job(self.base_model(), rows, self.training), name)
-
-
-_WORDS: dict[Need, str] = {
-    "suspect data": "suspect data",
-    "victim": "an undefended model",
-    "reference model": "a clean reference model",
-}
-
-
-def _name(method: object) -> str:
-    from mbdefense.defenses import DEFENSES
-
-    return next((name for name, kind in DEFENSES.items() if kind is type(method)), type(method).__name__)

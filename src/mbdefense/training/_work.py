@@ -44,7 +44,7 @@ def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
 
 
 def _tuned(job: Job, checkpoints: Path, resume: bool) -> Trained:
-    loaded, objective, rows = job.start.load(), job.objective, job.rows
+    loaded, objective, rows = _started(job), job.objective, job.rows
     answers = list[Answered]()
     if isinstance(objective, Recovery) and isinstance(rows, RecoveryRows):  # asked before the weights change
         answers = [_answered(loaded, part) for part in (rows, objective.held_out)]
@@ -61,6 +61,14 @@ def _tuned(job: Job, checkpoints: Path, resume: bool) -> Trained:
     from mbdefense.training.sft import instruction_tune
 
     return instruction_tune(loaded, job.plain_rows(), job.options, checkpoints, resume=resume)
+
+
+def _started(job: Job) -> LoadedModel:
+    """The start, all of whose weights can be trained: those that an adapter was merged into are loaded frozen."""
+    loaded = job.start.load()
+    model: Any = loaded.model
+    model.requires_grad_(True)
+    return loaded
 
 
 def _mix(model: Any, mix: Mix) -> None:
@@ -137,7 +145,7 @@ def _trial(job: Job, rate: float, held_out: Dataset, checkpoints: Path, resume: 
     place = checkpoints / f"rate-{rate}"
     options = replace(job.options, learning_rate=rate)
     trained = instruction_tune(
-        job.start.load(), job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out
+        _started(job), job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out
     )
     if trained.state is None:
         model: Any = trained.model.model
