@@ -20,7 +20,8 @@ from mkdocs.structure.files import File, Files
 
 import mbdefense
 from mbdefense import cli
-from mbdefense.core.needs import MEANINGS, facts
+from mbdefense.cli import listing
+from mbdefense.core.needs import MEANINGS
 from mbdefense.data import fields
 
 PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers")}
@@ -113,7 +114,7 @@ def command_page(name: str) -> str:
     if name == "defend":
         known = {row[0] for rows in groups.values() for row in rows}
         parts.append("## Options of other defenses\n")
-        for defense in cli.method_tables()["defenses"]:
+        for defense in listing.method_tables()["defenses"]:
             other = option_groups(parser_of([*words, "--defense", defense]))
             rows = [row for _, rows in other for row in rows if row[0] not in known]
             if rows:
@@ -167,7 +168,7 @@ def table(head: Row, rows: Iterable[Row]) -> str:
 def api_page() -> str:
     """What `from mbdefense import ...` offers."""
     names = [name for name in getattr(mbdefense, "__all__", ()) if not name.startswith("__")]
-    methods = {method.__name__ for table_ in cli.method_tables().values() for method in table_.values()}
+    methods = {method.__name__ for table_ in listing.method_tables().values() for method in table_.values()}
     parts = ["# Python\n", "```python\nfrom mbdefense import defend, evaluate\n```\n"]
     parts += ["The classes of methods have [a page of their own](classes.md).\n"]
     parts += [f"::: {path_of(getattr(mbdefense, name))}\n" for name in names if name not in methods]
@@ -176,24 +177,29 @@ def api_page() -> str:
 
 def path_of(thing: Any) -> str:
     """Where a function or class is defined; of a filter as a defense, where the filter is."""
-    filters = {method.__name__: method for method in cli.method_tables()["filters"].values()}
+    filters = {method.__name__: method for method in listing.method_tables()["filters"].values()}
     thing = filters.get(thing.__name__, thing)
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def methods_page() -> str:
-    """The tables of methods, by kind."""
+    """Everything that `mbdefense list` names, by kind."""
     parts = ["# Methods\n", "```\nmbdefense list\n```\n"]
     parts += ["Each is used as `name`, or `name:option=value,option=value`; the options are those of its class.\n"]
-    for kind, methods in cli.method_tables().items():
-        rows = []
-        for name, method in methods.items():
-            needs, source = facts(method)
-            first = prose((inspect.getdoc(method) or "").split("\n\n")[0])
-            rows.append((f"[`{name}`][{path_of(method)}]", first, ", ".join(needs) or "-", linked(source)))
-        parts.append(f"## {kind.capitalize()}\n\n" + table(("Name", "What", "Needs", "Source"), rows))
+    for kind, use in listing._USED.items():
+        rows = [
+            (shown_name(kind, one.name), prose(one.does), ", ".join(one.needs) or "-", linked(one.source))
+            for one in listing.entries(kind)
+        ]
+        parts.append(f"## {kind.capitalize()}\n\nUsed by {use}.\n\n" + table(("Name", "What", "Needs", "Source"), rows))
     parts.append("## What methods need\n\n" + table(("Need", "Meaning"), MEANINGS.items()))
     return "\n".join(parts)
+
+
+def shown_name(kind: str, name: str) -> str:
+    """A method's name, with a link where it has a class."""
+    method = listing.method_tables().get(kind, {}).get(name)
+    return f"[`{name}`][{path_of(method)}]" if method else f"`{name}`"
 
 
 def fields_page() -> str:
@@ -210,10 +216,10 @@ def papers_page() -> str:
     """Which method comes from which paper."""
     titles = yaml.safe_load((Path(__file__).parent / "_papers.yaml").read_text(encoding="utf-8"))
     found: dict[str, dict[str, None]] = {}
-    for methods in cli.method_tables().values():
-        for name, method in methods.items():
-            for number in ARXIV.findall(facts(method).source):
-                found.setdefault(number, {})[f"[`{name}`][{path_of(method)}]"] = None
+    for kind in listing._USED:
+        for one in listing.entries(kind):
+            for number in ARXIV.findall(one.source):
+                found.setdefault(number, {})[shown_name(kind, one.name)] = None
     rows = [(linked(number), titles.get(number, ""), ", ".join(names)) for number, names in sorted(found.items())]
     return "# Papers\n\nWhat each method's source is, by arXiv number.\n\n" + table(("arXiv", "Title", "Methods"), rows)
 
@@ -222,7 +228,7 @@ def classes_page() -> str:
     """The class of each method once, with its options, source and deviations."""
     parts = ["# Classes of methods\n"]
     seen: set[str] = set()
-    for kind, methods in cli.method_tables().items():
+    for kind, methods in listing.method_tables().items():
         new = [path for path in map(path_of, methods.values()) if path not in seen and not seen.add(path)]  # type: ignore[func-returns-value]
         if new:
             parts.append(f"## {kind.capitalize()}\n")

@@ -11,6 +11,7 @@ import pytest
 
 import mbdefense
 from mbdefense import cli
+from mbdefense.cli.listing import method_tables
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -106,7 +107,7 @@ def test_links_of_pages_outside_the_site_lead_somewhere(path):
 @pytest.mark.parametrize("path", SHOWN, ids=named)
 def test_commands_exist_with_their_options(path, options):
     for words, whole in commands(path):
-        if words[0] == "purify" or words[:2] == ["analyze", "triggers"]:
+        if words[0] in {"purify", "preflight"} - set(cli.COMMANDS) or words[:2] == ["analyze", "triggers"]:
             continue  # SLICE1
         assert words[0] in (*cli.COMMANDS, "COMMAND"), f"no command {words[0]}: {words}"
         given = {word.split("=")[0] for word in words if word.startswith("--")}
@@ -119,7 +120,7 @@ def test_commands_exist_with_their_options(path, options):
 
 @pytest.mark.parametrize("path", SHOWN, ids=named)
 def test_methods_in_commands_exist(path):
-    tables = cli.method_tables()
+    tables = method_tables()
     for words, _ in commands(path):
         if words[0] == "list":
             assert set(words[1:]) <= set(tables), words
@@ -134,7 +135,7 @@ def test_python_in_pages_compiles_and_its_imports_exist(path):
     for code in blocks(path, "python"):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and node.module == "mbdefense":
-                if not hasattr(mbdefense, "__all__"):
+                if "defend" not in mbdefense.__all__:
                     continue  # SLICE1
                 assert {alias.name for alias in node.names} <= set(mbdefense.__all__)
             elif isinstance(node, ast.ImportFrom) and node.module.startswith("mbdefense."):
@@ -146,7 +147,7 @@ def test_every_command_and_method_has_its_place_in_the_reference(generator):
     pages = generator.pages()
     for command in cli.COMMANDS:
         assert any(page.startswith(f"reference/cli/{command}") for page in pages), command
-    for methods in cli.method_tables().values():
+    for methods in method_tables().values():
         for name in methods:
             assert f"[`{name}`]" in pages["reference/methods.md"]
 
@@ -168,7 +169,7 @@ def scene(tmp_path, monkeypatch, tiny_model_path):
     return tiny_model_path
 
 
-@pytest.mark.skipif(not hasattr(mbdefense, "__all__"), reason="SLICE1")
+@pytest.mark.skipif("defend" not in mbdefense.__all__, reason="SLICE1")
 @pytest.mark.parametrize("path", EXAMPLES, ids=named)
 def test_python_of_the_first_pages_runs(path, scene):
     for code in blocks(path, "python"):
@@ -177,7 +178,7 @@ def test_python_of_the_first_pages_runs(path, scene):
         exec(compile(code, named(path), "exec"), {})  # noqa: S102
 
 
-@pytest.mark.skipif(not hasattr(mbdefense, "__all__"), reason="SLICE1")
+@pytest.mark.skipif("defend" not in mbdefense.__all__, reason="SLICE1")
 @pytest.mark.parametrize(
     ("page", "source", "made"),
     [("llamafactory", "data/my_set.json", "data/my_set_kept.json"), ("axolotl", "data.jsonl", "kept.jsonl")],
