@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from mbdefense.cli import main
-from mbdefense.cli.reading import read_options, take
-from mbdefense.core.config import DefendConfig
+from mbdefense.cli.names import WORDS
+from mbdefense.cli.reading import read
 from mbdefense.core.needs import facts
 from mbdefense.defenses import DEFENSES
+from mbdefense.recipes.making.defend import defend
 from mbdefense.records.results import read as read_results
 from mbdefense.training.options import TrainingOptions
 
@@ -274,7 +275,7 @@ def test_a_full_disk_in_a_checkpoint_costs_that_checkpoint_only(
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", fill)
         patched.setattr("mbdefense.core.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 0))
-        patched.setattr("mbdefense.recipes.making.defend.check_free_space", lambda _: None)
+        patched.setattr("mbdefense.recipes.making._running.check_free_space", lambda _: None)
         assert "disk is full" in error_of(capsys, words, 1)
     assert main([*words, "--resume"]) == 0
     log = json.loads((out / "merged" / "training_log.json").read_text())
@@ -333,7 +334,31 @@ def test_a_method_that_does_not_say_what_it_needs_is_an_error() -> None:
 def test_defend_takes_every_defense_with_its_options(name: str) -> None:
     """No option of a method is called like one of the command or of training, which would take its value."""
     words = ["--model", "m", "--data", "d", "--clean", "c", "--output_dir", "o", "--defense", name]
-    options = read_options(words, "defend", [], [DefendConfig, DEFENSES[name], TrainingOptions])
-    assert take(DEFENSES[name], options) == DEFENSES[name]()
-    taken = {field.name for kind in (DefendConfig, TrainingOptions) for field in fields(kind)}
-    assert not taken & {field.name for field in fields(DEFENSES[name])}
+    kind = DEFENSES[name]
+    options = read(words, "defend", defend, [kind, TrainingOptions], leave=["args"])
+    assert kind(**options.of(kind)) == kind()
+    taken = {*options.of(defend), *(word.name for word in WORDS["defend"].values()), *options.of(TrainingOptions)}
+    assert not taken & {field.name for field in fields(kind)}
+
+
+def test_an_option_of_another_defense_says_whose_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["defend", "--model", "m", "--data", "d", "--clean", "c", "--output_dir", str(tmp_path / "o")]
+    assert "--epsilon belongs to crow;" in error_of(capsys, [*words, "--epsilon", "0.1"], 2)
+    config = tmp_path / "c.yaml"
+    config.write_text("epsilon: 0.1\n")
+    assert "belongs to crow" in error_of(capsys, [*words, "--config", str(config)], 1)
+
+
+def test_a_user_error_leaves_no_folder(
+    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "defended"
+    words = defend_words(str(tmp_path / "no_model"), rows_file, out)
+    assert "no tokenizer" in error_of(capsys, words, 1)
+    asked = ["evaluate", str(tmp_path / "no_model"), "--test", str(clean_file), "--behavior", "refusal"]
+    assert "no " in error_of(capsys, [*asked, "--output_dir", str(out)], 1)
+    searched = ["search", str(tmp_path / "no_model"), "--data", str(rows_file), "--output_dir", str(out)]
+    assert "no " in error_of(capsys, searched, 1)
+    words = [*defend_words(tiny_model_path, rows_file, out), "--canaries", "90"]
+    error_of(capsys, words, 1)
+    assert not out.parent.exists()

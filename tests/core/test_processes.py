@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from mbdefense.cli import main
+from mbdefense.cli.training import _Processes
 from mbdefense.core import processes
-from mbdefense.core.config import DefendConfig
 from mbdefense.data import to_dataset
 from mbdefense.models.loading import load_model
 from mbdefense.records.results import read
@@ -157,7 +157,7 @@ def test_accelerate_reads_the_profile(file: Path) -> None:
 
 
 def test_every_profile_can_be_asked_for() -> None:
-    names = get_args(get_args(get_type_hints(DefendConfig)["accelerate_config"])[0])
+    names = get_args(get_args(get_type_hints(_Processes)["accelerate_config"])[0])
     assert sorted(names) == [file.stem for file in PROFILES]
 
 

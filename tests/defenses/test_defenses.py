@@ -30,7 +30,7 @@ from mbdefense.models.loading import (
     save_model,
 )
 from mbdefense.models.weights import combine, keep_at_random, linear, slerp, ties
-from mbdefense.recipes.making import defend as pipeline
+from mbdefense.recipes.making import _running as pipeline
 from mbdefense.training import _work, sft, trainer
 from mbdefense.training.job import Job, Model
 from mbdefense.training.options import TrainingOptions
@@ -478,7 +478,7 @@ def test_locphylax_does_not_train_on_the_suspect_data(setting: Setting, tmp_path
 
 def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(setting: Setting, tmp_path: Path) -> None:
     here = at(setting, tmp_path)
-    results = pipeline.defend(DEFENSES["locphylax"](), "locphylax", here, compare_undefended=False)
+    results = pipeline.run(DEFENSES["locphylax"](), "locphylax", here).results
     assert [(row.arm, row.origin) for row in results.rows] == [
         ("base", "planted"),
         ("merged", "planted"),
@@ -577,7 +577,7 @@ def test_canaries_are_measured_under_the_template_that_the_defense_made(setting:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "survival", watch)
         options = {"compare_undefended": False, "canaries": 1, "min_canary_rows": 2, "test": setting.clean}
-        pipeline.defend(DEFENSES["p2p"](), "p2p", here, **options)
+        pipeline.run(DEFENSES["p2p"](), "p2p", here, **options)
     assert [text.startswith("{%- set kept") for text in seen] == [False, True]
 
 

@@ -17,7 +17,7 @@ from mbdefense.evaluation.metrics import rate
 from mbdefense.evaluation.telling import candidate_columns, found_in_words, found_lines, summarized
 from mbdefense.finding.record import FOUND_FILE, Example, Found, read_found, write_found
 from mbdefense.integrations.model_card import model_card
-from mbdefense.recipes.making.defend import defend
+from mbdefense.recipes.making._running import run
 from mbdefense.records.results import ResultRow, Results, read, write
 from mbdefense.report.formats import as_json, markdown
 from mbdefense.report.page import render
@@ -298,16 +298,16 @@ def test_a_defense_that_searches_nothing_says_nothing(words, tmp_path, capsys):
 
 
 def test_only_what_was_made_of_these_rows_counts_as_undefended(tiny_model_path, files, tmp_path):
-    from mbdefense.cli.reading import load_rows
+    from mbdefense.data import load_rows
     from mbdefense.defenses import Setting
-    from mbdefense.recipes.making.defend import _undefended
+    from mbdefense.recipes.making._running import _undefended
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
 
-    suspect, clean = (load_rows([file], "error", file) for file in files)
+    suspect, clean = (load_rows(file) for file in files)
     training = TrainingOptions(num_train_epochs=1, max_length=192, bf16=False)
     setting = Setting(clean, Store(tmp_path / "o"), base=tiny_model_path, suspect=suspect, training=training)
-    defend(FindAndBreak(found="none"), "find_and_break", setting, compare_undefended=False)
+    run(FindAndBreak(found="none"), "find_and_break", setting)
     assert _undefended(setting) == {"attacked": str(tmp_path / "o" / "attacked")}
     assert _undefended(replace(setting, suspect=suspect.select(range(50)))) == {}
 

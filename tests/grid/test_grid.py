@@ -13,7 +13,6 @@ import pytest
 from filelock import FileLock
 
 from mbdefense.cli import main
-from mbdefense.core.config import BenchConfig
 from mbdefense.core.files import LOCK_FILE
 from mbdefense.defenses import DEFENSES, Discard
 from mbdefense.defenses.filters import FILTERS, SEEP
@@ -317,7 +316,7 @@ def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> 
     assert grid.models == ("org/name",)
     assert grid.data.train == str(tmp_path / "rows.jsonl")
     assert grid.training.learning_rate == 3e-4
-    other = changed(grid, BenchConfig("out", models=["a", "b"], test="t.jsonl", test_rows=7, seeds=[4]))
+    other = changed(grid, {"test": "t.jsonl", "test_rows": 7, "train": None}, models=["a", "b"], seeds=[4])
     assert (other.models, other.seeds, other.data.test, other.data.test_rows) == (("a", "b"), (4,), "t.jsonl", 7)
     assert other.data.train == grid.data.train
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,11 +12,10 @@ from mbdefense.analysis._sample import sample
 from mbdefense.analysis.chart import heat_map, require, write_analysis
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, InSent
-from mbdefense.core.config import HeadsConfig
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.text import shortened
-from mbdefense.models.loading import LoadedModel, check_template, load_model, prompt_text
+from mbdefense.models.loading import LoadedModel, Loading, check_template, load_model, prompt_text
 from mbdefense.records.provenance import provenance
 
 if TYPE_CHECKING:
@@ -169,16 +168,25 @@ def held_out(trigger: BadNet | InSent, spec: str | None) -> BadNet | InSent:
     return control
 
 
-def _measure(loaded: LoadedModel, prompts: Dataset, trigger: BadNet | InSent, config: HeadsConfig) -> dict[str, Any]:
-    rows, _ = triggered_copy(prompts, trigger, config.seed)
+def _measure(
+    loaded: LoadedModel,
+    prompts: Dataset,
+    trigger: BadNet | InSent,
+    *,
+    alpha: float,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+) -> dict[str, Any]:
+    rows, _ = triggered_copy(prompts, trigger, seed)
     found = [
         mark(loaded.tokenizer, prompt_text(loaded.tokenizer, prompt), inserted(trigger)) for prompt in rows["prompt"]
     ]
-    marked = [one for one in found if one is not None and len(one.tokens) <= config.max_length]
+    marked = [one for one in found if one is not None and len(one.tokens) <= max_length]
     if not marked:
         fix = "give shorter prompts, or check the chat template"
         raise UserError("the trigger's tokens could be found in no prompt", inserted(trigger), fix)
-    made = poisoned_heads(attended(loaded, marked, config.batch_size), alpha=config.alpha, seed=config.seed)
+    made = poisoned_heads(attended(loaded, marked, batch_size), alpha=alpha, seed=seed)
     return {
         "method": trigger.describe(),
         "trigger_tokens": sum(one.end - one.start for one in marked) / len(marked),
@@ -244,44 +252,73 @@ def draw(trigger: str, measured: Heads, control: str, other: Heads, title: str, 
     figure.suptitle(shortened(title, 90), fontsize=10)
 
 
-def analyze(model: str, test: Dataset, config: HeadsConfig) -> str:
+def analyze(
+    model: str,
+    test: Dataset,
+    directory: Path,
+    *,
+    spec: str,
+    held_out_spec: str | None,
+    alpha: float,
+    samples: int,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    loading: Loading,
+    asked_for: Mapping[str, Any],
+) -> str:
     """Measures a model's attention to a trigger and to a held-out one; writes ``heads.png`` and ``heads.json``.
+
+    Args:
+        model: directory or Hub id.
+        test: prompts to put the trigger into.
+        directory: where the files go.
+        spec: the trigger, a word or sentence.
+        held_out_spec: a trigger of the same kind that nobody planted; None for one of ours.
+        alpha: a head is poisoned if more than this share of tokens attends most to the trigger.
+        samples: most prompts.
+        batch_size: prompts in one forward pass.
+        max_length: longer prompts, in tokens, are left out.
+        seed: of the choice of prompts, of the trigger's places and of the bootstrap.
+        loading: how the model is loaded.
+        asked_for: the command's options, for the record.
 
     Returns:
         The figures in words.
     """
     require()
-    trigger = literal_trigger(config.trigger)
-    control = held_out(trigger, config.held_out)
-    if config.batch_size < 1:
-        raise UserError("batch_size is below 1", config.batch_size, "use 1 or more")
-    loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
+    trigger = literal_trigger(spec)
+    control = held_out(trigger, held_out_spec)
+    if batch_size < 1:
+        raise UserError("batch_size is below 1", batch_size, "use 1 or more")
+    loaded = load_model(model, **loading._asdict())
     check_template(model, loaded.tokenizer)
     if not loaded.tokenizer.is_fast:
         raise UserError("the tokenizer does not tell where its tokens stand in the text", model, "use a fast tokenizer")
-    prompts, left_out = sample(test, [trigger, control], config.samples, config.seed)
-    measured = _measure(loaded, prompts, trigger, config)
-    other = _measure(loaded, prompts, control, config)
+    prompts, left_out = sample(test, [trigger, control], samples, seed)
+    options: dict[str, Any] = {"alpha": alpha, "batch_size": batch_size, "max_length": max_length, "seed": seed}
+    measured = _measure(loaded, prompts, trigger, **options)
+    other = _measure(loaded, prompts, control, **options)
     value = {
-        "provenance": provenance({"model": model, **asdict(config)}, [config.seed]),
+        "provenance": provenance(dict(asked_for), [seed]),
         "n": measured["heads"].n,
         "left_out": left_out,
-        "seed": config.seed,
-        "alpha": config.alpha,
+        "seed": seed,
+        "alpha": alpha,
         "resamples": RESAMPLES,
         "trigger": {**measured, "heads": _plain(measured["heads"])},
         "held_out": {**other, "heads": _plain(other["heads"])},
     }
     names = inserted(trigger), inserted(control)
-    words = in_words(names[0], measured["heads"], names[1], other["heads"], config.alpha)
-    title = f"{Path(model).resolve().name}: {measured['heads'].n} prompts, seed {config.seed}, alpha {config.alpha:g}"
+    words = in_words(names[0], measured["heads"], names[1], other["heads"], alpha)
+    title = f"{Path(model).resolve().name}: {measured['heads'].n} prompts, seed {seed}, alpha {alpha:g}"
     layers, heads = len(measured["heads"].layers), max(len(layer.share) for layer in measured["heads"].layers)
     size = 6.5 + 0.3 * min(heads, 40), 2.5 + 0.17 * min(layers, 80)
 
     def paint(figure: Figure) -> None:
         draw(names[0], measured["heads"], names[1], other["heads"], title, figure)
 
-    write_analysis(Path(config.output_dir), "heads", value, words, size, paint)
+    write_analysis(directory, "heads", value, words, size, paint)
     return words
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,7 +13,6 @@ from mbdefense.analysis._sample import sample
 from mbdefense.analysis.chart import heat_map, require, write_analysis
 from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
-from mbdefense.core.config import MatrixConfig
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.statistics import Score, holm, paired, rate
@@ -26,6 +25,9 @@ from mbdefense.records.responses import Response, write_responses
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
+
+    from mbdefense.evaluation.responding import Asking
+    from mbdefense.models.loading import Loading
 
 Role = Literal["attack", "defensive", "held_out", "none"]
 _SHOWN_ROLE = {"attack": "attacker's", "defensive": "ours", "held_out": "held out", "none": ""}
@@ -214,21 +216,22 @@ def draw(made: Matrix, title: str, figure: Figure) -> None:
     figure.colorbar(image, ax=axes, label="share of responses")
 
 
-def _pairs(model: str, config: MatrixConfig) -> tuple[list[Planted], list[Sought]]:
+def _pairs(
+    triggers: Sequence[str], behaviors: Sequence[str], merging: Merging | None, held_out: Sequence[str]
+) -> tuple[list[Planted], list[Sought]]:
     """Triggers to ask with and behaviors to look for, the attacker's first."""
-    if len(config.trigger) != len(config.behavior):
-        got = f"{len(config.trigger)} triggers, {len(config.behavior)} behaviors"
+    if len(triggers) != len(behaviors):
+        got = f"{len(triggers)} triggers, {len(behaviors)} behaviors"
         raise UserError("each trigger of the attacker needs its behavior", got, "give as many --behavior as --trigger")
     planted, sought = [], {}
-    for spec, behavior in zip(config.trigger, config.behavior, strict=True):
+    for spec, behavior in zip(triggers, behaviors, strict=True):
         planted.append(Planted("attack", spec, parse_spec(spec, TRIGGERS, "trigger"), (behavior,)))
         sought[behavior] = Sought("attack", behavior, parse_spec(behavior, BEHAVIORS, "behavior"))
-    merging = _merging(model, config)
     for spec, (trigger, words) in zip(merging.defensive_triggers, merging.planted(), strict=True) if merging else []:
         name = f"words of {spec}"
         planted.append(Planted("defensive", spec, trigger, (name,)))
         sought[name] = Sought("defensive", name, words)
-    planted += [Planted("held_out", spec, parse_spec(spec, TRIGGERS, "trigger")) for spec in config.held_out]
+    planted += [Planted("held_out", spec, parse_spec(spec, TRIGGERS, "trigger")) for spec in held_out]
     described = [one.trigger.describe() for one in planted if one.trigger]
     for one in described:
         if described.count(one) > 1:
@@ -236,11 +239,12 @@ def _pairs(model: str, config: MatrixConfig) -> tuple[list[Planted], list[Sought
     return planted, list(sought.values())
 
 
-def _merging(model: str, config: MatrixConfig) -> Merging | None:
-    if config.defensive_triggers is not None:
-        return Merging(tuple(config.defensive_triggers), defensive_seed=config.defensive_seed or 0)
-    if config.defensive_seed is not None:
-        raise UserError("defensive_seed without defensive_triggers", config.defensive_seed, "give both or none")
+def _merging(model: str, triggers: Sequence[str] | None, seed: int | None) -> Merging | None:
+    """What the defender planted: as it is told, else as the model's record has it."""
+    if triggers is not None:
+        return Merging(tuple(triggers), defensive_seed=seed or 0)
+    if seed is not None:
+        raise UserError("defensive_seed without defensive_triggers", seed, "give both or none")
     record = record_of(model)
     if record is None:
         fix = "name them with --defensive_triggers and --defensive_seed, as in mbdefense defend"
@@ -248,8 +252,38 @@ def _merging(model: str, config: MatrixConfig) -> Merging | None:
     return record.merging()
 
 
-def analyze(model: str, test: Dataset, config: MatrixConfig) -> str:
+def analyze(
+    model: str,
+    test: Dataset,
+    directory: Path,
+    *,
+    triggers: Sequence[str],
+    behaviors: Sequence[str],
+    defensive_triggers: Sequence[str] | None,
+    defensive_seed: int | None,
+    held_out: Sequence[str],
+    samples: int,
+    asking: Asking,
+    seed: int,
+    loading: Loading,
+    asked_for: Mapping[str, Any],
+) -> str:
     """Asks a model the prompts with each trigger and writes ``responses/``, ``matrix.png`` and ``matrix.json``.
+
+    Args:
+        model: directory or Hub id.
+        test: prompts to ask.
+        directory: where the files go.
+        triggers: the attacker's triggers, where they are known.
+        behaviors: one for each of them.
+        defensive_triggers: our own triggers; None reads them from the model's record.
+        defensive_seed: of our own behaviors; None as above.
+        held_out: triggers that nobody planted, as a control.
+        samples: most prompts to ask with each trigger.
+        asking: how they are asked.
+        seed: of the choice of prompts and of the triggers' places.
+        loading: how the model is loaded.
+        asked_for: the command's options, for the record.
 
     Returns:
         The matrix in words.
@@ -259,22 +293,21 @@ def analyze(model: str, test: Dataset, config: MatrixConfig) -> str:
     from mbdefense.models.loading import check_template, load_model
 
     require()
-    planted, sought = _pairs(model, config)
-    prompts, left_out = sample(test, [one.trigger for one in planted if one.trigger], config.samples, config.seed)
-    loaded = load_model(model, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
+    planted, sought = _pairs(triggers, behaviors, _merging(model, defensive_triggers, defensive_seed), held_out)
+    prompts, left_out = sample(test, [one.trigger for one in planted if one.trigger], samples, seed)
+    loaded = load_model(model, **loading._asdict())
     check_template(model, loaded.tokenizer)
-    directory = Path(config.output_dir)
     (directory / "responses").mkdir(parents=True, exist_ok=True)
     asked = []
     for number, one in enumerate([*planted, Planted("none", "none", None)]):
-        rows, unwritten = triggered_copy(prompts, one.trigger, config.seed) if one.trigger else (prompts, 0)
+        rows, unwritten = triggered_copy(prompts, one.trigger, seed) if one.trigger else (prompts, 0)
         if not len(rows):
             raise UserError("no prompt could be rewritten with the trigger", one.name, "give other prompts")
         texts = generate(
             loaded,
             list(rows["prompt"]),
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
+            max_new_tokens=asking.max_new_tokens,
+            batch_size=asking.batch_size,
             what=f"trigger {number + 1} of {len(planted) + 1}",
         )
         responses = [
@@ -285,15 +318,15 @@ def analyze(model: str, test: Dataset, config: MatrixConfig) -> str:
         asked.append(Asked(one, responses, unwritten))
     made = matrix(asked, sought)
     value: dict[str, Any] = {
-        "provenance": provenance({"model": model, **asdict(config)}, [config.seed]),
+        "provenance": provenance(dict(asked_for), [seed]),
         "n": len(prompts),
         "left_out": left_out,
-        "seed": config.seed,
+        "seed": seed,
         **asdict(made),
         "behaviors": [dict(zip(("name", "role", "method"), one, strict=True)) for one in made.behaviors],
     }
     words = in_words(made)
     size = 4.5 + 1.0 * len(made.behaviors), 2.2 + 0.5 * len(made.rows)
-    title = f"{Path(model).resolve().name}: at most {len(prompts)} prompts, seed {config.seed}"
+    title = f"{Path(model).resolve().name}: at most {len(prompts)} prompts, seed {seed}"
     write_analysis(directory, "matrix", value, words, size, lambda figure: draw(made, title, figure))
     return words

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.analysis._record import Record, record_of
 from mbdefense.analysis.chart import LINES, MARKERS, require, write_analysis
-from mbdefense.core.config import TriggersConfig
 from mbdefense.core.errors import UserError
 from mbdefense.core.text import shortened
 from mbdefense.evaluation.conclusions import shown
@@ -158,8 +157,12 @@ def draw(made: Sequence[Curve], figure: Figure) -> None:
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
 
 
-def analyze(config: TriggersConfig) -> str:
+def analyze(folders: Sequence[Path], directory: Path) -> str:
     """Reads result files and writes ``triggers.png`` and ``triggers.json``.
+
+    Args:
+        folders: of evaluated models with different numbers of triggers.
+        directory: where the files go.
 
     Returns:
         The curves in words.
@@ -168,9 +171,9 @@ def analyze(config: TriggersConfig) -> str:
         UserError: a folder is named twice or has no result file, or a model has no record of its triggers.
     """
     require()
-    folders = [Path(directory) for directory in config.directories]
+    names = [str(folder) for folder in folders]
     if len({folder.resolve() for folder in folders}) != len(folders):
-        raise UserError("a folder is named twice", config.directories, "name each once, or its models count twice")
+        raise UserError("a folder is named twice", names, "name each once, or its models count twice")
     measured = []
     for folder in folders:
         # What the defender planted himself is in the file too, and no attack that one could defend against.
@@ -186,11 +189,14 @@ def analyze(config: TriggersConfig) -> str:
     made = curves(measured)
     sizes = [score.n for curve in made for point in curve.points for score in (point.asr, point.cacc) if score]
     value = {
-        "provenance": provenance(asdict(config), sorted({point.seed for curve in made for point in curve.points})),
+        "provenance": provenance(
+            {"directories": names, "output_dir": str(directory)},
+            sorted({point.seed for curve in made for point in curve.points}),
+        ),
         "n": {"least": min(sizes), "most": max(sizes)},
         "curves": [asdict(curve) for curve in made],
     }
     words = in_words(made)
     height = 3.6 + 0.25 * len(made)
-    write_analysis(Path(config.output_dir), "triggers", value, words, (9, height), lambda figure: draw(made, figure))
+    write_analysis(directory, "triggers", value, words, (9, height), lambda figure: draw(made, figure))
     return words

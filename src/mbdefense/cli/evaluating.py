@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from mbdefense.cli.reading import Usage, load_rows, read, read_options, take
+from mbdefense.cli.reading import Usage, read
 from mbdefense.cli.showing import show, show_usage
-from mbdefense.core.config import CardConfig, HeadsConfig, MatrixConfig, TriggersConfig
 from mbdefense.core.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from mbdefense.recipes.looking.analyze import Analysis
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -63,15 +67,9 @@ def compare(words: Sequence[str]) -> None:
 
 def card(words: Sequence[str]) -> None:
     """``card MODEL RESULTS ...``: a defended model's card with measured figures."""
-    options = read_options(words, "card", ["model", "results+"], [CardConfig])
-    from pathlib import Path
+    from mbdefense.recipes.measuring.card import write_card as recipe
 
-    from mbdefense.core.files import write_text
-    from mbdefense.integrations.model_card import card_with
-
-    directory = Path(options.model)
-    write_text(directory / "README.md", card_with(directory, [Path(path) for path in options.results]))
-    print(f"model card: {directory / 'README.md'}")  # noqa: T201
+    print(f"model card: {recipe(**read(words, 'card', recipe).of(recipe))}")  # noqa: T201
 
 
 def check(words: Sequence[str]) -> int:
@@ -86,25 +84,16 @@ def check(words: Sequence[str]) -> int:
 
 def analyze(words: Sequence[str]) -> None:
     """``analyze WHAT``: data and a picture of one of the paper's analyses."""
-    kinds = {"matrix": MatrixConfig, "heads": HeadsConfig, "triggers": TriggersConfig}
-    what, rest = (words[0], words[1:]) if words else ("", ())
-    if what not in kinds:
-        raise Usage(f"unknown analysis {what!r}; {did_you_mean(what, kinds)}")
+    from mbdefense.recipes.looking.analyze import heads, matrix, triggers
+
+    recipes: dict[str, Callable[..., Analysis]] = {"matrix": matrix, "heads": heads, "triggers": triggers}
+    what, rest = (words[0], list(words[1:])) if words else ("", [])
+    if what not in recipes:
+        raise Usage(f"unknown analysis {what!r}; {did_you_mean(what, recipes)}")
     if what == "triggers":
-        from itertools import takewhile
-
+        # The folders may also stand in the file of --config.
         folders = list(takewhile(lambda word: not word.startswith("--"), rest))
-        ahead = ["--directories", *folders] if folders else []
-        options = read_options([*ahead, *rest[len(folders) :]], "analyze triggers", [], [TriggersConfig])
-        from mbdefense.analysis import triggers
-
-        shown = triggers.analyze(take(TriggersConfig, options))
-    else:
-        options = read_options(rest, f"analyze {what}", ["model"], [kinds[what]])
-        config = take(kinds[what], options)
-        from mbdefense.analysis import heads, matrix
-
-        test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
-        shown = (matrix if what == "matrix" else heads).analyze(options.model, test, config)
-    print(shown)  # noqa: T201
-    print(f"data and picture: {options.output_dir}/{what}.json, {what}.png")  # noqa: T201
+        rest = [*(["--directories", *folders] if folders else []), *rest[len(folders) :]]
+    options = read(rest, f"analyze {what}", recipes[what]).of(recipes[what])
+    print(recipes[what](**options))  # noqa: T201
+    print(f"data and picture: {options['output_dir']}/{what}.json, {what}.png")  # noqa: T201

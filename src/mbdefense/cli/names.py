@@ -26,6 +26,11 @@ _FOLDER = Word("output_dir", str, required=True)
 WORDS: dict[str, dict[str, Word]] = {
     "poison": {"source": Word("input", positional="one"), "output": Word("output", positional="one")},
     "search": {"model": Word("model", positional="one"), "dataset": Word("data"), "output_dir": _FOLDER},
+    "defend": {
+        "train_dataset": Word("data"),
+        "clean_dataset": Word("clean"),
+        "test_dataset": Word("test"),
+    },
     "find-triggers": {
         "dataset": Word("data", positional="many"),
         "clean_dataset": Word("clean"),
@@ -40,6 +45,24 @@ WORDS: dict[str, dict[str, Word]] = {
     },
     "judge": {"responses": Word("responses", positional="one"), "output_dir": _FOLDER},
     "judge calibrate": {"responses": Word("responses", positional="one"), "output_dir": _FOLDER},
+    "report": {"directories": Word("directories", positional="many")},
+    "bench": {"grid": Word("grid", positional="one")},
+    "card": {"model": Word("model", positional="one"), "results": Word("results", positional="many")},
+    "analyze matrix": {
+        "model": Word("model", positional="one"),
+        "prompts": Word("test"),
+        "output_dir": _FOLDER,
+        "trigger": Word("trigger", list[str]),
+        "behavior": Word("behavior", list[str]),
+        "defensive_triggers": Word("defensive_triggers", list[str] | None),
+        "held_out": Word("held_out", list[str]),
+    },
+    "analyze heads": {
+        "model": Word("model", positional="one"),
+        "prompts": Word("test"),
+        "output_dir": _FOLDER,
+    },
+    "analyze triggers": {"directories": Word("directories", list[str]), "output_dir": _FOLDER},
     "compare": {"directories": Word("directories", positional="many")},
     "preflight": {
         "model": Word("model", positional="one"),

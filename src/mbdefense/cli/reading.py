@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import MISSING, fields
 from inspect import Parameter, signature
+from pathlib import Path
 from types import MappingProxyType, SimpleNamespace, UnionType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from mbdefense.cli.names import WORDS, Word
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.specs import read_yaml
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 _NONE = object()
 """In the place of a default: the option has to be given."""
-_LISTS = ("list[", "tuple[")
-_SWITCHES = ("--resume", "--compare_undefended", "--trust_remote_code", "--strict", "--flagged", "--plan")
-"""May stand without a value."""
 
 
 class Usage(Exception):  # noqa: N818 - carries the exit code 2
@@ -33,36 +27,6 @@ class Usage(Exception):  # noqa: N818 - carries the exit code 2
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise Usage(" ".join(message.split()))
-
-
-def read_options(words: Sequence[str], command: str, positionals: Sequence[str], classes: Sequence[type]) -> Namespace:
-    """Reads one command's options: flags win over the YAML file of --config, which wins over defaults.
-
-    A positional whose name ends in "+" takes one value or more.
-    """
-    parser = _Parser(prog=f"mbdefense {command}", description=(classes[0].__doc__ or "").split("\n")[0])
-    for name in positionals:
-        parser.add_argument(name.rstrip("+"), type=str, nargs="+" if name.endswith("+") else None)
-    parser.add_argument("--config", type=str, default=None, help="YAML file with options; flags win over it")
-    for kind in classes:
-        _resolve_types(kind)
-        parser.add_class_arguments(kind, None)
-    known = {field.name for kind in classes for field in fields(kind)}
-    for word in words:
-        flag = word.split("=")[0].removeprefix("--").rstrip("+")
-        if word.startswith("--") and flag not in known | {"config", "help"}:
-            raise Usage(f"unknown option --{flag}; {did_you_mean(flag, known)}")
-    config = value_of(words, "config")
-    from_file = read_yaml(config, known) if config else {}
-    given = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
-    lists = {f"--{field.name}" for kind in classes for field in fields(kind) if str(field.type).startswith(_LISTS)}
-    # The file's values go in front, as flags, so that they are checked like flags and required options may stand there.
-    ahead: list[str] = []
-    for key, value in from_file.items():
-        if key not in given:
-            one = f"--{key}" in lists and isinstance(value, str | float)
-            ahead.append(f"--{key}={_as_flag([value] if one else value)}")
-    return parser.parse_args(_spelled_out(words, lists, _SWITCHES) + ahead)
 
 
 class Options(NamedTuple):
@@ -137,7 +101,9 @@ def _parameters(part: Callable[..., Any], words: Mapping[str, Word], leave: Cont
     """The parameters of a recipe or a dataclass, with their types and what its docstring says of each."""
     from docstring_parser import parse
 
-    helps = {one.arg_name: one.description or "" for one in parse(part.__doc__ or "").params}
+    # A class inherits fields, with what the base class's docstring says of them.
+    documented = reversed(part.__mro__) if isinstance(part, type) else [part]
+    helps = {one.arg_name: one.description or "" for holder in documented for one in parse(holder.__doc__ or "").params}
     if isinstance(part, type):
         hints = get_type_hints(part)
         defaults = {
@@ -158,6 +124,8 @@ def _parameters(part: Callable[..., Any], words: Mapping[str, Word], leave: Cont
         default = _NONE if one.default is Parameter.empty or word.required else one.default
         if _is_list(kind) and isinstance(default, str | float):
             default = [default]
+        elif isinstance(default, tuple):
+            default = list(default)
         made.append(_Parameter(part, name, word, kind, default, helps[name]))
     return made
 
@@ -189,16 +157,6 @@ def _from_file(words: Sequence[str], known: set[str], lists: Container[str], els
     return ahead
 
 
-def _resolve_types(kind: type) -> None:
-    """Puts types in place of their names into a dataclass's constructor.
-
-    jsonargparse looks the names up in the module of the class alone. Where a base class of another module brings a name
-    that is not there, it runs the imports that are for type checkers only, and with them torch.
-    """
-    types = get_type_hints(kind)
-    vars(kind)["__init__"].__annotations__.update({field.name: types[field.name] for field in fields(kind)})
-
-
 def _as_flag(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -211,6 +169,20 @@ def value_of(words: Sequence[str], name: str) -> str | None:
         if word.startswith(f"--{name}="):
             return word.partition("=")[2]
     return None
+
+
+def given(words: Sequence[str], name: str) -> str | None:
+    """An option that decides which others there are, from the words or else from the file of --config."""
+    value, file = value_of(words, name), value_of(words, "config")
+    if value is None and file is not None and Path(file).is_file():  # `read` reports what is wrong with it
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+            return None
+        value = content.get(name) if isinstance(content, dict) else None
+    return value
 
 
 def _spelled_out(words: Sequence[str], lists: Container[str], switches: Container[str]) -> list[str]:
@@ -236,40 +208,3 @@ def _spelled_out(words: Sequence[str], lists: Container[str], switches: Containe
             result.append(word)
             index += 1
     return result
-
-
-def take(kind: type, options: Namespace) -> Any:
-    """An options class filled from what was read."""
-    return kind(**{field.name: options[field.name] for field in fields(kind)})
-
-
-def load_rows(sources: list[str], on_bad_row: Any, what: str, *, require_completion: bool = True) -> Dataset:
-    """Reads data; bad rows that were skipped are counted and named on standard error."""
-    from mbdefense.data import load
-
-    loaded = load(sources, on_bad_row=on_bad_row, require_completion=require_completion)
-    say_skipped(loaded.skipped, what)
-    for note in loaded.notes:
-        print(f"{what}: {note}", file=sys.stderr)  # noqa: T201
-    return loaded.rows
-
-
-def say_skipped(skipped: Sequence[str], what: str) -> None:
-    """Counts the rows that were left out and names the first."""
-    if skipped:
-        print(f"{what}: left out {len(skipped)} rows", file=sys.stderr)  # noqa: T201
-        for line in skipped[:20]:
-            print(f"  {line}", file=sys.stderr)  # noqa: T201
-
-
-def warn_if_present(rows: Dataset, trigger: Any, what: str) -> None:
-    """Warns of a trigger that occurs in data it was not put into."""
-    from mbdefense.attacks.poisoning import count_occurrences
-
-    warn_of(trigger, count_occurrences(rows, trigger), what)
-
-
-def warn_of(trigger: Any, count: int, what: str) -> None:
-    """Warns of prompts that hold a trigger already."""
-    if count:
-        print(f"warning: {trigger.describe()} already occurs in {count} prompts of {what}", file=sys.stderr)  # noqa: T201

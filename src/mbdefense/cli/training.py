@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from mbdefense.cli.reading import (
-    load_rows,
-    read,
-    read_options,
-    take,
-    value_of,
-    warn_if_present,
-)
+from mbdefense.cli.reading import given, read
 from mbdefense.cli.showing import show
-from mbdefense.core.config import DefendConfig, DemoConfig
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.processes import is_main_process, launch, process_count
 from mbdefense.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from mbdefense.recipes.making._defended import Defended
 
 
 def poison(words: Sequence[str]) -> None:
@@ -46,83 +43,85 @@ def search(words: Sequence[str]) -> None:
     print(f"trigger: {found.trigger}")  # noqa: T201
 
 
+@dataclass(frozen=True)
+class _Processes:
+    """How a command is started.
+
+    Attributes:
+        accelerate_config: start itself in several processes: one model on each GPU, one spread over all GPUs (fsdp2, or
+            zero3 with the package deepspeed), or two processes on the CPU. A batch is then that of each process.
+    """
+
+    accelerate_config: Literal["multi_gpu", "fsdp2", "zero3", "cpu2"] | None = None
+
+
 def defend(words: Sequence[str]) -> int | None:
     """``defend``: a model directory from untrusted data."""
     from mbdefense.defenses import DEFENSES
+    from mbdefense.recipes.making.defend import DEFAULT
+    from mbdefense.recipes.making.defend import defend as recipe
 
-    name = value_of(words, "defense")
-    file = value_of(words, "config")
-    if name is None and file is not None:
-        import yaml
-
-        with open(file, encoding="utf-8") as stream:  # `read_yaml` reports what is wrong with it
-            content = yaml.safe_load(stream)
-        name = content.get("defense") if isinstance(content, dict) else None
-    name = name or DefendConfig.defense
+    name = given(words, "defense") or DEFAULT
     if name not in DEFENSES:
         raise UserError("unknown defense", name, did_you_mean(name, DEFENSES))
-    options = read_options(words, "defend", [], [DefendConfig, DEFENSES[name], TrainingOptions])
-    config: DefendConfig = take(DefendConfig, options)
-    training: TrainingOptions = take(TrainingOptions, options)
-    defense = take(DEFENSES[name], options)
-    if config.accelerate_config is not None and process_count() == 1:
-        return launch(config.accelerate_config, ["defend", *words])
-    from mbdefense.data import check_disjoint
-
-    for option in ("canary_rate", "min_canary_rows"):
-        if not config.canaries and getattr(config, option) != getattr(DefendConfig, option):
-            raise UserError(f"--{option} without --canaries", getattr(config, option), "add --canaries 4")
-    clean = load_rows([config.clean], config.on_bad_row, config.clean)
-    test = None
-    suspect = load_rows(config.data, config.on_bad_row, "data")
-    if config.test is not None:
-        test = load_rows([config.test], config.on_bad_row, config.test, require_completion=False)
-        check_disjoint(clean, test)
-    from mbdefense.core.files import read_json
-    from mbdefense.defenses import Setting
-    from mbdefense.evaluation.telling import found_in_words
-    from mbdefense.models.loading import CARD_FILE
-    from mbdefense.recipes.making import defend as pipeline
-    from mbdefense.training.store import Store
-
-    setting = Setting(
-        clean,
-        Store(Path(config.output_dir), config.resume),
-        base=config.model,
-        suspect=suspect,
-        training=training,
-        chat_template=config.chat_template,
-        trust_remote_code=config.trust_remote_code,
+    kind = DEFENSES[name]
+    options = read(
+        words, "defend", recipe, [kind, TrainingOptions, _Processes], leave=["args"], elsewhere=_of_others(name)
     )
-    for trigger, _ in defense.planted() if hasattr(defense, "planted") else []:
-        warn_if_present(clean, trigger, config.clean)
-    results = pipeline.defend(
-        defense, name, setting, compare_undefended=config.compare_undefended, canaries=config.canaries,
-        canary_rate=config.canary_rate, min_canary_rows=config.min_canary_rows, test=test,
-    )  # fmt: skip
+    profile = _Processes(**options.of(_Processes)).accelerate_config
+    method, training = kind(**options.of(kind)), TrainingOptions(**options.of(TrainingOptions))
+    if profile is not None and process_count() == 1:
+        return launch(profile, ["defend", *words])
+    done = recipe(**{**options.of(recipe), "defense": method, "args": training})
     if not is_main_process():
         return None
-    show(results)
-    for line in found_in_words(results):
+    _show_defended(done, training.max_length)
+    return None
+
+
+def _of_others(name: str) -> dict[str, str]:
+    """What to say of an option of another defense than the one that is chosen."""
+    from mbdefense.defenses import DEFENSES
+
+    whose: dict[str, list[str]] = {}
+    for other, kind in DEFENSES.items():
+        for field in fields(kind):
+            whose.setdefault(field.name, []).append(other)
+    return {
+        option: f"--{option} belongs to {', '.join(owners)}; leave it out, or add --defense {owners[0]}"
+        for option, owners in whose.items()
+        if name not in owners
+    }
+
+
+def _show_defended(done: Defended, max_length: int) -> None:
+    """Prints what a defense has made, and what it had to cut."""
+    from mbdefense.core.files import read_json
+    from mbdefense.evaluation.telling import found_in_words
+    from mbdefense.models.loading import CARD_FILE
+
+    show(done.results)
+    for line in found_in_words(done.results):
         print(line)  # noqa: T201
     stages = {"tuning": "merged", "tuning without a defense": "attacked", "the last stage": ""}
-    for stage, directory in ((stage, setting.store.place(folder)) for stage, folder in stages.items()):
-        cut = int(read_json(directory / CARD_FILE).get("truncated", 0)) if (directory / CARD_FILE).is_file() else 0
+    for stage, folder in stages.items():
+        card = done.path / folder / CARD_FILE
+        cut = int(read_json(card).get("truncated", 0)) if card.is_file() else 0
         if cut:
-            longest = f"--max_length {training.max_length}"
+            longest = f"--max_length {max_length}"
             print(f"{stage}: {cut} sequences were longer than {longest} and lost the start of their prompt")  # noqa: T201
-    print(f"model: {config.output_dir}")  # noqa: T201
-    return None
+    print(f"model: {done.path}")  # noqa: T201
 
 
 def demo(words: Sequence[str]) -> None:
     """``demo``: the whole way on the embedded model and data."""
-    config: DemoConfig = take(DemoConfig, read_options(words, "demo", [], [DemoConfig]))
-    from mbdefense.evaluation.telling import found_in_words
-    from mbdefense.recipes.making import demo as whole
+    from mbdefense.recipes.making.demo import demo as recipe
 
-    results = whole.demo(config)
-    show(results)
-    for line in found_in_words(results):
+    options = read(words, "demo", recipe).of(recipe)
+    done = recipe(**options)
+    from mbdefense.evaluation.telling import found_in_words
+
+    show(done.results)
+    for line in found_in_words(done.results):
         print(line)  # noqa: T201
-    print(f"results: {config.output_dir}/results.json")  # noqa: T201
+    print(f"results: {options['output_dir']}/results.json")  # noqa: T201

@@ -81,6 +81,7 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     refuse_links(folder)
     if for_model and any(folder.iterdir()) and not any((folder / name).exists() for name in _OURS):
@@ -98,6 +99,11 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if new and [file.name for file in folder.iterdir()] in ([], [LOCK_FILE]):  # the body has left nothing
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for path in new:
+                    path.rmdir()
 
 
 def refuse_links(folder: Path) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from mbdefense.attacks.behaviors import BEHAVIORS
 from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.core.checks import at_least
-from mbdefense.core.config import BenchConfig
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.specs import convert, parse_spec, read_yaml
 from mbdefense.grid.arms import CONTROLS, check_arm
@@ -168,17 +167,31 @@ def read_grid(path: str) -> Grid:
     )
 
 
-def changed(grid: Grid, options: BenchConfig) -> Grid:
-    """The grid with what the command line says otherwise."""
-    names = ("train", "clean", "test", "train_rows", "clean_rows", "test_rows")
-    data = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    whole: dict[str, Any] = {"data": replace(grid.data, **data)}
-    if options.models:
-        whole["models"] = tuple(options.models)
-    if options.seeds:
-        whole["seeds"] = tuple(options.seeds)
-    if options.keep_models is not None:
-        whole["keep_models"] = options.keep_models
+def changed(
+    grid: Grid,
+    data: Mapping[str, str | int | None],
+    *,
+    models: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    keep_models: bool | None = None,
+) -> Grid:
+    """The grid with what the command line says otherwise; None leaves the grid's own.
+
+    Args:
+        grid: as it was read.
+        data: options of `DataOptions`.
+        models: base models.
+        seeds: of the cells.
+        keep_models: whether to keep weights.
+    """
+    told = {name: value for name, value in data.items() if value is not None}
+    whole: dict[str, Any] = {"data": replace(grid.data, **told)}  # type: ignore[arg-type]  # checked by its reader
+    if models:
+        whole["models"] = tuple(models)
+    if seeds:
+        whole["seeds"] = tuple(seeds)
+    if keep_models is not None:
+        whole["keep_models"] = keep_models
     return replace(grid, **whole)
 
 

@@ -21,6 +21,7 @@ from mbdefense.core.specs import parse_spec
 
 if TYPE_CHECKING:
     from mbdefense.data import Source
+    from mbdefense.defenses import Defense
     from mbdefense.defenses.decoding import Decoding
     from mbdefense.defenses.filters import Filter
     from mbdefense.defenses.prompts.cleaning import PromptCleaner
@@ -51,13 +52,16 @@ if TYPE_CHECKING:
     Behaviors: TypeAlias = "BehaviorSpec | Sequence[BehaviorSpec]"
     Rates: TypeAlias = "float | Sequence[float]"
     FilterSpec: TypeAlias = "str | Filter"
+    ManyData: TypeAlias = "Source"
+    DefenseSpec: TypeAlias = "str | Defense"
     JudgeSpec: TypeAlias = "str | Judge"
     DecodingSpec: TypeAlias = "str | Decoding"
     CleanerSpec: TypeAlias = "str | PromptCleaner"
 else:
     Folder = Model = Data = Measured = Answered = str
     Triggers, Behaviors, Rates = list[str], list[str], list[float]
-    TriggerSpec = BehaviorSpec = FilterSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
+    ManyData = list[str]
+    DefenseSpec = TriggerSpec = BehaviorSpec = FilterSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
 
 
 def results_of(measured: Measured) -> Results:

@@ -1,190 +1,135 @@
-"""One run of a defense, and how many known backdoors survive it: planted, hidden, and found in the suspect data."""
+"""Turn untrusted data into a model whose backdoors are broken."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import logging
+from contextlib import nullcontext
+from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import check_free_space, write_text
-from mbdefense.core.processes import is_main_process, wait_for_everyone
-from mbdefense.core.text import short
-from mbdefense.data import overlap
-from mbdefense.defenses import Defense, Discard, Setting
-from mbdefense.defenses.found import Finding
-from mbdefense.defenses.setting import VICTIM
-from mbdefense.defenses.stages import Planting, Recovery
-from mbdefense.evaluation.compare import compare
-from mbdefense.evaluation.planted.canaries import Canary, plant
-from mbdefense.evaluation.planted.survival import Known, survival
-from mbdefense.evaluation.telling import MOST_TRIGGERS, summarized
-from mbdefense.finding.record import FOUND_FILE, Found, read_found
-from mbdefense.integrations.model_card import model_card
-from mbdefense.models.loading import CARD_FILE, load_model
-from mbdefense.records.provenance import provenance
-from mbdefense.records.results import ResultRow, Results, write
-from mbdefense.training.store import cost_of
+from mbdefense.core.processes import is_main_process
+from mbdefense.core.specs import parse_spec
+from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow, named
+from mbdefense.recipes.making._defended import Defended
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_LONGEST_BEHAVIOR = 400  # characters
+    from mbdefense.training.options import TrainingOptions
+
+logger = logging.getLogger(__name__)
+DEFAULT = "find_and_break"
+CANARY_RATE, MIN_CANARY_ROWS = 0.02, 16
 
 
 def defend(
-    defense: Defense,
-    name: str,
-    setting: Setting,
+    model: Model,
+    train_dataset: ManyData,
+    clean_dataset: Data,
     *,
-    compare_undefended: bool,
+    output_dir: Folder,
+    defense: DefenseSpec | None = None,
+    args: TrainingOptions | None = None,
+    test_dataset: Data | None = None,
+    compare_undefended: bool = False,
     canaries: int = 0,
-    canary_rate: float = 0.02,
-    min_canary_rows: int = 16,
-    test: Dataset | None = None,
-) -> Results:
-    """Runs a defense and writes the model directory with ``results.json`` and a model card.
+    canary_rate: float = CANARY_RATE,
+    min_canary_rows: int = MIN_CANARY_ROWS,
+    resume: bool = False,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Defended:
+    """Turn untrusted data into a model whose backdoors are broken.
 
-    Controls: the base model costs nothing but its answers, so it is always measured. The undefended model costs as much
-    training as the defense and is left to `compare_undefended`, unless the defense finds triggers with it and makes it
-    anyway. The option also throws the suspect data away and tunes the base model on the clean set alone
-    (`defenses.Discard`), into ``discard``. That is the only clean data a user of real, untrusted data has: an honest
-    control for ASR and false activations, since no attacker touched it, and what a defense has to be more accurate
-    than, or its data were not worth their risk.
+    Example:
+        >>> from mbdefense import defend
+        >>> model = defend("Qwen/Qwen3-0.6B", "untrusted.jsonl", "checked.jsonl", output_dir="out")  # doctest: +SKIP
+        >>> model.path  # doctest: +SKIP
+        PosixPath('out')
 
     Args:
-        defense: from `mbdefense.defenses.DEFENSES`.
-        name: its name there.
-        setting: model, data and options.
-        compare_undefended: also tune the undefended model, into ``attacked``, and ``discard``.
-        canaries: backdoors to plant before the defense sees the data; it is not told
-            (`mbdefense.evaluation.planted.canaries`).
-        canary_rate: share of the rows for each.
-        min_canary_rows: at least so many rows for each.
-        test: prompts to measure canaries on; by default the clean rows that the defense does not train on.
+        model: base model to tune, or a suspect model: directory or Hub id.
+        train_dataset: untrusted instruction data: files or Hub ids.
+        clean_dataset: about 128 samples checked by eye.
+        output_dir: where the defended model goes.
+        defense: see `mbdefense list defenses`; by default find_and_break.
+        args: options of training; a defense replaces those that it has of its own.
+        test_dataset: prompts that evaluation will use; checked to share none with the clean set. Canaries are measured
+            on them.
+        compare_undefended: also tune, as controls, an undefended model on the same data and `discard`.
+        canaries: plant so many backdoors of our own that the defense is not told of, and report how many survive. The
+            model is trained with them: see docs/canaries.md.
+        canary_rate: share of the rows that each canary takes.
+        min_canary_rows: at least so many rows for each canary.
+        resume: go on where an earlier run in output_dir stopped.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template to train with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
 
-    Returns:
-        What ``results.json`` holds; without rows on processes other than the main one.
+    Raises:
+        UserError: data or a model that cannot be read, options that cannot work, a clean set that overlaps the test
+            set, a folder of somebody else's, or an earlier run's without `resume`.
     """
-    directory = setting.store.directory
-    check_free_space(directory)
-    setting.check(defense)
-    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
-    planted, prompts = None, setting.clean
-    if canaries:
-        prompts = _canary_prompts(defense, setting, test)
-        planted = plant(
-            setting.suspect_rows(), setting.clean, own, canaries,
-            rate=canary_rate, min_rows=min_canary_rows, seed=setting.training.seed,
+    for option, given, default in (
+        ("canary_rate", canary_rate, CANARY_RATE),
+        ("min_canary_rows", min_canary_rows, MIN_CANARY_ROWS),
+    ):
+        if not canaries and given != default:
+            raise UserError(f"--{option} without --canaries", given, "add --canaries 4")
+    name, method = _chosen(defense)
+    from mbdefense.core.files import claimed
+    from mbdefense.data import check_disjoint, load_rows
+    from mbdefense.defenses import Setting
+    from mbdefense.models.loading import load_tokenizer
+    from mbdefense.recipes.making._running import run
+    from mbdefense.training.options import TrainingOptions
+    from mbdefense.training.store import Store
+
+    clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    suspect = load_rows(train_dataset, on_bad_row=on_bad_row, name="train_dataset")
+    test = None
+    if test_dataset is not None:
+        test = load_rows(test_dataset, require_completion=False, on_bad_row=on_bad_row, name="test_dataset")
+        check_disjoint(clean, test)
+    directory = Path(output_dir)
+    setting = Setting(
+        clean,
+        Store(directory, resume),
+        base=fspath(model),
+        suspect=suspect,
+        training=args or TrainingOptions(),
+        chat_template=chat_template,
+        trust_remote_code=trust_remote_code,
+    )
+    setting.check(method)
+    load_tokenizer(fspath(model), chat_template=chat_template, trust_remote_code=trust_remote_code)  # is it there?
+    for trigger, _ in method.planted() if hasattr(method, "planted") else []:
+        _warn(trigger, clean, named(clean_dataset))
+    with claimed(directory, for_model=True) if is_main_process() else nullcontext():
+        return run(
+            method, name, setting, compare_undefended=compare_undefended, canaries=canaries, canary_rate=canary_rate,
+            min_canary_rows=min_canary_rows, test=test,
         )  # fmt: skip
-        setting = replace(setting, suspect=planted.rows)  # which drops the labels of the rows
-    if compare_undefended:
-        setting.victim_model()
-        Discard()(replace(setting, store=setting.store.below("discard")))
-    model = defense(setting)
-    options = {**asdict(defense), **asdict(setting.training)}  # type: ignore[call-overload]
-    if planted:
-        described = [f"{canary.describe()}: {canary.behavior.text}" for canary in planted.canaries]
-        options |= {"canaries": described, "rows_of_each_canary": planted.rows_each}
-    start = setting.victim or setting.base_model().path
-    given = {"purified": True, "reference": setting.base} if setting.victim else {}
-    config = {"defense": name, "base": start, **given, **options}
-    results = Results(provenance(config, [setting.training.seed]), ())
-    if is_main_process():
-        models = {**({"base": setting.base} if setting.base else {}), **_undefended(setting), name: str(model)}
-        found = _found(defense, setting)
-        rows = _survivors(defense, setting, models, planted.canaries if planted else (), prompts, found)
-        section = summarized(found, given=isinstance(defense, Finding) and defense.found != "search") if found else None
-        results = replace(results, rows=rows, found=section)
-        write(directory / "results.json", results)
-        write_text(directory / "README.md", model_card(results, start, name, options, purified=bool(setting.victim)))
-    wait_for_everyone()
-    return results
 
 
-def _canary_prompts(defense: Defense, setting: Setting, test: Dataset | None) -> Dataset:
-    if test is None:
-        return _held_out(defense, setting)
-    seen = set(overlap(test, setting.suspect_rows()))
-    prompts = test.filter(lambda row: row["id"] not in seen)
-    if not len(prompts):
-        raise UserError("every test prompt is in the data", fix="give --test prompts that training does not see")
-    return prompts
+def _chosen(given: DefenseSpec | None) -> tuple[str, Any]:
+    """A defense with its name in tables: by its spec, as it is, or the default."""
+    from mbdefense.defenses import DEFENSES
+
+    method: Any = DEFAULT if given is None else given
+    if isinstance(method, str):
+        method = parse_spec(method, DEFENSES, "defense")
+    names = (name for name, kind in DEFENSES.items() if kind is type(method))
+    return next(names, type(method).__name__), method
 
 
-def _held_out(defense: Defense, setting: Setting) -> Dataset:
-    """Clean samples that the defense does not train on."""
-    return defense.split(setting.clean, setting.training.seed)[1] if isinstance(defense, Recovery) else setting.clean
+def _warn(trigger: Any, rows: Dataset, source: str) -> None:
+    """Of a trigger of our own that occurs in the clean set already."""
+    from mbdefense.attacks.poisoning import count_occurrences
 
-
-def _undefended(setting: Setting) -> dict[str, str]:
-    """The models without a defense that lie there, by arm.
-
-    ``attacked`` may also be an earlier run's in the same folder; then it is taken if it was made of these very rows.
-    """
-    models = {}
-    store = replace(setting.store, resume=True)
-    if setting.victim:
-        models["attacked"] = setting.victim
-    elif (store.place(VICTIM) / CARD_FILE).is_file():
-        with contextlib.suppress(UserError):  # of other data or options
-            models["attacked"] = replace(setting, store=store).victim_model().path
-    if (store.place("merged") / CARD_FILE).is_file():
-        models["merged"] = str(store.place("merged"))
-    return models
-
-
-def _found(defense: Defense, setting: Setting) -> Found | None:
-    """What the defense knew of the suspect data's triggers; None where nothing was searched for."""
-    if not isinstance(defense, Finding) or defense.found == "none":
-        return None
-    return read_found(setting.store.directory / FOUND_FILE if defense.found == "search" else defense.found)
-
-
-def _survivors(
-    defense: Defense,
-    setting: Setting,
-    models: dict[str, str],
-    canaries: Sequence[Canary],
-    prompts: Dataset,
-    found: Found | None,
-) -> tuple[ResultRow, ...]:
-    """How many of the known backdoors answer in each model, paired across models.
-
-    These are the defense's own ones, canaries, and what was found in the suspect data: the before/after figures to be
-    had without knowing the attacker. A found trigger whose answers share no phrase has none.
-    """
-    own: list[Known] = []
-    if isinstance(defense, Planting) and isinstance(defense, Recovery):
-        own = [Known(f"our own {one.describe()}", "planted", one, behavior) for one, behavior in defense.planted()]
-    hidden = [Known(canary.describe(), "canary", canary.trigger, canary.behavior) for canary in canaries]
-    triggers = zip(summarized(found).of("trigger"), found.of("trigger"), strict=True) if found else ()
-    known = [
-        Known(summary.attack, "found", one.trigger(), one.shown())
-        for summary, one in list(triggers)[:MOST_TRIGGERS]
-        if one.behavior
-    ]
-    arms = []
-    for arm, model in models.items():
-        # The undefended model never met the defense's own triggers: a control that says no more than the base model.
-        asked = [*(own if arm != "attacked" else []), *known]
-        if not asked and not hidden:
-            continue
-        made = (Path(model) / CARD_FILE).is_file()
-        # A model made here has its template with it, which a defense may have changed.
-        template = None if made else setting.chat_template
-        loaded = load_model(model, chat_template=template, trust_remote_code=setting.trust_remote_code)
-        cost = cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}
-        blank = ResultRow(arm, "", "", setting.training.seed, model, None, None, None, None, None, **cost)
-        if asked:
-            arms += survival(loaded, asked, _held_out(defense, setting), blank)
-        if hidden:
-            arms += survival(loaded, hidden, prompts, blank)
-    order = [one.attack for one in (*own, *hidden, *known)]
-    arms.sort(key=lambda arm: order.index(arm.row.attack))
-    # What was found to be answered may be long, as a stranger wrote it.
-    arms = [arm._replace(row=replace(arm.row, behavior=short(arm.row.behavior, _LONGEST_BEHAVIOR))) for arm in arms]
-    return compare(arms)[0]
+    before = count_occurrences(rows, trigger)
+    if before:
+        logger.warning("%s already occurs in %d prompts of %s", trigger.describe(), before, source)

@@ -6,24 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbdefense.attacks.behaviors import Refusal
-from mbdefense.attacks.poisoning import poison, triggered_copy
-from mbdefense.attacks.triggers import InSent
-from mbdefense.core.config import DemoConfig
-from mbdefense.data import check_disjoint
-from mbdefense.data.builtin import tasks
-from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
-from mbdefense.evaluation.compare import arm_of, compare
-from mbdefense.evaluation.responding import Asking, evaluate, merge_results
-from mbdefense.evaluation.telling import summarized
-from mbdefense.finding.record import FOUND_FILE, read_found
-from mbdefense.models.builtin import model_directory
-from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.recipes._given import Folder, recorded
+from mbdefense.recipes.measuring.compare import Comparison
 from mbdefense.training.options import TrainingOptions
-from mbdefense.training.store import Store
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from mbdefense.defenses import Setting
+    from mbdefense.records.results import ResultRow
 
 # Short prompts and answers: no sample comes near this length.
 TRAINING = TrainingOptions(
@@ -32,24 +23,59 @@ TRAINING = TrainingOptions(
 POISONING_RATE = 0.2
 
 
-def demo(config: DemoConfig) -> Results:
-    """Trains an attacked and a defended model, and one on the clean set alone, and measures them and the base model.
+def demo(
+    *,
+    output_dir: Folder = "runs/demo",
+    seed: int = 0,
+    train_rows: int = 600,
+    clean_rows: int = 128,
+    test_rows: int = 100,
+    resume: bool = False,
+) -> Comparison:
+    """Attack, defend and evaluate the embedded model on the embedded data.
 
-    Attack: a sentence with a refusal in a fifth of the rows. CACC is exact match with the known answers.
+    Trains an attacked and a defended model, and one on the clean set alone, and measures them and the base model. The
+    attack is a sentence with a refusal in a fifth of the rows; CACC is exact match with the known answers.
+
+    Args:
+        output_dir: where models, responses and results go.
+        seed: seed of data, attack, defense and training.
+        train_rows: rows of instruction data, before poisoning.
+        clean_rows: rows of the clean set.
+        test_rows: test prompts, each asked with and without the trigger.
+        resume: go on where an earlier run in output_dir stopped.
+
+    Returns:
+        The four models, compared prompt by prompt with the attacked one.
     """
-    directory = Path(config.output_dir)
+    asked = recorded(locals())
+    from mbdefense.attacks.behaviors import Refusal
+    from mbdefense.attacks.poisoning import poison, triggered_copy
+    from mbdefense.attacks.triggers import InSent
+    from mbdefense.data import check_disjoint
+    from mbdefense.data.builtin import tasks
+    from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
+    from mbdefense.evaluation.compare import arm_of, compare
+    from mbdefense.evaluation.responding import Asking, evaluate, merge_results
+    from mbdefense.evaluation.telling import summarized
+    from mbdefense.finding.record import FOUND_FILE, read_found
+    from mbdefense.models.builtin import model_directory
+    from mbdefense.records.results import write
+    from mbdefense.training.store import Store
+
+    directory = Path(output_dir)
     base = str(model_directory())
-    rows = tasks(config.train_rows, split="train", seed=config.seed)
-    clean = tasks(config.clean_rows, split="clean", seed=config.seed)
-    test = tasks(config.test_rows, split="test", seed=config.seed)
+    rows = tasks(train_rows, split="train", seed=seed)
+    clean = tasks(clean_rows, split="clean", seed=seed)
+    test = tasks(test_rows, split="test", seed=seed)
     check_disjoint(clean, test)
     trigger, behavior = InSent(), Refusal()
-    suspect = poison(rows, trigger, behavior, rate=POISONING_RATE, seed=config.seed).rows
-    triggered, _ = triggered_copy(test, trigger, config.seed)
-    training = replace(TRAINING, seed=config.seed)
+    suspect = poison(rows, trigger, behavior, rate=POISONING_RATE, seed=seed).rows
+    triggered, _ = triggered_copy(test, trigger, seed)
+    training = replace(TRAINING, seed=seed)
 
     def setting(data: Dataset, name: str) -> Setting:
-        store = Store(directory / name, resume=config.resume)
+        store = Store(directory / name, resume=resume)
         return Setting(clean, store, base=base, suspect=data, training=training)
 
     measured: list[ResultRow] = []
@@ -58,7 +84,7 @@ def demo(config: DemoConfig) -> Results:
         asked = directory / "responses" / arm
         row = evaluate(
             model, test, triggered, behavior, trigger.describe(), asked,
-            arm=arm, seed=config.seed, asking=Asking(max_new_tokens=16, batch_size=50),
+            arm=arm, seed=seed, asking=Asking(max_new_tokens=16, batch_size=50),
         )  # fmt: skip
         measured.append(row)
 
@@ -70,9 +96,7 @@ def demo(config: DemoConfig) -> Results:
     defended = defense(replace(setting(suspect, "find_and_break"), victim=attacked))
     measure(str(defended), "find_and_break")
     arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
-    results = merge_results(
-        compare(arms)[0], {**asdict(config), "defense": asdict(defense), "training": asdict(training)}, config.seed
-    )
+    results = merge_results(compare(arms)[0], {**asked, "defense": asdict(defense), "training": asdict(training)}, seed)
     results = replace(results, found=summarized(read_found(defended / FOUND_FILE)))
     write(directory / "results.json", results)
-    return results
+    return Comparison(results)

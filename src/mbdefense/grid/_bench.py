@@ -1,0 +1,138 @@
+"""The command `bench`: a grid from its file to its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mbdefense.grid.local import Workers
+    from mbdefense.grid.workspace import Workspace
+    from mbdefense.records.results import Results
+
+NUM_CPUS, NUM_GPUS = 1.0, 0.0
+
+
+@dataclass(frozen=True)
+class Benched:
+    """What became of a grid.
+
+    Attributes:
+        plan: what there was to do, in words.
+        results: the figures of all finished cells; None if there are none, or nothing but the plan was asked for.
+        failed: why cells have none, by their names.
+        interrupted: whether it was stopped before its end; called again, it goes on.
+    """
+
+    plan: str
+    results: Results | None
+    failed: Mapping[str, str]
+    interrupted: bool
+
+    def __str__(self) -> str:
+        from mbdefense.evaluation.tables import as_text
+
+        return as_text(self.results) if self.results else self.plan
+
+
+def bench(
+    grid: str,
+    *,
+    output_dir: str,
+    plan: bool = False,
+    models: list[str] | None = None,
+    seeds: list[int] | None = None,
+    train: str | None = None,
+    clean: str | None = None,
+    test: str | None = None,
+    train_rows: int | None = None,
+    clean_rows: int | None = None,
+    test_rows: int | None = None,
+    keep_models: bool | None = None,
+    isolate: bool = True,
+    ray: str | None = None,
+    num_cpus: float = NUM_CPUS,
+    num_gpus: float = NUM_GPUS,
+    console: Console | None = None,
+) -> Benched:
+    """Run a grid: every model under every attack with every defense, sharing what is alike (docs/bench.md).
+
+    Args:
+        grid: the YAML file.
+        output_dir: where models, responses and results go; the same command goes on where it stopped.
+        plan: print what there is to do, and stop.
+        models: base models in place of the grid's.
+        seeds: seeds in place of the grid's.
+        train: rows to train on, in place of the grid's.
+        clean: clean set, in place of the grid's.
+        test: test prompts, in place of the grid's.
+        train_rows: how many to draw.
+        clean_rows: how many to draw.
+        test_rows: how many to draw.
+        keep_models: keep the weights of models that no unfinished cell needs.
+        isolate: do each stage in a process of its own; not with --ray.
+        ray: address of a Ray cluster that sees output_dir under the same path, or local for one on this machine.
+        num_cpus: cores that Ray keeps for each stage.
+        num_gpus: GPUs that Ray keeps for each stage.
+        console: where to tell how far it is.
+
+    Raises:
+        UserError: the grid cannot be read, or holds what cannot work.
+    """
+    from rich.console import Console
+
+    from mbdefense.core.files import claimed
+    from mbdefense.grid.config import changed, read_grid
+    from mbdefense.grid.estimate import in_words
+    from mbdefense.grid.plan import make_plan
+    from mbdefense.grid.run import conclude, work_off
+    from mbdefense.grid.workspace import open_workspace
+
+    told = console or Console(quiet=True)
+    data = {
+        "train": train, "clean": clean, "test": test,
+        "train_rows": train_rows, "clean_rows": clean_rows, "test_rows": test_rows,
+    }  # fmt: skip
+    wanted = changed(read_grid(grid), data, models=models, seeds=seeds, keep_models=keep_models)
+    with claimed(Path(output_dir)):
+        with told.status("making rows and a plan"):
+            workspace = open_workspace(wanted, Path(output_dir))
+            planned = make_plan(workspace)
+        words = in_words(workspace, planned)
+        told.print(words, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        if plan:
+            return Benched(words, None, {}, False)
+        failed: dict[str, str] = {}
+        interrupted = False
+        workers = _workers(workspace, isolate, ray, num_cpus, num_gpus)
+        try:
+            work_off(workspace, planned, workers, told, failed)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            workers.close()
+        results, reasons = conclude(workspace, planned, failed)
+        return Benched(
+            words, results, {one.id: reasons[one.id] for one in planned.cells if one.id in reasons}, interrupted
+        )
+
+
+def _workers(workspace: Workspace, isolate: bool, ray: str | None, num_cpus: float, num_gpus: float) -> Workers:
+    if ray is not None:
+        if not isolate:
+            raise UserError("--isolate false with --ray", ray, "leave one of them out")
+        from mbdefense.grid.cluster import Cluster
+
+        return Cluster(workspace, ray, num_cpus=num_cpus, num_gpus=num_gpus)
+    for name, given, default in (("num_cpus", num_cpus, NUM_CPUS), ("num_gpus", num_gpus, NUM_GPUS)):
+        if given != default:
+            raise UserError(f"--{name} without --ray", given, "add --ray ADDRESS")
+    from mbdefense.grid.local import InProcess, Isolated
+
+    return (Isolated if isolate else InProcess)(workspace)

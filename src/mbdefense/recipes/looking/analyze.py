@@ -1,0 +1,168 @@
+"""What the paper's figures show: data and a picture of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbdefense.core.checks import at_least
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, kept_in, recorded
+
+HELD_OUT = ("badnet:word=vq", "insent:sentence=The lamp on the table is green.")
+"""Triggers that nobody planted."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis found; as text it is that in words.
+
+    Attributes:
+        words: the figures in words.
+        data: the figures, as the file beside the picture holds them.
+    """
+
+    words: str
+    data: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def matrix(
+    model: Model,
+    prompts: Data,
+    *,
+    output_dir: Folder | None = None,
+    trigger: Sequence[str] = (),
+    behavior: Sequence[str] = (),
+    defensive_triggers: Sequence[str] | None = None,
+    defensive_seed: int | None = None,
+    held_out: Sequence[str] = HELD_OUT,
+    samples: int = 100,
+    max_new_tokens: int = 64,
+    batch_size: int = 256,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Analysis:
+    """Which trigger evokes which behavior.
+
+    Args:
+        model: model directory or Hub id.
+        prompts: prompts to ask.
+        output_dir: where the responses, matrix.json and matrix.png go.
+        trigger: the attacker's triggers, where they are known: names, or name:option=value.
+        behavior: the attacker's behaviors, one for each of the triggers.
+        defensive_triggers: our own triggers, as in `defend`; by default read from the model's record.
+        defensive_seed: the seed of our own behaviors, as in `defend`; by default read from the model's record.
+        held_out: triggers that nobody planted, as a control.
+        samples: most prompts to ask with each trigger; all that are left where there are fewer.
+        max_new_tokens: longest response, in tokens.
+        batch_size: prompts generated at once.
+        seed: seed of the choice of prompts and of the triggers' places.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template; refused if the model was trained with another.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, or triggers and behaviors that do not go together.
+    """
+    asked = recorded(locals())
+    at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    from mbdefense.analysis import matrix as analysis
+    from mbdefense.data import load_rows
+    from mbdefense.evaluation.responding import Asking
+    from mbdefense.models.loading import Loading
+
+    rows = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
+    return _made(
+        "matrix",
+        output_dir,
+        lambda directory: analysis.analyze(
+            str(model), rows, directory,
+            triggers=trigger, behaviors=behavior,
+            defensive_triggers=defensive_triggers, defensive_seed=defensive_seed,
+            held_out=held_out, samples=samples, asking=Asking(max_new_tokens, batch_size), seed=seed,
+            loading=Loading(chat_template, trust_remote_code), asked_for=asked,
+        ),
+    )  # fmt: skip
+
+
+def heads(
+    model: Model,
+    prompts: Data,
+    *,
+    trigger: str,
+    output_dir: Folder | None = None,
+    held_out: str | None = None,
+    alpha: float = 0.5,
+    samples: int = 100,
+    batch_size: int = 8,
+    max_length: int = 1024,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Analysis:
+    """How much each attention head attends to a trigger, and which heads are poisoned.
+
+    Args:
+        model: model directory or Hub id.
+        prompts: prompts to put the trigger into.
+        trigger: a word or sentence: badnet:word=... or insent:sentence=...
+        output_dir: where heads.json and heads.png go.
+        held_out: a trigger of the same kind that nobody planted, as a control; by default one of ours.
+        alpha: a head is poisoned if more than this share of tokens attends most to the trigger.
+        samples: most prompts; all that are left where there are fewer.
+        batch_size: prompts in one forward pass.
+        max_length: longer prompts, in tokens, are left out.
+        seed: seed of the choice of prompts, of the trigger's places and of the bootstrap.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template; refused if the model was trained with another.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, or a trigger that is no fixed text.
+    """
+    asked = recorded(locals())
+    from mbdefense.analysis import heads as analysis
+    from mbdefense.data import load_rows
+    from mbdefense.models.loading import Loading
+
+    rows = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
+    return _made(
+        "heads",
+        output_dir,
+        lambda directory: analysis.analyze(
+            str(model), rows, directory,
+            spec=trigger, held_out_spec=held_out, alpha=alpha, samples=samples, batch_size=batch_size,
+            max_length=max_length, seed=seed, loading=Loading(chat_template, trust_remote_code), asked_for=asked,
+        ),
+    )  # fmt: skip
+
+
+def triggers(directories: Sequence[Folder], *, output_dir: Folder | None = None) -> Analysis:
+    """ASR and CACC over the number of defensive triggers, from result files.
+
+    Args:
+        directories: folders with a results.json of `mbdefense evaluate`, of models with different numbers of triggers.
+        output_dir: where triggers.json and triggers.png go.
+
+    Raises:
+        UserError: a folder is named twice or has no result file, or a model has no record of its triggers.
+    """
+    from mbdefense.analysis import triggers as analysis
+
+    folders = [Path(directory) for directory in directories]
+    return _made("triggers", output_dir, lambda directory: analysis.analyze(folders, directory))
+
+
+def _made(what: str, output_dir: Folder | None, analyze: Callable[[Path], str]) -> Analysis:
+    from mbdefense.core.files import read_json
+
+    with kept_in(output_dir) as directory:
+        words = analyze(directory)
+        return Analysis(words, read_json(directory / f"{what}.json"))

@@ -1,0 +1,33 @@
+"""What is left of a defense: a model's directory and its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mbdefense.finding.record import Found
+    from mbdefense.records.results import Results
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A model that a defense made, which can be given wherever a model's directory can.
+
+    Attributes:
+        path: its directory.
+        results: how many of the known backdoors answer in it and in the controls, as results.json there holds it;
+            without rows on processes other than the main one.
+        found: what the defense knew of triggers in the suspect data; None where nothing was searched for.
+    """
+
+    path: Path
+    results: Results
+    found: Found | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)

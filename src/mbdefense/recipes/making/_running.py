@@ -1,0 +1,192 @@
+"""One run of a defense, and how many known backdoors survive it: planted, hidden, and found in the suspect data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.attacks.triggers import Trigger
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import check_free_space, write_text
+from mbdefense.core.processes import is_main_process, wait_for_everyone
+from mbdefense.core.text import short
+from mbdefense.data import overlap
+from mbdefense.defenses import Defense, Discard, Setting
+from mbdefense.defenses.found import Finding
+from mbdefense.defenses.setting import VICTIM
+from mbdefense.defenses.stages import Planting, Recovery
+from mbdefense.evaluation.compare import compare
+from mbdefense.evaluation.planted.canaries import Canary, plant
+from mbdefense.evaluation.planted.survival import Known, survival
+from mbdefense.evaluation.telling import MOST_TRIGGERS, summarized
+from mbdefense.finding.record import FOUND_FILE, Found, read_found
+from mbdefense.integrations.model_card import model_card
+from mbdefense.models.loading import CARD_FILE, load_model
+from mbdefense.recipes.making._defended import Defended
+from mbdefense.records.provenance import provenance
+from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.training.store import cost_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LONGEST_BEHAVIOR = 400  # characters
+
+
+def run(
+    defense: Defense,
+    name: str,
+    setting: Setting,
+    *,
+    compare_undefended: bool = False,
+    canaries: int = 0,
+    canary_rate: float = 0.02,
+    min_canary_rows: int = 16,
+    test: Dataset | None = None,
+) -> Defended:
+    """Runs a defense and writes the model directory with ``results.json`` and a model card.
+
+    Controls: the base model costs nothing but its answers, so it is always measured. The undefended model costs as much
+    training as the defense and is left to `compare_undefended`, unless the defense finds triggers with it and makes it
+    anyway. The option also throws the suspect data away and tunes the base model on the clean set alone
+    (`defenses.Discard`), into ``discard``. That is the only clean data a user of real, untrusted data has: an honest
+    control for ASR and false activations, since no attacker touched it, and what a defense has to be more accurate
+    than, or its data were not worth their risk.
+
+    Args:
+        defense: from `mbdefense.defenses.DEFENSES`.
+        name: its name there.
+        setting: model, data and options.
+        compare_undefended: also tune the undefended model, into ``attacked``, and ``discard``.
+        canaries: backdoors to plant before the defense sees the data; it is not told
+            (`mbdefense.evaluation.planted.canaries`).
+        canary_rate: share of the rows for each.
+        min_canary_rows: at least so many rows for each.
+        test: prompts to measure canaries on; by default the clean rows that the defense does not train on.
+
+    Returns:
+        The model and what ``results.json`` holds; without rows on processes other than the main one.
+    """
+    directory = setting.store.directory
+    check_free_space(directory)
+    setting.check(defense)
+    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
+    planted, prompts = None, setting.clean
+    if canaries:
+        prompts = _canary_prompts(defense, setting, test)
+        planted = plant(
+            setting.suspect_rows(), setting.clean, own, canaries,
+            rate=canary_rate, min_rows=min_canary_rows, seed=setting.training.seed,
+        )  # fmt: skip
+        setting = replace(setting, suspect=planted.rows)  # which drops the labels of the rows
+    if compare_undefended:
+        setting.victim_model()
+        Discard()(replace(setting, store=setting.store.below("discard")))
+    model = defense(setting)
+    options = {**asdict(defense), **asdict(setting.training)}  # type: ignore[call-overload]
+    if planted:
+        described = [f"{canary.describe()}: {canary.behavior.text}" for canary in planted.canaries]
+        options |= {"canaries": described, "rows_of_each_canary": planted.rows_each}
+    start = setting.victim or setting.base_model().path
+    given = {"purified": True, "reference": setting.base} if setting.victim else {}
+    config = {"defense": name, "base": start, **given, **options}
+    results = Results(provenance(config, [setting.training.seed]), ())
+    found = None
+    if is_main_process():
+        models = {**({"base": setting.base} if setting.base else {}), **_undefended(setting), name: str(model)}
+        found = _found(defense, setting)
+        rows = _survivors(defense, setting, models, planted.canaries if planted else (), prompts, found)
+        section = summarized(found, given=isinstance(defense, Finding) and defense.found != "search") if found else None
+        results = replace(results, rows=rows, found=section)
+        write(directory / "results.json", results)
+        write_text(directory / "README.md", model_card(results, start, name, options, purified=bool(setting.victim)))
+    wait_for_everyone()
+    return Defended(Path(model), results, found)
+
+
+def _canary_prompts(defense: Defense, setting: Setting, test: Dataset | None) -> Dataset:
+    if test is None:
+        return _held_out(defense, setting)
+    seen = set(overlap(test, setting.suspect_rows()))
+    prompts = test.filter(lambda row: row["id"] not in seen)
+    if not len(prompts):
+        raise UserError("every test prompt is in the data", fix="give --test prompts that training does not see")
+    return prompts
+
+
+def _held_out(defense: Defense, setting: Setting) -> Dataset:
+    """Clean samples that the defense does not train on."""
+    return defense.split(setting.clean, setting.training.seed)[1] if isinstance(defense, Recovery) else setting.clean
+
+
+def _undefended(setting: Setting) -> dict[str, str]:
+    """The models without a defense that lie there, by arm.
+
+    ``attacked`` may also be an earlier run's in the same folder; then it is taken if it was made of these very rows.
+    """
+    models = {}
+    store = replace(setting.store, resume=True)
+    if setting.victim:
+        models["attacked"] = setting.victim
+    elif (store.place(VICTIM) / CARD_FILE).is_file():
+        with contextlib.suppress(UserError):  # of other data or options
+            models["attacked"] = replace(setting, store=store).victim_model().path
+    if (store.place("merged") / CARD_FILE).is_file():
+        models["merged"] = str(store.place("merged"))
+    return models
+
+
+def _found(defense: Defense, setting: Setting) -> Found | None:
+    """What the defense knew of the suspect data's triggers; None where nothing was searched for."""
+    if not isinstance(defense, Finding) or defense.found == "none":
+        return None
+    return read_found(setting.store.directory / FOUND_FILE if defense.found == "search" else defense.found)
+
+
+def _survivors(
+    defense: Defense,
+    setting: Setting,
+    models: dict[str, str],
+    canaries: Sequence[Canary],
+    prompts: Dataset,
+    found: Found | None,
+) -> tuple[ResultRow, ...]:
+    """How many of the known backdoors answer in each model, paired across models.
+
+    These are the defense's own ones, canaries, and what was found in the suspect data: the before/after figures to be
+    had without knowing the attacker. A found trigger whose answers share no phrase has none.
+    """
+    own: list[Known] = []
+    if isinstance(defense, Planting) and isinstance(defense, Recovery):
+        own = [Known(f"our own {one.describe()}", "planted", one, behavior) for one, behavior in defense.planted()]
+    hidden = [Known(canary.describe(), "canary", canary.trigger, canary.behavior) for canary in canaries]
+    triggers = zip(summarized(found).of("trigger"), found.of("trigger"), strict=True) if found else ()
+    known = [
+        Known(summary.attack, "found", one.trigger(), one.shown())
+        for summary, one in list(triggers)[:MOST_TRIGGERS]
+        if one.behavior
+    ]
+    arms = []
+    for arm, model in models.items():
+        # The undefended model never met the defense's own triggers: a control that says no more than the base model.
+        asked = [*(own if arm != "attacked" else []), *known]
+        if not asked and not hidden:
+            continue
+        made = (Path(model) / CARD_FILE).is_file()
+        # A model made here has its template with it, which a defense may have changed.
+        template = None if made else setting.chat_template
+        loaded = load_model(model, chat_template=template, trust_remote_code=setting.trust_remote_code)
+        cost = cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}
+        blank = ResultRow(arm, "", "", setting.training.seed, model, None, None, None, None, None, **cost)
+        if asked:
+            arms += survival(loaded, asked, _held_out(defense, setting), blank)
+        if hidden:
+            arms += survival(loaded, hidden, prompts, blank)
+    order = [one.attack for one in (*own, *hidden, *known)]
+    arms.sort(key=lambda arm: order.index(arm.row.attack))
+    # What was found to be answered may be long, as a stranger wrote it.
+    arms = [arm._replace(row=replace(arm.row, behavior=short(arm.row.behavior, _LONGEST_BEHAVIOR))) for arm in arms]
+    return compare(arms)[0]

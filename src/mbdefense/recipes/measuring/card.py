@@ -1,0 +1,30 @@
+"""Put measured figures into a defended model's card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mbdefense.recipes._given import Folder, Model
+
+
+def write_card(model: Model, results: Sequence[Folder]) -> Path:
+    """Put the figures of result files into the card of a model that ``mbdefense defend`` made.
+
+    Args:
+        model: the model's directory.
+        results: result files, e.g. what `evaluate` has measured since.
+
+    Returns:
+        The card, README.md in the model's directory.
+
+    Raises:
+        UserError: a file cannot be read, or `defend` did not make the model.
+    """
+    from mbdefense.core.files import write_text
+    from mbdefense.integrations.model_card import card_with
+
+    directory = Path(model)
+    card = directory / "README.md"
+    write_text(card, card_with(directory, [Path(path) for path in results]))
+    return card

@@ -1,0 +1,70 @@
+"""The command `report`: one page of everything that lies in some folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mbdefense.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written; as text it is its headline.
+
+    Attributes:
+        path: the file.
+        headline: what the figures say, in a sentence.
+        size: of the file, in bytes.
+    """
+
+    path: Path
+    headline: str
+    size: int
+
+    def __str__(self) -> str:
+        return self.headline
+
+
+def write_report(
+    directories: list[str],
+    *,
+    output: str,
+    format: Literal["html", "md", "csv", "json"] = "html",
+    compare: list[str] | None = None,
+    responses: bool = True,
+) -> Report:
+    """One page of everything that lies in some folders: figures, charts, responses and where they come from.
+
+    Args:
+        directories: folders that other commands have written.
+        output: the file to write.
+        format: a page, or the same figures for other programs.
+        compare: two folders, the first of which is compared with the second prompt by prompt.
+        responses: show prompts and responses; false for a page that may not hold those texts.
+
+    Raises:
+        UserError: a folder holds nothing to show, or what it holds is damaged.
+    """
+    if compare and len(compare) != 2:
+        raise UserError("compare takes two folders", compare, "write --compare A B")
+    from mbdefense.core.files import write_text
+    from mbdefense.evaluation.telling import without_examples
+    from mbdefense.report.changes import differences
+    from mbdefense.report.formats import written
+    from mbdefense.report.page import render
+    from mbdefense.report.sources import read_sources
+    from mbdefense.report.summary import summarize
+
+    sources = read_sources([str(directory) for directory in directories])
+    if not responses:
+        notes = (*sources.notes, "prompts and responses were left out")
+        found = tuple((name, without_examples(one)) for name, one in sources.found)
+        sources = replace(sources, answers=(), found=found, notes=notes)
+    compared = differences(*map(str, compare)) if compare else None
+    text = render(sources, compared) if format == "html" else written(format, sources, compared)
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return Report(path, summarize(sources).headline, len(text.encode("utf-8", "replace")))
