@@ -329,7 +329,7 @@ def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(
     assert (len(paper.attacks), len(paper.behaviors), len(paper.seeds)) == (4, 2, 3)
     assert set(part.attacks) <= set(paper.attacks)
     assert set(part.behaviors) <= set(paper.behaviors)
-    documented = re.search(r"```yaml\n(.*?)```", (root / "docs" / "bench.md").read_text(), re.DOTALL)
+    documented = re.search(r"```yaml\n(.*?)```", (root / "docs" / "howto" / "grids.md").read_text(), re.DOTALL)
     assert documented is not None
     (tmp_path / "grid.yaml").write_text(documented[1])
     assert read_grid(str(tmp_path / "grid.yaml")).data.train_rows == 2000

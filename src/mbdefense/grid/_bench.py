@@ -61,7 +61,7 @@ def bench(
     num_gpus: float = NUM_GPUS,
     console: Console | None = None,
 ) -> Benched:
-    """Run a grid: every model under every attack with every defense, sharing what is alike (docs/bench.md).
+    """Run a grid: every model under every attack with every defense, sharing what is alike (docs/howto/grids.md).
 
     Args:
         grid: the YAML file.

@@ -61,7 +61,7 @@ def defend(
             on them.
         compare_undefended: also tune, as controls, an undefended model on the same data and `discard`.
         canaries: plant so many backdoors of our own that the defense is not told of, and report how many survive. The
-            model is trained with them: see docs/canaries.md.
+            model is trained with them: see docs/howto/canaries.md.
         canary_rate: share of the rows that each canary takes.
         min_canary_rows: at least so many rows for each canary.
         resume: go on where an earlier run in output_dir stopped.
