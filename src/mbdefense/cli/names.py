@@ -31,6 +31,7 @@ WORDS: dict[str, dict[str, Word]] = {
         "clean_dataset": Word("clean"),
         "test_dataset": Word("test"),
     },
+    "purify": {"model": Word("model", positional="one"), "clean_dataset": Word("clean")},
     "find-triggers": {
         "dataset": Word("data", positional="many"),
         "clean_dataset": Word("clean"),

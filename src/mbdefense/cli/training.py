@@ -79,6 +79,22 @@ def defend(words: Sequence[str]) -> int | None:
     return None
 
 
+def purify(words: Sequence[str]) -> None:
+    """``purify MODEL``: a finished model, repaired."""
+    from mbdefense.defenses import DEFENSES
+    from mbdefense.recipes.making.purify import default_repair, repairs
+    from mbdefense.recipes.making.purify import purify as recipe
+
+    name = given(words, "defense") or default_repair(given(words, "base_model"))
+    if name not in DEFENSES:
+        raise UserError("unknown defense", name, did_you_mean(name, repairs()))
+    kind = DEFENSES[name]
+    options = read(words, "purify", recipe, [kind, TrainingOptions], leave=["args"], elsewhere=_of_others(name))
+    method, training = kind(**options.of(kind)), TrainingOptions(**options.of(TrainingOptions))
+    done = recipe(**{**options.of(recipe), "defense": method, "args": training})
+    _show_defended(done, training.max_length)
+
+
 def _of_others(name: str) -> dict[str, str]:
     """What to say of an option of another defense than the one that is chosen."""
     from mbdefense.defenses import DEFENSES

@@ -1,10 +1,13 @@
-"""What is left of a defense: a model's directory and its record."""
+"""What recipes that defend share: the defense by its name, and what it leaves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.core.specs import parse_spec
+from mbdefense.recipes._given import DefenseSpec
 
 if TYPE_CHECKING:
     from mbdefense.finding.record import Found
@@ -31,3 +34,12 @@ class Defended:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def chosen(given: DefenseSpec) -> tuple[str, Any]:
+    """A defense with its name in tables: by its spec, or as it is."""
+    from mbdefense.defenses import DEFENSES
+
+    method: Any = parse_spec(given, DEFENSES, "defense") if isinstance(given, str) else given
+    names = (name for name, kind in DEFENSES.items() if kind is type(method))
+    return next(names, type(method).__name__), method

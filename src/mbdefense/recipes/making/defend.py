@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process
-from mbdefense.core.specs import parse_spec
 from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow, named
-from mbdefense.recipes.making._defended import Defended
+from mbdefense.recipes.making._defended import Defended, chosen
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,7 +78,7 @@ def defend(
     ):
         if not canaries and given != default:
             raise UserError(f"--{option} without --canaries", given, "add --canaries 4")
-    name, method = _chosen(defense)
+    name, method = chosen(DEFAULT if defense is None else defense)
     from mbdefense.core.files import claimed
     from mbdefense.data import check_disjoint, load_rows
     from mbdefense.defenses import Setting
@@ -113,17 +112,6 @@ def defend(
             method, name, setting, compare_undefended=compare_undefended, canaries=canaries, canary_rate=canary_rate,
             min_canary_rows=min_canary_rows, test=test,
         )  # fmt: skip
-
-
-def _chosen(given: DefenseSpec | None) -> tuple[str, Any]:
-    """A defense with its name in tables: by its spec, as it is, or the default."""
-    from mbdefense.defenses import DEFENSES
-
-    method: Any = DEFAULT if given is None else given
-    if isinstance(method, str):
-        method = parse_spec(method, DEFENSES, "defense")
-    names = (name for name, kind in DEFENSES.items() if kind is type(method))
-    return next(names, type(method).__name__), method
 
 
 def _warn(trigger: Any, rows: Dataset, source: str) -> None:
