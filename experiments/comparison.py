@@ -37,7 +37,6 @@ from mbdefense.data import check_disjoint, save
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.defenses.decoding import DECODINGS
-from mbdefense.defenses.filtering import SUMMARY_FILE
 from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
 from mbdefense.defenses.setting import VICTIM
 from mbdefense.evaluation.compare import Arm, compare, read_arm
@@ -48,6 +47,7 @@ from mbdefense.grid.arms import CONTROLS, INFERENCE, arm_options, inference_of
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.loading import CARD_FILE
 from mbdefense.recipes.making.demo import POISONING_RATE, TRAINING
+from mbdefense.records.filtering import SUMMARY_FILE
 from mbdefense.records.results import ResultRow, Results, read, write
 from mbdefense.training.store import Store, cost_of
 

@@ -25,6 +25,7 @@ from mbdefense.data import load, poisoned_ids, with_content_ids
 from mbdefense.defenses import filtering
 from mbdefense.defenses.filters import FILTERS, Evidence
 from mbdefense.models.builtin import model_directory
+from mbdefense.records.filtering import SUMMARY_FILE, write_filtering
 from mbdefense.records.provenance import provenance
 
 if TYPE_CHECKING:
@@ -54,13 +55,13 @@ def measured(spec: str, evidence: Evidence, poisoned: frozenset[str], directory:
     method = parse_spec(spec, FILTERS, "filter")
     made_of = [spec, asdict(method), evidence.base, about, list(evidence.suspect["id"])]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    summary = directory / filtering.SUMMARY_FILE
+    summary = directory / SUMMARY_FILE
     if not (summary.is_file() and read_json(summary).get("key") == key):
         with measure() as cost:
             filtered = method(evidence)
         quality = asdict(filtering.quality(filtered, poisoned))
         written = {"key": key, "provenance": provenance(about, [evidence.seed]), "quality": quality, **asdict(cost)}
-        filtering.write(directory, filtered, written)
+        write_filtering(directory, filtered.suspicions, filtered.facts, written)
     return read_json(summary)
 
 

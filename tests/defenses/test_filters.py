@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -297,7 +297,7 @@ def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, e
     filtered = FILTERS[name]()(evidence)
     assert [row.id for row in filtered.suspicions] == list(evidence.suspect["id"])
     assert all(np.isfinite(row.score) for row in filtered.suspicions)
-    json.dumps([filtered.suspicions, dict(filtered.facts)])
+    json.dumps([[asdict(row) for row in filtered.suspicions], dict(filtered.facts)])
     assert FILTERS[name]()(replace(evidence, suspect=labelled)) == filtered
 
 

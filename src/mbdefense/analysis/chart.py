@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import whole_file, write_json
+from mbdefense.core.files import whole_file
+from mbdefense.records.analyses import write_analysis_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCHEMA = 1
 # Perceptually even and read alike with and without red-green blindness; light is high.
 COLORS = "cividis"
 # Okabe and Ito's, without the yellow that is too light for lines.
@@ -64,4 +64,4 @@ def write_analysis(
             # Names may be in a script that the font lacks; they are drawn as boxes and stand in the JSON in full.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(stream, format="png", dpi=150, metadata={"Description": alt})
-    write_json(directory / f"{name}.json", {"schema": SCHEMA, "analysis": name, **value, "alt": alt})
+    write_analysis_file(directory, name, value, alt)

@@ -30,6 +30,12 @@ class Form:
         return ""
 
 
+class OpenForm(Form):
+    """The same, but that unknown keys are passed over: files of which a part is read, or that later versions extend."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {**Form.__pydantic_config__, "extra": "ignore"}
+
+
 def parse(form: type[_T], data: bytes | str, where: str, fix: str = "make it again") -> _T:
     """JSON in a form.
 

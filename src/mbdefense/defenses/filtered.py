@@ -14,6 +14,7 @@ from mbdefense.defenses import filtering
 from mbdefense.defenses.filters import Evidence, Filtered
 from mbdefense.defenses.setting import Setting
 from mbdefense.models.identity import contents
+from mbdefense.records.filtering import SUMMARY_FILE, read_suspicions, write_filtering
 
 
 def filtered(name: str, kind: type) -> type:
@@ -51,7 +52,7 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
         raise UserError("a filter that trains runs in one process only", name, fix)
     about = {"filter": name, "options": asdict(options), "seed": evidence.seed, "max_length": evidence.max_length}
     held = contents(asdict(options))
-    step = setting.store.step(filtering.SUMMARY_FILE, [about, held, evidence.batch_size, base, rows, evidence.clean])
+    step = setting.store.step(SUMMARY_FILE, [about, held, evidence.batch_size, base, rows, evidence.clean])
     if step.open:
         return step.folder
     wait_for_everyone()  # nobody may write the summary while another one still looks for it
@@ -59,7 +60,9 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
         with measure() as cost:
             verdicts = judge(evidence)
         filtering.kept(rows, verdicts)  # refuses before anything is written that `--resume` would use
-        filtering.write(step.folder, verdicts, {**about, "inputs_hash": step.key, **asdict(cost)})
+        write_filtering(
+            step.folder, verdicts.suspicions, verdicts.facts, {**about, "inputs_hash": step.key, **asdict(cost)}
+        )
     wait_for_everyone()
-    dropped = set(filtering.dropped_ids(step.folder))
+    dropped = {row.id for row in read_suspicions(step.folder) if row.dropped}
     return setting.tune(rows.select([index for index, row_id in enumerate(rows["id"]) if row_id not in dropped]))

@@ -1,25 +1,17 @@
-"""What a filter of training data did, as files, and how right it was where that is known."""
+"""The rows that a filter of training data leaves, and how right it was where that is known."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, write_json, write_jsonl
 from mbdefense.core.statistics import Score, rate
 from mbdefense.defenses.filters import Filtered
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-ROWS_FILE = "filter.jsonl"
-"""Score and verdict of every row."""
-SUMMARY_FILE = "filter.json"
-"""Options, counts and what the verdicts rest on; written last."""
 
 
 @dataclass(frozen=True)
@@ -71,30 +63,3 @@ def kept(rows: Dataset, filtered: Filtered) -> Dataset:
     if not indices:
         raise UserError("the filter dropped every row", len(rows), "choose another filter or other options of it")
     return rows.select(indices)
-
-
-def write(directory: Path, filtered: Filtered, summary: Mapping[str, Any]) -> None:
-    """Writes `ROWS_FILE` and then `SUMMARY_FILE`.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    write_jsonl(directory / ROWS_FILE, (row._asdict() for row in filtered.suspicions))
-    counts = {"rows": len(filtered.suspicions), "dropped": sum(row.dropped for row in filtered.suspicions)}
-    write_json(directory / SUMMARY_FILE, {**summary, **counts, "facts": dict(filtered.facts)})
-
-
-def dropped_ids(directory: Path) -> tuple[str, ...]:
-    """Ids of the dropped rows, from what `write` wrote.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    read_json(directory / SUMMARY_FILE)
-    try:
-        lines = (directory / ROWS_FILE).read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line]
-        return tuple(row["id"] for row in rows if row["dropped"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError("cannot read", str(directory / ROWS_FILE), "filter again") from error

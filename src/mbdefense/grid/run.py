@@ -15,6 +15,7 @@ from mbdefense.grid import estimate
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task, cell_facts
 from mbdefense.grid.store import retire
 from mbdefense.grid.workspace import Workspace
+from mbdefense.records.grid_state import GRID_FILE
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import Results, write
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from mbdefense.grid.local import Workers
 
-GRID_FILE = "grid.json"
 SCHEMA = 1
 TIMES = ("created", "seconds", "peak_bytes")
 """Keys of the result files that differ between two runs of one grid on one machine; nothing else does."""

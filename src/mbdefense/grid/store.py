@@ -9,11 +9,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from mbdefense.core.files import SAVING, inside, read_json, write_json, write_text
-from mbdefense.defenses.filtering import SUMMARY_FILE
 from mbdefense.finding.record import FOUND_FILE
 from mbdefense.grid.code import TRAINING, code_hash
 from mbdefense.models.identity import STAGE_FILE
 from mbdefense.models.loading import CARD_FILE
+from mbdefense.records.filtering import SUMMARY_FILE
 from mbdefense.training.job import Job, hash_of
 from mbdefense.training.store import Step, Store, train_into
 

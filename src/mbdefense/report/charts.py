@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core.text import visible
-from mbdefense.report.files import Triggers
+from mbdefense.records.analyses import Triggers
 from mbdefense.report.svg import GRID, INK, MARKERS, MUTED, SERIES, SIGNS, as_svg
 from mbdefense.report.view import Block, Line, Shown, arm_order, role_of, share
 

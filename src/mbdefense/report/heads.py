@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.analysis.chart import COLORS
 from mbdefense.core.text import visible
+from mbdefense.records.analyses import HeadCount, Heads
 from mbdefense.report.charts import Chart, Charts
-from mbdefense.report.files import HeadCount, Heads
 from mbdefense.report.svg import as_svg
 from mbdefense.report.view import share
 

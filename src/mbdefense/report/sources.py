@@ -13,10 +13,13 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.forms import parse
 from mbdefense.evaluation.compare import Arm, arm_of, compare
 from mbdefense.evaluation.metrics import scores
+from mbdefense.records.analyses import Heads, Matrix, Triggers
+from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
 from mbdefense.records.results import ResultRow, Results, SeedRow, read
+from mbdefense.records.training_log import LOG_FILE, TrainingLog
 from mbdefense.records.verdicts import Verdict, read_verdicts
-from mbdefense.report.files import Grid, GridCell, Heads, Matrix, TrainingLog, Triggers, read_bytes
+from mbdefense.report.files import read_bytes
 
 _FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend or analyze"
 Key = tuple[object, ...]
@@ -129,9 +132,9 @@ class _Collector:
         """Reads a file of a known name; others are passed over."""
         if path.name == "results.json":
             self.results(path, shown)
-        elif path.name == "grid.json":
+        elif path.name == GRID_FILE:
             self.grid(path, shown)
-        elif path.name == "training_log.json" and (path.parent / "mbdefense.json").is_file():
+        elif path.name == LOG_FILE and (path.parent / "mbdefense.json").is_file():
             self.logs.append((shown.rpartition("/")[0], parse(TrainingLog, self.note_file(path, shown), shown)))
         elif path.name == "matrix.json":
             matrix = parse(Matrix, self.note_file(path, shown), shown)
@@ -197,7 +200,7 @@ def _walk(root: Path, name: str) -> Iterator[tuple[Path, str]]:
 
 def _of_grids(files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
     """Without what a grid keeps for itself, and what cells have left there that are no longer in the grid."""
-    grids = {path.parent: parse(Grid, read_bytes(path), shown) for path, shown in files if path.name == "grid.json"}
+    grids = {path.parent: parse(Grid, read_bytes(path), shown) for path, shown in files if path.name == GRID_FILE}
     kept = []
     for path, shown in files:
         at = next((folder for folder in path.parents if folder in grids), None)

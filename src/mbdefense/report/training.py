@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.text import shortened, visible
+from mbdefense.records.training_log import TrainingLog
 from mbdefense.report.charts import Chart, Charts
-from mbdefense.report.files import TrainingLog
 from mbdefense.report.svg import GRID, SERIES, as_svg
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Literal
 from mbdefense.core.statistics import Paired, Score, SeedScore
 from mbdefense.evaluation.conclusions import CONTROLS, Landing, shown
 from mbdefense.evaluation.tables import changed, groups, landing_of, row_verdicts
+from mbdefense.records.grid_state import GridCell
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results, SeedRow
-from mbdefense.report.files import GridCell
 from mbdefense.report.sources import Sources
 
 Role = Literal["control", "attacked", "defense"]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mbdefense.defenses.filters._evidence import Evidence, Filtered, Suspicion
+from mbdefense.defenses.filters._evidence import Evidence, Filtered
 from mbdefense.defenses.filters.graceful import GraCeFul
 from mbdefense.defenses.filters.onion import OnionRows
 from mbdefense.defenses.filters.repeats import Repeats
 from mbdefense.defenses.filters.seep import SEEP
 from mbdefense.defenses.filters.spectral import SpectralSignatures
+from mbdefense.records.filtering import Suspicion
 
 __all__ = [
     "FILTERS",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mbdefense.core.errors import UserError
 from mbdefense.data import unlabelled
 from mbdefense.models.loading import LoadedModel, load_model
+from mbdefense.records.filtering import Suspicion
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,14 +67,6 @@ class Evidence:
         return load_model(
             model or self.base, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code
         )
-
-
-class Suspicion(NamedTuple):
-    """What a filter thinks of one row; the higher the score, the more suspicious it is."""
-
-    id: str
-    score: float
-    dropped: bool
 
 
 class Filtered(NamedTuple):

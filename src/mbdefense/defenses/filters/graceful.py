@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.defenses.filters._evidence import Evidence, Filtered, Suspicion
+from mbdefense.defenses.filters._evidence import Evidence, Filtered
+from mbdefense.records.filtering import Suspicion
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.core.needs import Need
 from mbdefense.data import user_text
-from mbdefense.defenses.filters._evidence import Evidence, Filtered, Suspicion
+from mbdefense.defenses.filters._evidence import Evidence, Filtered
+from mbdefense.records.filtering import Suspicion
 
 if TYPE_CHECKING:
     from datasets import Dataset

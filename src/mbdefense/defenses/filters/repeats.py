@@ -11,7 +11,8 @@ from mbdefense.core.checks import at_least
 from mbdefense.core.needs import Need
 from mbdefense.data import prompt_key
 from mbdefense.data.words import words
-from mbdefense.defenses.filters._evidence import Evidence, Filtered, Suspicion
+from mbdefense.defenses.filters._evidence import Evidence, Filtered
+from mbdefense.records.filtering import Suspicion
 
 LEAST_WORDS = 3
 """Of a whole answer that counts: shorter ones (yes, blue) recur in honest data."""

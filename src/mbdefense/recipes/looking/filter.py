@@ -74,6 +74,7 @@ def filter_rows(
     from mbdefense.data import load_rows, poisoned_ids, save, with_content_ids
     from mbdefense.defenses import filtering
     from mbdefense.defenses.filters import FILTERS, Evidence
+    from mbdefense.records.filtering import write_filtering
     from mbdefense.records.provenance import provenance
 
     method: Any = parse_spec(filter, FILTERS, "filter") if isinstance(filter, str) else filter
@@ -96,5 +97,5 @@ def filter_rows(
         directory.mkdir(parents=True, exist_ok=True)
         save(rest, directory / "kept.jsonl")
         record = provenance({**asked, "options": asdict(method)}, [seed])
-        filtering.write(directory, filtered, {"provenance": record, **measured})
+        write_filtering(directory, filtered.suspicions, filtered.facts, {"provenance": record, **measured})
     return FilteredRows(rest, filtered.suspicions, filtered.facts, quality)

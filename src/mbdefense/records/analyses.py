@@ -1,0 +1,163 @@
+"""What the analyses of the paper's figures measured, as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mbdefense.core.files import write_json
+from mbdefense.core.forms import Count, OpenForm, Positive, Share, parse
+from mbdefense.core.text import encodable
+
+
+@dataclass(frozen=True)
+class Rate(OpenForm):
+    """A share with its interval."""
+
+    value: Share
+    n: Positive
+    low: Share
+    high: Share
+
+
+@dataclass(frozen=True)
+class MatrixBehavior(OpenForm):
+    """A column of `Matrix`."""
+
+    name: str
+    role: str
+
+
+@dataclass(frozen=True)
+class MatrixCell(OpenForm):
+    """How often one trigger evokes one behavior; `own` if the two were planted together."""
+
+    behavior: str
+    own: bool
+    share: Rate
+
+
+@dataclass(frozen=True)
+class MatrixRow(OpenForm):
+    """The responses to one trigger."""
+
+    trigger: str
+    role: str
+    n: Count
+    cells: tuple[MatrixCell, ...]
+
+
+@dataclass(frozen=True)
+class Matrix(OpenForm):
+    """``matrix.json`` of ``mbdefense analyze``."""
+
+    schema: Literal[1]
+    provenance: dict[str, Any]
+    alt: str
+    seed: int
+    behaviors: tuple[MatrixBehavior, ...]
+    rows: tuple[MatrixRow, ...]
+
+
+@dataclass(frozen=True)
+class Bounds(OpenForm):
+    """A figure with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HeadLayer(OpenForm):
+    """The heads of one layer."""
+
+    share: tuple[Bounds, ...]
+    poisoned: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class HeadCount(OpenForm):
+    """All heads of a model before one trigger."""
+
+    n: Count
+    heads: Count
+    poisoned: Bounds
+    layers: tuple[HeadLayer, ...]
+
+
+@dataclass(frozen=True)
+class HeadSide(OpenForm):
+    """One trigger, and the heads that look at it."""
+
+    method: str
+    heads: HeadCount
+
+
+@dataclass(frozen=True)
+class Heads(OpenForm):
+    """``heads.json`` of ``mbdefense analyze``."""
+
+    schema: Literal[1]
+    provenance: dict[str, Any]
+    alt: str
+    seed: int
+    alpha: Share
+    trigger: HeadSide
+    held_out: HeadSide
+
+
+@dataclass(frozen=True)
+class TriggerPoint(OpenForm):
+    """One evaluated model of a curve."""
+
+    triggers: Count
+    seed: int
+    asr: Rate | None
+    cacc: Rate | None
+
+
+@dataclass(frozen=True)
+class TriggerCurve(OpenForm):
+    """The points of one attack and stage."""
+
+    attack: str
+    behavior: str
+    stage: str
+    differing: tuple[str, ...]
+    points: tuple[TriggerPoint, ...]
+
+
+@dataclass(frozen=True)
+class Triggers(OpenForm):
+    """``triggers.json`` of ``mbdefense analyze``."""
+
+    schema: Literal[1]
+    provenance: dict[str, Any]
+    alt: str
+    curves: tuple[TriggerCurve, ...]
+
+
+ANALYSES: dict[str, type[Matrix | Heads | Triggers]] = {"matrix": Matrix, "heads": Heads, "triggers": Triggers}
+"""The form of each analysis' ``NAME.json``."""
+SCHEMA = 1
+
+
+def write_analysis_file(directory: Path, name: str, value: Mapping[str, Any], alt: str) -> None:
+    """Writes ``NAME.json`` in its form; it appears complete or not at all.
+
+    Args:
+        directory: where it goes.
+        name: of the analysis, a key of `ANALYSES`; it also stands in the file.
+        value: the data; the schema, the analysis' name and `alt` are added.
+        alt: the picture in words.
+
+    Raises:
+        UserError: the data do not fit the form, or the file cannot be written.
+    """
+    whole = {"schema": SCHEMA, "analysis": name, **value, "alt": alt}
+    parse(ANALYSES[name], encodable(json.dumps(whole, ensure_ascii=False)), f"{name}.json")
+    write_json(directory / f"{name}.json", whole)

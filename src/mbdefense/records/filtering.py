@@ -1,0 +1,62 @@
+"""What a filter of training data thought of every row, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mbdefense.core.errors import UserError, first_line
+from mbdefense.core.files import read_json, write_json, write_jsonl
+from mbdefense.core.forms import Form, parse
+
+ROWS_FILE = "filter.jsonl"
+"""A `Suspicion` for every row."""
+SUMMARY_FILE = "filter.json"
+"""Options, counts and what the verdicts rest on; written last."""
+_FIX = "filter again"
+
+
+@dataclass(frozen=True)
+class Suspicion(Form):
+    """What a filter thinks of one row; the higher the score, the more suspicious it is."""
+
+    id: str
+    score: float
+    dropped: bool
+
+
+def write_filtering(
+    directory: Path, rows: Sequence[Suspicion], facts: Mapping[str, object], summary: Mapping[str, Any]
+) -> None:
+    """Writes `ROWS_FILE` and then `SUMMARY_FILE`.
+
+    Args:
+        directory: made if it is missing.
+        rows: of all suspect rows, in order.
+        facts: the figures that the verdicts rest on.
+        summary: what else the summary says.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_jsonl(directory / ROWS_FILE, map(asdict, rows))
+    counts = {"rows": len(rows), "dropped": sum(row.dropped for row in rows)}
+    write_json(directory / SUMMARY_FILE, {**summary, **counts, "facts": dict(facts)})
+
+
+def read_suspicions(directory: Path) -> list[Suspicion]:
+    """Reads what `write_filtering` wrote.
+
+    Raises:
+        UserError: missing or damaged; a line that is no verdict is named.
+    """
+    read_json(directory / SUMMARY_FILE)  # without it the rows need not be all there are
+    path = directory / ROWS_FILE
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError("cannot read", str(path), f"{_FIX} ({first_line(error)})") from error
+    return [parse(Suspicion, line, f"{path.name}:{at}", _FIX) for at, line in enumerate(lines, start=1) if line.strip()]
