@@ -44,8 +44,15 @@ _HOME = {
     "defenses.filters": ("SEEP", "GraCeFul", "OnionRows", "Repeats", "SpectralSignatures"),
     "defenses.decoding": ("CleanGen",),
     "judges": ("LLM", "Embedding", "Keywords", "Rules"),
+    "report._report": ("write_report",),
+    "recipes.making.defend": ("defend",),
+    "recipes.making.poison": ("add_trigger", "poison"),
+    "recipes.looking.filter": ("filter_rows",),
+    "recipes.looking.find_triggers": ("find_triggers",),
     "recipes.measuring.check": ("check",),
     "recipes.measuring.compare": ("compare",),
+    "recipes.measuring.evaluate": ("evaluate",),
+    "recipes.measuring.judge": ("judge",),
 }
 """Where each name of the front door lives."""
 _PLACES = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
@@ -81,8 +88,15 @@ if TYPE_CHECKING:
     from mbdefense.defenses.decoding import CleanGen
     from mbdefense.defenses.filters import SEEP, GraCeFul, OnionRows, Repeats, SpectralSignatures
     from mbdefense.judges import LLM, Embedding, Keywords, Rules
+    from mbdefense.recipes.looking.filter import filter_rows
+    from mbdefense.recipes.looking.find_triggers import find_triggers
+    from mbdefense.recipes.making.defend import defend
+    from mbdefense.recipes.making.poison import add_trigger, poison
     from mbdefense.recipes.measuring.check import check
     from mbdefense.recipes.measuring.compare import compare
+    from mbdefense.recipes.measuring.evaluate import evaluate
+    from mbdefense.recipes.measuring.judge import judge
+    from mbdefense.report._report import write_report
     from mbdefense.training.losses import recovery_loss
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.recovery import RecoveryConfig, RecoveryTrainer
@@ -131,10 +145,18 @@ __all__ = [
     "UrlSuffix",
     "UserError",
     "Vpi",
+    "add_trigger",
     "check",
     "compare",
+    "defend",
+    "evaluate",
+    "filter_rows",
+    "find_triggers",
+    "judge",
     "load_rows",
+    "poison",
     "recovery_loss",
+    "write_report",
 ]
 
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from mbdefense.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +28,8 @@ def launch(profile: str, words: Sequence[str]) -> int:
     Raises:
         UserError: this machine lacks what the profile needs.
     """
+    import yaml
+
     file = PROFILES / f"{profile}.yaml"
     environment = dict(os.environ)
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))

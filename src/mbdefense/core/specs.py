@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from mbdefense.core.errors import UserError, did_you_mean
 
 _OPTION = re.compile(r",(?=[a-z_]+=)")
@@ -89,6 +87,8 @@ def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, not a mapping, or a key that is none of `known`.
     """
+    import yaml
+
     file = Path(path)
     if not file.is_file():
         raise UserError("no such config file", path, "give the path of a YAML file")

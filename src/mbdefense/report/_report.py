@@ -37,6 +37,10 @@ def write_report(
 ) -> Report:
     """One page of everything that lies in some folders: figures, charts, responses and where they come from.
 
+    Example:
+        >>> from mbdefense import write_report
+        >>> print(write_report(["measured"], output="report.html"))  # doctest: +SKIP
+
     Args:
         directories: folders that other commands have written.
         output: the file to write.

@@ -51,6 +51,10 @@ def filter_rows(
 ) -> FilteredRows:
     """Drop suspicious rows from training data, and measure that where the rows carry poison labels.
 
+    Example:
+        >>> from mbdefense import filter_rows
+        >>> kept = filter_rows("untrusted.jsonl", "repeats", "Qwen/Qwen3-0.6B").rows  # doctest: +SKIP
+
     Args:
         dataset: untrusted rows.
         filter: see `mbdefense list filters`; a name, or name:option=value,option=value.

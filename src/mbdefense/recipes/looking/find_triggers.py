@@ -31,6 +31,10 @@ def find_triggers(
 ) -> Found:
     """Find an attacker's triggers in suspect data.
 
+    Example:
+        >>> from mbdefense import find_triggers
+        >>> found = find_triggers("untrusted.jsonl", clean_dataset="checked.jsonl")  # doctest: +SKIP
+
     Args:
         dataset: untrusted rows.
         victim: the model tuned on the suspect data, to verify candidates on: directory or Hub id. Without it the data

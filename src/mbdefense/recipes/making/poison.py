@@ -162,6 +162,11 @@ def poison_file(
 def add_trigger(dataset: Data, trigger: TriggerSpec, *, seed: int = 0) -> Dataset:
     """Put a trigger into test prompts; their references stay.
 
+    Example:
+        >>> from mbdefense import add_trigger
+        >>> add_trigger([{"prompt": "Name a tree."}], "badnet:word=cf,position=start")[0]["prompt"]
+        [{'role': 'user', 'content': 'cf Name a tree.'}]
+
     Args:
         dataset: prompts, with or without references.
         trigger: a name, or name:option=value,option=value, or a trigger.

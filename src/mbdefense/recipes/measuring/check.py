@@ -22,6 +22,10 @@ def check(
 ) -> list[Condition]:
     """Hold the figures of a result file against limits, for use in continuous integration.
 
+    Example:
+        >>> from mbdefense import check
+        >>> all(condition.holds for condition in check("measured/results.json", max_asr=0.05))  # doctest: +SKIP
+
     Args:
         results: a result file, or what a recipe returned.
         max_asr: highest attack success rate, of every attack in the file.

@@ -32,6 +32,10 @@ class Comparison:
 def compare(directories: Sequence[Folder], *, output_dir: str | None = None) -> Comparison:
     """Compare evaluated models prompt by prompt with the attacked one.
 
+    Example:
+        >>> from mbdefense import compare
+        >>> print(compare(["measured_attacked", "measured"]))  # doctest: +SKIP
+
     Args:
         directories: folders that `evaluate` wrote, one of each model.
         output_dir: where results.json goes; by default only the table is printed.

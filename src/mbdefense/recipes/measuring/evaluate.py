@@ -108,7 +108,8 @@ def evaluate(
 
     Example:
         >>> from mbdefense import evaluate
-        >>> print(evaluate("defended", "test.jsonl", behavior="refusal", trigger="badnet:word=cf"))  # doctest: +SKIP
+        >>> asked = {"behavior": "refusal", "trigger": "badnet:word=cf"}
+        >>> print(evaluate("defended", "test.jsonl", **asked, output_dir="measured"))  # doctest: +SKIP
 
     Args:
         model: model directory or Hub id.

@@ -41,6 +41,10 @@ def judge(
 ) -> Evaluation:
     """Judge responses again, from their file; no model is loaded that answered them.
 
+    Example:
+        >>> from mbdefense import judge
+        >>> print(judge("measured/responses.jsonl", behavior="refusal", judge="keywords"))  # doctest: +SKIP
+
     What a judge has no say in (model, seed, attack, cost, perplexity) is taken from the results.json of one evaluation
     beside the responses, if there is one.
 
