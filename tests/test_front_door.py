@@ -24,7 +24,7 @@ from mbdefense.judges import JUDGES
 
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
 LIGHT = [name for name in mbdefense.__all__ if name not in ("RecoveryConfig", "RecoveryTrainer", "recovery_loss")]
-USUAL = "defend, find_triggers, poison, evaluate, judge, compare, check, load_rows, MBDefense"
+USUAL = "defend, find_triggers, purify, poison, evaluate, judge, compare, check, load_rows, MBDefense"
 
 
 def fresh(code):
@@ -72,7 +72,7 @@ def test_the_class_of_every_method_can_be_named(table):
 
 
 ORDER = """
-load_rows poison add_trigger find_triggers filter_rows defend evaluate judge compare check write_report
+load_rows poison add_trigger find_triggers filter_rows defend purify evaluate judge compare check write_report
 """
 """The functions, each after those whose files its example reads."""
 FORMS = {

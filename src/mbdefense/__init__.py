@@ -47,6 +47,7 @@ _HOME = {
     "report._report": ("write_report",),
     "recipes.making.defend": ("defend",),
     "recipes.making.poison": ("add_trigger", "poison"),
+    "recipes.making.purify": ("purify",),
     "recipes.looking.filter": ("filter_rows",),
     "recipes.looking.find_triggers": ("find_triggers",),
     "recipes.measuring.check": ("check",),
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from mbdefense.recipes.looking.find_triggers import find_triggers
     from mbdefense.recipes.making.defend import defend
     from mbdefense.recipes.making.poison import add_trigger, poison
+    from mbdefense.recipes.making.purify import purify
     from mbdefense.recipes.measuring.check import check
     from mbdefense.recipes.measuring.compare import compare
     from mbdefense.recipes.measuring.evaluate import evaluate
@@ -155,6 +157,7 @@ __all__ = [
     "judge",
     "load_rows",
     "poison",
+    "purify",
     "recovery_loss",
     "write_report",
 ]
