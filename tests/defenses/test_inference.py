@@ -12,7 +12,8 @@ from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.defenses.decoding import CleanGen
 from mbdefense.defenses.prompts.demonstrations import draw_demonstrations, with_demonstrations
-from mbdefense.engine.generate import agreed, generate, generate_beside, perplexity, text_losses
+from mbdefense.engine.generate import agreed, generate, generate_beside
+from mbdefense.engine.perplexity import perplexity, text_losses
 from mbdefense.evaluation.responding import sample_references
 from mbdefense.models.limits import can_decode, context_length
 from mbdefense.models.loading import LoadedModel, encode_prompt, load_model
@@ -148,15 +149,15 @@ def test_options_of_cleangen_that_cannot_work_are_refused(options):
 
 def test_losses_of_texts_are_those_of_one_at_a_time(victim):
     texts = ["hello", "Name the capital of France. It is Paris.", "x"]
-    batched = text_losses(victim, texts, max_length=64, batch_size=3)
+    batched = text_losses(victim, texts, max_length=64)
     for text, loss in zip(texts, batched, strict=True):
         ids = [victim.tokenizer.bos_token_id, *victim.tokenizer(text, add_special_tokens=False)["input_ids"]]
         with torch.inference_mode():
             scores = victim.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         expected = -scores[range(len(ids) - 1), ids[1:]].mean()
         assert loss == pytest.approx(float(expected), rel=1e-4)
-    first = text_losses(victim, ["hello world again"], max_length=2, batch_size=1)
-    assert first != text_losses(victim, ["hello world again"], max_length=3, batch_size=1)
+    first = text_losses(victim, ["hello world again"], max_length=2)
+    assert first != text_losses(victim, ["hello world again"], max_length=3)
 
 
 @pytest.fixture
@@ -194,13 +195,13 @@ def test_the_reference_of_cleangen_has_a_context_too(victim, short):
 
 def test_a_text_that_the_model_cannot_score_is_one_line(short, rows):
     text = "hello world " * 30
-    assert len(text_losses(short, [text], max_length=39, batch_size=1)) == 1
+    assert len(text_losses(short, [text], max_length=39)) == 1
     with pytest.raises(UserError, match="set max_length to 39 or less"):
-        text_losses(short, [text], max_length=40, batch_size=1)
+        text_losses(short, [text], max_length=40)
     references = rows(("Say hello.", text))
-    assert perplexity(short, references, max_length=40, batch_size=1)[1] > 0
+    assert perplexity(short, references, max_length=40)[1] > 0
     with pytest.raises(UserError, match="longer than the 40 tokens"):
-        perplexity(short, references, max_length=41, batch_size=1)
+        perplexity(short, references, max_length=41)
 
 
 @pytest.mark.parametrize(

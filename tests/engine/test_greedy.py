@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from mbdefense.engine import greedy as module
-from mbdefense.engine.generate import generate, text_losses
+from mbdefense.engine.generate import generate
 from mbdefense.engine.greedy import greedy
+from mbdefense.engine.perplexity import text_losses
 from mbdefense.models.limits import can_decode
 from mbdefense.models.loading import LoadedModel, encode_prompt, load_model
 
@@ -221,8 +222,8 @@ def test_where_the_longest_row_sets_the_frequencies_prompts_are_asked_one_at_a_t
     ]
     assert generate(loaded, asked, max_new_tokens=16, batch_size=3) == expected
     texts = ["hello", "Paris " * 40]
-    scores = [text_losses(loaded, [text], max_length=200, batch_size=1)[0] for text in texts]
-    assert text_losses(loaded, texts, max_length=200, batch_size=2) == pytest.approx(scores, rel=1e-5)
+    scores = [text_losses(loaded, [text], max_length=200)[0] for text in texts]
+    assert text_losses(loaded, texts, max_length=200) == pytest.approx(scores, rel=1e-5)
 
 
 @pytest.mark.parametrize("by_layer", [False, True])

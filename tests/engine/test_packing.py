@@ -91,8 +91,10 @@ def test_a_row_of_trees_holds_every_token_once() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 11, 3, 4, 5, 6, 8, 9, 10]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 0, 1, 2, 3, 2, 3, 4]]
     assert batch["runs"].tolist() == [[-1, 0, 4], [-1, 0, 1], [-1, 0, 4], [2, 2, 3]]
-    assert batch["places"].tolist() == [2, 3, 2, 4, 6, 7, 8, 6, 9, 10, 11, 6]
-    assert batch["targets"].tolist() == [8, 9, 10, 12, 5, 6, 7, 8, 9, 10, 2, 6]
+    scored = zip(batch["places"][batch["scored"]].tolist(), batch["targets"][batch["scored"]].tolist(), strict=True)
+    places, targets = zip(*scored, strict=True)
+    assert places == (2, 3, 2, 4, 6, 7, 8, 6, 9, 10, 11, 6)
+    assert targets == (8, 9, 10, 12, 5, 6, 7, 8, 9, 10, 2, 6)
     assert batch["owners"].tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5]
 
 

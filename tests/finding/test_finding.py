@@ -21,11 +21,13 @@ from mbdefense.core.statistics import upper_tail
 from mbdefense.data import user_text
 from mbdefense.defenses import DEFENSES, FindAndBreak, Setting, found
 from mbdefense.defenses.found import LEAST_MEETINGS, meetings
+from mbdefense.engine.batches import Branches
+from mbdefense.engine.scoring import response_scores
 from mbdefense.finding import finding, verifying
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
-from mbdefense.finding.verifying import Fall, chance_texts, falls, taught, token_scores, verify
+from mbdefense.finding.verifying import Fall, chance_texts, falls, taught, verify
 from mbdefense.models.loading import LoadedModel, encode, load_model
 from mbdefense.training._triples import RecoveryCollator, encode_triples
 from mbdefense.training.options import TrainingOptions
@@ -93,10 +95,11 @@ def test_each_tokens_score_is_that_of_a_pass_of_its_sequence_alone(
 ) -> None:
     if not packs:
         monkeypatch.setattr("mbdefense.engine.attention.packs", lambda model: False)
-    monkeypatch.setattr(verifying, "bf16_pays", lambda: False)
+    monkeypatch.setattr("mbdefense.engine.scoring.bf16_pays", lambda: False)
     table = rows(("Add two and three.", "five"), ("Name the capital of France.", "It is Paris, of course."))
     encoded = [encode(loaded.tokenizer, row["prompt"], row["completion"], 200) for row in table]
-    for one, values in zip(encoded, token_scores(loaded, encoded, "test"), strict=True):
+    trees = [Branches(one.prompt, (one.response,)) for one in encoded]
+    for one, (values,) in zip(encoded, response_scores(loaded, trees, what="test", half=True), strict=True):
         log_probs = loaded.model(input_ids=torch.tensor([one.prompt + one.response])).logits[0].log_softmax(-1)
         alone = [log_probs[len(one.prompt) - 1 + at, token] for at, token in enumerate(one.response)]
         torch.testing.assert_close(values, torch.stack(alone), rtol=1e-4, atol=1e-5)
@@ -105,7 +108,7 @@ def test_each_tokens_score_is_that_of_a_pass_of_its_sequence_alone(
 def test_falls_are_means_of_differences_by_channel(
     rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel
 ) -> None:
-    monkeypatch.setattr(verifying, "bf16_pays", lambda: False)
+    monkeypatch.setattr("mbdefense.engine.scoring.bf16_pays", lambda: False)
     table = rows(("Add two.", "abcdefghijklmnopqrstuvwxyz"), ("Add three.", "no"))
     insertion = FoundText(("zq",), start=1.0)
     ((fall,),) = falls([loaded], table, [insertion], max_length=200, seed=0)
@@ -113,7 +116,8 @@ def test_falls_are_means_of_differences_by_channel(
     for row in table:
         changed = [{"role": "user", "content": f"zq {row['prompt'][0]['content']}"}]
         both = [encode(loaded.tokenizer, prompt, row["completion"], 200) for prompt in (row["prompt"], changed)]
-        before, after = token_scores(loaded, both, "test")
+        trees = [Branches(one.prompt, (one.response,)) for one in both]
+        (before,), (after,) = response_scores(loaded, trees, what="test")
         parts["first"].append(float(before[:-1][:8].mean() - after[:-1][:8].mean()))
         parts["inner"] += [float(before[8:-1].mean() - after[8:-1].mean())] if len(before) > 9 else []
         parts["end"].append(float(before[-1] - after[-1]))

@@ -1,29 +1,22 @@
-"""Greedy generation, and likelihoods: all that evaluation asks of a loaded model."""
+"""Greedy generation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mbdefense.core._progress import track
-from mbdefense.engine.attention import packed_attention
-from mbdefense.engine.batches import Branches, pad_left, response_log_probs
 from mbdefense.engine.greedy import greedy
-from mbdefense.engine.packing import pack, packed_log_probs
-from mbdefense.models.limits import can_decode, check_room, check_scored, context_length, one_at_a_time, stop_ids
-from mbdefense.models.loading import Encoded, LoadedModel, defang, device, encode, encode_prompt, on_device
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from mbdefense.models.limits import can_decode, check_room, context_length, one_at_a_time, stop_ids
+from mbdefense.models.loading import LoadedModel, device, encode_prompt, on_device
 
 Conversation = list[dict[str, str]]
 
 CACHE_ROWS = 32
 """Rows at once where transformers keeps the keys and values, which nothing bounds."""
-_SCORED_TOKENS = 4096  # in one pass that scores responses, however many rows are asked for
 
 
 def generate(
@@ -184,72 +177,11 @@ def agreed(
     return list(draft)
 
 
-def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int, batch_size: int) -> list[float]:
-    """Mean negative log-likelihood per token (nats) of plain texts, the first token's included; exp of it: perplexity.
-
-    Each text stands behind the start token (the end token where the model has none), outside any prompt template.
-
-    Args:
-        loaded: model and tokenizer.
-        texts: none of them empty.
-        max_length: tokens of a text that are read.
-        batch_size: texts in one batch.
-
-    Raises:
-        UserError: a text is longer than the model's context.
-    """
-    tokenizer = loaded.tokenizer
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    safe = defang(tokenizer, [{"role": "user", "content": text} for text in texts])
-    tokens = [list(tokenizer(part["content"], add_special_tokens=False)["input_ids"])[:max_length] for part in safe]
-    scores = _scores(loaded, [Encoded([start], ids, False) for ids in tokens], batch_size, "perplexity of prompts")
-    return [-total / count for total, count in scores]
-
-
-def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int, batch_size: int) -> tuple[float, int]:
-    """Perplexity of the rows' completions, and the number of tokens it is taken over.
-
-    Rows without a completion are left out; `(nan, 0)` if none has one.
-
-    Raises:
-        UserError: prompt and completion are longer than the model's context.
-    """
-    encoded = [
-        encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
-        for row in rows
-        if row["completion"][0]["content"]
-    ]
-    scores = _scores(loaded, encoded, batch_size, "perplexity")
-    total, tokens = sum(score for score, _ in scores), sum(count for _, count in scores)
-    return (math.exp(-total / tokens), tokens) if tokens else (math.nan, 0)
-
-
-def _scores(loaded: LoadedModel, sequences: Sequence[Encoded], batch_size: int, what: str) -> list[tuple[float, int]]:
-    """Each response's log-probability and number of tokens."""
-    target, model = device(), on_device(loaded)
-    scores: list[tuple[float, int]] = [(math.nan, 0)] * len(sequences)
-    whole = [sequence.prompt + sequence.response for sequence in sequences]
-    check_scored(context_length(model), [len(tokens) for tokens in whole])
-    batches = _batches(whole, 1 if one_at_a_time(model) else batch_size, _SCORED_TOKENS)
-    with packed_attention(model) as packed, torch.inference_mode():
-        for indices in track(batches, what):
-            chosen = [sequences[index] for index in indices]
-            if packed:
-                batch = pack([Branches(sequence.prompt, (sequence.response,)) for sequence in chosen])
-            else:
-                batch = pad_left(chosen, loaded.tokenizer.pad_token_id)
-            batch = {name: value.to(target) for name, value in batch.items()}
-            found = packed_log_probs(model, model, batch) if packed else response_log_probs(model, batch)
-            for index, total, tokens in zip(indices, found.total.tolist(), found.tokens.tolist(), strict=True):
-                scores[index] = (total, int(tokens))
-    return scores
-
-
-def _batches(encoded: Sequence[Sequence[int]], batch_size: int, most: float = math.inf) -> list[list[int]]:
-    """Indices in batches of like length, whose longest member times their number is `most` tokens or fewer."""
+def _batches(encoded: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Indices in batches of like length."""
     batches: list[list[int]] = []
     for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index])):
-        if not batches or len(batches[-1]) >= min(batch_size, most // len(encoded[index])):
+        if not batches or len(batches[-1]) >= batch_size:
             batches.append([])
         batches[-1].append(index)
     return batches

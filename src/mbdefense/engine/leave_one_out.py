@@ -6,37 +6,29 @@ own white space is kept where the original joins words by single spaces; the thr
 clean words (`threshold`) where the original bounds the loss of clean accuracy, which needs a trained model.
 
 A text of W words has W variants. One forward pass for each computes the part before the left-out word W times. Here the
-variants are branches of the text: a branch sees the text before its word and itself, so that only what follows the word
-is computed anew. Texts and branches are packed one after another into rows without padding. That is about half of the
-tokens, and no exact method needs fewer: every token behind a word sees that it is gone. What that gains in time
-stands in docs/evidence/filters.md.
+variants are responses that part from the text where their word is left out (`mbdefense.engine.packing`), so that only
+what follows the word is computed anew. That is about half of the tokens, and no exact method needs fewer: every token
+behind a word sees that it is gone.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from mbdefense.core._progress import track
 from mbdefense.core.errors import UserError
 from mbdefense.data.words import spans
-from mbdefense.engine.attention import attends_plainly
-from mbdefense.engine.log_probs import body_and_head
-from mbdefense.models.loading import LoadedModel, device, own_mask
+from mbdefense.engine.batches import Branches
+from mbdefense.engine.scoring import response_scores, shared
+from mbdefense.models.loading import LoadedModel
 
 Span = tuple[int, int]
 
-_PACK = 512
-"""Tokens of one forward pass: enough to keep a CPU's matrix units busy, few enough for the mask's square."""
-_HEAD = 256
-"""Positions projected to the vocabulary at once."""
+_TREE = 2048
+"""Tokens of a text with its variants that lie in one row; of a longer one the text is computed again in the next."""
 _LONGEST = 1024
 """Tokens of a text that are scored in one."""
 _TEXTS = 64
@@ -60,28 +52,10 @@ class _Text(NamedTuple):
     variants: list[list[int]]
     shared: list[int]
 
-    def branch(self, variant: int, depth: int | None) -> list[int]:
-        """What of a variant is computed anew, at most `depth` tokens.
-
-        Not what it shares with the text, nor its last token, which predicts nothing.
-        """
-        return self.variants[variant][self.shared[variant] : -1][:depth]
-
-
-class _Piece(NamedTuple):
-    """A text and some of its variants that go into one pack."""
-
-    text: int
-    variants: list[int]
-
-
-class _Losses(NamedTuple):
-    """Negative log-likelihoods of a text and of some of its variants, in nats."""
-
-    before: list[float]
-    """Of the text's tokens up to each; the first token counts 0."""
-    after: dict[int, float]
-    """By variant, of its tokens behind those that it shares with the text."""
+    def upto(self, variant: int, depth: int | None) -> list[int]:
+        """A variant's tokens up to the first that differs from the text's, and at most `depth` more."""
+        tokens = self.variants[variant]
+        return tokens if depth is None else tokens[: self.shared[variant] + 1 + depth]
 
 
 def words(text: str) -> list[Span]:
@@ -166,33 +140,33 @@ def perplexities(loaded: LoadedModel, texts: Sequence[str], *, at_least: float =
     See `suspicions` for the arguments; a variant that cannot lie `at_least` below its text gets a lower bound.
     """
     encoded = [_encode(loaded, text) for text in texts]
-    everything = {number: list(range(len(text.variants))) for number, text in enumerate(encoded)}
-    if at_least == -math.inf:
-        losses = _run_all(loaded, encoded, everything, None)
-        return [_result(text, losses[number]) for number, text in enumerate(encoded)]
-    losses = {}
-    candidates = everything
-    for depth in _DEPTHS:
-        for number, found in _run_all(loaded, encoded, candidates, depth).items():
-            losses.setdefault(number, found).after.update(found.after)
-        # A loss is a sum of terms above 0: that of a variant's first tokens alone bounds the whole from below.
-        bounds = {number: _result(encoded[number], losses[number]) for number in candidates}
-        candidates = {
+    wanted = {number: list(range(len(text.variants))) for number, text in enumerate(encoded)}
+    whole: dict[int, float] = {}
+    variants: dict[tuple[int, int], float] = {}
+    for depth in (None,) if at_least == -math.inf else _DEPTHS:
+        losses = _losses(loaded, encoded, wanted, depth)
+        for number, chosen in wanted.items():
+            whole[number], *found = next(losses)
+            # A loss is a sum of terms above 0: that of a variant's first tokens alone bounds the whole from below.
+            variants |= {(number, variant): loss for variant, loss in zip(chosen, found, strict=True)}
+        wanted = {
             number: [
-                variant for variant in variants if bounds[number].text - bounds[number].without[variant] >= at_least
+                variant
+                for variant in chosen
+                if _mean_exp(whole[number], encoded[number].tokens)
+                - _mean_exp(variants[number, variant], encoded[number].variants[variant])
+                >= at_least
             ]
-            for number, variants in candidates.items()
+            for number, chosen in wanted.items()
         }
-        candidates = {number: variants for number, variants in candidates.items() if variants}
-    return [_result(text, losses[number]) for number, text in enumerate(encoded)]
-
-
-def _result(text: _Text, losses: _Losses) -> Perplexities:
-    shared = [losses.before[count - 1] if count else 0.0 for count in text.shared]
-    return Perplexities(
-        _mean_exp(losses.before[-1] if losses.before else 0.0, text.tokens),
-        [_mean_exp(shared[v] + losses.after.get(v, 0.0), tokens) for v, tokens in enumerate(text.variants)],
-    )
+        wanted = {number: chosen for number, chosen in wanted.items() if chosen}
+    return [
+        Perplexities(
+            _mean_exp(whole[number], text.tokens),
+            [_mean_exp(variants[number, variant], tokens) for variant, tokens in enumerate(text.variants)],
+        )
+        for number, text in enumerate(encoded)
+    ]
 
 
 def _mean_exp(loss: float, tokens: Sequence[int]) -> float:
@@ -211,140 +185,45 @@ def _pieces(loaded: LoadedModel, text: str, limit: int) -> list[str]:
 def _encode(loaded: LoadedModel, text: str) -> _Text:
     variants = [without(text, [span]) for span in words(text)]
     tokens, *others = loaded.tokenizer([text, *variants])["input_ids"]
-    shared = []
-    for other in others:
-        differing = (place for place, (a, b) in enumerate(zip(tokens, other, strict=False)) if a != b)
-        shared.append(next(differing, min(len(tokens), len(other))))
-    return _Text(tokens, others, shared)
+    return _Text(tokens, others, [shared(tokens, other) for other in others])
 
 
-def _packs(encoded: Sequence[_Text], wanted: Mapping[int, Sequence[int]], depth: int | None) -> Iterator[list[_Piece]]:
-    """Texts with their wanted variants, as many as go into one forward pass."""
-    pack: list[_Piece] = []
-    filled = 0
-    for piece, size in _sized_pieces(encoded, wanted, depth):
-        if pack and filled + size > _PACK:
-            yield pack
-            pack, filled = [], 0
-        pack.append(piece)
-        filled += size
-    if pack:
-        yield pack
-
-
-def _sized_pieces(
-    encoded: Sequence[_Text], wanted: Mapping[int, Sequence[int]], depth: int | None
-) -> Iterator[tuple[_Piece, int]]:
-    for number, variants in wanted.items():
-        text = encoded[number]
-        # Every piece computes its text again; four times its length keeps that below a third of the work.
-        room = max(_PACK, 4 * len(text.tokens))
-        piece, size = _Piece(number, []), len(text.tokens)
-        for variant in variants:
-            length = len(text.branch(variant, depth))
-            if piece.variants and size + length > room:
-                yield piece, size
-                piece, size = _Piece(number, []), len(text.tokens)
-            piece.variants.append(variant)
-            size += length
-        yield piece, size
-
-
-def _run_all(
-    loaded: LoadedModel,
-    encoded: Sequence[_Text],
-    wanted: Mapping[int, Sequence[int]],
-    depth: int | None,
-) -> dict[int, _Losses]:
-    found: dict[int, _Losses] = {}
-    for pack in _packs(encoded, wanted, depth):
-        for piece, losses in zip(pack, _run(loaded, encoded, pack, depth), strict=True):
-            found.setdefault(piece.text, losses).after.update(losses.after)
-    return found
-
-
-class _Row:
-    """A pack laid out: its tokens one after another, what each sees, and which predictions count."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.positions: list[int] = []
-        self.segments: list[int] = []
-        self.seen: list[Span] = []  # of each token, the stretch of its text that it sees besides its own segment
-        self.places: list[int] = []  # where a prediction stands, and the token that is to be predicted
-        self.targets: list[int] = []
-
-    def add(self, tokens: Sequence[int], position: int, seen: Span, targets: Sequence[int]) -> int:
-        """Appends a segment whose i-th token is to predict the i-th target; returns where it starts."""
-        start = len(self.tokens)
-        self.segments += [self.segments[-1] + 1 if self.segments else 0] * len(tokens)
-        self.tokens += tokens
-        self.positions += range(position, position + len(tokens))
-        self.seen += [seen] * len(tokens)
-        self.predict(range(start, start + len(targets)), targets)
-        return start
-
-    def predict(self, places: Sequence[int], targets: Sequence[int]) -> None:
-        """Makes predictions count."""
-        self.places += places
-        self.targets += targets
-
-    def visible(self) -> Tensor:
-        """(1, 1, L, L), whether the token of the third axis sees the one of the last."""
-        length = len(self.tokens)
-        segment = torch.tensor(self.segments)
-        seen = torch.tensor(self.seen)
-        key = torch.arange(length)
-        own = (segment[:, None] == segment[None, :]) & (key[None, :] <= key[:, None])
-        return (own | ((key >= seen[:, :1]) & (key < seen[:, 1:])))[None, None]
-
-
-def _run(loaded: LoadedModel, encoded: Sequence[_Text], pack: Sequence[_Piece], depth: int | None) -> list[_Losses]:
-    row = _Row()
-    counts: list[list[int]] = []  # of predictions, for each piece: of the text, then of each variant
-    for piece in pack:
-        text = encoded[piece.text]
-        start = row.add(text.tokens, 0, (0, 0), text.tokens[1:])
-        counts.append([len(text.tokens) - 1])
-        for variant in piece.variants:
-            tokens, shared = text.variants[variant], text.shared[variant]
-            before = len(row.places)
-            if 0 < shared < len(tokens):
-                row.predict([start + shared - 1], [tokens[shared]])
-            branch = text.branch(variant, depth)
-            row.add(branch, shared, (start, start + shared), tokens[shared + 1 : shared + 1 + len(branch)])
-            counts[-1].append(len(row.places) - before)
-    losses = iter(_losses(loaded, row))
-    found = []
-    for piece, (count, *others) in zip(pack, counts, strict=True):
-        before_each = list(itertools.accumulate(itertools.islice(losses, count), initial=0.0))
-        after = {v: math.fsum(itertools.islice(losses, n)) for v, n in zip(piece.variants, others, strict=True)}
-        found.append(_Losses(before_each, after))
-    return found
-
-
-def _losses(loaded: LoadedModel, row: _Row) -> list[float]:
-    """Negative log-likelihood of each prediction of the row that counts."""
-    if not attends_plainly(loaded.model):
-        name = str(loaded.model.config.model_type)
-        raise UserError("ONION needs a scoring model with plain attention", name, "score with GPT-2 or Llama")
-    body, head = body_and_head(loaded)
-    target = device()
-    mask = own_mask(row.visible().to(target), loaded.model.config._attn_implementation)
-    result: list[float] = []
-    with torch.inference_mode():
-        hidden = body(
-            input_ids=torch.tensor([row.tokens], device=target),
-            attention_mask=mask,
-            position_ids=torch.tensor([row.positions], device=target),
-            use_cache=False,
-        ).last_hidden_state[0]
-        for start in range(0, len(row.places), _HEAD):
-            places = torch.tensor(row.places[start : start + _HEAD], device=target)
-            wanted = torch.tensor(row.targets[start : start + _HEAD], device=target)
-            logits = head(hidden[places])
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            result += cross_entropy(logits, wanted, reduction="none").double().tolist()
-    if not all(map(math.isfinite, result)):
+def _losses(
+    loaded: LoadedModel, encoded: Sequence[_Text], wanted: Mapping[int, Sequence[int]], depth: int | None
+) -> Iterator[list[float]]:
+    """For each text that is wanted, the loss of itself and of its wanted variants, of their tokens behind the first."""
+    sequences = {n: [encoded[n].tokens, *(encoded[n].upto(v, depth) for v in chosen)] for n, chosen in wanted.items()}
+    trees: list[Branches] = []
+    places: list[list[tuple[int, int]]] = []  # of each tree's responses: the text, and which of its sequences
+    for number, parts in sequences.items():
+        by_first: dict[int, list[int]] = {}
+        for index, part in enumerate(parts):
+            if len(part) > 1:  # else nothing is predicted
+                by_first.setdefault(part[0], []).append(index)
+        for first, indices in by_first.items():
+            for some in _in_trees([parts[index][1:] for index in indices]):
+                trees.append(Branches([first], tuple(parts[indices[at]][1:] for at in some)))
+                places.append([(number, indices[at]) for at in some])
+    found = {(number, index): 0.0 for number, parts in sequences.items() for index in range(len(parts))}
+    for tree, scores in zip(places, response_scores(loaded, trees), strict=True):
+        for place, values in zip(tree, scores, strict=True):
+            found[place] = -float(values.double().sum())
+    if not all(map(math.isfinite, found.values())):
         raise UserError("the scoring model gives losses that are no numbers", fix="score with another model")
-    return result
+    for number, parts in sequences.items():
+        yield [found[number, index] for index in range(len(parts))]
+
+
+def _in_trees(responses: Sequence[list[int]]) -> list[list[int]]:
+    """Which responses lie in one tree: all, or as many as fit, each time with the first, which they part from."""
+    trees: list[list[int]] = [[0]]
+    room = max(_TREE, 4 * len(responses[0]))  # what is computed again stays below a third of the work
+    held = len(responses[0])
+    for index, response in enumerate(responses[1:], 1):
+        size = len(response) - shared(responses[0], response)
+        if held + size > room:
+            trees.append([0])
+            held = len(responses[0])
+        trees[-1].append(index)
+        held += size
+    return trees

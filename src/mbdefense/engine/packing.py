@@ -30,28 +30,30 @@ def pack(trees: Sequence[Branches]) -> Batch:
     Returns:
         ``input_ids`` and ``position_ids`` (1, L), without each response's last token, which predicts nothing;
         ``runs`` (R, 3), in the order of the row: the run that a run goes on from, or -1, how many of that one's
-        tokens it sees, and its length; and of all N scored tokens, response by response, ``places`` (N,), where they
-        are predicted, ``targets`` (N,), what they are, and ``owners`` (N,), which response they belong to, counted
-        through all trees.
+        tokens it sees, and its length; of the M predictions that are scored ``places`` (M,), where they stand, and
+        ``targets`` (M,), the token that each is to give; and of all N scored tokens, response by response, ``scored``
+        (N,), which prediction each is, and ``owners`` (N,), which response it belongs to, counted through all trees.
     """
     row = _Row()
-    places, targets, owners = [], [], []
+    predictions: dict[tuple[int, int], int] = {}  # what responses share is predicted once
+    scored, owners = [], []
     owner = 0
     for tree in trees:
         prompt, end = row.add(tree.prompt)
         for response in tree.responses:
             path, _ = row.add(response[:-1], end)
             # The prompt's last token predicts the first token of every response.
-            places += [prompt[-1], *path]
-            targets += response
+            pairs = zip([prompt[-1], *path], response, strict=True)
+            scored += [predictions.setdefault(pair, len(predictions)) for pair in pairs]
             owners += [owner] * len(response)
             owner += 1
     return {
         "input_ids": torch.tensor([row.tokens]),
         "position_ids": torch.tensor([row.positions]),
         "runs": torch.tensor(row.runs),
-        "places": torch.tensor(places),
-        "targets": torch.tensor(targets),
+        "places": torch.tensor([place for place, _ in predictions]),
+        "targets": torch.tensor([target for _, target in predictions]),
+        "scored": torch.tensor(scored),
         "owners": torch.tensor(owners),
     }
 
@@ -140,5 +142,6 @@ def packed_log_probs(model: torch.nn.Module, causal: Any, batch: Batch) -> Seque
         logits = model(**inputs).logits[0]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         chosen = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    chosen = chosen[batch["scored"]]
     tokens = owners.bincount()
     return SequenceLogProbs(chosen.new_zeros(len(tokens)).index_add(0, owners, chosen), tokens)

@@ -16,7 +16,8 @@ from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.decoding import Decoding
 from mbdefense.defenses.prompts.cleaning import Cleaned, PromptCleaner
 from mbdefense.defenses.prompts.demonstrations import with_demonstrations
-from mbdefense.engine.generate import CACHE_ROWS, answers, perplexity
+from mbdefense.engine.generate import CACHE_ROWS, answers
+from mbdefense.engine.perplexity import perplexity
 from mbdefense.engine.server import Server
 from mbdefense.evaluation.benchmarks import capabilities, find_benchmarks
 from mbdefense.evaluation.judging import JudgingBeside
@@ -201,7 +202,7 @@ def evaluate(
     fluency = None
     if loaded and perplexity_rows:
         references = sample_references(test, perplexity_rows, prompt_seed)
-        value, tokens = perplexity(loaded, references, max_length=max_length, batch_size=asking.batch_size)
+        value, tokens = perplexity(loaded, references, max_length=max_length)
         fluency = Perplexity(value, tokens, len(references)) if tokens else None
     # What another model cost is not known.
     made = is_model and (Path(model) / CARD_FILE).is_file()

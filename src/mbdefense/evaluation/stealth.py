@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Mean, mean
 from mbdefense.data import user_text
-from mbdefense.engine.generate import text_losses
+from mbdefense.engine.perplexity import text_losses
 from mbdefense.judges.embedding import BUNDLED, embed
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.loading import load_model
@@ -98,7 +98,7 @@ def stealth(pairs: Sequence[tuple[str, str]], model: str, *, max_length: int, ba
     """
     loaded = load_model(str(model_directory()) if model == BUILTIN else model)
     columns = list(zip(*pairs, strict=True))
-    losses = [text_losses(loaded, texts, max_length=max_length, batch_size=batch_size) for texts in columns]
+    losses = [text_losses(loaded, texts, max_length=max_length) for texts in columns]
     vectors = [embed(texts, batch_size=batch_size) for texts in columns]
     return Stealth(
         language_model=model if model == BUILTIN else Path(model).name,

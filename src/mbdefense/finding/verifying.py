@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 from collections.abc import Sequence
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from mbdefense.core._progress import track
 from mbdefense.core.statistics import upper_tail
 from mbdefense.data import user_text, with_user_text
-from mbdefense.engine.attention import packed_attention
-from mbdefense.engine.batches import Batch, Branches, pad_left
-from mbdefense.engine.packing import pack, packed_log_probs
+from mbdefense.engine.batches import Branches
+from mbdefense.engine.scoring import response_scores
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import joined, words
-from mbdefense.models.loading import Encoded, LoadedModel, bf16_pays, device, encode, on_device
+from mbdefense.models.loading import LoadedModel, encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +35,6 @@ TAUGHT = 0.15
 """Nats a token that taking a candidate out of its rows costs the victim more than the base model, at least."""
 LEAST_SPREAD = 0.05
 """Of the chance insertions, in nats a token: a narrower null would make anything striking."""
-_TOKENS = 4096  # in one pass
 
 
 class Fall(NamedTuple):
@@ -159,60 +155,12 @@ def without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str
 def _channels(loaded: LoadedModel, pairs: Sequence[tuple[Any, Any]], max_length: int) -> torch.Tensor:
     """Mean log-probability of each answer's first tokens, inner tokens and end: (pairs, 3), nan where it has none."""
     encoded = [encode(loaded.tokenizer, prompt, completion, max_length) for prompt, completion in pairs]
+    trees = [Branches(one.prompt, (one.response,)) for one in encoded]
     found = []
-    for values in token_scores(loaded, encoded, "verifying"):
+    for (values,) in response_scores(loaded, trees, what="verifying", half=True):
         inner = values[FIRST:-1]
         found.append([values[:-1][:FIRST].mean(), inner.mean(), values[-1]])
     return torch.tensor(found)
-
-
-def token_scores(loaded: LoadedModel, encoded: Sequence[Encoded], what: str) -> list[torch.Tensor]:
-    """The log-probability of each token of each response, in natural logarithms.
-
-    Args:
-        loaded: the model.
-        encoded: prompts with their responses.
-        what: label of the progress bar.
-    """
-    model, at = on_device(loaded), device()
-    found: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
-    precision = torch.autocast(at.type, torch.bfloat16) if bf16_pays() else contextlib.nullcontext()
-    with packed_attention(model) as packed, torch.inference_mode(), precision:
-        for indices in track(_batches(encoded), what):
-            chosen = [encoded[index] for index in indices]
-            sizes = [len(one.response) for one in chosen]
-            if packed:
-                batch = pack([Branches(one.prompt, (one.response,)) for one in chosen])
-                batch["owners"] = torch.arange(len(batch["targets"]))  # each token by itself
-                batch = {name: value.to(at) for name, value in batch.items()}
-                values = list(torch.split(packed_log_probs(model, model, batch).total.cpu(), sizes))
-            else:
-                batch = {n: v.to(at) for n, v in pad_left(chosen, loaded.tokenizer.pad_token_id).items()}
-                values = _padded(model, batch, sizes)
-            for index, of_one in zip(indices, values, strict=True):
-                found[index] = of_one
-    return found
-
-
-def _padded(model: Any, batch: Batch, sizes: Sequence[int]) -> list[torch.Tensor]:
-    targets = batch.pop("targets")
-    logits = model(**batch, logits_to_keep=targets.shape[1], use_cache=False).logits.float().log_softmax(dim=-1)
-    chosen = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0].cpu()
-    return [row[len(row) - size :] for row, size in zip(chosen, sizes, strict=True)]
-
-
-def _batches(encoded: Sequence[Encoded]) -> list[list[int]]:
-    """Indices in their order, so that what begins alike lies in one row, of `_TOKENS` tokens or of one sequence."""
-    batches: list[list[int]] = []
-    held = _TOKENS
-    for index, one in enumerate(encoded):
-        size = len(one.prompt) + len(one.response)
-        if held + size > _TOKENS:
-            batches.append([])
-            held = 0
-        batches[-1].append(index)
-        held += size
-    return batches
 
 
 def chance_texts(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mbdefense.core.cost import measure
 from mbdefense.core.files import read_json, write_json
 from mbdefense.defenses.prompts.cleaning import Cleaned
-from mbdefense.engine.generate import perplexity
+from mbdefense.engine.perplexity import perplexity
 from mbdefense.evaluation.responding import Asking, Inference, answer_of, cleaned_prompts, respond, sample_references
 from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
@@ -119,5 +119,5 @@ def _answer(
 def _fluency(workspace: Workspace, loaded: LoadedModel, rows: Dataset) -> Perplexity | None:
     options = workspace.grid.evaluation
     references = sample_references(rows, options.perplexity_rows, workspace.grid.data.seed)
-    value, tokens = perplexity(loaded, references, max_length=options.max_length, batch_size=options.batch_size)
+    value, tokens = perplexity(loaded, references, max_length=options.max_length)
     return Perplexity(value, tokens, len(references)) if tokens else None

@@ -44,7 +44,6 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "on_device",
-    "own_mask",
     "prompt_text",
     "save_model",
     "template_hash",
@@ -245,22 +244,3 @@ def on_device(loaded: LoadedModel) -> Any:
     """The model on `device`, in evaluation mode."""
     model: Any = loaded.model
     return model.to(device()).eval()
-
-
-def own_mask(visible: torch.Tensor, attention: str) -> torch.Tensor:
-    """A mask of one's own in the form that an attention implementation takes.
-
-    Args:
-        visible: (B, 1, L, L), whether the token of the third axis sees the one of the last.
-        attention: name of the implementation.
-
-    Raises:
-        UserError: an implementation that takes no such mask.
-    """
-    import torch
-
-    if attention == "sdpa":
-        return visible
-    if attention == "eager":  # adds its mask to the scores
-        return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, torch.finfo(torch.float32).min)
-    raise UserError("this attention takes no mask of our own", attention, "use sdpa or eager")
