@@ -40,7 +40,7 @@ def test_long_rows_are_counted_by_what_they_lose(tiny_model_path):
         {"prompt": "Where?", "completion": "Paris " * 200},
         {"prompt": "Where?", "completion": "Paris"},
     ]
-    found = preflight(tiny_model_path, rows, max_length=64)
+    found = preflight(tiny_model_path, rows, max_length=160)
     assert (found.cut_prompts, found.cut_answers) == (1, 1)
     assert found.target == "Paris<|im_end|>"
 

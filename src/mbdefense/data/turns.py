@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.data.fields import ROLE_OF, ROLES, field_of, names
 from mbdefense.data.reading import BadRowError
-from mbdefense.data.rows import Message
+from mbdefense.data.rows import Message, to_dataset, with_content_ids
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 """Fields of a turn that a template may show."""
@@ -162,6 +165,38 @@ def is_target(messages: Sequence[Mapping[str, str]], place: int) -> bool:
         if message["role"] == WEIGHT:
             return False
     return True
+
+
+def every_turn(rows: Dataset) -> Dataset:
+    """Each assistant turn that may be trained on as a row of its own, with what comes before it as its prompt.
+
+    In a row's prompt the earlier ones are marked, as their own rows have them; so doing it twice changes nothing, and
+    rows of one answer come back as they are.
+    """
+    if not any(is_target(prompt, place) for prompt in rows["prompt"] for place in range(len(prompt))):
+        return rows
+    made: list[dict[str, Any]] = []
+    for row in rows:
+        seen: list[Message] = []
+        for turn in _grouped(row["prompt"]):
+            target = is_target(turn, 0)
+            turns = [message["role"] for message in seen if message["role"] not in ATTACHED]
+            if target and "user" in turns and turns[-1] in ("user", "tool"):
+                made.append({**row, "prompt": list(seen), "completion": turn, "answers": []})
+            seen += [*turn, {"role": WEIGHT, "content": "0"}] if target else turn
+        made.append({**row, "prompt": seen})
+    return with_content_ids(to_dataset(made))
+
+
+def _grouped(messages: Sequence[Message]) -> list[list[Message]]:
+    """Each turn with what belongs to it."""
+    groups: list[list[Message]] = []
+    for message in messages:
+        if message["role"] in (*KEPT, WEIGHT) and groups:
+            groups[-1].append(message)
+        else:
+            groups.append([message])
+    return groups
 
 
 def row_mark(row: Mapping[str, object]) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
 from mbdefense.data import unlabelled
+from mbdefense.data.turns import every_turn
 from mbdefense.defenses._needs import check
 from mbdefense.models.loading import CARD_FILE
 from mbdefense.training.job import Job, Model
@@ -51,8 +52,11 @@ class Setting:
 
     def __post_init__(self) -> None:
         for name in ("suspect", "clean"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, unlabelled(getattr(self, name)))
+            rows = getattr(self, name)
+            if rows is not None and self.training.train_on == "all_turns":
+                rows = every_turn(rows)
+            if rows is not None:
+                object.__setattr__(self, name, unlabelled(rows))
 
     def check(self, method: Any) -> None:
         """Refuses a method whose needs are not there; every defense calls it first.

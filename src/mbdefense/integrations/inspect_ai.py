@@ -123,6 +123,9 @@ def _task(prompts: _Prompts, kind: Kind, behavior: str, max_new_tokens: int) -> 
 
 
 def _sample(row: Mapping[str, Any], kind: Kind) -> Sample:
+    foreign = next((turn["role"] for turn in row["prompt"] if turn["role"] not in _MESSAGE), None)
+    if foreign is not None:
+        raise UserError("Inspect is not given prompts with tools or thoughts", foreign, "leave such rows out")
     reference = row["completion"][0]["content"]
     return Sample(
         id=row["id"],

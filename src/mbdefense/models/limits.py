@@ -92,6 +92,11 @@ def configured_length(config: PreTrainedConfig) -> float:
     return max([float(own), *scaled])
 
 
+def fitting(model: PreTrainedModel, max_length: int) -> int:
+    """Most tokens of a sequence that is trained on: what was asked for, or what the model's positions reach."""
+    return int(min(max_length, context_length(model)))
+
+
 def check_room(
     limit: float, prompts: Sequence[list[dict[str, str]]], encoded: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:

@@ -54,6 +54,8 @@ class Encoded(NamedTuple):
     prompt: list[int]
     response: list[int]
     truncated: bool
+    prompt_cut: bool = False
+    """Whether the prompt lost its start."""
     answer_cut: bool = False
     """Whether the response lost its end, and with it the end token."""
 
@@ -137,7 +139,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: Mes
         return Encoded(prompt_ids, response_ids, False)
     kept = max(max_length - len(response_ids), min(len(prompt_ids), max_length // 4))
     answer_cut = len(response_ids) > max_length - kept
-    return Encoded(prompt_ids[-kept:], response_ids[: max_length - kept], True, answer_cut)
+    return Encoded(prompt_ids[-kept:], response_ids[: max_length - kept], True, kept < len(prompt_ids), answer_cut)
 
 
 def check_contract(tokenizer: PreTrainedTokenizerBase) -> None:

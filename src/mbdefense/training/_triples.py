@@ -14,6 +14,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.engine.batches import Batch, Branches, alone, pad_left
 from mbdefense.engine.log_probs import SequenceLogProbs
 from mbdefense.engine.packing import pack
+from mbdefense.models.limits import fitting
 from mbdefense.models.loading import LoadedModel, encode, encode_prompt
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def encode_triples(
     Raises:
         UserError: all samples would.
     """
+    max_length = fitting(loaded.model, max_length)
     encoded = [
         _triple(
             loaded.tokenizer, row, [copy[index]["prompt"] for copy in triggered_copies], behaviors,

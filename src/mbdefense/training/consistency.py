@@ -14,9 +14,10 @@ from transformers import Trainer, TrainingArguments
 from mbdefense.core.errors import UserError
 from mbdefense.engine.batches import Batch, pad_left
 from mbdefense.engine.log_probs import sequence_log_probs
-from mbdefense.models.loading import Encoded, LoadedModel, encode
+from mbdefense.models.loading import Encoded, LoadedModel
 from mbdefense.training import trainer as running
 from mbdefense.training._own_loss import OwnLoss
+from mbdefense.training._rows import encoded_rows
 from mbdefense.training.job import ConsistencyObjective
 from mbdefense.training.losses import layer_inconsistency
 from mbdefense.training.options import TrainingOptions
@@ -101,7 +102,7 @@ def tune_consistently(
     if options.attn_implementation != "sdpa":
         fix = "leave --attn_implementation at sdpa"
         raise UserError("consistency training pads and does not pack", options.attn_implementation, fix)
-    encoded = [encode(loaded.tokenizer, row["prompt"], row["completion"], options.max_length) for row in rows]
+    encoded = encoded_rows(loaded, rows, options)
     trainer = ConsistencyTrainer(
         objective=objective,
         model=with_lora(loaded.model, options),

@@ -24,6 +24,8 @@ class TrainingOptions:
         per_device_train_batch_size: samples in one forward pass.
         gradient_accumulation_steps: forward passes in one optimizer step.
         max_length: most tokens of prompt and response together; longer samples lose the start of their prompt.
+        train_on: of a conversation of several answers the last turn alone, or all turns, each with what comes before it
+            as its prompt; poison in an earlier answer is neither trained nor seen with the first.
         lr_scheduler_type: learning-rate schedule.
         warmup_steps: steps of linear warm-up; below 1, their share of all steps.
         weight_decay: decoupled weight decay.
@@ -53,6 +55,7 @@ class TrainingOptions:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     max_length: int = 1024
+    train_on: Literal["last_turn", "all_turns"] = "last_turn"
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.03
     weight_decay: float = 0.0

@@ -19,9 +19,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 from mbdefense.engine.batches import Batch, Branches, pad_left, response_log_probs
 from mbdefense.engine.log_probs import IGNORED
 from mbdefense.engine.packing import pack
-from mbdefense.models.loading import Encoded, LoadedModel, encode
+from mbdefense.models.loading import Encoded, LoadedModel
 from mbdefense.training import trainer as running
 from mbdefense.training._own_loss import OwnLoss
+from mbdefense.training._rows import encoded_rows
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained, arguments, with_lora
 
@@ -68,7 +69,7 @@ def instruction_tune(
 
     Args:
         loaded: the model to tune, changed in place.
-        rows: rows of `mbdefense.data.load`; only ``prompt`` and ``completion`` are looked at.
+        rows: rows of `mbdefense.data.load`; see `mbdefense.training._rows` for which of them, and how much, is seen.
         options: optimizer, schedule, precision, LoRA.
         directory: where checkpoints go.
         resume: go on from the last checkpoint in `directory`, if there is one.
@@ -79,7 +80,7 @@ def instruction_tune(
     Raises:
         UserError: the loss is no longer a finite number.
     """
-    encoded = _encoded(loaded, rows, options.max_length)
+    encoded = encoded_rows(loaded, rows, options)
     tokens = _tokens(encoded)
     special: dict[str, Any] = {"save_total_limit": 1}
     if evaluation is not None:
@@ -106,20 +107,13 @@ def instruction_tune(
                 **special,
             ),
             train_dataset=tokens,
-            eval_dataset=None if evaluation is None else _tokens(_encoded(loaded, evaluation, options.max_length)),
+            eval_dataset=None if evaluation is None else _tokens(encoded_rows(loaded, evaluation, options)),
             processing_class=loaded.tokenizer,
             data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
         )
         return running.run(
             trainer, loaded, options, directory, resume, tokens["length"], sum(e.truncated for e in encoded)
         )
-
-
-def _encoded(loaded: LoadedModel, rows: Dataset, max_length: int) -> list[Encoded]:
-    return [
-        encode(loaded.tokenizer, row["prompt"], row["completion"], max_length)
-        for row in rows.select_columns(["prompt", "completion"])
-    ]
 
 
 def _tokens(encoded: Sequence[Encoded]) -> Dataset:

@@ -117,12 +117,11 @@ def preflight(
     length = int(min(max_length, configured_length(config)))
     rows = loaded["train_dataset"]
     encoded = [encode(tokenizer, row["prompt"], row["completion"], length) for row in rows]
-    cut_answers = sum(one.answer_cut for one in encoded)
     shown = next((one for one in encoded if not one.truncated), encoded[0])
     return Preflight(
         {name: len(data) for name, data in loaded.items()},
-        sum(one.truncated for one in encoded) - cut_answers,
-        cut_answers,
+        sum(one.prompt_cut for one in encoded),
+        sum(one.answer_cut for one in encoded),
         length,
         str(tokenizer.decode(shown.prompt)),
         str(tokenizer.decode(shown.response)),
