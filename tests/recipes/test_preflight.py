@@ -69,3 +69,34 @@ def test_a_model_without_a_configuration_is_named(copied_model):
     (copied_model / "config.json").unlink()
     with pytest.raises(UserError):
         preflight(str(copied_model), ROWS)
+
+
+RAISES = (
+    "{%- for turn in messages -%}"
+    "{%- if turn.role == 'system' -%}{{ raise_exception('no system turn here') }}{%- endif -%}"
+    "{{- '<|im_start|>' ~ turn.role ~ '\n' ~ turn.content ~ '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+
+@pytest.mark.parametrize("command", ["defend", "evaluate", "purify"])
+def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_begin(
+    command, tiny_model_path, tmp_path, monkeypatch
+):
+    from mbdefense.models import loading
+    from mbdefense.recipes.making.defend import defend
+    from mbdefense.recipes.making.purify import purify
+    from mbdefense.recipes.measuring.evaluate import evaluate
+
+    template = tmp_path / "own.jinja"
+    template.write_text(RAISES)
+    given = {"output_dir": str(tmp_path / "out"), "chat_template": str(template)}
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    begun = {
+        "defend": lambda: defend(tiny_model_path, train_dataset=ROWS, clean_dataset=ROWS, **given),
+        "purify": lambda: purify(tiny_model_path, ROWS, **given),
+        "evaluate": lambda: evaluate(tiny_model_path, ROWS, behavior="refusal", **given),
+    }
+    with pytest.raises(UserError, match=r"row 0 of \w+: the chat template fails .*no system turn here"):
+        begun[command]()
+    assert not (tmp_path / "out").exists()

@@ -125,7 +125,7 @@ def _show_defended(done: Defended, max_length: int) -> None:
         cut = int(read_json(card).get("truncated", 0)) if card.is_file() else 0
         if cut:
             longest = f"--max_length {max_length}"
-            print(f"{stage}: {cut} sequences were longer than {longest} and lost the start of their prompt")  # noqa: T201
+            print(f"{stage}: {cut} sequences were longer than {longest} and were cut")  # noqa: T201
     print(f"model: {done.path}")  # noqa: T201
 
 

@@ -38,6 +38,7 @@ PLAIN_TEMPLATE = (
 """For base models that bring no chat template: headed sections in the manner of Alpaca."""
 
 Messages = Sequence[Mapping[str, str]]
+_NO_ANSWER = [{"role": "assistant", "content": ""}]
 _FIX = "give a template that keeps to it with --chat_template"
 _END_MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\W*")
 _PRIVATE = range(0xE000, 0xF8FF)
@@ -214,7 +215,11 @@ class Checked(NamedTuple):
 
 
 def checked(
-    tokenizer: PreTrainedTokenizerBase, rows: Dataset, on_bad_row: Literal["error", "skip"] = "error"
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    on_bad_row: Literal["error", "skip"] = "error",
+    *,
+    targets: bool = True,
 ) -> Checked:
     """Holds every row against the contract before anything is trained or asked; some thousand rows a second.
 
@@ -222,6 +227,7 @@ def checked(
         tokenizer: whose template will render them.
         rows: rows of `mbdefense.data`, with or without answers.
         on_bad_row: ``"skip"`` leaves out rows that the template cannot render, ``"error"`` stops at the first.
+        targets: False looks at the prompts alone, where answers are references and no targets.
 
     Raises:
         UserError: a row cannot be rendered (``"error"``), or none can.
@@ -232,7 +238,7 @@ def checked(
     first: dict[str, str] = {}
     for number, row in enumerate(rows):
         where = row["provenance"]["source"] or f"row {number + 1}"
-        fault = fault_of(tokenizer, row["prompt"], row["completion"])
+        fault = fault_of(tokenizer, row["prompt"], row["completion"] if targets else _NO_ANSWER)
         if fault and on_bad_row == "error":
             raise TemplateError(f"{where}: the chat template {fault}", fix=f"correct the row, or {_FIX}")
         if fault:

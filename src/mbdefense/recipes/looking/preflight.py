@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.text import printable_lines
 from mbdefense.data import check_disjoint, load_rows
 from mbdefense.recipes._given import Data, Model, OnBadRow, named
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
-LEAST_CLEAN_ROWS = 2
-"""One to recover with, and one to choose the epoch by."""
+from mbdefense.recipes._ready import check_clean, usable
 
 
 @dataclass(frozen=True)
@@ -105,6 +96,7 @@ def preflight(
             load_rows(data, require_completion=name != "prompts", on_bad_row=on_bad_row, name=name),
             on_bad_row,
             name,
+            targets=name != "prompts",
         )
         for name, data in given.items()
         if data is not None
@@ -126,29 +118,3 @@ def preflight(
         str(tokenizer.decode(shown.prompt)),
         str(tokenizer.decode(shown.response)),
     )
-
-
-def usable(tokenizer: PreTrainedTokenizerBase, rows: Dataset, on_bad_row: OnBadRow, name: str) -> Dataset:
-    """The rows that a template renders as its contract says; what is left out, and special tokens, goes to the log.
-
-    Raises:
-        UserError: see `mbdefense.models.template.checked`.
-    """
-    from mbdefense.models.template import checked
-
-    found = checked(tokenizer, rows, on_bad_row)
-    if found.skipped:
-        logger.warning("%s: %d rows are left out, the first is %s", name, len(found.skipped), found.skipped[0])
-    for note in found.notes:
-        logger.warning("%s: %s", name, note)
-    return found.rows
-
-
-def check_clean(clean: Dataset) -> None:
-    """Refuses a clean set that no defense could hold a row out of.
-
-    Raises:
-        UserError: it has one row.
-    """
-    if len(clean) < LEAST_CLEAN_ROWS:
-        raise UserError("the clean set is too small", len(clean), "check at least a few dozen samples by eye")

@@ -83,15 +83,21 @@ def defend(
     from mbdefense.data import check_disjoint, load_rows
     from mbdefense.defenses import Setting
     from mbdefense.models.loading import load_tokenizer
+    from mbdefense.recipes._ready import check_clean, usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
 
+    tokenizer = load_tokenizer(fspath(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
+    check_clean(clean)
     suspect = load_rows(train_dataset, on_bad_row=on_bad_row, name="train_dataset")
+    suspect = usable(tokenizer, suspect, on_bad_row, "train_dataset")
     test = None
     if test_dataset is not None:
         test = load_rows(test_dataset, require_completion=False, on_bad_row=on_bad_row, name="test_dataset")
+        test = usable(tokenizer, test, on_bad_row, "test_dataset", targets=False)
         check_disjoint(clean, test)
     directory = Path(output_dir)
     setting = Setting(
@@ -104,7 +110,6 @@ def defend(
         trust_remote_code=trust_remote_code,
     )
     setting.check(method)
-    load_tokenizer(fspath(model), chat_template=chat_template, trust_remote_code=trust_remote_code)  # is it there?
     for trigger, _ in method.planted() if hasattr(method, "planted") else []:
         _warn(trigger, clean, named(clean_dataset))
     with claimed(directory, for_model=True) if is_main_process() else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,12 +59,14 @@ def purify(
     from mbdefense.core.files import claimed
     from mbdefense.data import load_rows
     from mbdefense.models.loading import load_tokenizer
+    from mbdefense.recipes._ready import usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
 
+    clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
     setting = Setting(
-        load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"),
+        clean,
         Store(Path(output_dir), resume),
         base=None if base_model is None else fspath(base_model),
         victim=fspath(model),
@@ -73,7 +76,8 @@ def purify(
     )
     setting.check(method)
     victim = setting.victim_model()
-    load_tokenizer(victim.path, chat_template=victim.chat_template, trust_remote_code=trust_remote_code)  # is it there?
+    tokenizer = load_tokenizer(victim.path, chat_template=victim.chat_template, trust_remote_code=trust_remote_code)
+    setting = replace(setting, clean=usable(tokenizer, clean, on_bad_row, "clean_dataset"))
     with claimed(setting.store.directory, for_model=True):
         return run(method, name, setting)
 

@@ -168,7 +168,8 @@ def evaluate(
         raise UserError("--stealth without triggered prompts", stealth, "add --trigger or --triggered")
     from mbdefense.defenses.decoding import DECODINGS
     from mbdefense.evaluation import responding
-    from mbdefense.models.loading import Loading
+    from mbdefense.models.loading import Loading, load_tokenizer
+    from mbdefense.recipes._ready import usable
     from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
     from mbdefense.records.responses import read_responses
     from mbdefense.records.results import write
@@ -180,6 +181,8 @@ def evaluate(
     itself = {"decoding": decoding, "lm_eval": lm_eval, "perplexity_rows": perplexity_rows}
     server = _server(server_url, server_model, server_prompt, server_api_key_env, itself)
     test = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
+    tokenizer = load_tokenizer(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
+    test = usable(tokenizer, test, on_bad_row, "prompts", targets=False)
     cleaner = _cleaner(clean_prompts, test)
     with_trigger, attack = _triggered(test, triggered, rewriting, prompt_seed, on_bad_row, named(prompts))
     turns = _demonstrations(demonstrations, clean_dataset, test, prompt_seed, on_bad_row)
