@@ -57,7 +57,7 @@ def test_it_measures_what_is_missing_and_writes_the_table(
     assert text.endswith("<!-- end of table -->\nAfter.\n")
     assert "old" not in text
     line = next(line for line in text.splitlines() if line.startswith("| fine_mixing"))
-    assert line.endswith("| clean data, reference model |")
+    assert line.endswith("| victim, clean data, reference model |")
     assert not list(out.rglob("*.safetensors"))
 
     def trained_again(*_: Any, **__: Any) -> None:
