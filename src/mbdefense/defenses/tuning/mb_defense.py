@@ -24,12 +24,7 @@ class MBDefense(Recovery, Merging, Finding):
     set is too little to be learned; the cross-entropy of a clean sample is computed once, not once for each trigger
     (the same loss); recovery takes one epoch, not five.
 
-    Defaults chosen by measurement on surrogate backdoors (docs/defaults.md, SmolLM2-135M, one seed): of a word and a
-    sentence backdoor in 20 % of real rows each, with ASR .97 and 1.00, nothing was left, at a perplexity of 4.51
-    against 4.84 before. Without the base model's share .05 and .08 were left (4.99), or .03 and .00 at a rate of 3e-4
-    (5.23), with 12 rows for each planted backdoor .10 and .37 (5.03). In built-in rows, rare words alone left .40 of a
-    sentence backdoor where two words and two sentences left .14; ``exp_mean`` left .21 of a word backdoor where
-    ``mean`` left .06; lambda from 0.5 to 2 made no difference.
+    Defaults were chosen on surrogate backdoors: docs/evidence/defaults.md.
 
     Attributes:
         base_share: see `Recovery`.
