@@ -27,6 +27,7 @@ from mbdefense.data import fields
 PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers")}
 """Commands of two words, by their first; `analyze` alone is none."""
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
+DOCTEST = re.compile(r" *<span[^>]*># doctest: [^<]*</span>")
 Row = tuple[str, ...]
 
 
@@ -50,6 +51,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in pages().items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Takes out of examples what is for doctest alone."""
+    return DOCTEST.sub("", html)
 
 
 def pages() -> dict[str, str]:
@@ -167,7 +173,7 @@ def table(head: Row, rows: Iterable[Row]) -> str:
 
 def api_page() -> str:
     """What `from mbdefense import ...` offers."""
-    names = [name for name in getattr(mbdefense, "__all__", ()) if not name.startswith("__")]
+    names = sorted(mbdefense.__all__, key=lambda name: (not name.islower(), name))  # functions first
     methods = {method.__name__ for table_ in listing.method_tables().values() for method in table_.values()}
     parts = ["# Python\n", "```python\nfrom mbdefense import defend, evaluate\n```\n"]
     parts += ["The classes of methods have [a page of their own](classes.md).\n"]

@@ -135,8 +135,6 @@ def test_python_in_pages_compiles_and_its_imports_exist(path):
     for code in blocks(path, "python"):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and node.module == "mbdefense":
-                if "defend" not in mbdefense.__all__:
-                    continue  # SLICE1
                 assert {alias.name for alias in node.names} <= set(mbdefense.__all__)
             elif isinstance(node, ast.ImportFrom) and node.module.startswith("mbdefense."):
                 module = importlib.import_module(node.module)
@@ -152,8 +150,8 @@ def test_every_command_and_method_has_its_place_in_the_reference(generator):
             assert f"[`{name}`]" in pages["reference/methods.md"]
 
 
-EXAMPLES = [README, *sorted((DOCS / "start").glob("*.md"))]
-"""Pages whose Python is run from top to bottom, on a tiny model and few rows."""
+EXAMPLES = sorted((DOCS / "start").glob("*.md"))
+"""Pages whose Python is run from top to bottom, on a tiny model and few rows. test_front_door.py runs the README's."""
 
 
 @pytest.fixture
@@ -169,7 +167,6 @@ def scene(tmp_path, monkeypatch, tiny_model_path):
     return tiny_model_path
 
 
-@pytest.mark.skipif("defend" not in mbdefense.__all__, reason="SLICE1")
 @pytest.mark.parametrize("path", EXAMPLES, ids=named)
 def test_python_of_the_first_pages_runs(path, scene):
     for code in blocks(path, "python"):
@@ -178,7 +175,6 @@ def test_python_of_the_first_pages_runs(path, scene):
         exec(compile(code, named(path), "exec"), {})  # noqa: S102
 
 
-@pytest.mark.skipif("defend" not in mbdefense.__all__, reason="SLICE1")
 @pytest.mark.parametrize(
     ("page", "source", "made"),
     [("llamafactory", "data/my_set.json", "data/my_set_kept.json"), ("axolotl", "data.jsonl", "kept.jsonl")],
