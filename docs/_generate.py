@@ -27,7 +27,6 @@ from mbdefense.data import fields
 PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers")}
 """Commands of two words, by their first; `analyze` alone is none."""
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
-DOCTEST = re.compile(r" *<span[^>]*># doctest: [^<]*</span>")
 Row = tuple[str, ...]
 
 
@@ -51,11 +50,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in pages().items():
         files.append(File.generated(config, path, content=text))
     return files
-
-
-def on_page_content(html: str, **_: object) -> str:
-    """Takes out of examples what is for doctest alone."""
-    return DOCTEST.sub("", html)
 
 
 def pages() -> dict[str, str]:

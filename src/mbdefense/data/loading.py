@@ -59,7 +59,7 @@ def load_rows(
 ) -> Dataset:
     """Reads instruction data from files, the Hub or Python into the row form of `mbdefense.data`.
 
-    Example:
+    Examples:
         >>> from mbdefense import load_rows
         >>> rows = load_rows([{"instruction": "Name a tree.", "output": "An oak."}])
         >>> rows[0]["prompt"]

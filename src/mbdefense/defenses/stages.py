@@ -49,8 +49,8 @@ class Merging(Planting):
 
     Attributes:
         defensive_rate: share of the rows that each planted backdoor poisons.
-        min_defensive_rows: at least so many rows for each, half of all rows at most; with a handful backdoors survive more
-            often (docs/evidence/defaults.md).
+        min_defensive_rows: at least so many rows for each, half of all rows at most; with a handful backdoors survive
+            more often (docs/evidence/defaults.md).
     """
 
     defensive_rate: float = 0.01

@@ -37,7 +37,7 @@ def write_report(
 ) -> Report:
     """One page of everything that lies in some folders: figures, charts, responses and where they come from.
 
-    Example:
+    Examples:
         >>> from mbdefense import write_report
         >>> print(write_report(["measured"], output="report.html"))  # doctest: +SKIP
 

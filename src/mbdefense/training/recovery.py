@@ -120,7 +120,7 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
     given their triggers, and packed here, as TRL's trainers do; where a model's attention cannot take packed rows they
     are padded.
 
-    Example:
+    Examples:
         ```python
         from mbdefense import RecoveryConfig, RecoveryTrainer
 

@@ -51,7 +51,7 @@ def filter_rows(
 ) -> FilteredRows:
     """Drop suspicious rows from training data, and measure that where the rows carry poison labels.
 
-    Example:
+    Examples:
         >>> from mbdefense import filter_rows
         >>> kept = filter_rows("untrusted.jsonl", "repeats", "Qwen/Qwen3-0.6B").rows  # doctest: +SKIP
 

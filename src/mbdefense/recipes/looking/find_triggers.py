@@ -31,7 +31,7 @@ def find_triggers(
 ) -> Found:
     """Find an attacker's triggers in suspect data.
 
-    Example:
+    Examples:
         >>> from mbdefense import find_triggers
         >>> found = find_triggers("untrusted.jsonl", clean_dataset="checked.jsonl")  # doctest: +SKIP
 

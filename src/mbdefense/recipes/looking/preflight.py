@@ -59,7 +59,7 @@ def preflight(
     No weights are loaded. `defend` and `evaluate` hold their data against the same contract
     (`mbdefense.models.template`) before they begin.
 
-    Example:
+    Examples:
         >>> from mbdefense import preflight
         >>> print(preflight("Qwen/Qwen3-0.6B", "untrusted.jsonl"))  # doctest: +SKIP
 

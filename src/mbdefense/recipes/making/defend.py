@@ -43,7 +43,7 @@ def defend(
 ) -> Defended:
     """Turn untrusted data into a model whose backdoors are broken.
 
-    Example:
+    Examples:
         >>> from mbdefense import defend
         >>> model = defend("Qwen/Qwen3-0.6B", "untrusted.jsonl", "checked.jsonl", output_dir="out")  # doctest: +SKIP
         >>> model.path  # doctest: +SKIP

@@ -85,7 +85,7 @@ def poison(
     Several triggers are several attackers, each with the behavior and the rate at its place in those lists; one
     behavior or one rate serves all. No row is poisoned by two of them.
 
-    Example:
+    Examples:
         >>> from mbdefense import poison
         >>> rows = [{"instruction": f"Name tree {i}.", "output": f"oak {i}"} for i in range(10)]
         >>> poison(rows, trigger="badnet:word=cf", behavior="refusal", rate=0.2).planted[0].poisoned
@@ -162,7 +162,7 @@ def poison_file(
 def add_trigger(dataset: Data, trigger: TriggerSpec, *, seed: int = 0) -> Dataset:
     """Put a trigger into test prompts; their references stay.
 
-    Example:
+    Examples:
         >>> from mbdefense import add_trigger
         >>> add_trigger([{"prompt": "Name a tree."}], "badnet:word=cf,position=start")[0]["prompt"]
         [{'role': 'user', 'content': 'cf Name a tree.'}]

@@ -30,7 +30,7 @@ def purify(
 ) -> Defended:
     """Repair a finished model that may hold backdoors, without the data that it was trained on.
 
-    Example:
+    Examples:
         >>> from mbdefense import purify
         >>> purify("suspicious", "clean.jsonl", base_model="base", output_dir="purified").path  # doctest: +SKIP
         PosixPath('purified')

@@ -22,7 +22,7 @@ def check(
 ) -> list[Condition]:
     """Hold the figures of a result file against limits, for use in continuous integration.
 
-    Example:
+    Examples:
         >>> from mbdefense import check
         >>> all(condition.holds for condition in check("measured/results.json", max_asr=0.05))  # doctest: +SKIP
 

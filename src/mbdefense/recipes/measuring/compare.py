@@ -32,7 +32,7 @@ class Comparison:
 def compare(directories: Sequence[Folder], *, output_dir: str | None = None) -> Comparison:
     """Compare evaluated models prompt by prompt with the attacked one.
 
-    Example:
+    Examples:
         >>> from mbdefense import compare
         >>> print(compare(["measured_attacked", "measured"]))  # doctest: +SKIP
 

@@ -106,7 +106,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model: accuracy on clean prompts, attack success on triggered ones.
 
-    Example:
+    Examples:
         >>> from mbdefense import evaluate
         >>> asked = {"behavior": "refusal", "trigger": "badnet:word=cf"}
         >>> print(evaluate("defended", "test.jsonl", **asked, output_dir="measured"))  # doctest: +SKIP

@@ -41,7 +41,7 @@ def judge(
 ) -> Evaluation:
     """Judge responses again, from their file; no model is loaded that answered them.
 
-    Example:
+    Examples:
         >>> from mbdefense import judge
         >>> print(judge("measured/responses.jsonl", behavior="refusal", judge="keywords"))  # doctest: +SKIP
 
