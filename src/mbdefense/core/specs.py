@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.files import read_text
 
+_LARGEST = 2**20
+"""Characters of the longest config file."""
+_RESERVED = re.compile(r"(\w*api_key_env)\s*=|(trust_remote_code)\s*=\s*true", re.IGNORECASE)
 _OPTION = re.compile(r",(?=[a-z_]+=)")
 
 
@@ -84,18 +90,26 @@ def convert(text: str, hint: Any, where: str) -> object:
 def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
     """Reads a flat YAML file of options.
 
+    Such a file may come from strangers: it may neither name the variable of a key, which its URLs would get, nor let a
+    model's repository run code. Both are said on the command line.
+
     Raises:
-        UserError: no such file, not YAML, not a mapping, or a key that is none of `known`.
+        UserError: no such file, too large, not YAML, not a mapping, a key that is none of `known`, or one of those that
+            only the command line may give.
     """
     import yaml
 
-    file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - `Path.is_file` raises for what is too long to be a name
         raise UserError("no such config file", path, "give the path of a YAML file")
+    text = read_text(Path(path), "give the path of a YAML file")
+    if len(text) > _LARGEST:
+        raise UserError(f"a config file is larger than {_LARGEST // 2**20} MiB", path, "give the path of a YAML file")
     try:
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        value = yaml.load(text, _loader())  # noqa: S506 - a safe loader, see there
+    # ValueError: dates that no calendar has, numbers of thousands of digits.
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is not YAML", str(error).replace("\n", " ")[:120], "mend the file") from error
+    _refuse_reserved(value, path)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -104,3 +118,38 @@ def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
         if key not in known:
             raise UserError(f"{path}: unknown option", key, did_you_mean(str(key), known))
     return value
+
+
+@cache
+def _loader() -> type[Any]:
+    """A safe loader of plain values alone: a few lines of aliases to aliases would fill the memory."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+            return super().compose_node(parent, index)
+
+    return Loader
+
+
+def _refuse_reserved(value: object, path: str) -> None:
+    """Refuses what sends a secret or runs code, wherever it stands in a file."""
+    found = None
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            runs = str(key) == "trust_remote_code" and part is not False
+            found = str(key) if runs or str(key).endswith("api_key_env") else None
+            if found:
+                break
+            _refuse_reserved(part, path)
+    elif isinstance(value, list):
+        for part in value:
+            _refuse_reserved(part, path)
+    elif isinstance(value, str) and (match := _RESERVED.search(value)):
+        found = match[1] or match[2]
+    if found:
+        # Without what was given: it may be the key itself.
+        fix = f"take it out of the file, and give --{found} or the whole method as a flag"
+        raise UserError(f"{path}: {found} is said on the command line alone", fix=fix)

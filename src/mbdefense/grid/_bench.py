@@ -59,6 +59,8 @@ def bench(
     ray: str | None = None,
     num_cpus: float = NUM_CPUS,
     num_gpus: float = NUM_GPUS,
+    trust_remote_code: bool = False,
+    api_key_env: str | None = None,
     console: Console | None = None,
 ) -> Benched:
     """Run a grid: every model under every attack with every defense, sharing what is alike (docs/howto/grids.md).
@@ -80,6 +82,9 @@ def bench(
         ray: address of a Ray cluster that sees output_dir under the same path, or local for one on this machine.
         num_cpus: cores that Ray keeps for each stage.
         num_gpus: GPUs that Ray keeps for each stage.
+        trust_remote_code: allow a Hub repository to run code of its own; a grid cannot say so.
+        api_key_env: environment variable that holds the key for the endpoints that the grid names; a grid cannot name
+            one. By default none is sent (to OpenAI itself, that in OPENAI_API_KEY).
         console: where to tell how far it is.
 
     Raises:
@@ -99,7 +104,10 @@ def bench(
         "train": train, "clean": clean, "test": test,
         "train_rows": train_rows, "clean_rows": clean_rows, "test_rows": test_rows,
     }  # fmt: skip
-    wanted = changed(read_grid(grid), data, models=models, seeds=seeds, keep_models=keep_models)
+    wanted = changed(
+        read_grid(grid), data, models=models, seeds=seeds, keep_models=keep_models,
+        trust_remote_code=trust_remote_code, api_key_env=api_key_env,
+    )  # fmt: skip
     with claimed(Path(output_dir)):
         with told.status("making rows and a plan"):
             workspace = open_workspace(wanted, Path(output_dir))

@@ -174,6 +174,8 @@ def changed(
     models: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     keep_models: bool | None = None,
+    trust_remote_code: bool = False,
+    api_key_env: str | None = None,
 ) -> Grid:
     """The grid with what the command line says otherwise; None leaves the grid's own.
 
@@ -183,6 +185,8 @@ def changed(
         models: base models.
         seeds: of the cells.
         keep_models: whether to keep weights.
+        trust_remote_code: allow a Hub repository to run code of its own.
+        api_key_env: environment variable with the key for the endpoints that the grid names.
     """
     told = {name: value for name, value in data.items() if value is not None}
     whole: dict[str, Any] = {"data": replace(grid.data, **told)}  # type: ignore[arg-type]  # checked by its reader
@@ -192,7 +196,23 @@ def changed(
         whole["seeds"] = tuple(seeds)
     if keep_models is not None:
         whole["keep_models"] = keep_models
+    if trust_remote_code:
+        whole["trust_remote_code"] = True
+    if api_key_env is not None:
+        judge = _with_key(grid.evaluation.judge, "llm", f"api_key_env={api_key_env}")
+        whole["evaluation"] = replace(grid.evaluation, judge=judge)
+        for kind in ("attacks", "behaviors"):
+            specs = getattr(grid, kind)
+            option = f"endpoint_api_key_env={api_key_env}"
+            whole[kind] = tuple(_with_key(spec, "endpoint_url=", option) for spec in specs)
     return replace(grid, **whole)
+
+
+def _with_key(spec: str, mark: str, option: str) -> str:
+    """A method that asks an endpoint, with the variable of its key."""
+    name, colon, _ = spec.partition(":")
+    asks = mark in spec if mark.endswith("=") else name == mark
+    return f"{spec}{',' if colon else ':'}{option}" if asks else spec
 
 
 def _from(folder: Path, name: str) -> str:
