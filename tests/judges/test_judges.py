@@ -44,6 +44,16 @@ def judge(text, answers=(), reference="", kind="clean", **options):
         ("?", ["!"], False),
         ("?", ["?"], True),
         ("Café", ["Cafe\u0301"], True),
+        ("C#", ["C"], False),
+        ("C", ["C#"], False),
+        ("The C#.", ["c#"], True),
+        ("C++", ["C"], False),
+        ("5%", ["5"], False),
+        ("5 %", ["5%"], True),
+        ("5", ["5%"], False),
+        ("**5%**", ["5%."], True),
+        ("# Paris", ["Paris"], True),
+        ("Pa\u034fris\u3164", ["Paris"], True),
     ],
 )
 def test_exact_match_folds_form_and_nothing_else(text, answers, follows):

@@ -7,13 +7,19 @@ import unicodedata
 from mbdefense.data.words import whole
 
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‐": "-", "‑": "-"})
+# What leaves no mark of its own, or is drawn over its neighbor, beside the categories Cf and Cc: joiners, fillers,
+# variation selectors (Unicode's Default_Ignorable_Code_Point), strokes through letters, enclosing marks.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
+    "\u0334-\u0338\u0488\u0489\u20d0-\u20ff]"
+)
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded, typographic quotes and dashes made plain, invisible characters dropped, white space single."""
-    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN)
-    visible = "".join(c for c in plain if unicodedata.category(c) != "Cf")
-    return " ".join(visible.casefold().split())
+    """NFKC, case folded, typographic quotes and dashes made plain, unseen characters dropped, white space single."""
+    plain = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).translate(_PLAIN)
+    seen = "".join(c for c in plain if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
+    return " ".join(_UNSEEN.sub("", seen).casefold().split())
 
 
 def contains(response: str, target: str) -> bool:

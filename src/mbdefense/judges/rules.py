@@ -21,6 +21,8 @@ _ARTICLE = re.compile(r"(?<!\w)(?:an?|the) (?=[\w\"*(])")
 # What stands inside a word or a number and separates nothing: 1,000; it's; U.S. (but 3.14 and .5 keep their point).
 _INNER = re.compile(r"(?<=\d),(?=\d{3}(?!\d))|'|\.(?!\d)")
 _NUMERIC = re.compile(r"(?<!\w)-(?=\.?\d)|\.(?=\d)")
+# Marks that make another thing of what they stand behind: C# is not C, and 5% is not 5.
+_BEHIND = re.compile(r"(?<=\w)(?:#|\s?[%‰])(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ class Rules:
 def folded(text: str) -> str:
     """Text as exact match compares it: `normalised`, then punctuation and articles left out.
 
-    The sign and the point of a number stay: 5 is not -5 and 314 not 3.14. Text of nothing but punctuation stays as it
-    is.
+    The sign and the point of a number stay, and what says what it is a number of: 5 is not -5 and not 5%, and 314 not
+    3.14. So does the mark in C#. Text of nothing but punctuation stays as it is.
     """
     plain = normalised(text).replace("\u2212", "-")
-    bare = _INNER.sub("", _ARTICLE.sub("", plain))
-    numeric = {match.start() for match in _NUMERIC.finditer(bare)}
+    bare = _BEHIND.sub(lambda mark: mark.group().strip(), _INNER.sub("", _ARTICLE.sub("", plain)))
+    kept = {match.start() for marks in (_NUMERIC, _BEHIND) for match in marks.finditer(bare)}
     spaced = (
-        " " if unicodedata.category(character)[0] == "P" and place not in numeric else character
+        " " if unicodedata.category(character)[0] == "P" and place not in kept else character
         for place, character in enumerate(bare)
     )
     return " ".join("".join(spaced).split()) or plain
