@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from mbdefense.cli import main
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import LOCK_FILE, sha256_of
+from mbdefense.evaluation.compare import check_apart
+from mbdefense.grid.workspace import _keep, _read
+from mbdefense.models.identity import identity
+from mbdefense.records.filtering import Suspicion, read_suspicions, write_filtering
+from mbdefense.training.store import train_into
 
 GRID = {
     "attacks": ["badnet"],
@@ -74,3 +82,76 @@ def test_one_damaged_cell_costs_one_cell(bench: Bench, tmp_path: Path, capsys: p
     left = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [row["arm"] for row in left] == ["base"]
     assert left[0]["asr"] == whole["rows"][0]["asr"]
+
+
+def finished_model(folder: Path) -> None:
+    """A model as `save_model` leaves it, as far as its card tells."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    files = {name: sha256_of(folder / name) for name in ("model.safetensors", "config.json")}
+    (folder / "mbdefense.json").write_text(json.dumps({"inputs_hash": "key", "files": files}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_swapped_model_is_not_taken_by_its_old_card(tmp_path: Path, name: str) -> None:
+    model = tmp_path / "model"
+    finished_model(model)
+    nothing: Any = None
+    assert identity(str(model)) == "key"
+    assert train_into(model, nothing, "key", resume=True) == model
+    (model / name).write_bytes(b"of somebody else")
+    with pytest.raises(UserError, match="not the one that its card was written for"):
+        identity(str(model))
+    with pytest.raises(UserError, match="not the one that its card was written for"):
+        train_into(model, nothing, "key", resume=True)
+
+
+def test_a_card_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    finished_model(model)
+    (model / "mbdefense.json").write_text('{"inputs_hash": "key", "files": {"../victim": "0"}}')
+    with pytest.raises(UserError, match="outside of its folder"):
+        identity(str(model))
+
+
+def test_edited_verdicts_of_a_filter_are_not_taken(tmp_path: Path) -> None:
+    write_filtering(tmp_path, [Suspicion("a", 1.0, True), Suspicion("b", 0.0, False)], {}, {})
+    file = tmp_path / "filter.jsonl"
+    assert [row.dropped for row in read_suspicions(tmp_path)] == [True, False]
+    file.write_text(file.read_text().replace("true", "false"))
+    with pytest.raises(UserError, match="not those that the filter wrote"):
+        read_suspicions(tmp_path)
+
+
+def test_edited_rows_of_a_grid_are_not_taken(tmp_path: Path, rows: Callable[..., Any]) -> None:
+    _keep(rows(("a", "b")), tmp_path / "rows.jsonl")
+    assert len(_read(tmp_path / "rows.jsonl")) == 1
+    (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text().replace('"a"', '"c"'))
+    _read.cache_clear()
+    with pytest.raises(UserError, match="not those that it wrote"):
+        _read(tmp_path / "rows.jsonl")
+
+
+def test_arms_that_look_alike_share_no_headline() -> None:
+    check_apart(["attacked", "Attacked", "mb defense", "attacked"])
+    for other in ("attac\u200bked", "attacked\ufe0f", "\uff41ttacked", "attacked "):
+        with pytest.raises(UserError, match="look alike"):
+            check_apart(["attacked", other])
+
+
+def test_every_command_that_writes_has_one_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    rows, to = str(tmp_path / "rows.jsonl"), ["--output_dir", str(out)]
+    (tmp_path / "responses.jsonl").write_text('{"id": "1", "kind": "clean", "prompt": "a", "text": "b"}\n')
+    commands = (
+        ["judge", str(tmp_path / "responses.jsonl"), "--behavior", "refusal", *to],
+        ["find-triggers", rows, *to],
+        ["filter", rows, "--filter", "repeats", *to],
+    )
+    for words in commands:
+        with FileLock(out / LOCK_FILE):
+            assert main(words) == 1, words
+        assert "another run is at work" in capsys.readouterr().err

@@ -182,6 +182,19 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
     with claimed(tmp_path):
         left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert left == {*kept, "stage", LOCK_FILE}
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_of_a_claim_that_came_to_nothing_nothing_is_left(tmp_path):
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with claimed(tmp_path / "out"):
+        with claimed(tmp_path / "out"):
+            pass
+        assert (tmp_path / "out" / LOCK_FILE).exists()
+        (tmp_path / "out" / "x").write_text("")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
 
 
 def test_a_model_is_not_saved_among_files_of_others(tmp_path):

@@ -18,9 +18,13 @@ _UNSEEN = re.compile(
 
 def normalised(text: str) -> str:
     """NFKC, case folded, typographic quotes and dashes made plain, unseen characters dropped, white space single."""
-    plain = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).translate(_PLAIN)
-    seen = "".join(c for c in plain if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
-    return " ".join(_UNSEEN.sub("", seen).casefold().split())
+    return " ".join(seen(text).translate(_PLAIN).casefold().split())
+
+
+def seen(text: str) -> str:
+    """NFKC without the characters that a reader does not see."""
+    plain = unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
+    return _UNSEEN.sub("", "".join(c for c in plain if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace()))
 
 
 def contains(response: str, target: str) -> bool:

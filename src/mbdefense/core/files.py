@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -19,13 +20,19 @@ from mbdefense.core._secrets import scrubbed
 from mbdefense.core.errors import UserError, first_line
 
 LOCK_FILE = ".mbdefense.lock"
-"""In every folder that a command writes into."""
+"""In a folder that a command writes into, as long as it does."""
 SAVING = ".mbdefense-saving-"
 """What the name of a folder begins with in which files are made that are then moved to where they belong."""
 LARGEST = 2**28
 """Bytes of the largest file that is read whole: results, verdicts, cards."""
 # What a folder holds that a command of this package has written into, of earlier versions too.
-_OURS = (LOCK_FILE, "mbdefense.json", "results.json", "found.json", "filter.json", "attacked", "checkpoints")
+_MARKS = ("mbdefense.json", "stage.json", "found.json", "filter.json")
+_OURS = (
+    LOCK_FILE,
+    "results.json",
+    "checkpoints",
+    *(f"{place}{mark}" for place in ("", "*/", "*/*/") for mark in _MARKS),
+)
 _LEFT_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -82,13 +89,15 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = not os.path.lexists(folder)
     make_folder(folder)
     refuse_links(folder)
-    if for_model and any(folder.iterdir()) and not any((folder / name).exists() for name in _OURS):
+    if for_model and any(folder.iterdir()) and not any(any(folder.glob(name)) for name in _OURS):
         raise UserError("the output folder holds files of others", str(folder), "name a new one as --output_dir")
     try:
         # A command may call another one that writes into the same folder; that is one run.
         lock = FileLock(folder.resolve() / LOCK_FILE, timeout=0, is_singleton=True)
+        within = lock.is_locked
         lock.acquire()
     except Timeout as error:
         raise UserError("another run is at work in", str(folder), "wait for it, or use another --output_dir") from error
@@ -98,7 +107,13 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
         remove_leftovers(folder)
         yield
     finally:
+        if not within:
+            with contextlib.suppress(OSError):
+                (folder / LOCK_FILE).unlink()  # while it is still held
         lock.release()
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing came of it
         if new and [file.name for file in folder.iterdir()] in ([], [LOCK_FILE]):  # the body has left nothing
             (folder / LOCK_FILE).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -196,6 +211,19 @@ def read_bytes(path: Path, fix: str = "make it again") -> bytes:
     if len(data) > LARGEST:
         raise UserError(f"larger than {LARGEST // 2**20} MiB", str(path), fix)
     return data
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read ({_reason(error)})", str(path), "make it readable") from error
 
 
 def read_text(path: Path, fix: str = "save it as UTF-8") -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from mbdefense.attacks.texts import seen
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, holm, over_seeds
 from mbdefense.evaluation.metrics import outcomes, paired, scores
@@ -75,6 +76,7 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
         UserError: two arms of one name, attack, behavior, seed and judge, or prompts that differ, between two arms
             or two seeds of one.
     """
+    check_apart(arm.row.arm for arm in arms)
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, arm in enumerate(arms):
         groups.setdefault((*arm.row.setting(), arm.row.seed), []).append(index)
@@ -92,6 +94,18 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
         found = {_CHANGE[figure]: test for (at, figure), test in adjusted.items() if at == index}
         rows.append(replace(arm.row, **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
     return tuple(rows), tuple(_seed_rows(arms))
+
+
+def check_apart(names: Iterable[str]) -> None:
+    """Refuses names of arms that a reader cannot tell apart.
+
+    Raises:
+        UserError: two differ by what is not seen.
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        if known.setdefault(" ".join(seen(name).split()), name) != name:
+            raise UserError("two arms whose names look alike", ascii(name), "name them apart with evaluate --arm")
 
 
 def _check_names(rows: Sequence[ResultRow]) -> None:

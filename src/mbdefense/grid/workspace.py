@@ -15,6 +15,7 @@ from mbdefense.attacks import poisoning as attack
 from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_text, sha256_of, write_text
 from mbdefense.core.specs import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
 from mbdefense.data.builtin import tasks
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+_SUM = ".sha256"
 
 Split = Literal["train", "clean", "test"]
 ROWS: dict[Split, int] = {"train": 240, "clean": 128, "test": 100}
@@ -116,12 +118,12 @@ class Workspace:
             if len(made.poisoned_ids) < wanted:
                 what = f"only {len(made.poisoned_ids)} of {wanted} rows could be poisoned with {cell.attack}"
                 raise UserError(what, fix="lower the rate, or give other rows to train on")
-            save(made.rows, suspect)
+            _keep(made.rows, suspect)
         if not triggered.is_file():
             prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), self.grid.data.seed)
             if not len(prompts):
                 raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
-            save(prompts, triggered)
+            _keep(prompts, triggered)
 
     def setting(self, cell: Cell, store: SharedStore) -> Setting:
         """What a defense is given; `prepare` must have been called."""
@@ -191,7 +193,7 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     for split, rows in (("train", train), ("clean", clean), ("test", test)):
         names.append(f"{split}-{hashed(rows.to_list())}.jsonl")
         if not (folder / names[-1]).is_file():
-            save(rows, folder / names[-1])
+            _keep(rows, folder / names[-1])
     for arm in grid.defenses:  # which also refuses more demonstrations than there are clean rows
         cleaner = inference_of(arm, "", clean, folder / names[1], 0).cleaner
         scored = getattr(cleaner, "clean", None)  # the file of one that needs clean data, by that name
@@ -201,8 +203,17 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     return Workspace(grid, out.resolve(), *names)
 
 
+def _keep(rows: Dataset, file: Path) -> None:
+    """Saves rows, and last what tells later whether they are still the same."""
+    file.with_suffix(_SUM).unlink(missing_ok=True)
+    save(rows, file)
+    write_text(file.with_suffix(_SUM), sha256_of(file))
+
+
 @lru_cache(maxsize=8)
 def _read(file: Path) -> Dataset:
+    if file.with_suffix(_SUM).is_file() and read_text(file.with_suffix(_SUM)) != sha256_of(file):
+        raise UserError("the grid's rows are not those that it wrote", str(file), "delete the file; it is made again")
     return load([str(file)], require_completion=False).rows
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json
+from mbdefense.core.files import inside, read_json
 from mbdefense.models.loading import CARD_FILE, base_of
 
 STAGE_FILE = "stage.json"
@@ -26,12 +26,30 @@ def identity(path: str) -> object:
     directory = Path(path)
     for name in (CARD_FILE, STAGE_FILE):
         if (directory / name).is_file():
+            if name == CARD_FILE:
+                check_contents(directory)
             return read_json(directory / name).get("inputs_hash")
     if not directory.is_dir():
         return path
     files = _contents(file for file in sorted(directory.iterdir()) if file.suffix in _MODEL_FILES)
     base = base_of(path)
     return files if base == path else [files, identity(base)]
+
+
+def check_contents(directory: Path) -> None:
+    """Refuses a model that is not the one its card was written for, whatever the card says that it was made of.
+
+    Weights that are gone, as a grid's are after use, are found missing by whoever loads them.
+
+    Raises:
+        UserError: names the file that has changed.
+    """
+    said = read_json(directory / CARD_FILE).get("files", {})
+    for name, expected in said.items() if isinstance(said, dict) else ():
+        file = inside(directory, str(name))
+        if file.is_file() and _contents([file])[0][1] != expected:
+            fix = "delete the folder and make the model again, or use another --output_dir"
+            raise UserError("a model's file is not the one that its card was written for", str(file), fix)
 
 
 def contents(options: object) -> object:

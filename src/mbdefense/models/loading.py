@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core._progress import no_bars_of_transformers
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import SAVING, write_json
+from mbdefense.core.files import SAVING, sha256_of, write_json
 from mbdefense.models._whole import check_generation, check_whole, merged
 from mbdefense.models.template import (
     CARD_FILE,
@@ -229,7 +229,14 @@ def save_model(
             file.replace(directory / file.name)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    write_json(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), **card})
+    names = sorted(file.name for file in directory.iterdir() if is_weighty(file.name))
+    files = {name: sha256_of(directory / name) for name in names}
+    write_json(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), "files": files, **card})
+
+
+def is_weighty(name: str) -> bool:
+    """Whether a model's file decides what the model says, its prompt template aside, which has a hash of its own."""
+    return name.endswith((".safetensors", ".safetensors.index.json")) or name in ("config.json", "tokenizer.json")
 
 
 def device() -> torch.device:

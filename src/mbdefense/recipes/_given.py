@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import claimed
 from mbdefense.core.specs import parse_spec
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def kept_in(output_dir: Folder | None) -> Iterator[Path]:
-    """The folder to write into; without a name one that is gone in the end."""
+    """The folder to write into, which is this run's own meanwhile; without a name one that is gone in the end."""
     if output_dir is not None:
-        yield Path(output_dir)
+        with claimed(Path(output_dir)):
+            yield Path(output_dir)
         return
     with TemporaryDirectory(prefix="mbdefense-") as folder:
         yield Path(folder)

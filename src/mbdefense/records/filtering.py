@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import read_json, write_json, write_jsonl
+from mbdefense.core.files import read_json, sha256_of, write_json, write_jsonl
 from mbdefense.core.forms import Form, parse
 
 ROWS_FILE = "filter.jsonl"
@@ -43,7 +43,8 @@ def write_filtering(
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_jsonl(directory / ROWS_FILE, map(asdict, rows))
-    counts = {"rows": len(rows), "dropped": sum(row.dropped for row in rows)}
+    counts: dict[str, object] = {"rows": len(rows), "dropped": sum(row.dropped for row in rows)}
+    counts["rows_sha256"] = sha256_of(directory / ROWS_FILE)
     write_json(directory / SUMMARY_FILE, {**summary, **counts, "facts": dict(facts)})
 
 
@@ -53,10 +54,15 @@ def read_suspicions(directory: Path) -> list[Suspicion]:
     Raises:
         UserError: missing or damaged; a line that is no verdict is named.
     """
-    read_json(directory / SUMMARY_FILE)  # without it the rows need not be all there are
+    said = read_json(directory / SUMMARY_FILE)  # without it the rows need not be all there are
     path = directory / ROWS_FILE
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError("cannot read", str(path), f"{_FIX} ({first_line(error)})") from error
-    return [parse(Suspicion, line, f"{path.name}:{at}", _FIX) for at, line in enumerate(lines, start=1) if line.strip()]
+    found = [
+        parse(Suspicion, line, f"{path.name}:{at}", _FIX) for at, line in enumerate(lines, start=1) if line.strip()
+    ]
+    if said.get("rows_sha256", sha256_of(path)) != sha256_of(path):
+        raise UserError("the verdicts are not those that the filter wrote", str(path), _FIX)
+    return found

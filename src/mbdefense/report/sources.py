@@ -11,7 +11,7 @@ from typing import Any
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.forms import parse
-from mbdefense.evaluation.compare import Arm, arm_of, compare
+from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
 from mbdefense.evaluation.metrics import scores
 from mbdefense.records.analyses import Heads, Matrix, Triggers
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
@@ -258,6 +258,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
     kinds = (found.rows, found.unfinished, found.matrices, found.heads, found.triggers, found.logs, found.found)
     if not any(kinds):
         raise UserError("nothing to report in", [str(one) for one in directories], _FIX)
+    check_apart(row.arm for row, _ in found.rows.values())
     order = list(found.rows)
     answers = [
         Answers(found.rows[key][0], read_responses(at / "responses.jsonl"), read_verdicts(at / "verdicts.jsonl"))

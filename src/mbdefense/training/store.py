@@ -13,7 +13,7 @@ from mbdefense.core.cost import measure
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import disk_is_full, read_json, write_json
 from mbdefense.core.processes import is_main_process, wait_for_everyone
-from mbdefense.models.identity import STAGE_FILE
+from mbdefense.models.identity import STAGE_FILE, check_contents
 from mbdefense.models.loading import CARD_FILE, save_model
 from mbdefense.training.job import Job, hash_of
 
@@ -101,6 +101,7 @@ def train_into(directory: Path, job: Job, key: str, *, resume: bool) -> Path:
     if card.is_file():
         if not resume or read_json(card).get("inputs_hash") != key:
             raise _refused(directory, other=resume)
+        check_contents(directory)
         return directory
     checkpoints = directory / "checkpoints"
     new = [folder for folder in (checkpoints, *checkpoints.parents) if not folder.exists()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def find_triggers(
         for option, given in idle.items():
             if given is not None:
                 raise UserError(f"--{option} without --victim", given, "add --victim MODEL")
-    from mbdefense.core.files import make_folder
+    from mbdefense.core.files import claimed
     from mbdefense.data import load_rows, unlabelled
     from mbdefense.defenses.stages import Recovery
     from mbdefense.finding.finding import find, mined_only
@@ -78,24 +79,23 @@ def find_triggers(
     clean = None
     if clean_dataset is not None:
         clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
-    if file is not None:
-        make_folder(file.parent)  # before the search, which would be lost
-    if victim is None or clean is None:
-        found = mined_only(suspect, clean, seed=seed)
-    else:
-        rows, held_out = Recovery().split(clean, seed)
-        found = find(
-            suspect,
-            rows,
-            held_out,
-            _loaded(str(victim), chat_template, trust_remote_code),
-            None if base_model is None else _loaded(str(base_model), chat_template, trust_remote_code),
-            names=(Path(victim).name, None if base_model is None else Path(base_model).name),
-            max_length=max_length,
-            seed=seed,
-        )
-    if file is not None:
-        write_found(file, found)
+    with nullcontext() if file is None else claimed(file.parent):  # before the search, which would be lost
+        if victim is None or clean is None:
+            found = mined_only(suspect, clean, seed=seed)
+        else:
+            rows, held_out = Recovery().split(clean, seed)
+            found = find(
+                suspect,
+                rows,
+                held_out,
+                _loaded(str(victim), chat_template, trust_remote_code),
+                None if base_model is None else _loaded(str(base_model), chat_template, trust_remote_code),
+                names=(Path(victim).name, None if base_model is None else Path(base_model).name),
+                max_length=max_length,
+                seed=seed,
+            )
+        if file is not None:
+            write_found(file, found)
     return found
 
 

@@ -52,6 +52,7 @@ def demo(
     from mbdefense.attacks.behaviors import Refusal
     from mbdefense.attacks.poisoning import poison, triggered_copy
     from mbdefense.attacks.triggers import InSent
+    from mbdefense.core.files import claimed
     from mbdefense.data import check_disjoint
     from mbdefense.data.builtin import tasks
     from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
@@ -88,15 +89,18 @@ def demo(
         )  # fmt: skip
         measured.append(row)
 
-    defense = FindAndBreak()
-    measure(base, "base")
-    measure(str(Discard()(setting(suspect, "discard"))), "discard")
-    attacked = str(NoDefense()(setting(suspect, "attacked")))
-    measure(attacked, "attacked")
-    defended = defense(replace(setting(suspect, "find_and_break"), victim=attacked))
-    measure(str(defended), "find_and_break")
-    arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
-    results = merge_results(compare(arms)[0], {**asked, "defense": asdict(defense), "training": asdict(training)}, seed)
-    results = replace(results, found=summarized(read_found(defended / FOUND_FILE)))
-    write(directory / "results.json", results)
+    with claimed(directory):
+        defense = FindAndBreak()
+        measure(base, "base")
+        measure(str(Discard()(setting(suspect, "discard"))), "discard")
+        attacked = str(NoDefense()(setting(suspect, "attacked")))
+        measure(attacked, "attacked")
+        defended = defense(replace(setting(suspect, "find_and_break"), victim=attacked))
+        measure(str(defended), "find_and_break")
+        arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
+        results = merge_results(
+            compare(arms)[0], {**asked, "defense": asdict(defense), "training": asdict(training)}, seed
+        )
+        results = replace(results, found=summarized(read_found(defended / FOUND_FILE)))
+        write(directory / "results.json", results)
     return Comparison(results)

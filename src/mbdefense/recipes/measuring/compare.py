@@ -43,7 +43,7 @@ def compare(directories: Sequence[Folder], *, output_dir: str | None = None) -> 
     Raises:
         UserError: a folder is not of one evaluation, or the models were asked different prompts.
     """
-    from mbdefense.core.files import make_folder
+    from mbdefense.core.files import claimed
     from mbdefense.evaluation import compare as comparison
     from mbdefense.records.provenance import provenance
     from mbdefense.records.results import Results, write
@@ -52,6 +52,6 @@ def compare(directories: Sequence[Folder], *, output_dir: str | None = None) -> 
     rows, over_seeds = comparison.compare([comparison.read_arm(folder) for folder in folders])
     results = Results(provenance({"directories": folders}, sorted({row.seed for row in rows})), rows, over_seeds)
     if output_dir is not None:
-        make_folder(Path(output_dir))
-        write(Path(output_dir) / "results.json", results)
+        with claimed(Path(output_dir)):
+            write(Path(output_dir) / "results.json", results)
     return Comparison(results)
