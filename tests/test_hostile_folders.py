@@ -149,7 +149,6 @@ def test_every_command_that_writes_has_one_lock(tmp_path: Path, capsys: pytest.C
     commands = (
         ["judge", str(tmp_path / "responses.jsonl"), "--behavior", "refusal", *to],
         ["find-triggers", rows, *to],
-        ["filter", rows, "--filter", "repeats", *to],
     )
     for words in commands:
         with FileLock(out / LOCK_FILE):

@@ -88,8 +88,7 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    new = not os.path.lexists(folder)
+    new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     make_folder(folder)
     refuse_links(folder)
     if for_model and any(folder.iterdir()) and not any(any(folder.glob(name)) for name in _OURS):
@@ -111,14 +110,9 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (folder / LOCK_FILE).unlink()  # while it is still held
         lock.release()
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # if nothing came of it
-        if new and [file.name for file in folder.iterdir()] in ([], [LOCK_FILE]):  # the body has left nothing
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                for path in new:
-                    path.rmdir()
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()  # if the body has left nothing
 
 
 def refuse_links(folder: Path) -> None:
