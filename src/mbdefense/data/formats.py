@@ -159,7 +159,8 @@ def _check_columns(fields: Mapping[str, object], row_format: Format, where: str,
     read = {*row_format.columns, *row_format.reads, *_GENERAL}
     for name, value in fields.items():
         field = field_of(name, "row")
-        if empty(value) or (value in ("[]", "{}") and field is not None and field.use != "seen"):
+        # As CSV holds an empty list.
+        if empty(value) or (value in ("[]", "{}") and field is not None and field.use in ("refused", "unused")):
             continue
         if field is not None and field.use == "refused":
             raise BadRowError(f"{name} {field.says}")
