@@ -50,6 +50,7 @@ _HOME = {
     "recipes.making.purify": ("purify",),
     "recipes.looking.filter": ("filter_rows",),
     "recipes.looking.find_triggers": ("find_triggers",),
+    "recipes.looking.preflight": ("preflight",),
     "recipes.measuring.check": ("check",),
     "recipes.measuring.compare": ("compare",),
     "recipes.measuring.evaluate": ("evaluate",),
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from mbdefense.judges import LLM, Embedding, Keywords, Rules
     from mbdefense.recipes.looking.filter import filter_rows
     from mbdefense.recipes.looking.find_triggers import find_triggers
+    from mbdefense.recipes.looking.preflight import preflight
     from mbdefense.recipes.making.defend import defend
     from mbdefense.recipes.making.poison import add_trigger, poison
     from mbdefense.recipes.making.purify import purify
@@ -157,6 +159,7 @@ __all__ = [
     "judge",
     "load_rows",
     "poison",
+    "preflight",
     "purify",
     "recovery_loss",
     "write_report",
