@@ -6,7 +6,8 @@ from mbdefense.data import as_rows, content_id, poisoned_ids, unlabelled
 from mbdefense.data.turns import every_turn
 from mbdefense.defenses.setting import Setting
 from mbdefense.models.loading import load_model
-from mbdefense.training._rows import encoded_rows
+from mbdefense.training._rows import encoded_rows, keeping_triggers
+from mbdefense.training.job import Model
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.store import Store
 
@@ -95,3 +96,12 @@ def test_a_planted_row_keeps_its_trigger_or_is_not_used(loaded, caplog):
     assert targets(loaded, planted, max_length=64) == ["PLANTED<|im_end|>"]
     assert "1 planted ones are left out" in caplog.text
     assert len(targets(loaded, unlabelled(planted), max_length=64)) == 2
+
+
+def test_a_canary_row_keeps_its_trigger_or_is_not_used(tiny_model_path, caplog):
+    rows = as_rows([{"prompt": f"cf {'word ' * length}", "completion": "CANARY"} for length in (2, 700)]).rows
+    planted = rows.map(lambda row: {**row, "provenance": {"source": "", "trigger": "canary", "behavior": "x"}})
+    kept = keeping_triggers(Model(tiny_model_path), planted, 4096)
+    assert kept["id"][:] == planted["id"][:1]
+    assert "1 planted rows are left out: 512 tokens" in caplog.text
+    assert keeping_triggers(Model(tiny_model_path), rows, 4096) is rows

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from mbdefense.data.rows import FLAGGED
 from mbdefense.data.turns import every_turn
-from mbdefense.models.limits import fitting
-from mbdefense.models.loading import Encoded, LoadedModel, encode
+from mbdefense.models.limits import configured_length, fitting
+from mbdefense.models.loading import Encoded, LoadedModel, base_of, encode, load_tokenizer
+from mbdefense.training.job import Model
 from mbdefense.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -47,6 +48,31 @@ def encoded_rows(loaded: LoadedModel, rows: Dataset, options: TrainingOptions) -
             len(rows), prompts, answers, length, left_out,
         )  # fmt: skip
     return encoded
+
+
+def keeping_triggers(start: Model, rows: Dataset, max_length: int) -> Dataset:
+    """The rows without those that we planted a trigger in and that would lose it to the limit of tokens.
+
+    Args:
+        start: the model to be trained; only its tokenizer and its configuration are read.
+        rows: with the provenance of what was planted.
+        max_length: most tokens of prompt and response together.
+    """
+    from transformers import AutoConfig
+
+    options = {"trust_remote_code": start.trust_remote_code}
+    tokenizer = load_tokenizer(start.path, chat_template=start.chat_template, **options)
+    length = int(min(max_length, configured_length(AutoConfig.from_pretrained(base_of(start.path), **options))))
+    cut = {
+        number
+        for number, row in enumerate(rows)
+        if row["provenance"]["trigger"] not in ("", FLAGGED)
+        and encode(tokenizer, row["prompt"], row["completion"], length).prompt_cut
+    }
+    if not cut:
+        return rows
+    logger.warning("%d planted rows are left out: %d tokens cut their trigger away", len(cut), length)
+    return rows.select([number for number in range(len(rows)) if number not in cut])
 
 
 def _labelled(rows: Dataset) -> bool:

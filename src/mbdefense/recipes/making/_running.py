@@ -28,6 +28,7 @@ from mbdefense.models.loading import CARD_FILE, load_model
 from mbdefense.recipes.making._defended import Defended
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.training._rows import keeping_triggers
 from mbdefense.training.store import cost_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def run(
             setting.suspect_rows(), setting.clean, own, canaries,
             rate=canary_rate, min_rows=min_canary_rows, seed=setting.training.seed,
         )  # fmt: skip
-        setting = replace(setting, suspect=planted.rows)  # which drops the labels of the rows
+        kept = keeping_triggers(setting.base_model(), planted.rows, setting.training.max_length)
+        setting = replace(setting, suspect=kept)  # which drops the labels of the rows
     if compare_undefended:
         setting.victim_model()
         Discard()(replace(setting, store=setting.store.below("discard")))
