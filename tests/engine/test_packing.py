@@ -13,7 +13,6 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mbdefense.core.errors import UserError
-from mbdefense.engine import attention, grouped_attention
 from mbdefense.engine import log_probs as scoring
 from mbdefense.engine.attention import block_mask, layout, packed_attention, packs, tree_attention
 from mbdefense.engine.batches import Branches
@@ -98,28 +97,17 @@ def test_a_row_of_trees_holds_every_token_once() -> None:
     assert batch["owners"].tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5]
 
 
-@pytest.mark.parametrize(
-    ("few", "queries", "group", "dropout"),
-    [(256, 128, 4096, 0.0), (256, 2, 0, 0.0), (None, 128, 4096, 0.0), (0, 0, 0, 0.0), (256, 128, 4096, 1e-12)],
-    ids=["in one group", "parts in groups", "some fused", "all fused", "all fused for dropout"],
-)
+@pytest.mark.parametrize("dropout", [0.0, 1e-12])
 @pytest.mark.parametrize("trees", [TREES, ALIKE], ids=["apart", "alike"])
-def test_attention_run_by_run_is_that_of_the_mask_over_the_row(
-    trees: list[Branches], few: int | None, queries: int, group: int, dropout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_run_by_run_is_that_of_the_mask_over_the_row(trees: list[Branches], dropout: float) -> None:
     runs = pack(trees)["runs"]
     visible = tree_visible(runs)
-    monkeypatch.setattr(attention, "_FEW_KEYS", int(visible.sum(dim=1).max()) - 1 if few is None else few)
-    monkeypatch.setattr(attention, "_QUERIES", queries)
-    monkeypatch.setattr(grouped_attention, "_GROUP", group)
     length = int(runs[:, 2].sum())
     torch.manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, length, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
     )
-    found = layout(runs)
-    assert (found.few is not None, bool(found.rest)) == {0: (False, True), 256: (True, False), None: (True, True)}[few]
-    ours, _ = tree_attention(None, query, key, value, None, runs=found, scaling=0.3, dropout=dropout)
+    ours, _ = tree_attention(None, query, key, value, None, runs=layout(runs), scaling=0.3, dropout=dropout)
     masked = scaled_dot_product_attention(
         query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=visible, scale=0.3
     ).transpose(1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,15 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from mbdefense.engine import AttentionName
-from mbdefense.engine.grouped_attention import Groups, Segment, attend, grouped
 
 TREE_ATTENTION = "mbdefense_trees"
 """Name under which transformers finds `tree_attention`."""
-_FEW_KEYS = 512
-"""A CPU attends to so many by `attend`, whose weights lie in memory: half as much again as SmolLM2-135M's other
-activations there."""
-_QUERIES = 128
-"""Tokens that attend at once then: those of a longer run each see fewer keys than the last of them all does."""
 
 _Seen = tuple[int, int]
 """A run, and how many of its tokens another one sees."""
@@ -36,17 +30,11 @@ class Layout:
     Attributes:
         lengths: tokens of each run.
         before: for each run the runs that it goes on from, first to last, each with how many of its tokens it sees.
-        few: on a CPU, the runs that see few keys.
-        rest: the others.
-        order: of the tokens of both, one after the other, in the order of the row; None if that is their order.
         device: where the row is.
     """
 
     lengths: list[int]
     before: list[list[_Seen]]
-    few: Groups | None
-    rest: list[int]
-    order: Tensor | None
     device: torch.device
 
     @cached_property
@@ -62,32 +50,9 @@ class Layout:
 def layout(runs: Tensor) -> Layout:
     """What the runs of a row see, from `pack`'s ``runs``, on their device."""
     before: list[list[_Seen]] = []
-    lengths: list[int] = []
-    starts: list[int] = []
-    few: list[Segment] = []
-    rest: list[int] = []
-    for number, (parent, seen, length) in enumerate(runs.tolist()):
+    for parent, seen, _ in runs.tolist():
         before.append([*before[parent], (parent, seen)] if parent >= 0 else [])
-        others = [place for run, count in before[-1] for place in range(starts[run], starts[run] + count)]
-        start = sum(lengths)
-        starts.append(start)
-        lengths.append(length)
-        if runs.device.type == "cpu" and len(others) + length <= _FEW_KEYS:
-            few += _segments(start, length, others)
-        else:
-            rest.append(number)
-    order = None
-    if few and rest:
-        long = [place for run in rest for place in range(starts[run], starts[run] + lengths[run])]
-        order = torch.tensor(sorted(set(range(sum(lengths))) - set(long)) + long).argsort()
-    return Layout(lengths, before, grouped(few) if few else None, rest, order, runs.device)
-
-
-def _segments(start: int, length: int, others: list[int]) -> list[Segment]:
-    """A run in parts, of which all but the last see fewer keys than the whole."""
-    firsts = range(start, start + length, _QUERIES)
-    ends = [*firsts[1:], start + length]
-    return [Segment(range(first, end), [*others, *range(start, end)]) for first, end in zip(firsts, ends, strict=True)]
+    return Layout(runs[:, 2].tolist(), before, runs.device)
 
 
 def block_mask(runs: Tensor) -> BlockMask:
@@ -140,35 +105,14 @@ def tree_attention(
     Returns:
         (1, L, heads, D), and no weights.
     """
-    few = None if dropout else runs.few
-    attended = []
-    if few is not None:
-        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-        attended.append(attend(q, k, v, few, query.shape[-1] ** -0.5 if scaling is None else scaling))
-    numbers = range(len(runs.lengths)) if few is None else runs.rest
-    attended += _one_by_one(query, key, value, runs, numbers, scaling, dropout)
-    whole = torch.cat(attended) if len(attended) > 1 else attended[0]
-    return (whole if few is None or runs.order is None else whole[runs.order])[None], None
-
-
-def _one_by_one(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    runs: Layout,
-    numbers: Iterable[int],
-    scaling: float | None,
-    dropout: float,
-) -> Iterator[Tensor]:
-    """Attention of some runs, each (its length, heads, D), by torch's own kernels; see `tree_attention`."""
     heads, shared = query.shape[1], key.shape[1]
     # Heads that share keys lie beside each other; a stride of 0 repeats the keys without a copy.
     query = query.view(shared, heads // shared, *query.shape[2:])
     queries, keys, values = (
         torch.split(tensor, runs.lengths, dim=-2) for tensor in (query, key.transpose(0, 1), value.transpose(0, 1))
     )
-    for number in numbers:
-        before = runs.before[number]
+    attended = []
+    for number, before in enumerate(runs.before):
         k, v = (
             torch.cat([*(parts[run][:, :, :count] for run, count in before), parts[number]], dim=2)
             if before
@@ -176,11 +120,12 @@ def _one_by_one(
             for parts in (keys, values)
         )
         k, v = (part.expand(-1, heads // shared, -1, -1) for part in (k, v))
-        attended = scaled_dot_product_attention(
+        out = scaled_dot_product_attention(
             queries[number], k, v, attn_mask=runs.masks[number] if before else None, dropout_p=dropout,
             is_causal=not before, scale=scaling,
         )  # fmt: skip
-        yield attended.flatten(0, 1).transpose(0, 1)
+        attended.append(out.flatten(0, 1).transpose(0, 1))
+    return torch.cat(attended)[None], None
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
