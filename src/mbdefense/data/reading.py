@@ -9,16 +9,20 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from mbdefense.core.errors import UserError
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<split>\w[\w.\[\]%:+-]*))?", re.ASCII)
 _LONGEST_CSV_FIELD = 1 << 26
+_UNPACKED = 1 << 30
+"""Bytes that a file may always unpack to; what is larger may be only so many times as large as the file."""
+_TIMES_GZIP, _TIMES_PARQUET = 100, 1000
 
 
 class BadRowError(Exception):
@@ -76,9 +80,37 @@ def _opened(
 ) -> Iterator[tuple[int, object]]:
     try:
         with path.open("rb") as file:
-            yield from reader(cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if zipped else file, name)
+            yield from reader(_unzipped(file, name) if zipped else file, name)
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(source, error) from error
+
+
+def _unzipped(file: IO[bytes], name: str) -> IO[bytes]:
+    """A stream of what a .gz file unpacks to, within limits."""
+    packed = os.fstat(file.fileno()).st_size
+
+    class Unzipped(io.RawIOBase):
+        def __init__(self) -> None:
+            self._file, self._size = gzip.GzipFile(fileobj=file), 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            part = self._file.read(len(buffer))
+            buffer[: len(part)] = part
+            self._size += len(part)
+            _check_size(self._size, packed, _TIMES_GZIP, name)
+            return len(part)
+
+    return cast("IO[bytes]", io.BufferedReader(Unzipped(), 1 << 20))
+
+
+def _check_size(unpacked: int, packed: int, times: int, name: str) -> None:
+    """Refuses a small file that unpacks to more than a memory holds."""
+    if unpacked > max(_UNPACKED, times * packed):
+        what = f"{name} unpacks to more than {_UNPACKED >> 20} MiB and {times} times its own size"
+        raise UserError(what, fix="unpack it yourself if you trust it, and give the plain file")
 
 
 def _unreadable(source: str, error: Exception) -> UserError:
@@ -218,8 +250,16 @@ def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        batches = pyarrow.parquet.ParquetFile(stream).iter_batches()
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        packed, unpacked, number = os.fstat(stream.fileno()).st_size, 0, 0
+        # Few rows at a time: a kilobyte may hold a long text once and name it for every row.
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256):
+            unpacked += batch.nbytes
+            _check_size(unpacked, packed, _TIMES_PARQUET, name)
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except UserError:
+        raise
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise UserError(f"not a readable Parquet file ({_first_line(error)})", name, "write it again") from error
 

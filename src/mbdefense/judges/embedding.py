@@ -14,6 +14,7 @@ from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.texts import normalised
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.needs import Need
+from mbdefense.models._files import check_encoder
 from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Verdict
 
@@ -150,8 +151,9 @@ def _encoder(model: str | None) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     path = str(_bundled()) if model is None else model
+    check_encoder(path)
     try:
-        return SentenceTransformer(path)
+        return SentenceTransformer(path, model_kwargs={"use_safetensors": True})
     # The library, the Hub's client and the network raise types of their own, without a common base.
     except Exception as error:
         fix = "give the name or directory of a sentence-transformers model"

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import inside, read_json
+from mbdefense.core.files import read_json
 from mbdefense.models.loading import CARD_FILE, base_of
 
 STAGE_FILE = "stage.json"
@@ -46,7 +46,9 @@ def check_contents(directory: Path) -> None:
     """
     said = read_json(directory / CARD_FILE).get("files", {})
     for name, expected in said.items() if isinstance(said, dict) else ():
-        file = inside(directory, str(name))
+        if Path(name).name != name:  # no `inside`: in a cache of the Hub every file is a link
+            raise UserError("a card names a file outside of its folder", name, "make the model again")
+        file = directory / name
         if file.is_file() and _contents([file])[0][1] != expected:
             fix = "delete the folder and make the model again, or use another --output_dir"
             raise UserError("a model's file is not the one that its card was written for", str(file), fix)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbdefense.core._progress import no_bars_of_transformers
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import SAVING, sha256_of, write_json
+from mbdefense.models._files import check_files
 from mbdefense.models._whole import check_generation, check_whole, merged
 from mbdefense.models.template import (
     CARD_FILE,
@@ -166,9 +167,11 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    check_files(path)
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:
         source = base_of(path)
+        check_files(source)
         with no_bars_of_transformers():
             both: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True,
