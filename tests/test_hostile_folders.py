@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from mbdefense.cli import main
+from mbdefense.cli import COMMANDS, main
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import LOCK_FILE, sha256_of
 from mbdefense.evaluation.compare import check_apart
@@ -154,3 +154,22 @@ def test_every_command_that_writes_has_one_lock(tmp_path: Path, capsys: pytest.C
         with FileLock(out / LOCK_FILE):
             assert main(words) == 1, words
         assert "another run is at work" in capsys.readouterr().err
+
+
+def test_an_interrupt_advises_resuming_where_the_command_can(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    for command in COMMANDS:
+        with monkeypatch.context() as patched:
+            patched.setitem(COMMANDS, command, interrupt)
+            assert main([command]) == 130
+        advised = "--resume" in capsys.readouterr().err
+        if command == "list":  # takes no options
+            assert not advised
+            continue
+        with pytest.raises(SystemExit):
+            main([command, *(["heads"] if command == "analyze" else []), "--help"])
+        assert advised is ("--resume" in capsys.readouterr().out), command

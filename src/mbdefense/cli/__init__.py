@@ -78,6 +78,10 @@ class _ToStderr(logging.Handler):
         print(f"warning: {record.getMessage()}", file=sys.stderr)  # noqa: T201
 
 
+_RESUMING = ("defend", "demo", "purify", "search")
+"""Commands with --resume."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -108,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        return _fail("mbdefense: interrupted; run the same command with --resume to go on", 130)
+        again = "; run the same command with --resume to go on" if words[0] in _RESUMING else ""
+        return _fail(f"mbdefense: interrupted{again}", 130)
 
 
 def _fail(line: str, code: int) -> int:
