@@ -202,6 +202,7 @@ def test_a_model_is_not_saved_among_files_of_others(tmp_path):
     with pytest.raises(UserError, match="holds files of others"), claimed(tmp_path, for_model=True):
         raise AssertionError
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    (tmp_path / "mbdefense.json").write_text("{}")
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "training_log.json").write_text("{}")  # all that a full disk has left
     with claimed(tmp_path, for_model=True):
         pass

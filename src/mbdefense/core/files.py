@@ -26,7 +26,7 @@ SAVING = ".mbdefense-saving-"
 LARGEST = 2**28
 """Bytes of the largest file that is read whole: results, verdicts, cards."""
 # What a folder holds that a command of this package has written into, of earlier versions too.
-_MARKS = ("mbdefense.json", "stage.json", "found.json", "filter.json")
+_MARKS = ("mbdefense.json", "stage.json", "training_log.json", "found.json", "filter.json")
 _OURS = (
     LOCK_FILE,
     "results.json",
