@@ -183,7 +183,7 @@ def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.
 
 def test_all_seeds_of_a_grid_answer_the_same_prompts(bench: Bench) -> None:
     _, out = bench("--plan", seeds=[0, 1])
-    assert len(list((out / "data").glob("triggered-*"))) == 2  # one for each attack
+    assert len(list((out / "data").glob("triggered-*.jsonl"))) == 2  # one for each attack
     assert len(list((out / "data").glob("suspect-*"))) == 2 * 4  # what is trained on differs
 
 
