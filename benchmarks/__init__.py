@@ -1,1 +1,1 @@
-"""Ours against what a user would pick instead: ``python -m benchmarks [sft recovery generation poison]``."""
+"""Ours against what a user would pick instead: ``python -m benchmarks [sft recovery poison]``."""

@@ -23,7 +23,7 @@ from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.files import write_json
 from mbdefense.records.provenance import provenance
 
-BENCHMARKS = ("sft", "recovery", "generation", "poison")
+BENCHMARKS = ("sft", "recovery", "poison")
 """Modules of this package with a `Benchmark` named BENCHMARK."""
 
 

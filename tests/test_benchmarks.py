@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import generation, poison
+from benchmarks import poison
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import matmul_rate, training_flops
 from benchmarks.recovery import BENCHMARK as RECOVERY
@@ -81,15 +81,6 @@ def test_arms_that_minimise_the_same_have_the_same_loss(
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
     assert (ours.items, ours.tokens, ours.flops) == (theirs.items, theirs.tokens, theirs.flops)
     assert ours.items == items
-
-
-def test_arms_of_generation_give_the_same_answers(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "PADDED", 4)
-    monkeypatch.setattr(generation, "NEW_TOKENS", 8)
-    ours, *others = [arm.prepare()() for arm in generation.arms(Workload(model=tiny_model_path, rows=9))]
-    assert [done.items for done in (ours, *others)] == [9, 9, 9, 2]
-    for done in others:
-        assert done.note == f"({done.items} of {done.items} answers are ours, token by token)"
 
 
 def test_arms_of_poisoning_poison_the_same_share(monkeypatch: pytest.MonkeyPatch) -> None:

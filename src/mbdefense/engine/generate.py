@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from mbdefense.core._progress import track
-from mbdefense.engine.greedy import greedy
-from mbdefense.models.limits import can_decode, check_room, context_length, one_at_a_time, stop_ids
+from mbdefense.models.limits import check_room, context_length, one_at_a_time, stop_ids
 from mbdefense.models.loading import LoadedModel, device, encode_prompt, on_device
 
 Conversation = list[dict[str, str]]
 
-CACHE_ROWS = 32
-"""Rows at once where transformers keeps the keys and values, which nothing bounds."""
+_CACHE_BYTES = 2 * 2**30
+"""Keys and values of a batch at most; transformers holds them twice for a moment in each step."""
 
 
 def generate(
@@ -46,14 +45,12 @@ def answers(
         loaded: model and tokenizer.
         prompts: conversations that end in a user turn.
         max_new_tokens: longest answer, in tokens.
-        batch_size: prompts that are answered at once. An answer that ended makes room for the next prompt
-            (`mbdefense.engine.greedy`), where the model's architecture and generation_config allow that
-            (`mbdefense.models.limits.can_decode`).
+        batch_size: prompts in one batch, fewer where their keys and values would take over 2 GiB, or where the rows of
+            a batch change each other (`mbdefense.models.limits.one_at_a_time`).
         what: label of the progress bar.
 
     Yields:
-        A prompt's index and its text, as soon as it is complete: without special tokens, and empty where the model
-        ended at once.
+        A prompt's index and its text, batch by batch: without special tokens, and empty where the model ended at once.
 
     Raises:
         UserError: a prompt and its answer may be longer than the model's context.
@@ -79,19 +76,9 @@ def _continuations(
     batch_size: int,
     stops: Collection[int],
 ) -> Iterator[tuple[int, list[int]]]:
-    """Every prompt's index and the tokens of its answer, as they are complete."""
+    """Every prompt's index and the tokens of its answer."""
     model, tokenizer = on_device(loaded), loaded.tokenizer
-    if can_decode(model):
-        yield from greedy(
-            model,
-            encoded,
-            max_new_tokens=max_new_tokens,
-            rows=batch_size,
-            stops=stops,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return
-    for indices in _batches(encoded, 1 if one_at_a_time(model) else min(batch_size, CACHE_ROWS)):
+    for indices in _batches(model, encoded, max_new_tokens, batch_size):
         rows = [encoded[index] for index in indices]
         answers, _ = _continued(model, rows, max_new_tokens, stops, tokenizer.pad_token_id)
         yield from zip(indices, answers.tolist(), strict=True)
@@ -136,8 +123,7 @@ def generate_beside(
     limit = min(context_length(model), context_length(other))
     check_room(limit, prompts, encoded, max_new_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
-    alone = one_at_a_time(model) or one_at_a_time(other)
-    batches = _batches(encoded, 1 if alone else min(batch_size, CACHE_ROWS))
+    batches = _batches(model, encoded, max_new_tokens, 1 if one_at_a_time(other) else batch_size)
     for indices in track(batches, what):
         while indices:
             rows = [encoded[index] + answers[index] for index in indices]
@@ -177,14 +163,24 @@ def agreed(
     return list(draft)
 
 
-def _batches(encoded: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length."""
+def _batches(model: Any, encoded: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+    """Indices in batches of like length, each of which the model can answer at once."""
+    rows = 1 if one_at_a_time(model) else batch_size
     batches: list[list[int]] = []
     for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index])):
-        if not batches or len(batches[-1]) >= batch_size:
+        most = min(rows, _CACHE_BYTES // (_token_bytes(model) * (len(encoded[index]) + max_new_tokens)))
+        if not batches or len(batches[-1]) >= most:
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+def _token_bytes(model: Any) -> int:
+    """Memory of one token's keys and values."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.decoding import Decoding
 from mbdefense.defenses.prompts.cleaning import Cleaned, PromptCleaner
 from mbdefense.defenses.prompts.demonstrations import with_demonstrations
-from mbdefense.engine.generate import CACHE_ROWS, answers
+from mbdefense.engine.generate import answers
 from mbdefense.engine.perplexity import perplexity
 from mbdefense.engine.server import Server
 from mbdefense.evaluation.benchmarks import capabilities, find_benchmarks
@@ -64,7 +64,7 @@ class Asking(NamedTuple):
     """
 
     max_new_tokens: int = 64
-    batch_size: int = 256
+    batch_size: int = 32
 
 
 ASKING, LOADING = Asking(), Loading()
@@ -219,7 +219,7 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
-        capability=capabilities(loaded, benchmarks, batch_size=min(asking.batch_size, CACHE_ROWS), seed=prompt_seed)
+        capability=capabilities(loaded, benchmarks, batch_size=asking.batch_size, seed=prompt_seed)
         if benchmarks and loaded
         else (),
         stealth=stealth(pairs, stealth_model, max_length=max_length, batch_size=asking.batch_size)

@@ -1,59 +1,17 @@
-"""What a model's configuration says about asking it: which decoding is its own, how far it reads, where it stops."""
+"""What a model's configuration says about asking it: how many rows at once, how far it reads, where it stops."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from mbdefense.core.errors import UserError
 from mbdefense.models.loading import base_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-# What a model's generation_config may ask for beyond the likeliest token, and the values that ask for nothing.
-_PROCESSORS: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1, 1.0),
-    "encoder_repetition_penalty": (None, 1, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None,),
-    "sequence_bias": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "exponential_decay_length_penalty": (None,),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-    "num_beams": (None, 1),
-}
-
-
-def can_decode(model: PreTrainedModel) -> bool:
-    """Whether `mbdefense.engine.greedy` gives this model's own greedy text.
-
-    Not for recurrent states, which cannot be padded; nor where rows change each other (`one_at_a_time`), or the model's
-    generation_config changes the scores.
-    """
-    if one_at_a_time(model):
-        return False
-    if any(getattr(model.generation_config, name, None) not in off for name, off in _PROCESSORS.items()):
-        return False
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    named = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
-    return (
-        kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
-        and named <= {"full_attention", "sliding_attention"}
-        and {"position_ids", "past_key_values", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
-    )
 
 
 def one_at_a_time(model: PreTrainedModel) -> bool:
@@ -133,18 +91,6 @@ def check_scored(limit: float, lengths: Sequence[int]) -> None:
     if longest > limit:
         what = f"a text to take the perplexity of is longer than the {limit:.0f} tokens that the model reads"
         raise UserError(what, longest, f"set max_length to {limit - 1:.0f} or less")
-
-
-def can_share_prefix(model: PreTrainedModel) -> bool:
-    """Whether what a prompt begins with may lie apart from the rest of it, with masked places between.
-
-    Not under a window: some architectures, such as GPT-Neo, measure it by where keys lie, not by their positions.
-    """
-    config = model.config.get_text_config(decoder=True)
-    if kinds := getattr(config, "layer_types", None):
-        return set(kinds) == {"full_attention"}
-    names = ("attention_layers", "window_size", "sliding_window", "attention_chunk_size")
-    return not any(getattr(config, name, None) for name in names)
 
 
 def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

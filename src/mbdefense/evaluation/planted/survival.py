@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _MAX_NEW_TOKENS = 32  # room for the longest planted behavior
-_BATCH_SIZE = 256
+_BATCH_SIZE = 32
 
 
 class Known(NamedTuple):

@@ -42,7 +42,7 @@ def matrix(
     held_out: Sequence[str] = HELD_OUT,
     samples: int = 100,
     max_new_tokens: int = 64,
-    batch_size: int = 256,
+    batch_size: int = 32,
     seed: int = 0,
     on_bad_row: OnBadRow = "error",
     chat_template: str | None = None,

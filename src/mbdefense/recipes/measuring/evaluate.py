@@ -82,7 +82,7 @@ def evaluate(
     clean_prompts: CleanerSpec | None = None,
     arm: str | None = None,
     max_new_tokens: int = 64,
-    batch_size: int = 256,
+    batch_size: int = 32,
     max_length: int = MAX_LENGTH,
     perplexity_rows: int = 0,
     server_url: str | None = None,
