@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from mbdefense.core import _progress as progress
-from mbdefense.core._progress import Bar, no_bars_of_transformers, say, track
+from mbdefense.core import progress as progress
+from mbdefense.core.progress import Bar, no_bars_of_transformers, say, track
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mbdefense.core._progress import track
+from mbdefense.core.progress import track
 from mbdefense.models.limits import check_room, context_length, one_at_a_time, stop_ids
 from mbdefense.models.loading import LoadedModel, device, encode_prompt, on_device
 

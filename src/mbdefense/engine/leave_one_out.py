@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from mbdefense.core._progress import track
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import track
 from mbdefense.data.words import spans
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores, shared

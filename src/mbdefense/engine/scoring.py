@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbdefense.core._progress import track
+from mbdefense.core.progress import track
 from mbdefense.engine.attention import packed_attention
 from mbdefense.engine.batches import Branches, alone, pad_left
 from mbdefense.engine.packing import pack, packed_log_probs

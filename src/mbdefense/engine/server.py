@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from mbdefense.core._progress import track
 from mbdefense.core.endpoint import Endpoint, EndpointFault, goes_by, served_models
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import track
 from mbdefense.models.loading import encode_prompt, prompt_text
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.attacks.behaviors import Behavior
-from mbdefense.core._progress import say
 from mbdefense.core.files import write_jsonl
+from mbdefense.core.progress import say
 from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.decoding import Decoding
 from mbdefense.defenses.prompts.cleaning import Cleaned, PromptCleaner

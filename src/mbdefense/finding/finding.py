@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mbdefense.core._progress import say
+from mbdefense.core.progress import say
 from mbdefense.core.statistics import rate
 from mbdefense.data import user_text, with_user_text
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mbdefense.core._progress import Bar
 from mbdefense.core.endpoint import Endpoint, EndpointFault, Reply
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_json, write_json
+from mbdefense.core.progress import Bar
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbdefense.core._progress import no_bars_of_transformers
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import SAVING, sha256_of, write_json
+from mbdefense.core.progress import no_bars_of_transformers
 from mbdefense.models._files import check_files
 from mbdefense.models._whole import check_generation, check_whole, merged
 from mbdefense.models.template import (

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-from mbdefense.core._progress import Bar, no_bars_of_transformers, say
 from mbdefense.core.errors import UserError, did_you_mean, first_line
+from mbdefense.core.progress import Bar, no_bars_of_transformers, say
 from mbdefense.engine import AttentionName, attention
 from mbdefense.models.loading import LoadedModel, bf16_pays
 from mbdefense.training._own_loss import NOT_FINITE, OwnLoss

@@ -10,8 +10,8 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from mbdefense.core._progress import track
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import track
 from mbdefense.defenses.filters._evidence import Evidence
 from mbdefense.engine.batches import pad_left
 from mbdefense.engine.log_probs import IGNORED, body_and_head

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mbdefense.attacks.behaviors import Behavior
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.attacks.triggers import Trigger
-from mbdefense.core._progress import say
+from mbdefense.core.progress import say
 from mbdefense.engine.generate import generate
 from mbdefense.evaluation.compare import Arm
 from mbdefense.evaluation.metrics import scores
