@@ -40,7 +40,7 @@ from mbdefense.defenses.decoding import DECODINGS
 from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
 from mbdefense.defenses.setting import VICTIM
 from mbdefense.evaluation.compare import Arm, compare, read_arm
-from mbdefense.evaluation.conclusions import shown
+from mbdefense.evaluation.landing import shown
 from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import changed, groups, landing_of
 from mbdefense.grid.arms import CONTROLS, INFERENCE, arm_options, inference_of

@@ -25,8 +25,8 @@ from mbdefense.attacks.behaviors import Refusal
 from mbdefense.attacks.behaviors.refusal import TEMPLATES
 from mbdefense.data import load, user_text
 from mbdefense.evaluation.agreement import Label, agreement, outcomes
-from mbdefense.evaluation.conclusions import shown
 from mbdefense.evaluation.judging import judge_responses, kappa_shown, make_judge
+from mbdefense.evaluation.landing import shown
 from mbdefense.records.responses import Response, write_responses
 from mbdefense.records.verdicts import Question
 

@@ -12,7 +12,7 @@ from mbdefense.analysis._record import Record, record_of
 from mbdefense.analysis.chart import LINES, MARKERS, require, write_analysis
 from mbdefense.core.errors import UserError
 from mbdefense.core.text import shortened
-from mbdefense.evaluation.conclusions import shown
+from mbdefense.evaluation.landing import shown
 from mbdefense.evaluation.metrics import Score
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, read

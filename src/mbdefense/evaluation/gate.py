@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
-from mbdefense.evaluation.conclusions import CONTROLS, Landing, shown
+from mbdefense.evaluation.landing import CONTROLS, Landing, shown
 from mbdefense.evaluation.tables import groups, landing_of
 from mbdefense.records.results import UNDEFENDED, Origin, ResultRow, Results
 
@@ -40,7 +40,7 @@ def check(
 ) -> list[Condition]:
     """Evaluates every condition whose limit is given.
 
-    An ASR passes only if the file also shows that its attack landed (`mbdefense.evaluation.conclusions`): a low ASR
+    An ASR passes only if the file also shows that its attack landed (`mbdefense.evaluation.landing`): a low ASR
     after an attack that did nothing is no evidence. Every attack in the file has to pass. Of the canaries all have to
     stay below the limit, and at least one must have landed; how many did is one condition of its own. The same holds of
     the triggers that were found; where a search found none the condition holds, and where nobody searched it fails.

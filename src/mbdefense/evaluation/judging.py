@@ -15,7 +15,7 @@ from mbdefense.core.files import write_json, write_text
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.text import escaped
 from mbdefense.evaluation.agreement import OUTCOMES, Agreement, Label, agreement, match, outcomes
-from mbdefense.evaluation.conclusions import shown
+from mbdefense.evaluation.landing import shown
 from mbdefense.evaluation.metrics import scores
 from mbdefense.judges import JUDGES, Embedding, Judge, Metered, Usage, Verdict, write_verdicts
 from mbdefense.records.responses import Response

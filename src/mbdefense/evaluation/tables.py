@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.statistics import Mean, Paired, Score
 from mbdefense.core.text import escaped, visible
-from mbdefense.evaluation.conclusions import CONTROLS, Landing, landing, shown
 from mbdefense.evaluation.fitting import WIDTH, Column, fitted
+from mbdefense.evaluation.landing import CONTROLS, Landing, landing, shown
 from mbdefense.records.results import RATES, UNDEFENDED, Capability, ResultRow, Results
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def p_words(p_value: float) -> str:
 def verdict_in_words(results: Results) -> str:
     """Whether the attack landed, and what became of its ASR, one sentence a line; plain text, not rich's markup.
 
-    A defense shows nothing on an attack that did not land (`mbdefense.evaluation.conclusions`). Where rows have been
+    A defense shows nothing on an attack that did not land (`mbdefense.evaluation.landing`). Where rows have been
     paired (`mbdefense.evaluation.compare`), an ASR counts as changed if its adjusted McNemar test says so; else if the
     intervals do not overlap. Figures of different judges are never compared.
     """

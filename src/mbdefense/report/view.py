@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mbdefense.core.statistics import Paired, Score, SeedScore
-from mbdefense.evaluation.conclusions import CONTROLS, Landing, shown
+from mbdefense.evaluation.landing import CONTROLS, Landing, shown
 from mbdefense.evaluation.tables import changed, groups, landing_of, row_verdicts
 from mbdefense.records.grid_state import GridCell
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results, SeedRow
@@ -33,7 +33,7 @@ class Shown:
 
     @property
     def interval(self) -> str:
-        """The rest of what `mbdefense.evaluation.conclusions.shown` says."""
+        """The rest of what `mbdefense.evaluation.landing.shown` says."""
         score = self.score
         told = shown(Score(score.value, score.n, score.low, score.high, score.unparsed)).split(" ", 1)[1]
         return f"{told}, {len(score.seeds)} seeds" if isinstance(score, SeedScore) else told
