@@ -18,7 +18,7 @@ from mbdefense.defenses import DEFENSES, Discard
 from mbdefense.defenses.filters import FILTERS, SEEP
 from mbdefense.grid import code
 from mbdefense.grid.answers import Answers, answers_of
-from mbdefense.grid.arms import model_of
+from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.code import _tree
 from mbdefense.grid.config import Grid, changed, read_grid
 from mbdefense.grid.estimate import duration, estimate, shown, trainings
@@ -323,11 +323,12 @@ def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> 
 
 def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    names = ("quick", "paper", "paper_cpu")
-    quick, paper, part = (read_grid(str(root / "configs" / f"{name}.yaml")) for name in names)
+    names = ("quick", "paper", "paper_cpu", "comparison")
+    quick, paper, part, comparison = (read_grid(str(root / "configs" / f"{name}.yaml")) for name in names)
     assert (len(quick.attacks), len(quick.behaviors), len(quick.defenses)) == (2, 2, 4)
     assert (len(paper.attacks), len(paper.behaviors), len(paper.seeds)) == (4, 2, 3)
     assert set(part.attacks) <= set(paper.attacks)
+    assert {arm.partition(":")[0] for arm in comparison.defenses} == {*DEFENSES, *INFERENCE} - {"none"}
     assert set(part.behaviors) <= set(paper.behaviors)
     documented = re.search(r"```yaml\n(.*?)```", (root / "docs" / "howto" / "grids.md").read_text(), re.DOTALL)
     assert documented is not None
