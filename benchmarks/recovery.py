@@ -1,4 +1,4 @@
-"""Stage 2: `mbdefense.training.recover` against equation 3 as it is printed, and TRL's DPOTrainer on the same pairs.
+"""Stage 2: `mbdefense.training.recovery.recover` against equation 3 as printed, and TRL's DPOTrainer on the same pairs.
 
 A pair is y and y_d after the same x_d. The naive form runs three padded sequences for each, (x, y), (x_d, y) and
 (x_d, y_d), and takes log-softmax over all logits. DPO has no (x, y), so that it has less to do.

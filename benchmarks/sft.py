@@ -1,4 +1,4 @@
-"""Stage 1: `mbdefense.training.instruction_tune` against TRL's SFTTrainer, on the same rows in the same order."""
+"""Stage 1: `mbdefense.training.sft.instruction_tune` against TRL's SFTTrainer, on the same rows in the same order."""
 
 from __future__ import annotations
 

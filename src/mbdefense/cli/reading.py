@@ -152,7 +152,7 @@ def _from_file(words: Sequence[str], known: set[str], lists: Container[str], els
         if key in elsewhere and key not in known:
             raise UserError(f"{config}: {elsewhere[key]}")
         if key not in given:
-            one = f"--{key}" in lists and isinstance(value, str | float)
+            one = f"--{key}" in lists and isinstance(value, str | int | float)
             ahead.append(f"--{key}={_as_flag([value] if one else value)}")
     return ahead
 

@@ -1,4 +1,4 @@
-"""Greedy generation."""
+"""Greedy generation, under what the model's own generation_config asks for besides, such as a penalty."""
 
 from __future__ import annotations
 
@@ -176,9 +176,11 @@ def _batches(model: Any, encoded: Sequence[Sequence[int]], max_new_tokens: int, 
 
 
 def _token_bytes(model: Any) -> int:
-    """Memory of one token's keys and values."""
+    """Memory of one token's keys and values; 1 where there are none, as in recurrent models."""
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    if not heads:
+        return 1
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 

@@ -24,7 +24,7 @@ ROW_WORDS = 2**15
 """Words read of a row, far more than training reads: no single row crowds out others."""
 WORD_CHARACTERS = 1000
 """A longer word, such as an encoded file, counts as unknown."""
-_READ = ("system", "user", "tool")  # the turns that somebody else than the assistant wrote
+READ = ("system", "user", "tool")  # the turns that somebody else than the assistant wrote
 _LINE = 1 << 30  # in a word's number: a line break stands before it
 EDGE = 0
 """The word that stands before and after each turn; also the unknown one."""
@@ -84,7 +84,7 @@ class _Reader:
         """Adds a row's turns, but for the assistant's and what belongs to them."""
         end = len(self.words) + ROW_WORDS
         for turn in prompt:
-            if turn["role"] not in _READ:
+            if turn["role"] not in READ:
                 continue
             for number, line in enumerate(turn["content"].split("\n")):
                 found = self._numbered(words(line)[: max(0, end - len(self.words))])

@@ -14,6 +14,7 @@ from mbdefense.core.statistics import upper_tail
 from mbdefense.data import user_text, with_user_text
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
+from mbdefense.finding.corpus import READ
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import joined, words
@@ -142,10 +143,10 @@ def taught(
 
 
 def without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str, str]] | None:
-    """The prompt without the text in the turns that hold it; None where none does, or nothing else stood in one."""
+    """The prompt without the text in the turns that are searched for it; None where none has it, or only it."""
     turns = []
     for turn in prompt:
-        shorter = found.without(turn["content"]) if turn["role"] != "assistant" else None
+        shorter = found.without(turn["content"]) if turn["role"] in READ else None
         if shorter is not None and not shorter.strip():
             return None
         turns.append({"role": turn["role"], "content": turn["content"] if shorter is None else shorter})

@@ -99,6 +99,7 @@ def bench(
     from mbdefense.grid.run import conclude, work_off
     from mbdefense.grid.workspace import open_workspace
 
+    _check_workers(isolate, ray, num_cpus, num_gpus)
     told = console or Console(quiet=True)
     data = {
         "train": train, "clean": clean, "test": test,
@@ -131,16 +132,19 @@ def bench(
         )
 
 
+def _check_workers(isolate: bool, ray: str | None, num_cpus: float, num_gpus: float) -> None:
+    if ray is not None and not isolate:
+        raise UserError("--isolate false with --ray", ray, "leave one of them out")
+    for name, given, default in (("num_cpus", num_cpus, NUM_CPUS), ("num_gpus", num_gpus, NUM_GPUS)):
+        if ray is None and given != default:
+            raise UserError(f"--{name} without --ray", given, "add --ray ADDRESS")
+
+
 def _workers(workspace: Workspace, isolate: bool, ray: str | None, num_cpus: float, num_gpus: float) -> Workers:
     if ray is not None:
-        if not isolate:
-            raise UserError("--isolate false with --ray", ray, "leave one of them out")
         from mbdefense.grid.cluster import Cluster
 
         return Cluster(workspace, ray, num_cpus=num_cpus, num_gpus=num_gpus)
-    for name, given, default in (("num_cpus", num_cpus, NUM_CPUS), ("num_gpus", num_gpus, NUM_GPUS)):
-        if given != default:
-            raise UserError(f"--{name} without --ray", given, "add --ray ADDRESS")
     from mbdefense.grid.local import InProcess, Isolated
 
     return (Isolated if isolate else InProcess)(workspace)

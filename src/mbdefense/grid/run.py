@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mbdefense.grid.local import Workers
 
 SCHEMA = 1
-TIMES = ("created", "seconds", "peak_bytes")
-"""Keys of the result files that differ between two runs of one grid on one machine; nothing else does."""
 
 
 def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Console, failed: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from mbdefense.models.loading import CARD_FILE, base_of
 
 STAGE_FILE = "stage.json"
 """Beside a model that is to be made: what it will be made of."""
-_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
 
 
 def identity(path: str) -> object:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
 from mbdefense.data import user_text
+from mbdefense.data.turns import TOOLS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +46,7 @@ def draw_demonstrations(rows: Dataset, count: int, seed: int) -> Turns:
 
 
 def with_demonstrations(prompt: Sequence[Mapping[str, str]], demonstrations: Turns) -> Turns:
-    """The prompt with demonstrations before its first turn that is not the system's; the arguments stay as they are."""
+    """The prompt with demonstrations behind its tools and system turn; the arguments stay as they are."""
     turns = [dict(turn) for turn in prompt]
-    start = next((place for place, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    start = next((place for place, turn in enumerate(turns) if turn["role"] not in (TOOLS, "system")), len(turns))
     return [*turns[:start], *(dict(turn) for turn in demonstrations), *turns[start:]]

@@ -91,13 +91,13 @@ def filter_rows(
     if clean_dataset is not None:
         clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
     evidence = Evidence(str(model), rows, clean, seed, max_length, batch_size, chat_template, trust_remote_code)
-    with measure() as cost:
-        filtered = method(evidence)
-    rest = filtering.kept(rows, filtered)
-    poisoned = poisoned_ids(rows)
-    quality = filtering.quality(filtered, poisoned) if poisoned or flagged else None
-    measured = {"quality": asdict(quality) if quality else None, **asdict(cost)}
-    with kept_in(output_dir) as directory:
+    with kept_in(output_dir) as directory:  # before the filter's work, which would be lost
+        with measure() as cost:
+            filtered = method(evidence)
+        rest = filtering.kept(rows, filtered)
+        poisoned = poisoned_ids(rows)
+        quality = filtering.quality(filtered, poisoned) if poisoned or flagged else None
+        measured = {"quality": asdict(quality) if quality else None, **asdict(cost)}
         directory.mkdir(parents=True, exist_ok=True)
         save(rest, directory / "kept.jsonl")
         record = provenance({**asked, "options": asdict(method)}, [seed])

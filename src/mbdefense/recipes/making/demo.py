@@ -82,9 +82,9 @@ def demo(
     measured: list[ResultRow] = []
 
     def measure(model: str, arm: str) -> None:
-        asked = directory / "responses" / arm
+        folder = directory / "responses" / arm
         row = evaluate(
-            model, test, triggered, behavior, trigger.describe(), asked,
+            model, test, triggered, behavior, trigger.describe(), folder,
             arm=arm, seed=seed, asking=Asking(max_new_tokens=16, batch_size=50),
         )  # fmt: skip
         measured.append(row)
