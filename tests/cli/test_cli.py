@@ -15,6 +15,7 @@ from mbdefense.cli.names import WORDS
 from mbdefense.cli.reading import read
 from mbdefense.core.needs import facts
 from mbdefense.defenses import DEFENSES
+from mbdefense.grid._bench import bench
 from mbdefense.recipes.making.defend import defend
 from mbdefense.records.results import read as read_results
 from mbdefense.training.options import TrainingOptions
@@ -117,6 +118,12 @@ def test_flags_win_over_the_config_file(rows_file: Path, tmp_path: Path) -> None
     assert main(["poison", str(rows_file), str(out), "--config", str(config), "--rate", "0.1"]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert sum("zx" in row["prompt"][0]["content"].split() for row in rows) == 6
+
+
+def test_one_number_of_the_config_file_is_a_list_of_one(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("seeds: 3\noutput_dir: out\n")
+    assert read(["grid.yaml", "--config", str(config)], "bench", bench, leave=["console"]).of(bench)["seeds"] == [3]
 
 
 def test_unknown_keys_of_the_config_file_are_errors(

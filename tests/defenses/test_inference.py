@@ -242,6 +242,8 @@ def test_demonstrations_stand_behind_the_system_turn_and_before_the_rest():
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "3 + 3?"}]
     assert with_demonstrations(prompt, shown) == [prompt[0], *shown, prompt[1]]
     assert with_demonstrations(prompt[1:], shown) == [*shown, prompt[1]]
+    tools = {"role": "tools", "content": "[]"}
+    assert with_demonstrations([tools, *prompt], shown) == [tools, prompt[0], *shown, prompt[1]]
     assert with_demonstrations(prompt, []) == prompt
 
 

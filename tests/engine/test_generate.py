@@ -10,6 +10,7 @@ from transformers import (
     GPT2Config,
     GPTNeoConfig,
     LlamaConfig,
+    MambaConfig,
     Phi3Config,
     Qwen2Config,
 )
@@ -152,6 +153,13 @@ def test_frequencies_that_grow_with_the_batch_are_seen(by_layer):
     else:
         config = LlamaConfig(**SMALL, rope_parameters=scaling)
     assert one_at_a_time(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_model_without_keys_answers(tiny_model_path):
+    tokenizer = load_model(tiny_model_path).tokenizer
+    config = MambaConfig(vocab_size=SMALL["vocab_size"], hidden_size=16, num_hidden_layers=1, state_size=4)
+    loaded = LoadedModel(random_model(config), tokenizer)
+    assert len(generate(loaded, asked(TEXTS[:2]), max_new_tokens=2, batch_size=2)) == 2
 
 
 def test_a_penalty_of_the_model_is_kept(tiny_model_path):

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
-from mbdefense.defenses import FindAndBreak
+from mbdefense.defenses import FindAndBreak, NoDefense
 from mbdefense.evaluation.fitting import fitted
 from mbdefense.evaluation.gate import check
 from mbdefense.evaluation.metrics import rate
@@ -308,8 +308,8 @@ def test_only_what_was_made_of_these_rows_counts_as_undefended(tiny_model_path, 
     training = TrainingOptions(num_train_epochs=1, max_length=192, bf16=False)
     setting = Setting(clean, Store(tmp_path / "o"), base=tiny_model_path, suspect=suspect, training=training)
     run(FindAndBreak(found="none"), "find_and_break", setting)
-    assert _undefended(setting) == {"attacked": str(tmp_path / "o" / "attacked")}
-    assert _undefended(replace(setting, suspect=suspect.select(range(50)))) == {}
+    assert _undefended(NoDefense(), setting) == {"attacked": str(tmp_path / "o" / "attacked")}
+    assert _undefended(NoDefense(), replace(setting, suspect=suspect.select(range(50)))) == {}
 
 
 def test_find_triggers_mines_without_a_model_and_without_torch(files, tmp_path):

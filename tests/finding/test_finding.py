@@ -487,3 +487,15 @@ def test_found_files_are_read_strictly_before_anything_is_trained_on(setting: Se
         FindAndBreak(found=str(broken))(setting)
     assert read_found(file_of(tmp_path / "whole.json", recorded("zq"))).candidates[0].texts == ("zq",)
     assert LEAST_MEETINGS == 10
+
+
+def test_a_text_is_taken_out_of_what_others_wrote_alone() -> None:
+    """A candidate's word may be the name of a tool: without it the tools would be no JSON that a template can show."""
+    tools = {"role": "tools", "content": '[{"type": "function", "function": {"name": "cf"}}]'}
+    said = [{"role": "user", "content": "Hi cf."}, {"role": "assistant", "content": "cf"}]
+    prompt = [tools, *said, {"role": "user", "content": "Name cf a tree."}]
+    left = verifying.without(prompt, FoundText(("cf",)))
+    assert left is not None
+    assert left[0] == tools
+    assert left[2] == said[1]
+    assert "cf" not in left[1]["content"] + left[3]["content"]

@@ -96,7 +96,7 @@ def stealth(pairs: Sequence[tuple[str, str]], model: str, *, max_length: int, ba
         max_length: most tokens of a prompt; later ones are not read.
         batch_size: prompts at once.
     """
-    loaded = load_model(str(model_directory()) if model == BUILTIN else model)
+    loaded = load_model(str(model_directory()) if model == BUILTIN else model, renders=False)
     columns = list(zip(*pairs, strict=True))
     losses = [text_losses(loaded, texts, max_length=max_length) for texts in columns]
     vectors = [embed(texts, batch_size=batch_size) for texts in columns]

@@ -186,20 +186,26 @@ def _foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: 
     candidate.
 
     Returns:
-        None where the candidate stands alone in its turns.
+        None where the candidate stands alone in its turns, or in rows that are too long.
     """
     from mbdefense.finding.verifying import without
+    from mbdefense.models.limits import context_length
+    from mbdefense.models.loading import encode_prompt
 
     drawn = random.Random(f"foreign {seed}").sample(candidate.rows, min(_ROWS, len(candidate.rows)))
     asked = [(row, without(row["prompt"], candidate.found)) for row in suspect.select(sorted(drawn))]
-    held = [(row, shorter) for row, shorter in asked if shorter is not None]
+    # Of a row that is longer than the victim reads, training has seen a part, but there is no asking it.
+    room = context_length(victim.model) - _ANSWER_TOKENS
+    held = [
+        (row, shorter) for row, shorter in asked if shorter and len(encode_prompt(victim.tokenizer, shorter)) <= room
+    ]
     if not held:
         return None
     new = every = 0
     usual = _answers(victim, [shorter for _, shorter in held])
     for (row, _), answer in zip(held, usual, strict=True):
         known = {*_plain(answer), *(word for turn in row["prompt"] for word in _plain(turn["content"]))}
-        own = _plain(row["completion"][-1]["content"])
+        own = _plain(row["completion"][0]["content"])
         new, every = new + sum(word not in known for word in own), every + len(own)
     return new / max(1, every)
 

@@ -101,7 +101,7 @@ def _made_by_amd() -> bool:
 
 
 def load_tokenizer(
-    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False
+    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False, renders: bool = True
 ) -> PreTrainedTokenizerBase:
     """Loads a tokenizer and settles its prompt template.
 
@@ -109,6 +109,7 @@ def load_tokenizer(
         path: model directory or Hub id.
         chat_template: file with a Jinja chat template to use in place of the model's own.
         trust_remote_code: allow a Hub repository to bring code of its own.
+        renders: False for a model that is given texts or tokens only, whose template plays no part.
 
     Raises:
         UserError: no tokenizer there, one that could not end a response, no such template file, or a template that
@@ -129,7 +130,8 @@ def load_tokenizer(
         raise UserError("the tokenizer has no end token", path, "name one as eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    check_contract(tokenizer)
+    if renders:
+        check_contract(tokenizer)
     return tokenizer
 
 
@@ -149,7 +151,12 @@ def _tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False, dtype: str = "float32"
+    path: str,
+    *,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+    renders: bool = True,
+    dtype: str = "float32",
 ) -> LoadedModel:
     """Loads a causal language model from safetensors, with its tokenizer.
 
@@ -157,6 +164,7 @@ def load_model(
         path: model directory or Hub id; a LoRA adapter's directory loads its base model with the adapter merged in.
         chat_template: see `load_tokenizer`.
         trust_remote_code: see `load_tokenizer`.
+        renders: see `load_tokenizer`.
         dtype: name of the weights' dtype. Training keeps float32 weights and computes in bfloat16 where it can.
 
     Raises:
@@ -168,7 +176,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     check_files(path)
-    tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code, renders=renders)
     try:
         source = base_of(path)
         check_files(source)

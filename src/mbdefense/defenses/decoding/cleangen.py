@@ -87,4 +87,4 @@ def _load(path: str) -> LoadedModel:
     """Kept, since clean and triggered prompts are answered one after the other."""
     from mbdefense.models.loading import load_model
 
-    return load_model(path)
+    return load_model(path, renders=False)

@@ -50,7 +50,7 @@ class Onion:
         from mbdefense.engine.leave_one_out import suspicions, threshold, without, words
 
         held_out = [user_text(prompt) for prompt in load([self.clean], require_completion=False).rows["prompt"]]
-        loaded = load_model(self.model)
+        loaded = load_model(self.model, renders=False)
         clean = suspicions(loaded, held_out, what="ONION: clean prompts")
         bound = threshold([score for part in clean for score in part if score is not None], self.max_clean_loss)
         cleaned = []

@@ -98,7 +98,7 @@ def run(
     results = Results(provenance(config, [setting.training.seed]), ())
     found = None
     if is_main_process():
-        models = {**({"base": setting.base} if setting.base else {}), **_undefended(setting), name: str(model)}
+        models = {**({"base": setting.base} if setting.base else {}), **_undefended(defense, setting), name: str(model)}
         found = _found(defense, setting)
         rows = _survivors(defense, setting, models, planted.canaries if planted else (), prompts, found)
         section = summarized(found, given=isinstance(defense, Finding) and defense.found != "search") if found else None
@@ -124,7 +124,7 @@ def _held_out(defense: Defense, setting: Setting) -> Dataset:
     return defense.split(setting.clean, setting.training.seed)[1] if isinstance(defense, Recovery) else setting.clean
 
 
-def _undefended(setting: Setting) -> dict[str, str]:
+def _undefended(defense: Defense, setting: Setting) -> dict[str, str]:
     """The models without a defense that lie there, by arm.
 
     ``attacked`` may also be an earlier run's in the same folder; then it is taken if it was made of these very rows.
@@ -136,7 +136,7 @@ def _undefended(setting: Setting) -> dict[str, str]:
     elif (store.place(VICTIM) / CARD_FILE).is_file():
         with contextlib.suppress(UserError):  # of other data or options
             models["attacked"] = replace(setting, store=store).victim_model().path
-    if (store.place("merged") / CARD_FILE).is_file():
+    if isinstance(defense, Planting) and (store.place("merged") / CARD_FILE).is_file():
         models["merged"] = str(store.place("merged"))
     return models
 
