@@ -174,14 +174,15 @@ def value_of(words: Sequence[str], name: str) -> str | None:
 def given(words: Sequence[str], name: str) -> str | None:
     """An option that decides which others there are, from the words or else from the file of --config."""
     value, file = value_of(words, name), value_of(words, "config")
-    if value is None and file is not None and Path(file).is_file():  # `read` reports what is wrong with it
+    if value is None and file is not None:
         import yaml
 
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        except (yaml.YAMLError, OSError, ValueError, RecursionError):  # `read` reports what is wrong with it
             return None
-        value = content.get(name) if isinstance(content, dict) else None
+        found = content.get(name) if isinstance(content, dict) else None
+        value = None if found is None else str(found)
     return value
 
 

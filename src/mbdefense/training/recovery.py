@@ -241,7 +241,8 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
 def _model_and_tokenizer(model: Any, tokenizer: Any, args: RecoveryConfig) -> tuple[Any, Any]:
     """The network, and a tokenizer that can end a response and render a conversation."""
     if isinstance(model, str | os.PathLike):
-        loaded = load_model(os.fspath(model), trust_remote_code=args.trust_remote_code)
+        renders = tokenizer is None  # else the given one's template does
+        loaded = load_model(os.fspath(model), trust_remote_code=args.trust_remote_code, renders=renders)
         model, tokenizer = loaded.model, tokenizer or loaded.tokenizer
     elif tokenizer is None:
         tokenizer = load_tokenizer(model.config.name_or_path, trust_remote_code=args.trust_remote_code)
