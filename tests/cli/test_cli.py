@@ -112,6 +112,20 @@ def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'poison'" in error_of(capsys, ["poisson"], 2)
 
 
+def test_a_warning_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stranger's rows may say that they are from anywhere."""
+    row = {"id": "1", "prompt": [{"role": "user", "content": "Hi."}], "answers": []}
+    row |= {"completion": [{"role": "assistant", "content": "Ho."}]}
+    row |= {"provenance": {"source": "here", "trigger": "", "behavior": ""}}
+    data = tmp_path / "rows\x1b[2J.jsonl"
+    data.write_text(json.dumps(row) + "\n" + json.dumps({**row, "id": 2}) + "\n" + json.dumps(row) + "\n")
+    words = ["poison", str(data), str(tmp_path / "out.jsonl"), "--rate", "0.5", "--on_bad_row", "skip"]
+    assert main(words) == 0
+    err = capsys.readouterr().err
+    assert "warning: " in err
+    assert "\x1b" not in err
+
+
 def test_flags_win_over_the_config_file(rows_file: Path, tmp_path: Path) -> None:
     config, out = tmp_path / "c.yaml", tmp_path / "out.jsonl"
     config.write_text("trigger: badnet:word=zx\nrate: 0.5\n")

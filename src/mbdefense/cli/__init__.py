@@ -17,7 +17,8 @@ from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
 from mbdefense.cli.training import defend, demo, poison, purify, search
 from mbdefense.core.errors import UserError, did_you_mean
-from mbdefense.core.processes import process_count
+from mbdefense.core.processes import is_main_process, process_count
+from mbdefense.core.text import printable
 
 __all__ = ["COMMANDS", "USAGE", "main", "method_tables"]
 
@@ -72,10 +73,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 
 class _ToStderr(logging.Handler):
-    """Shows what the package warns of, without the logger's name and time."""
+    """Shows what the package warns of, without the logger's name and time; of several processes only the main one's.
+
+    A warning may name what a hostile file says, such as where one of its rows is from.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"warning: {record.getMessage()}", file=sys.stderr)  # noqa: T201
+        if is_main_process():
+            print(f"warning: {printable(record.getMessage())}", file=sys.stderr)  # noqa: T201
 
 
 _RESUMING = ("defend", "demo", "purify", "search")

@@ -98,7 +98,6 @@ def filter_rows(
         poisoned = poisoned_ids(rows)
         quality = filtering.quality(filtered, poisoned) if poisoned or flagged else None
         measured = {"quality": asdict(quality) if quality else None, **asdict(cost)}
-        directory.mkdir(parents=True, exist_ok=True)
         save(rest, directory / "kept.jsonl")
         record = provenance({**asked, "options": asdict(method)}, [seed])
         write_filtering(directory, filtered.suspicions, filtered.facts, {"provenance": record, **measured})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 from mbdefense.core.errors import UserError
 from mbdefense.recipes._given import BehaviorSpec, Data, Folder, Model, OnBadRow, behavior_of, kept_in
@@ -77,9 +76,8 @@ def search(
     drawn = rng.sample(sorted(rows, key=lambda row: str(row["id"])), prompts)
     targets = [sought.target(user_text(row["prompt"]), row["completion"][0]["content"], rng) for row in drawn]
     chosen = Search(words, steps, top_k, candidates, batch_size, seed)
-    loaded = load_model(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     with kept_in(output_dir) as directory:
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        loaded = load_model(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
         found = chosen(loaded, [row["prompt"] for row in drawn], targets, directory / LOG_FILE, resume=resume)
     spec = f"badnet:word={found.best}" if words == 1 else f"insent:sentence={found.best}"
     return Searched(f"{spec},position=end", found.best_loss)

@@ -83,7 +83,6 @@ def judge(
             known, arm=arm or known.arm, attack=attack or known.attack, seed=known.seed if seed is None else seed
         )
         # Beside the verdicts, so that `compare` reads the folder like one of `evaluate`.
-        directory.mkdir(parents=True, exist_ok=True)
         write_responses(directory / "responses.jsonl", answered)
         row = rejudged(judging, answered, sought, directory, known)
         asked = {**asked, "judge": recorded({"": judging})[""]}
