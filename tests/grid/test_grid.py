@@ -184,7 +184,7 @@ def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.
 def test_all_seeds_of_a_grid_answer_the_same_prompts(bench: Bench) -> None:
     _, out = bench("--plan", seeds=[0, 1])
     assert len(list((out / "data").glob("triggered-*.jsonl"))) == 2  # one for each attack
-    assert len(list((out / "data").glob("suspect-*"))) == 2 * 4  # what is trained on differs
+    assert len(list((out / "data").glob("suspect-*.jsonl"))) == 2 * 4  # what is trained on differs
 
 
 def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Bench, counted: list[str]) -> None:

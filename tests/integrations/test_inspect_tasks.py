@@ -30,6 +30,7 @@ from mbdefense.evaluation.metrics import Scores, scores
 from mbdefense.integrations.inspect_ai import asr, cacc
 from mbdefense.judges import Rules
 from mbdefense.models.loading import load_model, save_model
+from mbdefense.models.template import defang
 from mbdefense.records.responses import Kind, Response
 
 INSTALLED = [point.value for point in entry_points(group="inspect_ai") if point.name == "mbdefense"]
@@ -176,7 +177,9 @@ def test_a_local_model_says_what_it_says_to_us(copied_model: Path, prompts: Path
     defended = tmp_path / "defended"
     save_model(loaded, defended, {})
     rows = load([str(prompts)]).rows
-    ours = generate(loaded, list(rows["prompt"]), max_new_tokens=8, batch_size=4)
+    # A provider of text is asked with special tokens broken, which we ask as plain text.
+    asked = [defang(loaded.tokenizer, prompt) for prompt in rows["prompt"]]
+    ours = generate(loaded, asked, max_new_tokens=8, batch_size=4)
     assert len(set(ours)) > 1
     log = hf(defended, tmp_path, cacc(test=str(prompts), max_new_tokens=8))
     assert log.status == "success", log.error

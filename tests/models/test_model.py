@@ -193,6 +193,7 @@ def test_save_and_load_round_trip(tiny_model_path, tmp_path):
     prompt = user("Name the capital of France.")
     assert encode_prompt(again.tokenizer, prompt) == encode_prompt(loaded.tokenizer, prompt)
     card = read_json(tmp_path / "saved" / CARD_FILE)
+    assert card.pop("files").keys() == {"config.json", "model.safetensors", "tokenizer.json"}
     assert card == {"template_hash": template_hash(loaded.tokenizer), "stage": "merged"}
     assert not list((tmp_path / "saved").glob("*.bin"))
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from mbdefense.engine import attention
 from mbdefense.models.loading import load_model
 from mbdefense.training import memory
 from mbdefense.training import trainer as running
@@ -70,7 +69,6 @@ def test_what_a_pass_keeps_grows_with_its_tokens_and_holds_the_cast_weights_once
         for length in lengths:
             found.append(memory.kept_bytes(trainer, [{"prompt_ids": [5, 6, 7], "response_ids": [9] * length}]))
 
-    monkeypatch.setattr(attention, "_FEW_KEYS", 0)  # whose weights of attention grow with the square of the tokens
     monkeypatch.setattr(running, "run", measure)
     tuned(tiny_model_path, rows(*PAIRS), replace(STEP, bf16=bf16), tmp_path)
     slopes = [(found[1] - found[0]) / 20, (found[2] - found[1]) / 40]

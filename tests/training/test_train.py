@@ -522,6 +522,11 @@ def test_deepspeed_s_engine_and_not_its_model_is_asked_for_the_weights(
 
         def train(self, **_: Any) -> None: ...
 
+        def add_callback(self, _: Any) -> None: ...
+
+        def stage(self) -> str:
+            return "tuning"
+
     Engine.model = model
     running.run(Engine(), load_model(tiny_model_path), STEP, tmp_path, False, [1], 0)
     assert asked == [engine]

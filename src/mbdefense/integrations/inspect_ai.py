@@ -170,7 +170,9 @@ def _check_prompt(api: Any, messages: list[ChatMessage]) -> None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     check_template(str(api.model.name_or_path), tokenizer)
     plain = [{"role": message.role, "content": message.text} for message in messages]
-    for message, safe in zip(messages, defang(tokenizer, plain), strict=True):
+    # The provider would make turns of special tokens that stand in a text.
+    plain = defang(tokenizer, plain)
+    for message, safe in zip(messages, plain, strict=True):
         message.text = safe["content"]
     text = api.hf_chat(messages, [])
     asked = list(tokenizer(text, **(api.tokenizer_call_args or {}))["input_ids"])
