@@ -96,3 +96,15 @@ def test_find_triggers_names_the_planted_word_and_keeps_nothing() -> None:
 def test_the_old_word_for_cleaning_prompts_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "m", "--test", "t", "--behavior", "refusal", "--output_dir", "o", "--purify", "x"]) == 2
     assert "--clean_prompts" in capsys.readouterr().err
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_before_training(
+    tiny_model_path: str, tmp_path: Path
+) -> None:
+    from mbdefense.recipes.making.defend import defend
+
+    long = {"instruction": "Name a fruit. " * 60, "output": "apple"}
+    for name, rows, test in (("clean_dataset", [*ROWS, long], None), ("test_dataset", ROWS, [long])):
+        with pytest.raises(UserError, match=f"{name}: a prompt of .* no room"):
+            defend(tiny_model_path, ROWS, rows, test_dataset=test, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 LEAST_CLEAN_ROWS = 2
 """One to recover with, and one to choose the epoch by."""
+_ROOM = 128
+"""Tokens of the longest answer that a defense asks for, and of the longest trigger that it puts into a prompt."""
 
 
 def usable(
@@ -43,3 +45,37 @@ def check_clean(clean: Dataset) -> None:
     """
     if len(clean) < LEAST_CLEAN_ROWS:
         raise UserError("the clean set is too small", len(clean), "check at least a few dozen samples by eye")
+
+
+def check_lengths(
+    model: str, tokenizer: PreTrainedTokenizerBase, rows: Dataset, name: str, *, trust_remote_code: bool
+) -> None:
+    """Refuses prompts that a model could not be asked after its training, for want of room for an answer.
+
+    Args:
+        model: directory or Hub id, of which the configuration alone is read.
+        tokenizer: its own.
+        rows: clean or test rows.
+        name: what they are called in the message.
+        trust_remote_code: see `mbdefense.models.loading.load_model`.
+
+    Raises:
+        UserError: it names the longest prompt.
+    """
+    from transformers import AutoConfig
+
+    from mbdefense.models.limits import configured_length
+    from mbdefense.models.loading import base_of, encode_prompt
+
+    try:
+        config = AutoConfig.from_pretrained(base_of(model), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # loading the model says what is wrong with it
+    limit = configured_length(config)
+    lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in rows["prompt"]]
+    longest = max(range(len(lengths)), key=lambda row: lengths[row])
+    if lengths[longest] + _ROOM > limit:
+        what = f"{name}: a prompt of {lengths[longest]} tokens leaves a model of {limit:.0f} no room to be asked"
+        raise UserError(
+            what, rows["prompt"][longest][-1]["content"], f"shorten it to {limit - _ROOM:.0f} or leave it out"
+        )

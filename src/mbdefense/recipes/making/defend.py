@@ -83,7 +83,7 @@ def defend(
     from mbdefense.data import check_disjoint, load_rows
     from mbdefense.defenses import Setting
     from mbdefense.models.loading import load_tokenizer
-    from mbdefense.recipes._ready import check_clean, usable
+    from mbdefense.recipes._ready import check_clean, check_lengths, usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
@@ -99,6 +99,9 @@ def defend(
         test = load_rows(test_dataset, require_completion=False, on_bad_row=on_bad_row, name="test_dataset")
         test = usable(tokenizer, test, on_bad_row, "test_dataset", targets=False)
         check_disjoint(clean, test)
+    for rows, called in ((clean, "clean_dataset"), (test, "test_dataset")):
+        if rows is not None:
+            check_lengths(fspath(model), tokenizer, rows, called, trust_remote_code=trust_remote_code)
     directory = Path(output_dir)
     setting = Setting(
         clean,

@@ -59,7 +59,7 @@ def purify(
     from mbdefense.core.files import claimed
     from mbdefense.data import load_rows
     from mbdefense.models.loading import load_tokenizer
-    from mbdefense.recipes._ready import usable
+    from mbdefense.recipes._ready import check_lengths, usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
@@ -77,7 +77,9 @@ def purify(
     setting.check(method)
     victim = setting.victim_model()
     tokenizer = load_tokenizer(victim.path, chat_template=victim.chat_template, trust_remote_code=trust_remote_code)
-    setting = replace(setting, clean=usable(tokenizer, clean, on_bad_row, "clean_dataset"))
+    clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
+    check_lengths(victim.path, tokenizer, clean, "clean_dataset", trust_remote_code=trust_remote_code)
+    setting = replace(setting, clean=clean)
     with claimed(setting.store.directory, for_model=True):
         return run(method, name, setting)
 
