@@ -31,6 +31,7 @@ from mbdefense.models.loading import (
 )
 from mbdefense.models.weights import combine, keep_at_random, linear, slerp, ties
 from mbdefense.recipes.making import _running as pipeline
+from mbdefense.recipes.making.purify import repairs
 from mbdefense.training import _work, sft, trainer
 from mbdefense.training.job import Job, Model
 from mbdefense.training.options import TrainingOptions
@@ -206,20 +207,14 @@ def test_a_shared_victim_is_not_trained_below_each_model(made: Made) -> None:
     assert not (made.setting.store.directory / "attacked").exists()
 
 
+@pytest.mark.parametrize("made", repairs(), indirect=True, scope="module")
 def test_a_victim_that_is_given_is_taken_as_it_is(made: Made, tmp_path: Path) -> None:
     """A repair gives the same model, whether its victim was made of the suspect data or is given without them."""
-    if not repairs(made.name):
-        pytest.skip("needs the suspect data, or no victim")
     victim = made.setting.store.place("attacked")
     given = replace(made.setting, store=Store(tmp_path / "given"), suspect=None, victim=str(victim))
     again = DEFENSES[made.name](**OPTIONS.get(made.name, {}))(given)
     assert (again / "model.safetensors").read_bytes() == (made.model / "model.safetensors").read_bytes()
     assert not (again / "attacked").exists()
-
-
-def repairs(name: str) -> bool:
-    """Whether a defense mends a finished model without the suspect data."""
-    return "victim" in DEFENSES[name].needs and "suspect data" not in DEFENSES[name].needs
 
 
 @named
