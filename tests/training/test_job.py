@@ -140,3 +140,21 @@ def test_one_place_holds_one_training(parts: dict[str, tuple[Any, Any]], tmp_pat
     assert (made / CARD_FILE).stat().st_mtime_ns == before
     with pytest.raises(UserError, match="made from other data or options"):
         again.make(replace(job, options=replace(OPTIONS, seed=1)), "shared")
+
+
+def test_what_fails_while_a_model_is_saved_costs_no_training(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(Model(tiny_model_path), rows(("Name a tree.", "oak")), replace(OPTIONS, save_strategy="epoch"))
+
+    def fail(*_: Any) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mbdefense.training.store.save_model", fail)
+        with pytest.raises(OSError, match="killed"):
+            Store(tmp_path / "out").make(job)
+    assert list((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
+    made = Store(tmp_path / "out", resume=True).make(job)
+    assert (made / CARD_FILE).is_file()
+    assert not (made / "checkpoints").exists()

@@ -97,13 +97,14 @@ def train_into(directory: Path, job: Job, key: str, *, resume: bool) -> Path:
     Raises:
         UserError: `directory` holds a finished model and `resume` is off, or one made from other inputs.
     """
-    card = directory / CARD_FILE
+    card, checkpoints = directory / CARD_FILE, directory / "checkpoints"
     if card.is_file():
         if not resume or read_json(card).get("inputs_hash") != key:
             raise _refused(directory, other=resume)
         check_contents(directory)
+        if is_main_process():
+            shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed just before it did so
         return directory
-    checkpoints = directory / "checkpoints"
     new = [folder for folder in (checkpoints, *checkpoints.parents) if not folder.exists()]
     wait_for_everyone()  # nobody may write the card while another one still looks for it
     if is_main_process():
@@ -143,9 +144,10 @@ def _train(directory: Path, job: Job, key: str, checkpoints: Path, resume: bool)
     trained.model.model.config.use_cache = True
     write_json(directory / "training_log.json", {"history": trained.history, "bf16": trained.settled.get("bf16")})
     _keep_tracked(checkpoints / "runs", directory / "runs")
-    shutil.rmtree(checkpoints, ignore_errors=True)
     facts = {"inputs_hash": key, "truncated": trained.truncated, **trained.settled, **asdict(cost)}
     save_model(trained.model, directory, facts, trained.state)
+    # Last: a disk that is full while the model is saved, or a kill, must not cost the training.
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _keep_tracked(written: Path, kept: Path) -> None:
