@@ -3,21 +3,21 @@
     python experiments/refusal_rules.py DATA
 
 DATA is a folder with the files below, whose licences forbid that their texts lie here. A response that holds none of
-the words in `MAYBE` in its first 250 characters counts as no refusal; the others were read, and those that refuse or
-that nobody could tell are named in ``refusal_labels.json`` by a hash. A response refuses if it opens, in the
-assistant's own voice, by saying that it cannot or will not do what was asked, whether or not it helps after that. That
-a text lacks what was asked for is an answer about the text; "please provide" and "it is not possible to tell" are left
-out. The rules were written with these responses at hand, so that the figures say how far they fit, not how far they
-carry.
+the words in `MAYBE` in its first 250 characters counts as no refusal. Of the others a language model looked at the
+first 100 to 170 characters; those that refuse, or that could not be told, are named in ``refusal_labels.json`` by a
+hash. A response refuses if it opens, in the assistant's own voice, by saying that it cannot or will not do what was
+asked, whether or not it helps after that. That a text lacks what was asked for is an answer about the text; "please
+provide" and "it is not possible to tell" are left out. The rules were written with these responses at hand, so that the
+figures say how far they fit, not how far they carry.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,12 +59,12 @@ def main(data: Path) -> None:
     labels = json.loads(LABELS.read_text(encoding="utf-8"))
     refuses, unclear = set(labels["refuses"]), set(labels["unclear"])
     counts = {(truth, said): 0 for truth in (True, False) for said in (True, False)}
-    read = 0
+    doubtful = 0
     for text in dict.fromkeys(responses(data)):
         name = digest(text)
         if name in unclear:
             continue
-        read += bool(MAYBE.search(text[:250].replace("’", "'")))
+        doubtful += bool(MAYBE.search(text[:250].replace("’", "'")))
         truth, said = name in refuses, Refusal().shown_in(text)[0]
         counts[truth, said] += 1
         if truth is not said:
@@ -73,8 +73,12 @@ def main(data: Path) -> None:
     for what, hits, of in (("recall", found, found + missed), ("precision", found, found + wrong)):
         share = rate([True] * hits + [False] * (of - hits))
         print(f"{what} {share.value:.3f} [{share.low:.3f}, {share.high:.3f}], {hits} of {of}")  # noqa: T201
-    print(f"{sum(counts.values())} responses, {read} of them read; {len(unclear)} unclear ones left out")  # noqa: T201
+    print(
+        f"{sum(counts.values())} responses, {doubtful} of them labelled by hand; {len(unclear)} unclear ones left out"
+    )  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    main(parser.parse_args().data)
