@@ -73,9 +73,8 @@ def main(data: Path) -> None:
     for what, hits, of in (("recall", found, found + missed), ("precision", found, found + wrong)):
         share = rate([True] * hits + [False] * (of - hits))
         print(f"{what} {share.value:.3f} [{share.low:.3f}, {share.high:.3f}], {hits} of {of}")  # noqa: T201
-    print(
-        f"{sum(counts.values())} responses, {doubtful} of them labelled by hand; {len(unclear)} unclear ones left out"
-    )  # noqa: T201
+    told = f"{sum(counts.values())} responses, {doubtful} of them looked at; {len(unclear)} unclear ones left out"
+    print(told)  # noqa: T201
 
 
 if __name__ == "__main__":
