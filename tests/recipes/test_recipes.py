@@ -108,3 +108,18 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_before_training(
         with pytest.raises(UserError, match=f"{name}: a prompt of .* no room"):
             defend(tiny_model_path, ROWS, rows, test_dataset=test, output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_turn_that_will_be_trained_is_no_test_prompt(tiny_model_path: str, tmp_path: Path) -> None:
+    from mbdefense.recipes.making.defend import defend
+    from mbdefense.training.options import TrainingOptions
+
+    turns = [("user", "Name a tree."), ("assistant", "oak"), ("user", "And a fruit?"), ("assistant", "fig")]
+    clean = [{"messages": [{"role": role, "content": text} for role, text in turns]}] * 2
+    with pytest.raises(UserError, match="test"):
+        defend(
+            tiny_model_path, ROWS, clean,
+            test_dataset=[{"prompt": "Name a tree."}], args=TrainingOptions(train_on="all_turns"),
+            output_dir=tmp_path / "out",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()

@@ -81,6 +81,7 @@ def defend(
     name, method = chosen(DEFAULT if defense is None else defense)
     from mbdefense.core.files import claimed
     from mbdefense.data import check_disjoint, load_rows
+    from mbdefense.data.turns import every_turn
     from mbdefense.defenses import Setting
     from mbdefense.models.loading import load_tokenizer
     from mbdefense.recipes._ready import check_clean, check_lengths, usable
@@ -88,11 +89,14 @@ def defend(
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
 
+    training = args or TrainingOptions()
     tokenizer = load_tokenizer(fspath(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    suspect = load_rows(train_dataset, on_bad_row=on_bad_row, name="train_dataset")
+    if training.train_on == "all_turns":  # what is checked is what will be trained
+        clean, suspect = every_turn(clean), every_turn(suspect)
     clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
     check_clean(clean)
-    suspect = load_rows(train_dataset, on_bad_row=on_bad_row, name="train_dataset")
     suspect = usable(tokenizer, suspect, on_bad_row, "train_dataset")
     test = None
     if test_dataset is not None:
@@ -108,7 +112,7 @@ def defend(
         Store(directory, resume),
         base=fspath(model),
         suspect=suspect,
-        training=args or TrainingOptions(),
+        training=training,
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,
     )

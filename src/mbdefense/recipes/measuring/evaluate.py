@@ -150,7 +150,8 @@ def evaluate(
             perplexity and the examples of benchmarks. Models are compared under one prompt_seed only.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        trust_remote_code: allow the model's Hub repository to run code of its own; what scores, judges or decodes
+            beside it never does.
 
     Raises:
         UserError: options that do not go together or cannot be used, data that cannot be read, prompts that the clean
