@@ -158,3 +158,9 @@ def test_what_fails_while_a_model_is_saved_costs_no_training(
     made = Store(tmp_path / "out", resume=True).make(job)
     assert (made / CARD_FILE).is_file()
     assert not (made / "checkpoints").exists()
+
+
+def test_which_rows_hold_a_planted_trigger_is_a_part_of_the_key(tiny_model_path: str, rows: Callable[..., Any]) -> None:
+    plain = rows(("Name a tree, mn.", "oak"))
+    planted = plain.map(lambda row: {"provenance": {**row["provenance"], "trigger": "badnet:word=mn"}})
+    assert Job(Model(tiny_model_path), plain, OPTIONS).key() != Job(Model(tiny_model_path), planted, OPTIONS).key()

@@ -209,8 +209,14 @@ def _told(value: object) -> object:
 
 @lru_cache(maxsize=16)
 def digest(rows: Dataset) -> str:
-    """SHA-256 of the rows' prompts and completions, in order; once for each data set, which do not change in place."""
+    """SHA-256 of the rows' prompts and completions, in order, and of which trigger we planted in them.
+
+    By that rows are left out that would lose it (`mbdefense.training._rows.encoded_rows`). Computed once for each data
+    set, which do not change in place.
+    """
     content = hashlib.sha256()
-    for row in rows.select_columns(["prompt", "completion"]):
-        content.update(json.dumps([row["prompt"], row["completion"]]).encode())
+    columns = [name for name in ("prompt", "completion", "provenance") if name in rows.column_names]
+    for row in rows.select_columns(columns):
+        planted = row.get("provenance", {}).get("trigger", "")
+        content.update(json.dumps([row["prompt"], row["completion"], planted]).encode())
     return content.hexdigest()
