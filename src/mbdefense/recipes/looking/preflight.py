@@ -8,8 +8,8 @@ from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.text import printable_lines
 from mbdefense.data import check_disjoint, load_rows
+from mbdefense.models.ready import check_clean, usable
 from mbdefense.recipes._given import Data, Model, OnBadRow, named
-from mbdefense.recipes._ready import check_clean, usable
 
 
 @dataclass(frozen=True)

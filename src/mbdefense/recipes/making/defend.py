@@ -84,7 +84,7 @@ def defend(
     from mbdefense.data.turns import every_turn
     from mbdefense.defenses import Setting
     from mbdefense.models.loading import load_tokenizer
-    from mbdefense.recipes._ready import check_clean, check_lengths, usable
+    from mbdefense.models.ready import check_clean, check_lengths, usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store

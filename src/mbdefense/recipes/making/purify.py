@@ -59,7 +59,7 @@ def purify(
     from mbdefense.core.files import claimed
     from mbdefense.data import load_rows
     from mbdefense.models.loading import load_tokenizer
-    from mbdefense.recipes._ready import check_lengths, usable
+    from mbdefense.models.ready import check_lengths, usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store

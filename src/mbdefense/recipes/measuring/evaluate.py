@@ -170,7 +170,7 @@ def evaluate(
     from mbdefense.defenses.decoding import DECODINGS
     from mbdefense.evaluation import responding
     from mbdefense.models.loading import Loading, load_tokenizer
-    from mbdefense.recipes._ready import usable
+    from mbdefense.models.ready import usable
     from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
     from mbdefense.records.responses import read_responses
     from mbdefense.records.results import write

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
-from mbdefense.recipes._given import OnBadRow
+from mbdefense.data.loading import OnBadRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
