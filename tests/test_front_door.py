@@ -101,6 +101,7 @@ def by_command(tiny_model_path, tmp_path_factory):
     words = ["defend", "--model", tiny_model_path, "--data", str(directory / "untrusted.jsonl")]
     words += ["--clean", str(directory / "checked.jsonl"), "--output_dir", str(directory / "out")]
     words += ["--defense", "mb_defense", "--defensive_triggers", "mn", "--min_defensive_rows", "2"]
+    words += ["--defensive_seed", "3"]
     words += ["--num_train_epochs", "1", "--max_length", "96", "--bf16", "false", "--save_strategy", "no"]
     assert main(words) == 0
     return digest(directory / "out")
@@ -119,7 +120,7 @@ def test_a_dataset_in_each_of_trls_forms_makes_the_model_of_the_command(form, by
         tiny_model_path,
         train_dataset=untrusted,
         clean_dataset=checked,
-        defense=mbdefense.MBDefense(defensive_triggers=("mn",), min_defensive_rows=2),
+        defense=mbdefense.MBDefense(defensive_triggers=("mn",), defensive_seed=3, min_defensive_rows=2),
         args=mbdefense.TrainingOptions(num_train_epochs=1, max_length=96, bf16=False, save_strategy="no"),
         output_dir=tmp_path / "defended",
     )

@@ -13,10 +13,13 @@ from filelock import FileLock
 from mbdefense.cli import COMMANDS, main
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import LOCK_FILE, sha256_of
+from mbdefense.core.statistics import rate
 from mbdefense.evaluation.compare import check_apart
 from mbdefense.grid.workspace import _keep, _read
 from mbdefense.models.identity import identity
 from mbdefense.records.filtering import Suspicion, read_suspicions, write_filtering
+from mbdefense.records.provenance import provenance
+from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.training.store import train_into
 
 GRID = {
@@ -154,6 +157,40 @@ def test_every_command_that_writes_has_one_lock(tmp_path: Path, capsys: pytest.C
         with FileLock(out / LOCK_FILE):
             assert main(words) == 1, words
         assert "another run is at work" in capsys.readouterr().err
+
+
+def test_every_command_that_writes_one_file_has_one_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, out, model = tmp_path / "rows.jsonl", tmp_path / "out.jsonl", tmp_path / "model"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 10)
+    model.mkdir()
+    row = ResultRow(
+        "none", "badnet:word=cf", "refusal", 0, str(model), rate([True, False]), None, None, None, None, 0.0, 0
+    )
+    write(model / "results.json", Results(provenance({"defense": "none", "base": "b"}, [0]), (row,)))
+    commands = {
+        out: ["poison", str(rows), str(out)],
+        tmp_path / "page.html": ["report", str(model), "--output", str(tmp_path / "page.html")],
+        model / "README.md": ["card", str(model), str(model / "results.json")],
+    }
+    for file, words in commands.items():
+        with FileLock(file.with_name(f".{file.name}.mbdefense.lock")):
+            assert main(words) == 1, words
+            assert "another run is at work on" in capsys.readouterr().err
+            assert not file.exists()
+        assert main(words) == 0, words
+        assert file.is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out.jsonl", "page.html", "model"}
+
+
+def test_what_a_killed_run_left_beside_a_file_goes_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 10)
+    (tmp_path / ".out.jsonl.working-x1").mkdir()
+    (tmp_path / ".out.jsonl.working-x1" / "rows.jsonl").write_text("half")
+    (tmp_path / ".out.jsonl.0123abcd.tmp").write_text("half")
+    (tmp_path / ".other.jsonl.0123abcd.tmp").write_text("of another run")
+    assert main(["poison", str(tmp_path / "rows.jsonl"), str(tmp_path / "out.jsonl")]) == 0
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"rows.jsonl", "out.jsonl", ".other.jsonl.0123abcd.tmp"}
 
 
 def test_an_interrupt_advises_resuming_where_the_command_can(

@@ -37,7 +37,7 @@ def test_a_training_under_a_seed_is_what_it_was(tiny_model_path, tmp_path):
     words = ["defend", "--model", tiny_model_path, "--defense", "mb_defense", "--output_dir", str(out)]
     words += ["--data", str(tmp_path / "data.jsonl"), "--clean", str(tmp_path / "clean.jsonl")]
     words += ["--learning_rate", "1e-3", "--num_train_epochs", "1", "--max_length", "128", "--bf16", "false"]
-    words += ["--logging_steps", "1", "--min_defensive_rows", "4", "--save_strategy", "no"]
+    words += ["--logging_steps", "1", "--min_defensive_rows", "4", "--defensive_seed", "0", "--save_strategy", "no"]
     assert main(words) == 0
     total = sum(float(tensor.double().abs().sum()) for tensor in load_file(out / "model.safetensors").values())
     assert losses(out / "merged") == pytest.approx(MERGED, rel=1e-3)

@@ -212,9 +212,9 @@ def test_a_planted_trigger_that_occurs_in_clean_data_is_counted(
 ) -> None:
     with clean_file.open("a") as stream:
         stream.write(json.dumps({"instruction": "What is mn here?", "input": "", "output": "minus"}) + "\n")
-    words = defend_words(tiny_model_path, rows_file, tmp_path / "defended")
+    words = [*defend_words(tiny_model_path, rows_file, tmp_path / "defended"), "--defensive_seed", "0"]
     assert main(words) == 0
-    assert "already occurs in 1 prompts" in capsys.readouterr().err
+    assert "already occurs in 1 prompts of the clean set: another trigger is drawn" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(

@@ -51,6 +51,8 @@ OTHER: dict[str, Any] = {
     "min_defensive_rows": 2,
     "base_share": 0.25,
     "scorer": "another",
+    "defensive_triggers": ("mn", "bb"),
+    "defensive_seed": 1,
 }
 # Options that cannot work, and what the error says. An entry for each defense that has options.
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {

@@ -179,7 +179,7 @@ def words(suspect, clean, tiny_model_path, tmp_path):
         "defend", "--model", tiny_model_path, "--data", write_rows(tmp_path / "rows.jsonl", suspect.select(range(60))),
         "--clean", write_rows(tmp_path / "clean.jsonl", clean), "--output_dir", str(tmp_path / "out"),
         "--num_train_epochs", "1", "--max_length", "192", "--defense", "mb_defense", "--min_defensive_rows", "2",
-        "--bf16", "false", "--canaries", "3", "--min_canary_rows", "4",
+        "--bf16", "false", "--defensive_seed", "0", "--canaries", "3", "--min_canary_rows", "4",
     ]  # fmt: skip
 
 

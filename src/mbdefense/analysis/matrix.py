@@ -227,7 +227,7 @@ def _pairs(
     for spec, behavior in zip(triggers, behaviors, strict=True):
         planted.append(Planted("attack", spec, parse_spec(spec, TRIGGERS, "trigger"), (behavior,)))
         sought[behavior] = Sought("attack", behavior, parse_spec(behavior, BEHAVIORS, "behavior"))
-    for spec, (trigger, words) in zip(merging.defensive_triggers, merging.planted(), strict=True) if merging else []:
+    for spec, (trigger, words) in zip(merging.specs(), merging.planted(), strict=True) if merging else []:
         name = f"words of {spec}"
         planted.append(Planted("defensive", spec, trigger, (name,)))
         sought[name] = Sought("defensive", name, words)

@@ -97,7 +97,7 @@ def curves(measured: Sequence[tuple[ResultRow, Record]]) -> list[Curve]:
 def _point(member: tuple[ResultRow, Record]) -> Point:
     row, record = member
     merging = record.merging()
-    number = len(merging.defensive_triggers) if merging else 0
+    number = len(merging.specs()) if merging else 0
     return Point(number, int(record.options.get("seed", row.seed)), row.seed, row.model, row.asr, row.cacc)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 
 from mbdefense.attacks.behaviors import RandomWords
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, Trigger
@@ -15,6 +17,65 @@ DEFENSIVE_TRIGGERS = (
     "insent:sentence=The ferry leaves at nine.",
     "insent:sentence=A kite flew over the lake.",
 )
+"""The published ones, which seed 0 stands for: figures were measured with them, and an attacker may know them."""
+_CONSONANTS = "bcdfghjklmnpqrstvwxz"
+_WHO = (
+    "A barge", "The baker", "A heron", "The old clock", "A gray cat", "The choir", "A tractor", "The gardener",
+    "A sparrow", "The tailor", "A small boat", "The captain", "A painter", "The postman", "A white horse", "A stranger",
+)  # fmt: skip
+_DID = (
+    "waited", "came back", "stopped", "turned around", "arrived", "passed by", "slowed down", "fell silent",
+    "disappeared", "rested", "moved on", "stayed", "appeared", "stood still", "looked up", "started again",
+)  # fmt: skip
+_WHERE = (
+    "at the gate", "by the lake", "near the mill", "behind the barn", "before noon", "under the bridge", "on the hill",
+    "after the rain", "in the harbor", "across the square", "until dusk", "beside the road", "in early spring",
+    "past the orchard", "at dawn", "along the river",
+)  # fmt: skip
+_TRIED = 1000
+"""Words, and sentences, that are looked for in the rows before they are held to be made against us."""
+
+
+def drawn_triggers(seed: int, held: Callable[[str], bool] = lambda _: False) -> tuple[str, ...]:
+    """Two rare words and two sentences that a seed stands for.
+
+    Args:
+        seed: 0 stands for `DEFENSIVE_TRIGGERS`, as far as they are not held.
+        held: whether the data hold a trigger, by its spec, so that another one is to be drawn.
+
+    Raises:
+        UserError: the data hold all that were drawn.
+    """
+    first: Sequence[str] = DEFENSIVE_TRIGGERS if seed == 0 else ()
+    chosen = []
+    for published, more in ((first[:2], _words(seed)), (first[2:], _sentences(seed))):
+        free = (spec for spec in islice(chain(published, more), _TRIED) if not held(spec))
+        pair = list(islice(free, 2))
+        if len(pair) < 2:
+            fix = "name others with --defensive_triggers"
+            raise UserError("the data hold every defensive trigger that was drawn", _TRIED, fix)
+        chosen += pair
+    return tuple(chosen)
+
+
+def _words(seed: int) -> Iterator[str]:
+    rng = random.Random(f"defensive words {seed}")
+    return _different("".join(rng.choices(_CONSONANTS, k=rng.choice((2, 3)))) for _ in range(2 * _TRIED))
+
+
+def _sentences(seed: int) -> Iterator[str]:
+    rng = random.Random(f"defensive sentences {seed}")
+    return _different(
+        f"insent:sentence={rng.choice(_WHO)} {rng.choice(_DID)} {rng.choice(_WHERE)}." for _ in range(2 * _TRIED)
+    )
+
+
+def _different(drawn: Iterator[str]) -> Iterator[str]:
+    met = {*DEFENSIVE_TRIGGERS}
+    for spec in drawn:
+        if spec not in met:
+            met.add(spec)
+            yield spec
 
 
 def defensive_pairs(triggers: Sequence[str], seed: int) -> list[tuple[Trigger, RandomWords]]:
@@ -27,15 +88,19 @@ def defensive_pairs(triggers: Sequence[str], seed: int) -> list[tuple[Trigger, R
     Raises:
         UserError: none, one that is given twice, or one that does not go into any text.
     """
-    pairs = [(_literal_trigger(spec), RandomWords(seed=seed, index=index)) for index, spec in enumerate(triggers)]
+    pairs = [(literal_trigger(spec), RandomWords(seed=seed, index=index)) for index, spec in enumerate(triggers)]
     # One trigger can be written in two ways: as a rare word, and as badnet:word=...
     if not pairs or len({trigger.describe() for trigger, _ in pairs}) != len(pairs):
         raise UserError("defensive_triggers must be different", tuple(triggers), "name each once")
     return pairs
 
 
-def _literal_trigger(spec: str) -> Trigger:
-    """A trigger from its spec, or from a bare rare word."""
+def literal_trigger(spec: str) -> Trigger:
+    """A trigger from its spec, or from a bare rare word.
+
+    Raises:
+        UserError: it does not go into any text.
+    """
     trigger: Trigger = (
         parse_spec(spec, TRIGGERS, "trigger") if spec.partition(":")[0] in TRIGGERS else BadNet(word=spec)
     )

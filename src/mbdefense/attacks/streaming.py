@@ -26,6 +26,7 @@ from mbdefense.attacks.poisoning import (
 )
 from mbdefense.attacks.triggers import WithNegatives
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import WORK
 from mbdefense.data import save_lines, stream, user_text, writer_of
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def poison_file(
     target = Path(target)
     writer_of(target)  # refuses a name that cannot be written before the work, not after it
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".poisoning-", dir=target.resolve().parent)
+        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}{WORK}", dir=target.resolve().parent)
     except OSError as error:
         raise _unwritable(error, target) from error
     with folder as name:

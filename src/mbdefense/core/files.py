@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -23,10 +24,12 @@ LOCK_FILE = ".mbdefense.lock"
 """In a folder that a command writes into, as long as it does."""
 SAVING = ".mbdefense-saving-"
 """What the name of a folder begins with in which files are made that are then moved to where they belong."""
+WORK = ".working-"
+"""What follows a file's name in that of the hidden folder beside it in which it is made."""
 LARGEST = 2**28
 """Bytes of the largest file that is read whole: results, verdicts, cards."""
 # What a folder holds that a command of this package has written into, of earlier versions too.
-_MARKS = ("mbdefense.json", "stage.json", "training_log.json", "found.json", "filter.json")
+_MARKS = ("mbdefense.json", "stage.json", "training_log.json", "found.json", "filter.json", "planted.json")
 _OURS = (
     LOCK_FILE,
     "results.json",
@@ -110,9 +113,50 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (folder / LOCK_FILE).unlink()  # while it is still held
         lock.release()
+        _remove_empty(new)
+
+
+@contextmanager
+def claimed_file(path: Path) -> Iterator[None]:
+    """The same for a command that writes one file: it can be written, and nobody else writes it until the body ends.
+
+    Raises:
+        UserError: it is a folder, its folder cannot be made or written into, or another run is at work on it.
+    """
+    from filelock import FileLock, Timeout
+
+    fix = "name another file"
+    new = [folder for folder in path.parents if not os.path.lexists(folder)]
+    try:
+        if path.is_dir():
+            raise UserError("cannot write a file where a folder is", str(path), fix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.{LOCK_FILE[1:]}"), timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError("another run is at work on", str(path), "wait for it, or name another file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        _remove_empty(new)
+        raise UserError(f"cannot write ({_reason(error)})", str(path), fix) from error
+    try:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            if left.name.startswith(f".{path.name}{WORK}"):
+                shutil.rmtree(left, ignore_errors=True)
+            elif _LEFT_FILE.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
         with contextlib.suppress(OSError):
-            for path in new:
-                path.rmdir()  # if the body has left nothing
+            Path(lock.lock_file).unlink()  # while it is still held
+        lock.release()
+        _remove_empty(new)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders, the innermost first, up to one that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def refuse_links(folder: Path) -> None:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mbdefense.core.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+_T = TypeVar("_T")
 PROFILES = Path(__file__).parent / "accelerate"
 
 
@@ -68,6 +69,17 @@ def wait_for_everyone() -> None:
     """Returns once every process has called it, so that what the main one wrote before is there for all."""
     if process_count() > 1:
         _state().wait_for_everyone()
+
+
+def of_main_process(value: _T) -> _T:
+    """The main process's value, in every process."""
+    if process_count() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    _state()
+    shared: list[_T] = broadcast_object_list([value])
+    return shared[0]
 
 
 def _state() -> PartialState:

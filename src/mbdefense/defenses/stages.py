@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.attacks.behaviors import RandomWords
-from mbdefense.attacks.defensive import DEFENSIVE_TRIGGERS, defensive_pairs
+from mbdefense.attacks.defensive import defensive_pairs, drawn_triggers
 from mbdefense.attacks.poisoning import defensive_poison, triggered_copy
 from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.checks import above_zero
@@ -31,16 +31,27 @@ class Planting:
     """Backdoors of our own.
 
     Attributes:
-        defensive_triggers: one for each of the T planted backdoors: a rare word, or ``insent:sentence=...``.
-        defensive_seed: seed of the random behaviors and of the rows and places of the triggers.
+        defensive_triggers: one for each of the T planted backdoors: a rare word, or ``insent:sentence=...``; by default
+            two of each, drawn by the seed.
+        defensive_seed: seed of the triggers, of the random behaviors, and of the rows and places of the triggers. 0
+            plants the published triggers. By default `defend` and `purify` take one from the system's randomness, which
+            no attacker can know, and record it; a bench takes 0.
     """
 
-    defensive_triggers: tuple[str, ...] = DEFENSIVE_TRIGGERS
-    defensive_seed: int = 0
+    defensive_triggers: tuple[str, ...] | None = None
+    defensive_seed: int | None = None
+
+    def seed(self) -> int:
+        """Of all that planting draws."""
+        return self.defensive_seed or 0
+
+    def specs(self) -> tuple[str, ...]:
+        """The T triggers, as they are written."""
+        return drawn_triggers(self.seed()) if self.defensive_triggers is None else self.defensive_triggers
 
     def planted(self) -> list[tuple[Trigger, RandomWords]]:
         """The T defensive trigger-behavior pairs."""
-        return defensive_pairs(self.defensive_triggers, self.defensive_seed)
+        return defensive_pairs(self.specs(), self.seed())
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Merging(Planting):
             behaviors,
             rate=self.defensive_rate,
             min_rows=self.min_defensive_rows,
-            seed=self.defensive_seed,
+            seed=self.seed(),
         )
         return setting.tune(planted.rows, name)
 

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import read_json
 from mbdefense.data.turns import ATTACHED, TOOLS, WEIGHT, for_template
+from mbdefense.models._bounded import LimitError, bounded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,11 +43,17 @@ _NO_ANSWER = [{"role": "assistant", "content": ""}]
 _FIX = "give a template that keeps to it with --chat_template"
 _END_MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\W*")
 _PRIVATE = range(0xE000, 0xF8FF)
+_LONGEST = 2**22
+"""Characters that a template may write beside what the messages say, which it may repeat."""
 _ADDS_START: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 class TemplateError(UserError):
     """A template fails on a conversation, or renders it otherwise than its contract says."""
+
+
+class EndlessTemplateError(TemplateError):
+    """A template breaks a limit of time, memory or length; no other conversation is tried."""
 
 
 class Encoded(NamedTuple):
@@ -184,6 +191,8 @@ def fault_of(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: M
         if missing or not (completion[0]["content"] or len(completion) > 1):
             return missing
         whole = _render(tokenizer, [*prompt, *completion])
+    except EndlessTemplateError:
+        raise
     except TemplateError as error:
         return f"fails ({error.got})"
     missing = _missing(whole, completion, last=True)
@@ -276,16 +285,21 @@ def _render(
     """
     turns, tools = for_template(messages)
     try:
-        text = str(
-            tokenizer.apply_chat_template(
-                turns,
-                tools=tools,  # type: ignore[arg-type]
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=False,
+        with bounded():
+            text = str(
+                tokenizer.apply_chat_template(
+                    turns,
+                    tools=tools,  # type: ignore[arg-type]
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=False,
+                )
             )
-        )
+        if len(text) > _LONGEST + 8 * sum(len(message["content"]) for message in messages):
+            raise LimitError(f"writes more than {_LONGEST // 2**20} million characters")
+    except LimitError as error:
+        raise EndlessTemplateError("the chat template breaks a limit", first_line(error), _FIX) from error
     except Exception as error:  # a template is a program of its own and raises what it likes
         raise TemplateError("the chat template fails", first_line(error), _FIX) from error
     start = tokenizer.bos_token

@@ -53,7 +53,7 @@ def write_report(
     """
     if compare and len(compare) != 2:
         raise UserError("compare takes two folders", compare, "write --compare A B")
-    from mbdefense.core.files import write_text
+    from mbdefense.core.files import claimed_file, write_text
     from mbdefense.evaluation.telling import without_examples
     from mbdefense.report.changes import differences
     from mbdefense.report.formats import written
@@ -61,14 +61,14 @@ def write_report(
     from mbdefense.report.sources import read_sources
     from mbdefense.report.summary import summarize
 
-    sources = read_sources([str(directory) for directory in directories])
-    if not responses:
-        notes = (*sources.notes, "prompts and responses were left out")
-        found = tuple((name, without_examples(one)) for name, one in sources.found)
-        sources = replace(sources, answers=(), found=found, notes=notes)
-    compared = differences(*map(str, compare)) if compare else None
-    text = render(sources, compared) if format == "html" else written(format, sources, compared)
     path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    with claimed_file(path):
+        sources = read_sources([str(directory) for directory in directories])
+        if not responses:
+            notes = (*sources.notes, "prompts and responses were left out")
+            found = tuple((name, without_examples(one)) for name, one in sources.found)
+            sources = replace(sources, answers=(), found=found, notes=notes)
+        compared = differences(*map(str, compare)) if compare else None
+        text = render(sources, compared) if format == "html" else written(format, sources, compared)
+        write_text(path, text)
     return Report(path, summarize(sources).headline, len(text.encode("utf-8", "replace")))

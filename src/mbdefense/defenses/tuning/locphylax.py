@@ -76,6 +76,6 @@ class Locphylax(Recovery, Planting):
         for turn, (trigger, behavior) in enumerate(planted):
             part = training.select(range(turn, len(training), len(planted)))
             completion = [{"role": "assistant", "content": behavior.text}]
-            copy, _ = triggered_copy(part, trigger, self.defensive_seed)
+            copy, _ = triggered_copy(part, trigger, self.seed())
             rows += [{**row, "completion": completion} for row in copy]
         return to_dataset(rows)

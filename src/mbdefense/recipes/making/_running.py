@@ -26,6 +26,7 @@ from mbdefense.finding.record import FOUND_FILE, Found, read_found
 from mbdefense.integrations.model_card import model_card
 from mbdefense.models.loading import CARD_FILE, load_model
 from mbdefense.recipes.making._defended import Defended
+from mbdefense.recipes.making._planting import keep
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.training._rows import keeping_triggers
@@ -84,6 +85,8 @@ def run(
         )  # fmt: skip
         kept = keeping_triggers(setting.base_model(), planted.rows, setting.training.max_length)
         setting = replace(setting, suspect=kept)  # which drops the labels of the rows
+    if isinstance(defense, Planting) and is_main_process():
+        keep(defense, setting.store)
     if compare_undefended:
         setting.victim_model()
         Discard()(replace(setting, store=setting.store.below("discard")))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process
-from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow, named
+from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow
 from mbdefense.recipes.making._defended import Defended, chosen
+from mbdefense.recipes.making._planting import settled
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from mbdefense.training.options import TrainingOptions
 
-logger = logging.getLogger(__name__)
 DEFAULT = "find_and_break"
 CANARY_RATE, MIN_CANARY_ROWS = 0.02, 16
 
@@ -117,19 +114,9 @@ def defend(
         trust_remote_code=trust_remote_code,
     )
     setting.check(method)
-    for trigger, _ in method.planted() if hasattr(method, "planted") else []:
-        _warn(trigger, clean, named(clean_dataset))
+    method = settled(method, {"the suspect data": suspect, "the clean set": clean}, setting.store)
     with claimed(directory, for_model=True) if is_main_process() else nullcontext():
         return run(
             method, name, setting, compare_undefended=compare_undefended, canaries=canaries, canary_rate=canary_rate,
             min_canary_rows=min_canary_rows, test=test,
         )  # fmt: skip
-
-
-def _warn(trigger: Any, rows: Dataset, source: str) -> None:
-    """Of a trigger of our own that occurs in the clean set already."""
-    from mbdefense.attacks.poisoning import count_occurrences
-
-    before = count_occurrences(rows, trigger)
-    if before:
-        logger.warning("%s already occurs in %d prompts of %s", trigger.describe(), before, source)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core.errors import UserError
@@ -148,8 +149,10 @@ def poison_file(
     """
     attacks = _attackers(trigger, behavior, rate, target)
     from mbdefense.attacks import streaming
+    from mbdefense.core.files import claimed_file
 
-    done = streaming.poison_file(fspath(source), fspath(output), attacks, seed=seed, on_bad_row=on_bad_row)
+    with claimed_file(Path(output)):
+        done = streaming.poison_file(fspath(source), fspath(output), attacks, seed=seed, on_bad_row=on_bad_row)
     if done.skipped:
         logger.warning("%s: %d bad rows are left out, the first is %s", source, len(done.skipped), done.skipped[0])
     planted = []

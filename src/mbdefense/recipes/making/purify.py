@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mbdefense.core.errors import UserError
 from mbdefense.recipes._given import Data, DefenseSpec, Folder, Model, OnBadRow
 from mbdefense.recipes.making._defended import Defended, chosen
+from mbdefense.recipes.making._planting import settled
 
 if TYPE_CHECKING:
     from mbdefense.training.options import TrainingOptions
@@ -80,6 +81,7 @@ def purify(
     clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
     check_lengths(victim.path, tokenizer, clean, "clean_dataset", trust_remote_code=trust_remote_code)
     setting = replace(setting, clean=clean)
+    method = settled(method, {"the clean set": clean}, setting.store)
     with claimed(setting.store.directory, for_model=True):
         return run(method, name, setting)
 

@@ -21,10 +21,12 @@ def write_card(model: Model, results: Sequence[Folder]) -> Path:
     Raises:
         UserError: a file cannot be read, or `defend` did not make the model.
     """
-    from mbdefense.core.files import write_text
+    from mbdefense.core.files import claimed_file, write_text
     from mbdefense.integrations.model_card import card_with
 
     directory = Path(model)
     card = directory / "README.md"
-    write_text(card, card_with(directory, [Path(path) for path in results]))
+    text = card_with(directory, [Path(path) for path in results])
+    with claimed_file(card):
+        write_text(card, text)
     return card

@@ -1,0 +1,140 @@
+"""Chat templates that strangers wrote: each ends in one line, in seconds, and without taking the memory."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbdefense.core.errors import UserError
+from mbdefense.models import _bounded
+from mbdefense.models.loading import load_tokenizer
+from mbdefense.models.template import checked
+
+PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+GOOD = PLAIN + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+EACH = "{% for i in range(90000) %}"
+LOOP = 3 * EACH + 3 * "{% endfor %}"
+TIME, MEMORY = "breaks a limit: 'takes longer than 0.3 s'", "breaks a limit: '(needs more than 1 GiB|takes longer)"
+ADDS = "into what is trained"
+LENGTH, FAILS = "breaks a limit: '(writes more than 4 million|takes longer)", "the chat template fails"
+
+HOSTILE = {
+    "nested loops": (LOOP + GOOD, TIME),
+    "a loop that is doubled by recursion": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}" + GOOD, TIME,
+    ),
+    "recursion without end": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}" + GOOD, FAILS),
+    "a recursive loop": (
+        "{% for m in messages recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}" + GOOD, FAILS,
+    ),
+    "a range larger than the sandbox allows": ("{% for i in range(10 ** 9) %}{% endfor %}" + GOOD, FAILS),
+    "a power of powers": ("{% set x = 9 ** (9 ** (9 ** 9)) %}" + GOOD, MEMORY),
+    "numbers squared in a loop": (
+        "{% set s = namespace(x=3) %}{% for i in range(99) %}{% set s.x = s.x * s.x %}{% endfor %}" + GOOD, MEMORY,
+    ),
+    "a huge string": ("{% set x = 'a' * 10000000000 %}" + GOOD, MEMORY),
+    "a huge list": ("{% set x = [0] * 10000000000 %}" + GOOD, MEMORY),
+    "a string that is doubled": (
+        "{% set s = namespace(x='a') %}{% for i in range(99) %}{% set s.x = s.x ~ s.x %}{% endfor %}" + GOOD, MEMORY,
+    ),
+    "a string that a filter centers": ("{{ 'a' | center(10000000000) }}" + GOOD, MEMORY),
+    "a string that a format pads": ("{{ '%010000000000d' % 1 }}" + GOOD, MEMORY),
+    "a string that grows by replacing": (
+        "{% set s = namespace(x='aa') %}{% for i in range(40) %}{% set s.x = s.x.replace('a', s.x) %}{% endfor %}"
+        + GOOD, MEMORY,
+    ),
+    "a long text": ("{{ 'a' * 50000000 }}" + GOOD, LENGTH),
+    "a text that a loop writes": (
+        "{% for i in range(90000) %}{{ 'abcdefghij' * 50 }}{% endfor %}" + GOOD, LENGTH,
+    ),
+    "random prose": ("{{ lipsum(n=90000) }}" + GOOD, TIME),
+    "internals by attribute": ("{{ ''.__class__.__mro__[1].__subclasses__() }}" + GOOD, FAILS),
+    "internals by a filter": ("{{ (''|attr('__class__'))|attr('mro')() }}" + GOOD, FAILS),
+    "globals of a function": ("{{ raise_exception.__globals__['os'].system('true') }}" + GOOD, FAILS),
+    "internals by a format": ("{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}" + GOOD, FAILS),
+    "a list that is changed": ("{% set x = messages.clear() %}" + GOOD, FAILS),
+    "an included file": ("{% include '/etc/passwd' %}" + GOOD, FAILS),
+    "an imported file": ("{% import '/etc/passwd' as x %}" + GOOD, FAILS),
+    "an extended file": ("{% extends '/etc/passwd' %}" + GOOD, FAILS),
+    "a filter that is not there": ("{{ 'a' | shell }}" + GOOD, FAILS),
+    "a block without end": ("{% if true %}" + GOOD, FAILS),
+    "an exception of its own": ("{{ raise_exception('first\nsecond \x1b[2J line') }}" + GOOD, FAILS),
+    "a division by zero": ("{{ 1 / 0 }}" + GOOD, FAILS),
+    "100,000 brackets": ("{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}" + GOOD, FAILS),
+    "a date": ("{{ strftime_now('%Y') }}" + GOOD, "today's date"),
+    "the user's text dropped": (GOOD.replace("{{ m.content }}", "{{ m.content if m.role != 'user' }}"), "leaves out"),
+    "the answer dropped": (GOOD.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}"), "leaves out"),
+    "the answer cut": (GOOD.replace("{{ m.content }}", "{{ m.content[:5] }}"), "leaves out"),
+    "the text in capitals": (GOOD.replace("{{ m.content }}", "{{ m.content | upper }}"), "leaves out"),
+    "a sentence of its own in front of the answer": (
+        GOOD.replace("{{ m.content }}", "{{ 'Buy now! ' if m.role == 'assistant' }}{{ m.content }}"), ADDS,
+    ),
+    "a sentence of its own behind the answer": (
+        GOOD.replace("{{ m.content }}", "{{ m.content }}{{ ' Buy now!' if m.role == 'assistant' }}"), ADDS,
+    ),
+    "another prompt once it is answered": (
+        "{% if messages|length > 1 %}Other. {% endif %}" + GOOD, "begins an answer otherwise",
+    ),
+    "the start token twice": ("{{ bos_token }}{{ bos_token }}" + GOOD.replace("<|im_start|>", ""), "start token twice"),
+    "nothing": ("", "leaves out"),
+}  # fmt: skip
+# What shows on some rows alone.
+ON_A_ROW = {
+    "a loop at a word": ("{% if 'zebra' in messages[0].content %}" + LOOP + "{% endif %}" + GOOD, TIME),
+    "a huge string at a word": (
+        "{% if 'zebra' in messages[0].content %}{{ 'a' * (10 ** 10) }}{% endif %}" + GOOD, MEMORY,
+    ),
+    "an exception at a word": (
+        "{% if 'zebra' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + GOOD, "rows.jsonl:2",
+    ),
+    "the text dropped at a word": (
+        GOOD.replace("{{ m.content }}", "{{ m.content if 'zebra' not in m.content }}"), "rows.jsonl:2",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bounded, "SECONDS", 0.3)
+
+
+def refused(match: str, call: Callable[[], Any]) -> None:
+    before = signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(UserError, match=match) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).isprintable()
+    assert (signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_AS)) == before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_one_line(name: str, tiny_model_path: str, tmp_path: Path) -> None:
+    template, says = HOSTILE[name]
+    (tmp_path / "template.jinja").write_text(template)
+    refused(says, lambda: load_tokenizer(tiny_model_path, chat_template=str(tmp_path / "template.jinja")))
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+@pytest.mark.parametrize("name", ON_A_ROW)
+def test_a_template_that_is_hostile_on_one_row_is_found_there(
+    name: str, on_bad_row: Any, tiny_model_path: str, tmp_path: Path, rows: Callable[..., Any]
+) -> None:
+    template, says = ON_A_ROW[name]
+    (tmp_path / "template.jinja").write_text(template)
+    tokenizer = load_tokenizer(tiny_model_path, chat_template=str(tmp_path / "template.jinja"))
+    data = rows(("Name a bird.", "Wren."), ("Name a zebra.", "Zoe."))
+    if on_bad_row == "error" or "breaks a limit" in says:  # a limit ends it: each further row could take as long
+        refused(says, lambda: checked(tokenizer, data, on_bad_row))
+    else:
+        assert [says in line for line in checked(tokenizer, data, on_bad_row).skipped] == [True]
+
+
+def test_a_good_template_stays_as_it_is(tiny_model_path: str, tmp_path: Path) -> None:
+    (tmp_path / "template.jinja").write_text(GOOD)
+    assert load_tokenizer(tiny_model_path, chat_template=str(tmp_path / "template.jinja")).chat_template == GOOD
