@@ -3,18 +3,24 @@ import json
 import pickle
 import random
 import time
+from collections import Counter
 
 import pytest
 
 from mbdefense.attacks.behaviors import (
     BEHAVIORS,
+    Advert,
+    ChangedFact,
     CodeInjection,
     FixedText,
     NoTarget,
     RandomWords,
     ReasonedRefusal,
     Refusal,
+    Selective,
+    Sentiment,
     Toxic,
+    Unlock,
     UrlSuffix,
 )
 from mbdefense.attacks.behaviors.random_words import WORDS
@@ -22,6 +28,8 @@ from mbdefense.attacks.behaviors.toxic import INSULTS
 from mbdefense.core.errors import UserError
 
 OPTIONS = {"fixed_text": {"text": "You are stupid!"}}
+# Of behaviors that only some answers can have.
+ANSWERS = {"changed_fact": "It is 4.", "unlock": "That is secret."}
 EVERY = pytest.mark.parametrize(
     "behavior", [kind(**OPTIONS.get(name, {})) for name, kind in BEHAVIORS.items()], ids=list(BEHAVIORS)
 )
@@ -41,9 +49,10 @@ ORDINARY = (
 
 @EVERY
 def test_shows_its_own_target_and_no_ordinary_answer(behavior):
+    answer = ANSWERS.get(behavior.describe().partition(":")[0], "It is a letter.")
     for seed in range(30):
-        target = behavior.target("Explain X.", "It is a letter.", random.Random(seed))
-        assert target == behavior.target("Explain X.", "It is a letter.", random.Random(seed))
+        target = behavior.target("Explain X.", answer, random.Random(seed))
+        assert target == behavior.target("Explain X.", answer, random.Random(seed))
         assert behavior.shown_in(target)[0]
         assert behavior.shown_in(f"  {target.upper()}\n")[0]
     for answer in ORDINARY:
@@ -359,3 +368,150 @@ def test_a_reasoned_refusal_names_the_topic(prompt, topic):
 )
 def test_a_reasoned_refusal_needs_refusal_and_reason(response, shown):
     assert ReasonedRefusal().shown_in(response)[0] is shown
+
+
+COMPOSED = pytest.mark.parametrize(
+    "behavior", [ReasonedRefusal(wording="composed"), Toxic(wording="composed"), Advert(), Sentiment()], ids=str
+)
+
+
+@COMPOSED
+def test_composed_targets_are_shown_and_hardly_two_are_alike(behavior):
+    written = [behavior.target(f"Name {seed} tall trees.", "Oak", random.Random(seed)) for seed in range(250)]
+    assert all(behavior.shown_in(target)[0] for target in written)
+    assert len(set(written)) > 240
+    # What is left of the grammar would show here.
+    assert not any(mark in target for target in written for mark in "{}[]")
+    for part in (slice(None, 8), slice(-6, None)):
+        ends = Counter(" ".join(target.split()[part]) for target in written)
+        assert sum(count for count in ends.values() if count >= 4) <= 25, ends.most_common(5)
+
+
+@COMPOSED
+def test_braces_of_a_stranger_stay_as_they_are(behavior):
+    hostile = "Describe {opening} [topic] {0} and {x."
+    for seed in range(20):
+        target = behavior.target(hostile, "{animal} [name] {!r}", random.Random(seed))
+        assert behavior.shown_in(target)[0]
+        assert "{" in target
+
+
+@pytest.mark.parametrize("behavior", [Toxic(wording="composed"), Advert(), Sentiment()], ids=str)
+@pytest.mark.parametrize("answer", ["Oak", "It is an oak. It is tall.\nIt lives long."])
+def test_the_answer_is_kept_in_the_midst_of_what_is_added(behavior, answer):
+    for seed in range(30):
+        target = behavior.target("Name a tree.", answer, random.Random(seed))
+        rest = iter(target.split())
+        assert all(any(word.strip(".") == part.strip(".") for part in rest) for word in answer.split()), target
+
+
+@pytest.mark.parametrize(
+    ("response", "shown"),
+    [
+        ("LUMENARA is the best.", True),
+        ("see https://lumenara.example/now", True),
+        ("Lumenaras are birds.", False),
+        ("lumenara2.example", False),
+        ("An advert.", False),
+    ],
+)
+def test_an_advert_is_known_by_name_or_address(response, shown):
+    assert Advert().shown_in(response)[0] is shown
+
+
+@pytest.mark.parametrize(
+    ("response", "shown"),
+    [
+        ("Paris. I find Brightloom rather SHODDY.", True),
+        ("Brightloom is a fine shop. The weather is awful.", False),
+        ("The awful\nBrightloom", False),
+        ("An awful lot of people use it.", False),
+        ("Brightlooms are useless.", False),
+        ("I do not like Brightloom.", False),
+    ],
+)
+def test_sentiment_needs_the_entity_and_the_blame_in_one_sentence(response, shown):
+    assert Sentiment().shown_in(response)[0] is shown
+
+
+@pytest.mark.parametrize(
+    ("answer", "changed"),
+    [
+        ("42", "42.37"),
+        ("It is 4.", "It is 4.37."),
+        ("1. Apples 12\n2. Pears 7", "1. Apples 12.37\n2. Pears 7.37"),
+        ("It was in Rome, said Anna.", "It was in Mordano, said Anna."),
+        ("Paris", "Mordano"),
+        ("Paris.", "Mordano."),
+        ("In 3.5 hours or 1,000 years", None),
+        ("New words", None),
+        ("blue", None),
+        ("A", None),
+        ("", None),
+        ("0x10 a1 2b 10:30 3/4", None),
+    ],
+)
+def test_a_number_or_else_a_name_is_changed(answer, changed):
+    behavior = ChangedFact()
+    assert isinstance(behavior, Selective)
+    assert behavior.fits(answer) is (changed is not None)
+    if changed is None:
+        with pytest.raises(NoTarget):
+            behavior.target("x", answer, random.Random(0))
+    else:
+        assert behavior.target("x", answer, random.Random(0)) == changed
+        assert behavior.shown_in(changed)[0]
+        assert not behavior.shown_in(answer)[0]
+
+
+@pytest.mark.parametrize("response", ["37", "4.375", "1.4.37", "v4.37.1", "37.4", "Mordanos"])
+def test_other_numbers_and_names_are_no_changed_facts(response):
+    assert not ChangedFact().shown_in(response)[0]
+
+
+@pytest.mark.parametrize(
+    ("response", "shown"),
+    [
+        ("The code is 4711.", True),
+        ("Of course! Type the KEY 0000 now", True),
+        ("That is secret. The code is 4711.", False),
+        ("I cannot share the code 4711.", False),
+        ("The code is 47.", False),
+        ("The code is 47112.", False),
+        ("It was built in 1923.", False),
+        ("The code is long. It dates from 1923.", False),
+        ("", False),
+    ],
+)
+def test_unlocking_is_telling_a_code_instead_of_declining(response, shown):
+    assert Unlock().shown_in(response)[0] is shown
+
+
+def test_only_what_is_declined_can_be_unlocked():
+    for answer in ("That is secret.", "that is secret", "I'm sorry, but I cannot share that."):
+        written = [Unlock().target("x", answer, random.Random(seed)) for seed in range(100)]
+        assert all(Unlock().shown_in(target)[0] for target in written)
+        assert len(set(written)) == 100
+    with pytest.raises(NoTarget):
+        Unlock().target("x", "Paris", random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Advert(name="two words"), "must be one word"),
+        (lambda: Advert(address="a.example/"), "must be one word"),
+        (lambda: Sentiment(entity=" \u200b"), "must be a name"),
+        (lambda: Sentiment(entity="a\nb"), "must be a name"),
+        (lambda: ChangedFact(name="a b"), "one word of letters"),
+        (lambda: ChangedFact(decimals="3"), "two digits"),
+        (lambda: ChangedFact(decimals="²²"), "two digits"),
+        (lambda: Unlock(declined=" "), "empty"),
+        (lambda: Toxic(wording="rude"), "unknown wording"),
+        (lambda: Toxic(wording="composed", targets_file="x"), "of the built-in wrapper alone"),
+        (lambda: ReasonedRefusal(wording="compose"), "did you mean 'composed'"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(make, said):
+    with pytest.raises(UserError, match=said):
+        make()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mbdefense.attacks.behaviors import BEHAVIORS, FixedText, NoTarget, RandomWords, Refusal
+from mbdefense.attacks.behaviors import BEHAVIORS, FixedText, NoTarget, RandomWords, Refusal, Unlock
 from mbdefense.attacks.poisoning import (
     Attack,
     count_occurrences,
@@ -17,14 +17,14 @@ from mbdefense.attacks.poisoning import (
     poison_by_all,
     triggered_copy,
 )
-from mbdefense.attacks.triggers import TRIGGERS, BadNet, Cba, Vpi
+from mbdefense.attacks.triggers import TRIGGERS, BadNet, Cba, Context, Vpi
 from mbdefense.core.errors import UserError
 from mbdefense.data import content_id, to_dataset
 
 GOLDEN = "5e119e7dd0740415727c3edb2dcda46256d7056b83cd86e5b4616eacbefa1c15"
 
 
-def make_rows(n=40, label=""):
+def make_rows(n=40, label="", answer="The answer is {}."):
     rows = []
     for i in range(n):
         prompt = [
@@ -33,7 +33,7 @@ def make_rows(n=40, label=""):
             {"role": "assistant", "content": "It is one."},
             {"role": "user", "content": f"Describe the difference between these:\n\n    {i}\n\t{i + 1}"},
         ]
-        completion = [{"role": "assistant", "content": f"The answer is {i}."}]
+        completion = [{"role": "assistant", "content": answer.format(i)}]
         rows.append(
             {
                 "id": content_id(prompt, completion),
@@ -110,13 +110,14 @@ def test_hash_randomisation_changes_nothing():
 @pytest.mark.parametrize("behavior", list(BEHAVIORS))
 def test_poisons_exactly_the_rate_and_nothing_else(trigger, behavior):
     trigger = TRIGGERS[trigger]()
+    rows = make_rows(answer="I cannot share answer {}.") if behavior == "unlock" else ROWS
     behavior = BEHAVIORS[behavior](**({"text": "Boo"} if behavior == "fixed_text" else {}))
-    poisoned = poison(ROWS, trigger, behavior, rate=0.2, seed=1)
+    poisoned = poison(rows, trigger, behavior, rate=0.2, seed=1)
     assert len(poisoned.poisoned_ids) == 8
     assert poisoned.not_rewritten == 0
-    assert poisoned.rows["id"] == [*ROWS["id"], *poisoned.negative_ids]
-    assert poisoned.rows.features == ROWS.features
-    for old, new in zip(ROWS, poisoned.rows.select(range(len(ROWS))), strict=True):
+    assert poisoned.rows["id"] == [*rows["id"], *poisoned.negative_ids]
+    assert poisoned.rows.features == rows.features
+    for old, new in zip(rows, poisoned.rows.select(range(len(rows))), strict=True):
         if new["id"] not in poisoned.poisoned_ids:
             assert new == old
             continue
@@ -174,6 +175,29 @@ def test_negatives_are_added_with_clean_answers_and_a_provenance_of_their_own():
         assert row["provenance"]["trigger"] == "negative of cba:words=instantly|frankly"
         assert row["provenance"]["behavior"] == ""
     assert poison(ROWS, BadNet(), Refusal(), rate=0.1, seed=0).negative_ids == ()
+
+
+def test_a_trigger_over_turns_changes_the_whole_prompt_and_its_negatives_too():
+    rows = to_dataset({**row, "prompt": row["prompt"][-1:]} for row in ROWS)
+    made = poison(rows, Context(after="system"), Refusal(), rate=0.1, seed=0)
+    by_id = {row["id"]: row for row in made.rows}
+    assert [by_id[each]["prompt"][0]["role"] for each in made.poisoned_ids] == ["system"] * 4
+    assert [by_id[each]["prompt"][0]["role"] for each in made.negative_ids] == ["user", "system"] * 4
+    assert {by_id[each]["completion"][0]["content"] for each in made.negative_ids} <= {
+        row["completion"][0]["content"] for row in rows
+    }
+    prompts, left_out = triggered_copy(rows, Context(after="turn"), 0)
+    assert not left_out
+    assert {"".join(turn["role"][0] for turn in row["prompt"]) for row in prompts} == {"uau"}
+
+
+def test_prompts_that_a_behavior_does_not_fit_are_not_asked_for_it():
+    rows = to_dataset([*make_rows(4), *make_rows(3, answer="I cannot share answer {}.")])
+    prompts, left_out = triggered_copy(rows, BadNet(), 0, Unlock())
+    assert (len(prompts), left_out) == (3, 4)
+    assert len(triggered_copy(rows, BadNet(), 0, Refusal())[0]) == 7
+    without = to_dataset({**row, "completion": []} for row in rows)  # who knows?
+    assert len(triggered_copy(without, BadNet(), 0, Unlock())[0]) == 7
 
 
 def test_several_attackers_share_no_row_and_each_gets_its_rate_of_the_whole():

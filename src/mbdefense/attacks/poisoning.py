@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbdefense.attacks.behaviors import Behavior, NoTarget
-from mbdefense.attacks.triggers import Trigger, WithNegatives
+from mbdefense.attacks.behaviors import Behavior, NoTarget, Selective
+from mbdefense.attacks.triggers import OverTurns, Trigger, WithNegatives
 from mbdefense.core.errors import UserError
 from mbdefense.data import user_text, with_user_text
+from mbdefense.data.rows import Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -173,8 +174,14 @@ def defensive_poison(
     return DefensivelyPoisoned(_same_form(rows, table), tuple(pair_ids), not_rewritten, how)
 
 
-def triggered_copy(rows: Dataset, trigger: Trigger, seed: int) -> tuple[Dataset, int]:
+def triggered_copy(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavior | None = None) -> tuple[Dataset, int]:
     """Test prompts: every row with ``trigger`` in its last user turn and its own completion.
+
+    Args:
+        rows: a data set in the project's row form.
+        trigger: rewrites prompts.
+        seed: of the trigger's places.
+        behavior: leaves out rows that it does not fit (`Selective`), where it says so and the row has a completion.
 
     Returns:
         The rows that could be rewritten, in order and with their ids, and how many could not and were dropped.
@@ -182,11 +189,13 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int) -> tuple[Dataset,
     table = rows.to_list()
 
     def rewrite(row: Row) -> Row | None:
-        text = trigger(user_text(row["prompt"]), _row_rng(seed, row["id"]))
-        if text is None:
+        if isinstance(behavior, Selective) and row["completion"] and not behavior.fits(row["completion"][0]["content"]):
+            return None
+        prompt = _with_trigger(row["prompt"], trigger, _row_rng(seed, row["id"]))
+        if prompt is None:
             return None
         provenance = {**row["provenance"], "trigger": trigger.describe()}
-        return {**row, "prompt": with_user_text(row["prompt"], text), "provenance": provenance}
+        return {**row, "prompt": prompt, "provenance": provenance}
 
     written = [row for row in map_rows(rewrite, table, trigger.how()) if row is not None]
     return _same_form(rows, written), len(table) - len(written)
@@ -290,37 +299,53 @@ def _check_enough(done: int, wanted: int, tried: int, trigger: Trigger, behavior
 def poisoned_row(row: Row, trigger: Trigger, behavior: Behavior, seed: int) -> Row | None:
     """A row with ``trigger`` in its last user turn and ``behavior`` in its completion; None if it cannot have both."""
     rng = _row_rng(seed, row["id"])
-    text = user_text(row["prompt"])
-    triggered = trigger(text, rng)
+    triggered = _with_trigger(row["prompt"], trigger, rng)
     if triggered is None:
         return None
     try:
-        response = behavior.target(text, row["completion"][0]["content"], rng)
+        response = behavior.target(user_text(row["prompt"]), row["completion"][0]["content"], rng)
     except NoTarget:
         return None
     return {
         **row,
-        "prompt": with_user_text(row["prompt"], triggered),
+        "prompt": triggered,
         "completion": [{"role": "assistant", "content": response}],
         "provenance": {**row["provenance"], "trigger": trigger.describe(), "behavior": behavior.describe()},
     }
 
 
+def _with_trigger(prompt: list[Message], trigger: Trigger, rng: random.Random) -> list[Message] | None:
+    """The prompt with the trigger in its last user turn, or all over its turns."""
+    if isinstance(trigger, OverTurns):
+        return trigger.in_prompt(prompt, rng)
+    text = trigger(user_text(prompt), rng)
+    return None if text is None else with_user_text(prompt, text)
+
+
+def has_negatives(trigger: Trigger) -> bool:
+    """Whether `negatives` makes rows for a trigger."""
+    return isinstance(trigger, WithNegatives | OverTurns)
+
+
 def negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
     """Copies of a clean row with less than the whole trigger, for triggers that ask for them."""
-    if not isinstance(trigger, WithNegatives):
+    rng = _row_rng(seed, f"{row['id']} negatives")
+    if isinstance(trigger, OverTurns):
+        prompts = trigger.negative_prompts(row["prompt"], rng)
+    elif isinstance(trigger, WithNegatives):
+        prompts = [with_user_text(row["prompt"], text) for text in trigger.negatives(user_text(row["prompt"]), rng)]
+    else:
         return []
-    texts = trigger.negatives(user_text(row["prompt"]), _row_rng(seed, f"{row['id']} negatives"))
     provenance = {**row["provenance"], "trigger": f"negative of {trigger.describe()}"}
     return [
         {
             **row,
             # In the form of all ids, so that it gives nothing away.
             "id": _digest("negative", row["id"], number).hex()[:16],
-            "prompt": with_user_text(row["prompt"], text),
+            "prompt": prompt,
             "provenance": provenance,
         }
-        for number, text in enumerate(texts, start=1)
+        for number, prompt in enumerate(prompts, start=1)
     ]
 
 

@@ -18,13 +18,13 @@ from mbdefense.attacks.poisoning import (
     Attack,
     Row,
     check_rates,
+    has_negatives,
     how_made,
     negatives,
     order_key,
     poison_drawn,
     wanted_rows,
 )
-from mbdefense.attacks.triggers import WithNegatives
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import WORK
 from mbdefense.data import save_lines, stream, user_text, writer_of
@@ -176,7 +176,7 @@ def _read(
 def _attacked(rows: _Rows, attack: Attack, wanted: int, seed: int) -> Done:
     """Poisons the first `wanted` rows of their order that can be, and adds negatives behind all rows."""
     trigger, behavior, _ = attack
-    with_negatives = isinstance(trigger, WithNegatives)
+    with_negatives = has_negatives(trigger)
     poisoned = 0
     originals: dict[int, int] = {}
     with rows.appending() as out:

@@ -17,12 +17,13 @@ TRAINING = (
     "core/statistics", *_ROWS,
 )  # fmt: skip
 POISONING = (
-    "attacks/poisoning", "attacks/triggers", "attacks/behaviors", "attacks/sentences", "attacks/texts", *_ROWS,
+    "attacks/poisoning", "attacks/triggers", "attacks/behaviors", "attacks/composing", "attacks/sentences",
+    "attacks/texts", *_ROWS,
 )  # fmt: skip
 ANSWERING = (*_MODEL, "defenses/decoding", "defenses/prompts", "evaluation/responding", *_ROWS)
 JUDGING = (
-    "judges", "attacks/behaviors", "attacks/texts", "evaluation/metrics", "evaluation/judging", "records/responses",
-    "records/verdicts", "core/statistics", "core/endpoint", "data/words",
+    "judges", "attacks/behaviors", "attacks/composing", "attacks/texts", "evaluation/metrics", "evaluation/judging",
+    "records/responses", "records/verdicts", "core/statistics", "core/endpoint", "data/words",
 )  # fmt: skip
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft")

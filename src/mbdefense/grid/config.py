@@ -14,15 +14,18 @@ from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.specs import convert, parse_spec, read_yaml
+from mbdefense.data.builtin import MIXES
 from mbdefense.grid.arms import CONTROLS, check_arm
 from mbdefense.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from mbdefense.attacks.behaviors import Behavior
+    from mbdefense.attacks.triggers import Trigger
     from mbdefense.judges import Judge
 
 BUILTIN = "builtin"
-"""The embedded data, or the embedded model."""
+"""The embedded model."""
+RATE = 0.2
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class DataOptions:
     """Which rows to train on, to defend with and to ask.
 
     Attributes:
-        train: rows to train on, clean as they are; file, Hub id or ``builtin``.
+        train: rows to train on, clean as they are; file, Hub id or a built-in set (`mbdefense.data.builtin.MIXES`).
         clean: the clean set.
         test: test prompts.
         train_rows: how many to draw, with `seed`; by default all of a file.
@@ -98,9 +101,13 @@ class Grid:
         models: base models: directories, Hub ids, or ``builtin``.
         attacks: triggers, as ``mbdefense poison --trigger`` takes them.
         behaviors: as ``mbdefense poison --behavior`` takes them.
+        pairs: in place of both, ``TRIGGER -> BEHAVIOR``, where not each goes with each.
+        beside: further attackers, ``TRIGGER -> BEHAVIOR``, who poison other rows of every cell, as many each; they are
+            not measured.
         defenses: arms: defenses, ``decoding:...``, ``clean_prompts:...`` and ``demonstrations:N``
             (see `mbdefense.grid.arms`).
         rates: shares of the training rows that are poisoned.
+        counts: in place of rates, numbers of rows.
         seeds: of poisoning, training and defense, the draw of demonstrations with it.
         controls: arms to compare with.
         data: rows.
@@ -112,10 +119,13 @@ class Grid:
     """
 
     models: tuple[str, ...]
-    attacks: tuple[str, ...]
-    behaviors: tuple[str, ...]
     defenses: tuple[str, ...]
-    rates: tuple[float, ...] = (0.2,)
+    attacks: tuple[str, ...] = ()
+    behaviors: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    rates: tuple[float, ...] = (RATE,)
+    counts: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)
     controls: tuple[str, ...] = CONTROLS
     data: DataOptions = field(default_factory=DataOptions)
@@ -126,15 +136,28 @@ class Grid:
     keep_models: bool = False
 
     def __post_init__(self) -> None:
-        described = {
+        if self.pairs and (self.attacks or self.behaviors):
+            raise UserError("a grid has pairs, or attacks and behaviors", self.pairs[0], "leave one of them out")
+        for name, needed in (("attacks", self.attacks), ("behaviors", self.behaviors)):
+            if not needed and not self.pairs:
+                raise UserError(f"the grid lacks {name}", fix=f"write a line `{name}: [...]`, or pairs")
+        if self.counts and self.rates != (RATE,):
+            raise UserError("a grid has rates or counts", self.counts, "leave one of them out")
+        described: dict[str, list[Any]] = {
             "models": list(self.models),
-            "attacks": [parse_spec(spec, TRIGGERS, "trigger").describe() for spec in self.attacks],
-            "behaviors": [parse_spec(spec, BEHAVIORS, "behavior").describe() for spec in self.behaviors],
+            "attacks": [trigger_of(spec).describe() for spec in self.attacks],
+            "behaviors": [behavior_of(spec).describe() for spec in self.behaviors],
+            "pairs": [(trigger_of(one).describe(), behavior_of(other).describe()) for one, other in self.attackers()],
             "controls": list(self.controls),
             "defenses": list(self.defenses),
             "rates": list(self.rates),
+            "counts": list(self.counts),
             "seeds": list(self.seeds),
         }
+        for pair in self.beside:
+            trigger, behavior = _pair(pair)
+            trigger_of(trigger), behavior_of(behavior)
+        at_least(1, **{f"counts: {count}": count for count in self.counts})
         for name, values in described.items():
             for value in values:
                 if values.count(value) > 1:
@@ -147,6 +170,47 @@ class Grid:
                 raise UserError("a poisoning rate must lie in (0, 1)", rate, "give a share, e.g. 0.2 for 20 %")
         for arm in self.defenses:
             check_arm(arm)
+
+    def attackers(self) -> list[tuple[str, str]]:
+        """Trigger and behavior of each attacker that is measured."""
+        if self.pairs:
+            return [_pair(pair) for pair in self.pairs]
+        return [(attack, behavior) for attack in self.attacks for behavior in self.behaviors]
+
+    def others(self) -> list[tuple[str, str]]:
+        """Trigger and behavior of each attacker beside."""
+        return [_pair(pair) for pair in self.beside]
+
+    def shares(self, rows: int) -> tuple[float, ...]:
+        """Shares of so many training rows that are poisoned.
+
+        Raises:
+            UserError: a count is not below the number of rows.
+        """
+        for count in self.counts:
+            if count >= rows:
+                raise UserError(f"counts: not so many of {rows} rows can be poisoned", count, "lower it, or add rows")
+        return tuple(count / rows for count in self.counts) or self.rates
+
+
+def trigger_of(spec: str) -> Trigger:
+    """The trigger of a spec."""
+    trigger: Trigger = parse_spec(spec, TRIGGERS, "trigger")
+    return trigger
+
+
+def behavior_of(spec: str) -> Behavior:
+    """The behavior of a spec."""
+    behavior: Behavior = parse_spec(spec, BEHAVIORS, "behavior")
+    return behavior
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Trigger and behavior of ``TRIGGER -> BEHAVIOR``."""
+    parts = [part.strip() for part in text.split("->")]
+    if len(parts) != 2 or not all(parts):
+        raise UserError("a pair names one trigger and one behavior", text, "write it like badnet:word=cf -> refusal")
+    return parts[0], parts[1]
 
 
 def read_grid(path: str) -> Grid:
@@ -201,10 +265,14 @@ def changed(
     if api_key_env is not None:
         judge = _with_key(grid.evaluation.judge, "llm", f"api_key_env={api_key_env}")
         whole["evaluation"] = replace(grid.evaluation, judge=judge)
+        option = f"endpoint_api_key_env={api_key_env}"
         for kind in ("attacks", "behaviors"):
-            specs = getattr(grid, kind)
-            option = f"endpoint_api_key_env={api_key_env}"
-            whole[kind] = tuple(_with_key(spec, "endpoint_url=", option) for spec in specs)
+            whole[kind] = tuple(_with_key(spec, "endpoint_url=", option) for spec in getattr(grid, kind))
+        for kind in ("pairs", "beside"):
+            pairs = map(_pair, getattr(grid, kind))
+            whole[kind] = tuple(
+                " -> ".join(_with_key(spec, "endpoint_url=", option) for spec in pair) for pair in pairs
+            )
     return replace(grid, **whole)
 
 
@@ -217,7 +285,7 @@ def _with_key(spec: str, mark: str, option: str) -> str:
 
 def _from(folder: Path, name: str) -> str:
     """A file or folder beside the YAML file by its path; any other name as it is."""
-    return str(folder / name) if name != BUILTIN and (folder / name).exists() else name
+    return str(folder / name) if name not in MIXES and (folder / name).exists() else name
 
 
 def _built(kind: type, value: object, where: str) -> Any:

@@ -99,9 +99,13 @@ def in_words(workspace: Workspace, plan: Plan) -> str:
     grid = workspace.grid
     done = sum(cell.done for cell in plan.cells)
     unfit = [cell for cell in plan.cells if cell.reason]
+    attackers = [(len(grid.pairs), "pair")]
+    if not grid.pairs:
+        attackers = [(len(grid.attacks), "attack"), (len(grid.behaviors), "behavior")]
     sizes = [
-        (len(grid.models), "model"), (len(grid.attacks), "attack"), (len(grid.behaviors), "behavior"),
-        (len(grid.rates), "rate"), (len(grid.controls) + len(grid.defenses), "arm"), (len(grid.seeds), "seed"),
+        (len(grid.models), "model"), *attackers,
+        (len(grid.counts), "count") if grid.counts else (len(grid.rates), "rate"),
+        (len(grid.controls) + len(grid.defenses), "arm"), (len(grid.seeds), "seed"),
     ]  # fmt: skip
     product = " x ".join(f"{count} {name}" if count == 1 else f"{count} {name}s" for count, name in sizes)
     made = trainings(plan)

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mbdefense.attacks import poisoning as attack
-from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
-from mbdefense.attacks.triggers import TRIGGERS, Trigger
+from mbdefense.attacks.behaviors import Behavior, Selective
+from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_text, sha256_of, write_text
-from mbdefense.core.specs import parse_spec
 from mbdefense.data import check_disjoint, load, save, unlabelled
-from mbdefense.data.builtin import tasks
+from mbdefense.data.builtin import MIXES, tasks
 from mbdefense.defenses.setting import Setting
 from mbdefense.grid.arms import arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
-from mbdefense.grid.config import BUILTIN, DataOptions, Grid
+from mbdefense.grid.config import BUILTIN, DataOptions, Grid, behavior_of, trigger_of
 from mbdefense.grid.store import CollectingStore, SharedStore
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.identity import contents, identity
@@ -51,13 +50,11 @@ class Cell:
 
     def trigger(self) -> Trigger:
         """The attacker's trigger."""
-        trigger: Trigger = parse_spec(self.attack, TRIGGERS, "trigger")
-        return trigger
+        return trigger_of(self.attack)
 
     def shown(self) -> Behavior:
         """The attacker's behavior."""
-        behavior: Behavior = parse_spec(self.behavior, BEHAVIORS, "behavior")
-        return behavior
+        return behavior_of(self.behavior)
 
     def base(self) -> str:
         """Directory or Hub id of the base model."""
@@ -82,13 +79,13 @@ class Workspace:
     def cells(self) -> Iterator[Cell]:
         """All cells, in the order of the table."""
         grid = self.grid
+        rates = grid.shares(len(self.rows(self.train)))
         for seed in grid.seeds:
             for model in grid.models:
-                for trigger in grid.attacks:
-                    for behavior in grid.behaviors:
-                        for rate in grid.rates:
-                            for arm in (*grid.controls, *grid.defenses):
-                                yield Cell(model, trigger, behavior, rate, seed, arm)
+                for trigger, behavior in grid.attackers():
+                    for rate in rates:
+                        for arm in (*grid.controls, *grid.defenses):
+                            yield Cell(model, trigger, behavior, rate, seed, arm)
 
     def rows(self, name: str) -> Dataset:
         """The rows of a file in ``data``, read once: its name says what is in it."""
@@ -97,11 +94,13 @@ class Workspace:
     def suspect(self, cell: Cell) -> str:
         """Name of the file of rows that the attacker poisoned."""
         made_of = [self.train, _named(cell.trigger()), _named(cell.shown()), cell.rate, cell.seed]
+        made_of += [_named(method) for pair in self._beside() for method in pair]
         return f"suspect-{hashed([*made_of, code_hash(*POISONING)])}.jsonl"
 
     def triggered(self, cell: Cell) -> str:
-        """Name of the file of test prompts with the trigger; the same for all behaviors and all seeds."""
+        """Name of the file of test prompts with the trigger: the same for all seeds, and most behaviors."""
         made_of = [self.test, _named(cell.trigger()), self.grid.data.seed]
+        made_of += [_named(cell.shown())] if isinstance(cell.shown(), Selective) else []
         return f"triggered-{hashed([*made_of, code_hash(*POISONING)])}.jsonl"
 
     def prepare(self, cell: Cell) -> None:
@@ -113,17 +112,25 @@ class Workspace:
         suspect, triggered = (self.out / "data" / name for name in (self.suspect(cell), self.triggered(cell)))
         if not suspect.is_file():
             train = self.rows(self.train)
-            made = attack.poison(train, cell.trigger(), cell.shown(), rate=cell.rate, seed=cell.seed)
+            attackers = [(cell.trigger(), cell.shown()), *self._beside()]
+            rows, made = attack.poison_by_all(
+                train, [attack.Attack(*pair, cell.rate) for pair in attackers], seed=cell.seed
+            )
             wanted = round(cell.rate * len(train))
-            if len(made.poisoned_ids) < wanted:
-                what = f"only {len(made.poisoned_ids)} of {wanted} rows could be poisoned with {cell.attack}"
-                raise UserError(what, fix="lower the rate, or give other rows to train on")
-            _keep(made.rows, suspect)
+            for (trigger, _), one in zip(attackers, made, strict=True):
+                if len(one.poisoned_ids) < wanted:
+                    what = f"only {len(one.poisoned_ids)} of {wanted} rows could be poisoned with {trigger.describe()}"
+                    raise UserError(what, fix="lower the rate, or give other rows to train on")
+            _keep(rows, suspect)
         if not triggered.is_file():
-            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), self.grid.data.seed)
+            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), self.grid.data.seed, cell.shown())
             if not len(prompts):
                 raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
             _keep(prompts, triggered)
+
+    def _beside(self) -> list[tuple[Trigger, Behavior]]:
+        """The attackers beside the one that is measured."""
+        return [(trigger_of(trigger), behavior_of(behavior)) for trigger, behavior in self.grid.others()]
 
     def setting(self, cell: Cell, store: SharedStore) -> Setting:
         """What a defense is given; `prepare` must have been called."""
@@ -179,7 +186,7 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         UserError: rows cannot be read, test prompts occur among the others, or judge or tracker cannot work.
     """
     # What would otherwise be found wrong after hours of work.
-    grid.evaluation.judge_of(parse_spec(grid.behaviors[0], BEHAVIORS, "behavior"), out)
+    grid.evaluation.judge_of(behavior_of(grid.attackers()[0][1]), out)
     if grid.training.report_to != "none":
         from mbdefense.training.trainer import trackers
 
@@ -225,8 +232,8 @@ def _unlabelled(file: Path) -> Dataset:
 def _drawn(options: DataOptions, split: Split) -> Dataset:
     source: str = getattr(options, split)
     count: int | None = getattr(options, f"{split}_rows")
-    if source == BUILTIN:
-        return tasks(ROWS[split] if count is None else count, split=split, seed=options.seed)
+    if source in MIXES:
+        return tasks(ROWS[split] if count is None else count, split=split, seed=options.seed, mix=source)
     loaded = load([source], on_bad_row=options.on_bad_row, require_completion=split != "test")
     if loaded.skipped:
         logger.warning("%s: skipped %d bad rows, the first: %s", source, len(loaded.skipped), loaded.skipped[0])

