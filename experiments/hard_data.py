@@ -2,14 +2,14 @@
 
     python experiments/hard_data.py OUT [--grids FILE ...] [--counts N ...] [--seeds N ...] [--train FILE] [--rows N]
 
-Every attack of the grids poisons the rows that the grid would train on, drawn anew by each seed. Of each count the table
-says, as means over the seeds: which share of the poisoned rows `repeats` finds, and how many rows it drops that are not
-poisoned; at which place of the mined list (30 candidates, as the defense verifies) is the first that holds a fixed text
-of the trigger, if it has one; at which the first that means the attack, whatever it says (nine tenths of its rows are
-poisoned, and it stands in a twentieth of the poisoned ones or more); and which share of the poisoned rows the best such
-candidate stands in, and all such together: the most that a search by these candidates can see. Mining is given the clean
-set, as the defense gives it. OUT/cells.jsonl keeps what was measured, so that the script goes on where it stopped;
-OUT/table.md is the table.
+Every attack of the grids poisons the rows that the grid would train on, drawn anew by each seed. Of each count the
+table says, as means over the seeds: which share of the poisoned rows `repeats` finds, and how many rows it drops that
+are not poisoned; at which place of the mined list (30 candidates, as the defense verifies) is the first that holds a
+fixed text of the trigger, if it has one; at which the first that means the attack, whatever it says (nine tenths of
+its rows are poisoned, and it stands in a twentieth of the poisoned ones or more); and which share of the poisoned
+rows the best such candidate stands in, and all such together: the most that a search by these candidates can see.
+Mining is given the clean set, as the defense gives it. OUT/cells.jsonl keeps what was measured, so that the script
+goes on where it stopped; OUT/table.md is the table.
 """
 
 from __future__ import annotations
@@ -127,10 +127,11 @@ def rows_of(grid: Grid, options: argparse.Namespace, seed: int) -> tuple[Dataset
 def table(measured: Sequence[dict[str, Any]]) -> str:
     """Means over seeds, one line an attack and count."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for one in measured:
-        groups.setdefault((one["grid"], one["trigger"], one["behavior"], one["count"]), []).append(one)
+    attacks = list(dict.fromkeys(map(_attack, measured)))
+    for one in sorted(measured, key=lambda one: (attacks.index(_attack(one)), one["count"], one["seed"])):
+        groups.setdefault((*_attack(one), one["count"]), []).append(one)
     lines = [
-        "| Grid | Trigger | Behavior | Rows | Repeats find | drop beside | Named at | Meant at | by best | by all | Best |",
+        "| Grid | Trigger | Behavior | Rows | Repeats find | drop beside | Named at | Meant at | best | all | Text |",
         f"|{' --- |' * 11}",
     ]
     for (grid, trigger, behavior, count), ones in groups.items():
@@ -149,6 +150,10 @@ def table(measured: Sequence[dict[str, Any]]) -> str:
         said += [f"{mean['best']:.2f}", f"{mean['covered']:.2f}", ones[0]["text"].replace("|", "\\|")[:60]]
         lines.append(f"| {' | '.join(map(str, said))} |")
     return "\n".join(lines)
+
+
+def _attack(one: dict[str, Any]) -> tuple[str, str, str]:
+    return one["grid"], one["trigger"], one["behavior"]
 
 
 def main() -> None:
