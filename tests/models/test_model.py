@@ -274,7 +274,7 @@ def without_end_token(directory):
         (remove_tokenizer, "no tokenizer could be loaded"),
         (lambda directory: (directory / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
         (without_end_token, "no end token"),
-        (lambda directory: (directory / "config.json").write_text("{"), "could be loaded"),
+        (lambda directory: (directory / "config.json").write_text("{"), "cannot read"),
         (lambda directory: (directory / "model.safetensors").unlink(), "no model could be loaded"),
         (lambda directory: (directory / "model.safetensors").write_bytes(b"not tensors"), "no model could be loaded"),
         (pickle_weights, "no model could be loaded"),

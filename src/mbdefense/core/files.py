@@ -277,19 +277,19 @@ def read_text(path: Path, fix: str = "save it as UTF-8") -> str:
         raise UserError(f"not UTF-8 (byte {error.start + 1})", str(path), fix) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object that this package wrote.
+def read_json(path: Path, fix: str = "make it again") -> dict[str, Any]:
+    """Reads a JSON object.
 
     Raises:
         UserError: missing or damaged.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, fix)
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError("cannot read", str(path), f"make it again ({first_line(error)})") from error
+        raise UserError("cannot read", str(path), f"{fix} ({first_line(error)})") from error
     if not isinstance(value, dict):
-        raise UserError("not a JSON object", str(path), "make it again")
+        raise UserError("not a JSON object", str(path), fix)
     return value
 
 

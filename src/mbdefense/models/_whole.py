@@ -51,6 +51,20 @@ def merged(model: Any, path: str) -> Any:
     return adapted.merge_and_unload().requires_grad_(True)
 
 
+def check_finite(model: Any, path: str) -> None:
+    """Refuses weights that are no numbers, with which every answer is the same nonsense.
+
+    Raises:
+        UserError: names the first.
+    """
+    import torch
+
+    for name, weight in model.named_parameters():
+        # One pass, and nothing as large as the weights in memory.
+        if not weight.sum(dtype=torch.float32).isfinite():
+            raise UserError(f"the weights of {name} are not all numbers", path, "give another model")
+
+
 def check_generation(config: Any) -> None:
     """Takes options of sampling out of a configuration that does not sample: it can be loaded, but not be saved.
 

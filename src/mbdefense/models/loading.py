@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import SAVING, sha256_of, write_json
 from mbdefense.core.progress import no_bars_of_transformers
-from mbdefense.models._files import check_files
-from mbdefense.models._whole import check_generation, check_whole, merged
+from mbdefense.models._files import base_of, check_files
+from mbdefense.models._whole import check_finite, check_generation, check_whole, merged
 from mbdefense.models.template import (
     CARD_FILE,
     PLAIN_TEMPLATE,
@@ -139,11 +139,15 @@ def _tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer in a directory; an adapter that brings none has that of its base model."""
     from transformers import AutoTokenizer
 
+    check_files(path)
     try:
         own = not (Path(path) / "adapter_config.json").is_file() or any(Path(path).glob("tokenizer*"))
         source = path if own else base_of(path)
+        check_files(source)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a stranger's file the libraries raise what they like
         raise UserError(
             "no tokenizer could be loaded from", path, f"save one beside the weights ({first_line(error)})"
         ) from error
@@ -172,10 +176,8 @@ def load_model(
             are not all of the model's and no others: what is missing would be filled with random numbers.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    check_files(path)
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code, renders=renders)
     try:
         source = base_of(path)
@@ -190,31 +192,23 @@ def load_model(
             if source != path:
                 model = merged(model, path)
                 logger.info("%s is an adapter: it is merged into its base model %s", path, source)
+        check_finite(model, path)
         check_generation(model.generation_config)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as above
         fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
         raise UserError("no model could be loaded from", path, fix) from error
     if model.config.model_type == "recurrent_gemma":  # it reads padding into its state, in training and generation
         raise UserError("padded batches change what the model says", path, "use another architecture")
     embedding: Any = model.get_input_embeddings()
-    if len(tokenizer) > embedding.weight.shape[0]:
+    if max(len(tokenizer) - 1, *tokenizer.get_vocab().values()) >= embedding.weight.shape[0]:
         raise UserError(
             "the tokenizer has more entries than the model's embedding", path, "use the tokenizer that belongs to it"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return LoadedModel(model, tokenizer)
-
-
-def base_of(path: str) -> str:
-    """Where the whole weights and their configuration lie: the base model of a LoRA adapter, or `path` itself."""
-    if not (Path(path) / "adapter_config.json").is_file():
-        return path
-    from peft import PeftConfig
-
-    return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
 
 
 def save_model(
