@@ -27,7 +27,6 @@ from mbdefense.grid.plan import Plan, PlannedCell, Task
 from mbdefense.grid.workspace import Cell, open_workspace
 from mbdefense.records.results import read
 from mbdefense.training import consistency, recovery, sft
-from mbdefense.training import trainer as running
 from tests.test_architecture import FILES, imports
 
 TRAINING = {"num_train_epochs": 1, "max_length": 192, "bf16": False, "save_strategy": "no", "lora_r": 2}
@@ -78,13 +77,14 @@ def statuses(out: Path) -> dict[tuple[str, str, str], str]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each training, with the number of its rows."""
     seen: list[str] = []
-    whole = running.run
+    whole = sft.run_trainer
 
     def run(trainer: Any, *rest: Any, **more: Any) -> Any:
         seen.append(f"{type(trainer).__name__} {len(trainer.train_dataset)}")
         return whole(trainer, *rest, **more)
 
-    monkeypatch.setattr(running, "run", run)
+    for stage in (sft, recovery, consistency):
+        monkeypatch.setattr(stage, "run_trainer", run)
     return seen
 
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from mbdefense.models.loading import load_model
-from mbdefense.training import memory
-from mbdefense.training import trainer as running
+from mbdefense.training import memory, sft
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.sft import instruction_tune
 from mbdefense.training.trainer import Trained
@@ -69,7 +68,7 @@ def test_what_a_pass_keeps_grows_with_its_tokens_and_holds_the_cast_weights_once
         for length in lengths:
             found.append(memory.kept_bytes(trainer, [{"prompt_ids": [5, 6, 7], "response_ids": [9] * length}]))
 
-    monkeypatch.setattr(running, "run", measure)
+    monkeypatch.setattr(sft, "run_trainer", measure)
     tuned(tiny_model_path, rows(*PAIRS), replace(STEP, bf16=bf16), tmp_path)
     slopes = [(found[1] - found[0]) / 20, (found[2] - found[1]) / 40]
     assert slopes[0] == pytest.approx(slopes[1], rel=0.02)
@@ -110,7 +109,7 @@ def test_the_longest_samples_decide_and_the_optimizer_s_state_counts(
                 low, high = (free, high) if memory.outgrows(trainer, lengths, options) else (low, free)
             found.append(high)
 
-        monkeypatch.setattr(running, "run", search)
+        monkeypatch.setattr(sft, "run_trainer", search)
         tuned(tiny_model_path, rows(*pairs), options, tmp_path)
         return found[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,12 @@ from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.attacks.triggers import BadNet
 from mbdefense.core.errors import UserError
 from mbdefense.models.loading import LoadedModel, encode, load_model
-from mbdefense.training import trainer as running
 from mbdefense.training.consistency import ConsistencyObjective, tune_consistently
 from mbdefense.training.losses import layer_inconsistency
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.recovery import RecoveryObjective, RecoveryTrainer, TripleRow, encode_triples, recover
 from mbdefense.training.sft import InstructionTrainer, instruction_tune
-from mbdefense.training.trainer import arguments, with_lora
+from mbdefense.training.trainer import arguments, run_trainer, with_lora
 
 # Plain gradient descent without schedule or clipping: one step's change is the gradient, so changes can be compared.
 STEP = TrainingOptions(
@@ -188,46 +186,6 @@ def test_lora_leaves_an_ordinary_model_with_the_adapters_merged(
     after = weights(trained.model)
     assert bool(torch.isfinite(after).all())
     assert not torch.equal(after, before)
-
-
-@BOTH
-def test_qlora_adds_to_the_whole_weights_what_it_learned_beside_those_of_four_bits(
-    stage: str, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
-) -> None:
-    before = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
-    kinds = [type(module) for module in loaded.model.modules()]
-    options = replace(STEP, use_peft=True, load_in_4bit=True, lora_r=2, learning_rate=0.01)
-    trained = train(stage, loaded, rows(*PAIRS), options, tmp_path)
-    model = trained.model.model
-    assert [type(module) for module in model.modules()] == kinds
-    changed = {name: (weight - before[name]).detach() for name, weight in model.named_parameters()}
-    assert {name for name, change in changed.items() if change.any()} == {
-        name for name in before if name.endswith("_proj.weight")
-    }
-    # An adapter of rank 2, and nothing of the rounding to four bits.
-    ranks = {int(torch.linalg.matrix_rank(change, rtol=1e-3)) for change in changed.values() if change.any()}
-    assert ranks <= {1, 2}
-
-
-def test_qlora_computes_with_weights_of_four_bits(
-    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
-) -> None:
-    def loss(four_bits: bool) -> float:
-        options = replace(STEP, use_peft=True, load_in_4bit=four_bits, lora_r=2, logging_steps=1)
-        return instruction_tune(load_model(tiny_model_path), rows(*PAIRS), options, tmp_path).history[0]["loss"]
-
-    assert loss(True) == pytest.approx(loss(False), rel=0.05)
-    assert loss(True) != pytest.approx(loss(False), rel=1e-6)
-
-
-def test_qlora_without_its_package_or_its_adapters_is_an_error(
-    loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match="--use_peft true"):
-        replace(STEP, load_in_4bit=True)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.nn.modules", None)
-    with pytest.raises(UserError, match=r"mbdefense\[qlora\]"):
-        train("tune", loaded, rows(*PAIRS), replace(STEP, use_peft=True, load_in_4bit=True), tmp_path)
 
 
 def test_recovery_keeps_the_epoch_with_the_lowest_evaluation_loss(
@@ -505,13 +463,13 @@ def test_deepspeed_s_engine_and_not_its_model_is_asked_for_the_weights(
     tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(running, "sharded", lambda _: True)
+    monkeypatch.setattr("mbdefense.training.trainer.sharded", lambda _: True)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
     monkeypatch.setattr(Accelerator, "get_state_dict", lambda _, model: asked.append(model) or {})
     engine, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
 
     class Engine:
-        """What `running.run` touches of a Trainer under DeepSpeed."""
+        """What `run_trainer` touches of a Trainer under DeepSpeed."""
 
         accelerator = Accelerator(cpu=True)
         model_wrapped = engine
@@ -528,5 +486,5 @@ def test_deepspeed_s_engine_and_not_its_model_is_asked_for_the_weights(
             return "tuning"
 
     Engine.model = model
-    running.run(Engine(), load_model(tiny_model_path), STEP, tmp_path, False, [1], 0)
+    run_trainer(Engine(), load_model(tiny_model_path), STEP, tmp_path, False, [1], 0)
     assert asked == [engine]

@@ -28,7 +28,7 @@ from mbdefense.models.template import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "CARD_FILE",
@@ -161,6 +161,7 @@ def load_model(
     trust_remote_code: bool = False,
     renders: bool = True,
     dtype: str = "float32",
+    quantization: BitsAndBytesConfig | None = None,
 ) -> LoadedModel:
     """Loads a causal language model from safetensors, with its tokenizer.
 
@@ -170,6 +171,7 @@ def load_model(
         trust_remote_code: see `load_tokenizer`.
         renders: see `load_tokenizer`.
         dtype: name of the weights' dtype. Training keeps float32 weights and computes in bfloat16 where it can.
+        quantization: how to quantize the weights of linear layers while they are loaded; None leaves them whole.
 
     Raises:
         UserError: not a model directory, one whose weights are not safetensors (pickles can run code), or weights that
@@ -185,7 +187,7 @@ def load_model(
         with no_bars_of_transformers():
             both: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True,
-                output_loading_info=True,
+                output_loading_info=True, quantization_config=quantization,
             )  # fmt: skip
             model, found = both
             check_whole(found, source)

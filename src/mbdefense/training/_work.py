@@ -13,8 +13,9 @@ import torch
 
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.models import weights
-from mbdefense.models.loading import LoadedModel
-from mbdefense.training.job import BestRate, ConsistencyObjective, Job, Messages, Mix, Recovery, RecoveryRows
+from mbdefense.models.loading import LoadedModel, base_of, save_model
+from mbdefense.training._quantized import qlora
+from mbdefense.training.job import BestRate, ConsistencyObjective, Job, Messages, Mix, Model, Recovery, RecoveryRows
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained
 
@@ -44,31 +45,60 @@ def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
 
 
 def _tuned(job: Job, checkpoints: Path, resume: bool) -> Trained:
-    loaded, objective, rows = _started(job), job.objective, job.rows
-    answers = list[Answered]()
-    if isinstance(objective, Recovery) and isinstance(rows, RecoveryRows):  # asked before the weights change
-        answers = [_answered(loaded, part) for part in (rows, objective.held_out)]
-    if job.mix:
-        _mix(loaded.model, job.mix)
-    if rows is None:
-        return Trained(loaded, [], 0)
-    if isinstance(objective, Recovery) and isinstance(rows, RecoveryRows):
-        return _recovered(loaded, rows, objective, answers, job.options, checkpoints, resume)
-    if isinstance(objective, ConsistencyObjective):
-        from mbdefense.training.consistency import tune_consistently
+    def train(loaded: LoadedModel, answers: list[Answered]) -> Trained:
+        objective, rows = job.objective, job.rows
+        if isinstance(objective, Recovery) and isinstance(rows, RecoveryRows):
+            return _recovered(loaded, rows, objective, answers, job.options, checkpoints, resume)
+        if isinstance(objective, ConsistencyObjective):
+            from mbdefense.training.consistency import tune_consistently
 
-        return tune_consistently(loaded, job.plain_rows(), objective, job.options, checkpoints, resume=resume)
-    from mbdefense.training.sft import instruction_tune
+            return tune_consistently(loaded, job.plain_rows(), objective, job.options, checkpoints, resume=resume)
+        from mbdefense.training.sft import instruction_tune
 
-    return instruction_tune(loaded, job.plain_rows(), job.options, checkpoints, resume=resume)
+        return instruction_tune(loaded, job.plain_rows(), job.options, checkpoints, resume=resume)
+
+    return _from_start(job, checkpoints, train)
 
 
-def _started(job: Job) -> LoadedModel:
-    """The start, all of whose weights can be trained: those that an adapter was merged into are loaded frozen."""
+def _from_start(job: Job, checkpoints: Path, train: Callable[[LoadedModel, list[Answered]], Trained]) -> Trained:
+    """Trains what a job starts from: the start, with weights of others in it where it has a mixture.
+
+    Args:
+        job: what to train.
+        checkpoints: where whole weights wait that lie nowhere else, while adapters train beside those of four bits.
+        train: is given the model and, for recovery, what the start has answered.
+    """
+    if job.options.load_in_4bit and _lies_whole(job):
+        return qlora(job.start, job.options, lambda loaded: train(loaded, _answers(loaded, job)))
     loaded = job.start.load()
     model: Any = loaded.model
-    model.requires_grad_(True)
-    return loaded
+    model.requires_grad_(True)  # weights that an adapter was merged into are loaded frozen
+    answers = _answers(loaded, job)  # asked before the weights change
+    if job.mix:
+        _mix(model, job.mix)
+    if job.rows is None:
+        return Trained(loaded, [], 0)
+    if not job.options.load_in_4bit:
+        return train(loaded, answers)
+    whole = Model(str(checkpoints / "start"), trust_remote_code=job.start.trust_remote_code)
+    try:
+        if is_main_process():
+            save_model(loaded, Path(whole.path), {})
+        wait_for_everyone()
+        del loaded, model  # not to lie in memory beside those of four bits
+        trained = qlora(whole, job.options, lambda loaded: train(loaded, answers))
+        wait_for_everyone()  # each process merges into the whole weights
+    finally:
+        if is_main_process():
+            shutil.rmtree(whole.path, ignore_errors=True)
+    return trained
+
+
+def _lies_whole(job: Job) -> bool:
+    """Whether what is trained is a model on disk, of which nothing is asked before."""
+    parts = (job.rows, job.objective.held_out) if isinstance(job.objective, Recovery) else ()
+    asked = any(part.met for part in parts if isinstance(part, RecoveryRows))
+    return job.rows is not None and job.mix is None and not asked and base_of(job.start.path) == job.start.path
 
 
 def _mix(model: Any, mix: Mix) -> None:
@@ -81,6 +111,13 @@ def _mix(model: Any, mix: Mix) -> None:
     }
     # The others without a name, which would keep them in memory while the mixture is trained.
     weights.combine(model, [other.load().model for other in mix.others], formulas[mix.formula])
+
+
+def _answers(loaded: LoadedModel, job: Job) -> list[Answered]:
+    """What recovery asks for where rows meet texts, for its rows and those held out."""
+    if isinstance(job.objective, Recovery) and isinstance(job.rows, RecoveryRows):
+        return [_answered(loaded, part) for part in (job.rows, job.objective.held_out)]
+    return []
 
 
 def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
@@ -144,9 +181,13 @@ def _trial(job: Job, rate: float, held_out: Dataset, checkpoints: Path, resume: 
 
     place = checkpoints / f"rate-{rate}"
     options = replace(job.options, learning_rate=rate)
-    trained = instruction_tune(
-        _started(job), job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out
-    )
+
+    def train(loaded: LoadedModel, _: object) -> Trained:
+        return instruction_tune(
+            loaded, job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out
+        )
+
+    trained = _from_start(job, place, train)
     if trained.state is None:
         model: Any = trained.model.model
         model.to("cpu")  # a GPU is left to the next trial

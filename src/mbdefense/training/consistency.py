@@ -15,13 +15,12 @@ from mbdefense.core.errors import UserError
 from mbdefense.engine.batches import Batch, pad_left
 from mbdefense.engine.log_probs import sequence_log_probs
 from mbdefense.models.loading import Encoded, LoadedModel
-from mbdefense.training import trainer as running
 from mbdefense.training._own_loss import OwnLoss
 from mbdefense.training._rows import encoded_rows
 from mbdefense.training.job import ConsistencyObjective
 from mbdefense.training.losses import layer_inconsistency
 from mbdefense.training.options import TrainingOptions
-from mbdefense.training.trainer import Trained, arguments, sharded, with_lora
+from mbdefense.training.trainer import Trained, arguments, run_trainer, sharded, with_lora
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,4 +117,4 @@ def tune_consistently(
             "launch with DDP (accelerate launch --multi_gpu)",
         )
     lengths = [len(e.prompt) + len(e.response) for e in encoded]
-    return running.run(trainer, loaded, options, directory, resume, lengths, sum(e.truncated for e in encoded))
+    return run_trainer(trainer, loaded, options, directory, resume, lengths, sum(e.truncated for e in encoded))

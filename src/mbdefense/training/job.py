@@ -16,6 +16,7 @@ from mbdefense.training.options import RatioForm, TrainingOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import BitsAndBytesConfig
 
     from mbdefense.models.loading import LoadedModel
 
@@ -39,11 +40,16 @@ class Model:
     chat_template: str | None = None
     trust_remote_code: bool = False
 
-    def load(self) -> LoadedModel:
-        """Weights and tokenizer."""
+    def load(self, quantization: BitsAndBytesConfig | None = None) -> LoadedModel:
+        """Weights and tokenizer; for `quantization` see `mbdefense.models.loading.load_model`."""
         from mbdefense.models.loading import load_model
 
-        return load_model(self.path, chat_template=self.chat_template, trust_remote_code=self.trust_remote_code)
+        return load_model(
+            self.path,
+            chat_template=self.chat_template,
+            trust_remote_code=self.trust_remote_code,
+            quantization=quantization,
+        )
 
     def template(self) -> str | None:
         """The text of the template that is given in place of the model's own."""

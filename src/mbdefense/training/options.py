@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -86,6 +87,8 @@ class TrainingOptions:
                 raise UserError(f"{name} must be at least 0", getattr(self, name), f"set --{name} to 0 or more")
         if self.load_in_4bit and not self.use_peft:
             raise UserError("weights of four bits cannot be trained themselves", fix="add --use_peft true")
+        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError("--load_in_4bit needs bitsandbytes", fix="pip install 'mbdefense[qlora]'")
         if self.max_length < 16:
             raise UserError(
                 "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"

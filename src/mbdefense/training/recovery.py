@@ -21,12 +21,11 @@ from mbdefense.data import Source, as_rows
 from mbdefense.engine import AttentionName
 from mbdefense.engine.batches import Batch, response_log_probs
 from mbdefense.models.loading import LoadedModel, bf16_pays, load_model, load_tokenizer
-from mbdefense.training import trainer as running
 from mbdefense.training._own_loss import OwnLoss
 from mbdefense.training._triples import RecoveryCollator, TripleRow, by_role, encode_triples
 from mbdefense.training.losses import recovery_loss
 from mbdefense.training.options import RatioForm, TrainingOptions, check_ratio
-from mbdefense.training.trainer import Trained, arguments, with_lora
+from mbdefense.training.trainer import Trained, arguments, packed_attention, run_trainer, with_lora
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -176,7 +175,7 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
         training = _encoded(train_dataset, "train_dataset", self._coder, args)
         first = training[0]
         self.objective = RecoveryObjective(len(first.triggered), args.lambda_, args.form, args.beta, len(first.met))
-        with running.packed_attention(network, args.attn_implementation) as packed:
+        with packed_attention(network, args.attn_implementation) as packed:
             collator = RecoveryCollator(int(tokenizer.pad_token_id), packed)
         super().__init__(
             model=network,
@@ -195,7 +194,7 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
         if self._packing:  # an evaluation amid training
             yield
             return
-        with running.packed_attention(self._coder.model, self.args.attn_implementation):
+        with packed_attention(self._coder.model, self.args.attn_implementation):
             self._packing = True
             try:
                 yield
@@ -326,4 +325,4 @@ def recover(
     )
     lengths = [sum(len(t.prompt) + sum(map(len, t.responses)) for t in row.trees()) for row in training]
     with trainer.packing():
-        return running.run(trainer, loaded, options, directory, resume, lengths, sum(row.truncated for row in training))
+        return run_trainer(trainer, loaded, options, directory, resume, lengths, sum(row.truncated for row in training))

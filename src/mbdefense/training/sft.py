@@ -20,11 +20,10 @@ from mbdefense.engine.batches import Batch, Branches, pad_left, response_log_pro
 from mbdefense.engine.log_probs import IGNORED
 from mbdefense.engine.packing import pack
 from mbdefense.models.loading import Encoded, LoadedModel
-from mbdefense.training import trainer as running
 from mbdefense.training._own_loss import OwnLoss
 from mbdefense.training._rows import encoded_rows
 from mbdefense.training.options import TrainingOptions
-from mbdefense.training.trainer import Trained, arguments, with_lora
+from mbdefense.training.trainer import Trained, arguments, packed_attention, run_trainer, with_lora
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +35,15 @@ class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
     Of a packed row only the positions that predict a response token are projected to the vocabulary, on every device.
     TRL's own fused head does so on a GPU with Triton and projects all positions elsewhere (trl 1.16.0).
     """
+
+    def __init__(self, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        network: Any = self.model
+        if getattr(network, "is_loaded_in_4bit", False):
+            # TRL puts adapters beside such weights into bfloat16, in which small steps are lost (trl 1.16.0).
+            for weight in network.parameters():
+                if weight.requires_grad:
+                    weight.data = weight.data.float()
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Cross-entropy summed over the batch's response tokens."""
@@ -92,7 +100,7 @@ def instruction_tune(
             "metric_for_best_model": "eval_loss",
             "per_device_eval_batch_size": 1,  # the loss is a mean over batches, which must not hang on who meets whom
         }
-    with running.packed_attention(loaded.model, options.attn_implementation) as packed:
+    with packed_attention(loaded.model, options.attn_implementation) as packed:
         trainer = InstructionTrainer(
             model=with_lora(loaded.model, options),
             args=arguments(
@@ -111,7 +119,7 @@ def instruction_tune(
             processing_class=loaded.tokenizer,
             data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
         )
-        return running.run(
+        return run_trainer(
             trainer, loaded, options, directory, resume, tokens["length"], sum(e.truncated for e in encoded)
         )
 

@@ -22,7 +22,6 @@ from mbdefense.core.progress import Bar, no_bars_of_transformers, say
 from mbdefense.engine import AttentionName, attention
 from mbdefense.models.loading import LoadedModel, bf16_pays
 from mbdefense.training._own_loss import NOT_FINITE, OwnLoss
-from mbdefense.training._quantized import in_four_bits, with_whole_weights
 from mbdefense.training.memory import outgrows
 from mbdefense.training.options import TrainingOptions
 
@@ -125,8 +124,6 @@ def with_lora(model: Any, options: TrainingOptions) -> Any:
     """The model, with adapters to train in its place if the options ask for them."""
     if not options.use_peft:
         return model
-    if options.load_in_4bit:
-        model = in_four_bits(model, torch.bfloat16 if in_bfloat16(options) else torch.float32)
     from peft import LoraConfig, get_peft_model
 
     targets = options.lora_target_modules
@@ -178,7 +175,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(top_pad, 64 * 2**20)
 
 
-def run(
+def run_trainer(
     trainer: Trainer,
     loaded: LoadedModel,
     options: TrainingOptions,
@@ -226,8 +223,9 @@ def run(
     whole = trainer.model_wrapped if in_deepspeed else trained
     state = accelerator.get_state_dict(whole) if in_pieces else None
     model = accelerator.unwrap_model(trained)
-    tuned = LoadedModel(with_whole_weights(model).merge_and_unload() if options.use_peft else model, loaded.tokenizer)
-    return Trained(tuned, trainer.state.log_history, truncated, settled, state)
+    if options.use_peft and not options.load_in_4bit:  # else `qlora` merges the adapters
+        model = model.merge_and_unload()
+    return Trained(LoadedModel(model, loaded.tokenizer), trainer.state.log_history, truncated, settled, state)
 
 
 class _Shown(TrainerCallback):
