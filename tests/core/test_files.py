@@ -173,6 +173,20 @@ def test_a_link_out_of_the_output_folder_is_refused(tmp_path):
     assert victim.read_text() == "x"
 
 
+def test_a_project_folder_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to("/usr/bin/env")
+    monkeypatch.chdir(tmp_path)
+    says = r"out of the output folder \., .*: '\.venv/bin/python'; name a folder of its own as --output_dir"
+    with pytest.raises(UserError, match=says), claimed(Path()):
+        raise AssertionError
+    with (
+        pytest.raises(UserError, match=r"holds files of others: '\.'; name a new one"),
+        claimed(Path(), for_model=True),
+    ):
+        raise AssertionError
+
+
 def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
     kept = [".hidden.tmp", "notes.tmp", ".x.0123456.tmp", "model.safetensors"]
     for name in (*kept, ".rows.jsonl.0123abcd.tmp"):

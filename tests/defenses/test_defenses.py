@@ -504,6 +504,26 @@ def test_the_template_keeps_what_was_trained(setting: Setting) -> None:
     assert encode_prompt(changed, prompt) == kept.prompt
 
 
+def test_the_template_shows_what_the_one_below_it_shows_of_tools(setting: Setting) -> None:
+    plain, changed = (load_tokenizer(str(setting.base)) for _ in range(2))
+    plain.chat_template = (
+        "{%- if tools %}{{ tools[0].function.name }};{% endif -%}{%- for turn in messages -%}{{ turn.role }}:"
+        "{{ turn.content or '' }}{% for call in turn.tool_calls or [] %}[{{ call.function.name }}]{% endfor %}"
+        "{{ turn.name or '' }}|{%- endfor -%}{%- if add_generation_prompt %}assistant:{% endif -%}"
+    )
+    defense = DEFENSES["p2p"](benign_trigger="Checked.", benign_prefix="So:")
+    changed.chat_template = defense.template(plain.chat_template)
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "name": "look_up", "content": "2"},
+    ]
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+    shown = changed.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=True)
+    assert shown == "look_up;user:Checked. One?|assistant:[look_up]|tool:2look_up|assistant:So:\n"
+
+
 def test_evaluate_asks_with_the_benign_trigger_and_judges_without_the_prefix(
     tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

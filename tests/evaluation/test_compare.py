@@ -74,6 +74,13 @@ def test_the_command_prints_one_table_with_the_tests_and_writes_the_results(arms
     assert main(["check", str(out / "results.json"), "--max_asr", "0.05", "--min_cacc", "0.9"]) == 0
 
 
+def test_one_folder_given_alone_is_a_path_and_not_letters(arms):
+    from mbdefense.recipes.measuring.compare import compare
+
+    for given in (arms[0], str(arms[0])):
+        assert [row.arm for row in compare(given).results.rows] == ["base"]
+
+
 def test_what_is_missing_and_what_did_not_land_stands_in_the_output(tmp_path, capsys):
     arms = [evaluated(tmp_path / "attacked", "attacked", 2), evaluated(tmp_path / "mb_defense", "mb_defense", 0)]
     base = evaluated(tmp_path / "base", "base", 1)

@@ -426,6 +426,31 @@ def test_what_is_in_the_files_that_options_name_counts(
     assert after["refusal", "crow"] == before["refusal", "crow"]
 
 
+def test_what_would_fail_after_hours_fails_before_anything_is_trained(
+    bench: Bench, counted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "clean.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Name tree {n}.", "completion": "oak"}) + "\n" for n in range(8)))
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{%- for turn in messages -%}{%- if turn.content == 'Name tree 3.' -%}{{ raise_exception('no trees') }}"
+        "{%- endif -%}{{- turn.role ~ ': ' ~ turn.content ~ '<|im_end|>' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}assistant: {%- endif -%}"
+    )
+    unrenderable = {"data": {**SMALL["data"], "clean": str(rows)}, "chat_template": str(template)}
+    unjudgeable = {"behaviors": ["refusal", "toxic"], "evaluation": {"judge": "keywords"}}
+    for changes, says in (
+        (unrenderable, r"clean.jsonl:4: the chat template fails .*no trees"),
+        ({"data": {**SMALL["data"], "clean_rows": 1}}, "the clean set is too small"),
+        (unjudgeable, "keywords"),
+    ):
+        assert bench(**changes) == (1, tmp_path / "out")  # type: ignore[arg-type]
+        assert re.search(says, capsys.readouterr().err)
+    assert counted == []
+    skipping = {**unrenderable["data"], "on_bad_row": "skip"}  # type: ignore[dict-item]
+    assert bench("--plan", **{**unrenderable, "data": skipping})[0] == 0
+
+
 def test_the_model_of_a_judge_counts_by_what_is_in_it(changing: tuple[Grid, dict[str, Path]], tmp_path: Path) -> None:
     grid, files = changing
     for judge in (

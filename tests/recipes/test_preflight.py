@@ -71,6 +71,7 @@ def test_a_model_without_a_configuration_is_named(copied_model):
         preflight(str(copied_model), ROWS)
 
 
+PLAIN = [{"instruction": f"Name {thing}.", "input": "", "output": "Well."} for thing in ("a fruit", "a bird")]
 RAISES = (
     "{%- for turn in messages -%}"
     "{%- if turn.role == 'system' -%}{{ raise_exception('no system turn here') }}{%- endif -%}"
@@ -79,11 +80,15 @@ RAISES = (
 )
 
 
-@pytest.mark.parametrize("command", ["defend", "evaluate", "purify"])
+@pytest.mark.parametrize(
+    "command", ["defend", "evaluate", "evaluate --triggered", "evaluate --clean", "purify", "filter", "find-triggers"]
+)
 def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_begin(
     command, tiny_model_path, tmp_path, monkeypatch
 ):
     from mbdefense.models import loading
+    from mbdefense.recipes.looking.filter import filter_rows
+    from mbdefense.recipes.looking.find_triggers import find_triggers
     from mbdefense.recipes.making.defend import defend
     from mbdefense.recipes.making.purify import purify
     from mbdefense.recipes.measuring.evaluate import evaluate
@@ -96,6 +101,12 @@ def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_beg
         "defend": lambda: defend(tiny_model_path, train_dataset=ROWS, clean_dataset=ROWS, **given),
         "purify": lambda: purify(tiny_model_path, ROWS, **given),
         "evaluate": lambda: evaluate(tiny_model_path, ROWS, behavior="refusal", **given),
+        "evaluate --triggered": lambda: evaluate(tiny_model_path, PLAIN, triggered=ROWS, behavior="refusal", **given),
+        "evaluate --clean": lambda: evaluate(
+            tiny_model_path, PLAIN, clean_dataset=ROWS, demonstrations=1, behavior="refusal", **given
+        ),
+        "filter": lambda: filter_rows(ROWS, "repeats", tiny_model_path, **given),
+        "find-triggers": lambda: find_triggers(ROWS, victim=tiny_model_path, clean_dataset=PLAIN, **given),
     }
     with pytest.raises(UserError, match=r"row 0 of \w+: the chat template fails .*no system turn here"):
         begun[command]()

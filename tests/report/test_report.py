@@ -15,6 +15,7 @@ import pytest
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
+from mbdefense.report._report import write_report
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import differences
 from mbdefense.report.formats import as_json, comma_separated, markdown, written
@@ -415,6 +416,16 @@ def test_two_runs_are_paired_on_the_same_prompts(tmp_path):
     text = render(read_sources([second]), found)
     assert "first against second" in text
     assert "first against second" in markdown(read_sources([second]), found)
+
+
+def test_one_folder_given_alone_is_a_path_and_not_letters(tmp_path):
+    run = write_evaluations(tmp_path / "run")
+    alone, listed = (
+        write_report(given, output=str(tmp_path / "page.html"), format="json") for given in (run, [str(run)])
+    )
+    assert alone == listed
+    with pytest.raises(UserError, match="compare takes two folders"):
+        write_report(run, output=str(tmp_path / "page.html"), compare="ab")
 
 
 def test_cells_that_cannot_be_paired_say_why(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from os import PathLike, fspath
 
 from mbdefense.core.errors import UserError
 
@@ -23,3 +25,8 @@ def at_least(least: int, **given: int) -> None:
     for name, value in given.items():
         if value < least:
             raise UserError(f"{name} must be at least {least}", value, "give a whole number")
+
+
+def each_path(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[str]:
+    """The paths of a list; one that is given alone is a path and not a list of letters."""
+    return [fspath(path) for path in ([given] if isinstance(given, str | PathLike) else given)]

@@ -93,9 +93,9 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
 
     new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     make_folder(folder)
-    refuse_links(folder)
     if for_model and any(folder.iterdir()) and not any(any(folder.glob(name)) for name in _OURS):
         raise UserError("the output folder holds files of others", str(folder), "name a new one as --output_dir")
+    refuse_links(folder)
     try:
         # A command may call another one that writes into the same folder; that is one run.
         lock = FileLock(folder.resolve() / LOCK_FILE, timeout=0, is_singleton=True)
@@ -170,8 +170,9 @@ def refuse_links(folder: Path) -> None:
         for name in (*names, *files):
             path = Path(directory) / name
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
-                fix = "remove it, or name another --output_dir"
-                raise UserError("a link leads out of the output folder", path.relative_to(root).as_posix(), fix)
+                what = f"a link leads out of the output folder {folder}, and files could be written through it"
+                fix = "name a folder of its own as --output_dir, or remove the link"
+                raise UserError(what, path.relative_to(root).as_posix(), fix)
 
 
 def remove_leftovers(folder: Path) -> None:

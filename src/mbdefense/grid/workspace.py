@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,8 @@ from mbdefense.grid.config import BUILTIN, DataOptions, Grid, behavior_of, trigg
 from mbdefense.grid.store import CollectingStore, SharedStore
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.identity import contents, identity
+from mbdefense.models.loading import load_tokenizer
+from mbdefense.models.ready import check_clean, check_lengths, usable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +60,7 @@ class Cell:
 
     def base(self) -> str:
         """Directory or Hub id of the base model."""
-        return str(model_directory()) if self.model == BUILTIN else self.model
+        return _base(self.model)
 
 
 @dataclass(frozen=True)
@@ -183,15 +185,17 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     """Reads the grid's rows and writes those that it takes to ``data``.
 
     Raises:
-        UserError: rows cannot be read, test prompts occur among the others, or judge or tracker cannot work.
+        UserError: rows cannot be read, a model cannot be given them, test prompts occur among the others, or judge or
+            tracker cannot work.
     """
     # What would otherwise be found wrong after hours of work.
-    grid.evaluation.judge_of(behavior_of(grid.attackers()[0][1]), out)
+    for _, behavior in grid.attackers():
+        grid.evaluation.judge_of(behavior_of(behavior), out)
     if grid.training.report_to != "none":
         from mbdefense.training.trainer import trackers
 
         trackers(grid.training.report_to)
-    train, clean, test = (_drawn(grid.data, split) for split in ROWS)
+    train, clean, test = _usable(grid, {split: _drawn(grid.data, split) for split in ROWS})
     check_disjoint(train, test, clean_name="the training data")
     check_disjoint(clean, test)
     folder = out / "data"
@@ -208,6 +212,24 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
             rows = load([scored], require_completion=False).rows
             check_disjoint(rows, test, clean_name=f"the clean set {scored}")
     return Workspace(grid, out.resolve(), *names)
+
+
+def _base(model: str) -> str:
+    return str(model_directory()) if model == BUILTIN else model
+
+
+def _usable(grid: Grid, drawn: Mapping[Split, Dataset]) -> tuple[Dataset, ...]:
+    """Of each split the rows that every model's template renders as training and asking need them."""
+    rows = dict(drawn)
+    for model in map(_base, grid.models):
+        tokenizer = load_tokenizer(model, chat_template=grid.chat_template, trust_remote_code=grid.trust_remote_code)
+        for split in rows:
+            name = f"data.{split}"
+            rows[split] = usable(tokenizer, rows[split], grid.data.on_bad_row, name, targets=split != "test")
+            if split != "train":
+                check_lengths(model, tokenizer, rows[split], name, trust_remote_code=grid.trust_remote_code)
+    check_clean(rows["clean"])
+    return tuple(rows.values())
 
 
 def _keep(rows: Dataset, file: Path) -> None:

@@ -43,6 +43,7 @@ class HasResults(Protocol):
 OnBadRow = Literal["error", "skip"]
 if TYPE_CHECKING:
     Folder: TypeAlias = "str | PathLike[str]"
+    Folders: TypeAlias = "Folder | Sequence[Folder]"
     Model: TypeAlias = "str | PathLike[str]"
     Data: TypeAlias = "Source"
     Measured: TypeAlias = "str | PathLike[str] | HasResults | Results"
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     CleanerSpec: TypeAlias = "str | PromptCleaner"
 else:
     Folder = Model = Data = Measured = Answered = str
+    Folders = Sequence[str]
     Triggers, Behaviors, Rates = list[str], list[str], list[float]
     ManyData = list[str]
     DefenseSpec = TriggerSpec = BehaviorSpec = FilterSpec = JudgeSpec = DecodingSpec = CleanerSpec = str

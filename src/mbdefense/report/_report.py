@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from mbdefense.core.checks import each_path
 from mbdefense.core.errors import UserError
+
+if TYPE_CHECKING:
+    Folders: TypeAlias = "str | PathLike[str] | Sequence[str | PathLike[str]]"
+else:
+    Folders = list[str]
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,11 @@ class Report:
 
 
 def write_report(
-    directories: list[str],
+    directories: Folders,
     *,
     output: str,
     format: Literal["html", "md", "csv", "json"] = "html",
-    compare: list[str] | None = None,
+    compare: Folders | None = None,
     responses: bool = True,
 ) -> Report:
     """One page of everything that lies in some folders: figures, charts, responses and where they come from.
@@ -51,7 +59,8 @@ def write_report(
     Raises:
         UserError: a folder holds nothing to show, or what it holds is damaged.
     """
-    if compare and len(compare) != 2:
+    pair = each_path(compare or [])
+    if pair and len(pair) != 2:
         raise UserError("compare takes two folders", compare, "write --compare A B")
     from mbdefense.core.files import claimed_file, write_text
     from mbdefense.evaluation.telling import without_examples
@@ -63,12 +72,12 @@ def write_report(
 
     path = Path(output)
     with claimed_file(path):
-        sources = read_sources([str(directory) for directory in directories])
+        sources = read_sources(each_path(directories))
         if not responses:
             notes = (*sources.notes, "prompts and responses were left out")
             found = tuple((name, without_examples(one)) for name, one in sources.found)
             sources = replace(sources, answers=(), found=found, notes=notes)
-        compared = differences(*map(str, compare)) if compare else None
+        compared = differences(*pair) if pair else None
         text = render(sources, compared) if format == "html" else written(format, sources, compared)
         write_text(path, text)
     return Report(path, summarize(sources).headline, len(text.encode("utf-8", "replace")))

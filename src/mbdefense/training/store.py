@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mbdefense.core.cost import measure
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import disk_is_full, read_json, write_json
+from mbdefense.core.files import SAVING, disk_is_full, read_json, write_json
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.models.identity import STAGE_FILE, check_contents
 from mbdefense.models.loading import CARD_FILE, save_model
@@ -160,8 +161,12 @@ def _keep_tracked(written: Path, kept: Path) -> None:
 def _check_checkpoints(checkpoints: Path, key: str, resume: bool) -> None:
     """Checkpoints of an interrupted run are used on resume only, and only if they belong to the same training."""
     marker = checkpoints / STAGE_FILE
-    if marker.is_file() and (not resume or read_json(marker).get("inputs_hash") != key):
-        shutil.rmtree(checkpoints)
+    ours = resume and marker.is_file() and read_json(marker).get("inputs_hash") == key
+    if checkpoints.exists() and not ours:
+        # Out of the way at once: what a removal that is cut short leaves would be taken for checkpoints to go on from.
+        aside = Path(tempfile.mkdtemp(prefix=SAVING, dir=checkpoints.parent))
+        checkpoints.rename(aside / checkpoints.name)
+        shutil.rmtree(aside, ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"inputs_hash": key})
 

@@ -87,7 +87,11 @@ class P2P:
         return (
             "{%- set kept = namespace(turns=[]) -%}{%- for turn in messages -%}"
             f"{{%- set before = {{'user': {trigger}, 'assistant': {prefix}}}.get(turn['role'], '') -%}}"
-            "{%- set kept.turns = kept.turns + [{'role': turn['role'], 'content': before + turn['content']}] -%}"
+            # A turn that only calls tools has nothing to say; what else a turn holds is the other template's to show.
+            "{%- if turn.get('content') is not none -%}"
+            "{%- set turn = dict(turn, content=before + turn['content']) -%}"
+            "{%- endif -%}"
+            "{%- set kept.turns = kept.turns + [turn] -%}"
             "{%- endfor -%}{%- set messages = kept.turns -%}"
             f"{plain.removesuffix(chr(10))}"
             f"{{% if add_generation_prompt %}}{{{{ {prefix} }}}}{{% endif %}}"

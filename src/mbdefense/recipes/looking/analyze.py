@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbdefense.core.checks import at_least
-from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, kept_in, recorded
+from mbdefense.core.checks import at_least, each_path
+from mbdefense.recipes._given import Data, Folder, Folders, Model, OnBadRow, kept_in, recorded
 
 HELD_OUT = ("badnet:word=vq", "insent:sentence=The lamp on the table is green.")
 """Triggers that nobody planted."""
@@ -144,7 +144,7 @@ def heads(
     )  # fmt: skip
 
 
-def triggers(directories: Sequence[Folder], *, output_dir: Folder | None = None) -> Analysis:
+def triggers(directories: Folders, *, output_dir: Folder | None = None) -> Analysis:
     """ASR and CACC over the number of defensive triggers, from result files.
 
     Args:
@@ -156,7 +156,7 @@ def triggers(directories: Sequence[Folder], *, output_dir: Folder | None = None)
     """
     from mbdefense.analysis import triggers as analysis
 
-    folders = [Path(directory) for directory in directories]
+    folders = [Path(directory) for directory in each_path(directories)]
     return _made("triggers", output_dir, lambda directory: analysis.analyze(folders, directory))
 
 

@@ -78,6 +78,8 @@ def filter_rows(
     from mbdefense.data import load_rows, poisoned_ids, save, with_content_ids
     from mbdefense.defenses import filtering
     from mbdefense.defenses.filters import FILTERS, Evidence
+    from mbdefense.models.loading import load_tokenizer
+    from mbdefense.models.ready import usable
     from mbdefense.records.filtering import write_filtering
     from mbdefense.records.provenance import provenance
 
@@ -86,10 +88,13 @@ def filter_rows(
         needed = "needs clean rows" if clean_dataset is None else "makes no use of clean rows"
         fix = "add --clean FILE" if clean_dataset is None else "leave --clean out"
         raise UserError(f"this filter {needed}", named(filter), fix)
-    rows = with_content_ids(load_rows(dataset, on_bad_row=on_bad_row))  # as the filter names them
+    tokenizer = load_tokenizer(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
+    suspect = usable(tokenizer, load_rows(dataset, on_bad_row=on_bad_row), on_bad_row, "dataset")
+    rows = with_content_ids(suspect)  # as the filter names them
     clean = None
     if clean_dataset is not None:
         clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+        clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
     evidence = Evidence(str(model), rows, clean, seed, max_length, batch_size, chat_template, trust_remote_code)
     with kept_in(output_dir) as directory:  # before the filter's work, which would be lost
         with measure() as cost:

@@ -71,14 +71,24 @@ def find_triggers(
     from mbdefense.defenses.stages import Recovery
     from mbdefense.finding.finding import find, mined_only
     from mbdefense.finding.record import FOUND_FILE, write_found
+    from mbdefense.models.loading import load_tokenizer
+    from mbdefense.models.ready import check_clean, usable
 
     file = None if output_dir is None else Path(output_dir) / FOUND_FILE
     if file is not None and file.exists():  # with verdicts that somebody may have set
         raise UserError(f"a {FOUND_FILE} lies there already", named(output_dir), "use another --output_dir")
-    suspect = unlabelled(load_rows(dataset, on_bad_row=on_bad_row))
+    suspect = load_rows(dataset, on_bad_row=on_bad_row)
     clean = None
     if clean_dataset is not None:
         clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    if victim is not None and clean is not None:
+        tokenizer = load_tokenizer(
+            str(victim), chat_template=_template(victim, chat_template), trust_remote_code=trust_remote_code
+        )
+        suspect = usable(tokenizer, suspect, on_bad_row, "dataset")
+        clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
+        check_clean(clean)
+    suspect = unlabelled(suspect)
     with nullcontext() if file is None else claimed(file.parent):  # before the search, which would be lost
         if victim is None or clean is None:
             found = mined_only(suspect, clean, seed=seed)
@@ -100,8 +110,13 @@ def find_triggers(
 
 
 def _loaded(model: str, chat_template: str | None, trust_remote_code: bool) -> LoadedModel:
-    from mbdefense.models.loading import CARD_FILE, load_model
+    from mbdefense.models.loading import load_model
 
-    # A model made by `defend` has its template with it.
-    template = None if (Path(model) / CARD_FILE).is_file() else chat_template
-    return load_model(model, chat_template=template, trust_remote_code=trust_remote_code)
+    return load_model(model, chat_template=_template(model, chat_template), trust_remote_code=trust_remote_code)
+
+
+def _template(model: Model, given: str | None) -> str | None:
+    """The file of a model's prompt template; a model made by `defend` has its own with it."""
+    from mbdefense.models.loading import CARD_FILE
+
+    return None if (Path(model) / CARD_FILE).is_file() else given

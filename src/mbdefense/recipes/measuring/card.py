@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from mbdefense.recipes._given import Folder, Model
+from mbdefense.recipes._given import Folders, Model
 
 
-def write_card(model: Model, results: Sequence[Folder]) -> Path:
+def write_card(model: Model, results: Folders) -> Path:
     """Put the figures of result files into the card of a model that ``mbdefense defend`` made.
 
     Args:
@@ -21,12 +20,13 @@ def write_card(model: Model, results: Sequence[Folder]) -> Path:
     Raises:
         UserError: a file cannot be read, or `defend` did not make the model.
     """
+    from mbdefense.core.checks import each_path
     from mbdefense.core.files import claimed_file, write_text
     from mbdefense.integrations.model_card import card_with
 
     directory = Path(model)
     card = directory / "README.md"
-    text = card_with(directory, [Path(path) for path in results])
+    text = card_with(directory, [Path(path) for path in each_path(results)])
     with claimed_file(card):
         write_text(card, text)
     return card

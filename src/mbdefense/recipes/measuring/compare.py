@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbdefense.recipes._given import Folder
+from mbdefense.recipes._given import Folders
 
 if TYPE_CHECKING:
     from mbdefense.records.results import Results
@@ -29,7 +28,7 @@ class Comparison:
         return as_text(self.results)
 
 
-def compare(directories: Sequence[Folder], *, output_dir: str | None = None) -> Comparison:
+def compare(directories: Folders, *, output_dir: str | None = None) -> Comparison:
     """Compare evaluated models prompt by prompt with the attacked one.
 
     Examples:
@@ -43,12 +42,13 @@ def compare(directories: Sequence[Folder], *, output_dir: str | None = None) -> 
     Raises:
         UserError: a folder is not of one evaluation, or the models were asked different prompts.
     """
+    from mbdefense.core.checks import each_path
     from mbdefense.core.files import claimed
     from mbdefense.evaluation import compare as comparison
     from mbdefense.records.provenance import provenance
     from mbdefense.records.results import Results, write
 
-    folders = [str(directory) for directory in directories]
+    folders = each_path(directories)
     rows, over_seeds = comparison.compare([comparison.read_arm(folder) for folder in folders])
     results = Results(provenance({"directories": folders}, sorted({row.seed for row in rows})), rows, over_seeds)
     if output_dir is not None:

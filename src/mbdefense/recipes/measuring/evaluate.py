@@ -32,6 +32,7 @@ from mbdefense.recipes._given import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from mbdefense.defenses.prompts.cleaning import PromptCleaner
     from mbdefense.engine.server import Server
@@ -186,7 +187,9 @@ def evaluate(
     test = usable(tokenizer, test, on_bad_row, "prompts", targets=False)
     cleaner = _cleaner(clean_prompts, test)
     with_trigger, attack = _triggered(test, triggered, rewriting, prompt_seed, on_bad_row, named(prompts))
-    turns = _demonstrations(demonstrations, clean_dataset, test, prompt_seed, on_bad_row)
+    if with_trigger is not None and triggered is not None:
+        with_trigger = usable(tokenizer, with_trigger, on_bad_row, "triggered", targets=False)
+    turns = _demonstrations(demonstrations, clean_dataset, test, prompt_seed, on_bad_row, tokenizer)
     between = [
         clean_prompts and named(clean_prompts).partition(":")[0],
         answering and answering.describe().partition(":")[0],
@@ -272,7 +275,12 @@ def _triggered(
 
 
 def _demonstrations(
-    number: int, clean_dataset: Data | None, test: Dataset, seed: int, on_bad_row: OnBadRow
+    number: int,
+    clean_dataset: Data | None,
+    test: Dataset,
+    seed: int,
+    on_bad_row: OnBadRow,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[dict[str, str]]:
     """The turns that stand in front of every prompt."""
     if number < 0 or bool(number) != (clean_dataset is not None):
@@ -282,7 +290,9 @@ def _demonstrations(
         return []
     from mbdefense.data import check_disjoint
     from mbdefense.defenses.prompts.demonstrations import draw_demonstrations
+    from mbdefense.models.ready import usable
 
     clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
     check_disjoint(clean, test)
     return draw_demonstrations(clean, number, seed)
