@@ -1,11 +1,13 @@
 """The front door: what the package offers by name, and what naming it costs."""
 
 import ast
+import contextlib
 import doctest
 import hashlib
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -93,40 +95,49 @@ def written(directory, form):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(FORMS[form](*pair)) + "\n" for pair in pairs))
 
 
+README = Path(__file__).parent.parent / "README.md"
+
+
+def reader(directory, tiny_model_path, form):
+    """A folder with what the README's example reads."""
+    directory.mkdir()
+    written(directory, form)
+    (directory / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(4)))
+    (directory / "Qwen").mkdir()
+    (directory / "Qwen" / "Qwen3-0.6B").symlink_to(tiny_model_path)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def by_command(tiny_model_path, tmp_path_factory):
-    """The hash of the weights that the command line makes of files."""
-    directory = tmp_path_factory.mktemp("command")
-    written(directory, "prompt-completion")
-    words = ["defend", "--model", tiny_model_path, "--data", str(directory / "untrusted.jsonl")]
-    words += ["--clean", str(directory / "checked.jsonl"), "--output_dir", str(directory / "out")]
-    words += ["--defense", "mb_defense", "--defensive_triggers", "mn", "--min_defensive_rows", "2"]
-    words += ["--defensive_seed", "3"]
-    words += ["--num_train_epochs", "1", "--max_length", "96", "--bf16", "false", "--save_strategy", "no"]
-    assert main(words) == 0
-    return digest(directory / "out")
+    """The hash of the weights that the README's command makes of files."""
+    (line,) = re.findall(r"^mbdefense (defend .*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    directory = reader(tmp_path_factory.mktemp("command") / "folder", tiny_model_path, "prompt-completion")
+    with contextlib.chdir(directory):
+        assert main(shlex.split(line)) == 0
+    return digest(directory / "defended")
 
 
 def digest(model):
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_dataset_in_each_of_trls_forms_makes_the_model_of_the_command(form, by_command, tiny_model_path, tmp_path):
-    untrusted, checked = (
-        Dataset.from_list([FORMS[form](*pair) for pair in PAIRS[name]]) for name in ("untrusted", "checked")
-    )
-    model = mbdefense.defend(
-        tiny_model_path,
-        train_dataset=untrusted,
-        clean_dataset=checked,
-        defense=mbdefense.MBDefense(defensive_triggers=("mn",), defensive_seed=3, min_defensive_rows=2),
-        args=mbdefense.TrainingOptions(num_train_epochs=1, max_length=96, bf16=False, save_strategy="no"),
-        output_dir=tmp_path / "defended",
-    )
-    assert model.path == tmp_path / "defended"
-    assert digest(model.path) == by_command
-    assert [row.arm for row in model.results.rows] == ["base", "merged", "mb_defense"]
+@pytest.mark.parametrize("form", [None, *FORMS])
+def test_the_readmes_example_makes_the_model_of_its_command(
+    form, by_command, tiny_model_path, tmp_path, monkeypatch, capsys
+):
+    """From files, and from a data set in each of TRL's forms."""
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert "from mbdefense import defend, evaluate" in code
+    monkeypatch.chdir(reader(tmp_path / "folder", tiny_model_path, form or "messages"))
+    names = {}
+    for name, pairs in PAIRS.items() if form else ():
+        names[name] = Dataset.from_list([FORMS[form](*pair) for pair in pairs])
+        assert code.count(f'"{name}.jsonl"') == 1
+        code = code.replace(f'"{name}.jsonl"', name)
+    exec(code, names)  # noqa: S102 - our own text
+    assert digest(names["model"].path) == by_command
+    assert "refusal" in capsys.readouterr().out
 
 
 class Lenient(doctest.OutputChecker):
@@ -157,17 +168,3 @@ def test_the_example_of_every_function_runs(tiny_model_path, tmp_path, monkeypat
             example.options.pop(doctest.SKIP, None)
         test = doctest.DocTest(examples, {}, function.__name__, None, None, None)
         assert not doctest.DocTestRunner(Lenient()).run(test).failed
-
-
-def test_the_example_of_the_readme_runs(tiny_model_path, tmp_path, monkeypatch, capsys):
-    readme = Path(__file__).parent.parent / "README.md"
-    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    assert "from mbdefense import defend, evaluate" in code
-    monkeypatch.chdir(tmp_path)
-    written(tmp_path, "messages")
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(4)))
-    (tmp_path / "Qwen").mkdir()
-    (tmp_path / "Qwen" / "Qwen3-0.6B").symlink_to(tiny_model_path)
-    exec(code, {})  # noqa: S102 - our own text
-    assert (tmp_path / "defended" / "model.safetensors").is_file()
-    assert "refusal" in capsys.readouterr().out
