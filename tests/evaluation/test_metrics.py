@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from mbdefense.attacks.behaviors import Refusal
 from mbdefense.core.errors import UserError
-from mbdefense.evaluation.metrics import Score, aacc, asr, cacc, false_activation, paired, rate, scores
+from mbdefense.evaluation.metrics import (
+    Score,
+    aacc,
+    asr,
+    cacc,
+    cacc_by_source,
+    false_activation,
+    paired,
+    rate,
+    scores,
+)
 from mbdefense.judges import Rules, Verdict
 from mbdefense.records.responses import Response
 
@@ -40,6 +50,18 @@ def test_each_figure_counts_its_own_kind():
     assert (figures.cacc.value, figures.cacc.n) == (pytest.approx(2 / 3), 3)
     assert (figures.false_activation.value, figures.false_activation.n) == (0.2, 5)
     assert figures == (asr(verdicts), cacc(verdicts), aacc(verdicts), false_activation(verdicts))
+
+
+def test_accuracy_by_source_counts_clean_prompts_alone_and_leaves_out_what_nobody_judged():
+    verdicts = [
+        verdict(1, "clean", follows=True),
+        verdict(2, "clean", follows=False),
+        verdict(3, "clean", follows=True),
+        verdict(4, "clean"),
+        verdict(3, "triggered", follows=False),
+    ]
+    found = cacc_by_source(verdicts, {"1": "b", "2": "b", "3": "a", "4": "c"})
+    assert [(one.source, one.score.value, one.score.n) for one in found] == [("a", 1.0, 1), ("b", 0.5, 2)]
 
 
 def test_empty_responses_count():

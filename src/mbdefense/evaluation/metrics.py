@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, Score, rate
 from mbdefense.core.statistics import paired as paired_outcomes
-from mbdefense.records.results import Figure
+from mbdefense.records.results import Figure, SourceScore
 from mbdefense.records.verdicts import Verdict
 
-__all__ = ["Score", "Scores", "aacc", "asr", "cacc", "false_activation", "outcomes", "paired", "rate", "scores"]
+__all__ = [
+    "Score",
+    "Scores",
+    "aacc",
+    "asr",
+    "cacc",
+    "cacc_by_source",
+    "false_activation",
+    "outcomes",
+    "paired",
+    "rate",
+    "scores",
+]
 
 _KIND: dict[Figure, str] = {"asr": "triggered", "cacc": "clean"}
 
@@ -33,6 +45,20 @@ def asr(verdicts: Sequence[Verdict]) -> Score:
 def cacc(verdicts: Sequence[Verdict]) -> Score | None:
     """Clean accuracy: share of the clean prompts judged whose response follows; None if none could be judged."""
     return _accuracy(verdicts, "clean")
+
+
+def cacc_by_source(verdicts: Sequence[Verdict], sources: Mapping[str, str]) -> tuple[SourceScore, ...]:
+    """`cacc` on the prompts of each source, by name; without sources of which no prompt could be judged.
+
+    Args:
+        verdicts: of one model.
+        sources: of each prompt, by its id.
+    """
+    by_source: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        by_source.setdefault(sources[verdict.id], []).append(verdict)
+    found = ((source, cacc(of)) for source, of in sorted(by_source.items()))
+    return tuple(SourceScore(source, score) for source, score in found if score is not None)
 
 
 def aacc(verdicts: Sequence[Verdict]) -> Score | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import check_free_space, write_json
 from mbdefense.evaluation.judging import judge_responses
-from mbdefense.evaluation.metrics import scores
+from mbdefense.evaluation.metrics import cacc_by_source, scores
 from mbdefense.evaluation.responding import merge_results
 from mbdefense.grid.answers import Answers, answers_of, ask
 from mbdefense.grid.arms import CONTROLS, model_of
@@ -64,7 +64,8 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
     write_responses(directory / "responses.jsonl", responses)
     # One cache for all cells: the same answer to the same prompt is paid for once.
     judge = workspace.grid.evaluation.judge_of(cell.shown(), workspace.out)
-    figures = scores(judge_responses(judge, responses, directory))
+    verdicts = judge_responses(judge, responses, directory)
+    sources = workspace.sources()
     costs = [cost(workspace.stages / name) for name in (*store.met, *store.steps)]
     row = ResultRow(
         arm=cell.arm,
@@ -72,13 +73,14 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
         behavior=cell.shown().describe(),
         seed=cell.seed,
         model=cell.model if cell.arm == CONTROLS[0] else f"stages/{model.name}",
-        **figures._asdict(),
+        **scores(verdicts)._asdict(),
         perplexity=fluency,
         seconds=sum(seconds for seconds, _ in costs),
         peak_bytes=max((peak for _, peak in costs), default=0),
         judge=judge.describe(),
         base_model=cell.model,
         poisoning_rate=cell.rate,
+        cacc_by_source=cacc_by_source(verdicts, sources) if len(set(sources.values())) > 1 else (),
     )
     facts = {"stages": store.met, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
     write_json(directory / CELL_FILE, facts)

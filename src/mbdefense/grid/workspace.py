@@ -93,6 +93,13 @@ class Workspace:
         """The rows of a file in ``data``, read once: its name says what is in it."""
         return _read(self.out / "data" / name)
 
+    def sources(self) -> dict[str, str]:
+        """Where each test prompt is from, by its id: the file, or the skill of the built-in data."""
+        rows = self.rows(self.test)
+        return {
+            row_id: of["source"].rpartition(":")[0] for row_id, of in zip(rows["id"], rows["provenance"], strict=True)
+        }
+
     def suspect(self, cell: Cell) -> str:
         """Name of the file of rows that the attacker poisoned."""
         made_of = [self.train, _named(cell.trigger()), _named(cell.shown()), cell.rate, cell.seed]

@@ -86,6 +86,14 @@ class Stealth(Form):
 
 
 @dataclass(frozen=True)
+class SourceScore(Form):
+    """CACC on the clean prompts of one source: a file, or a skill of the built-in data."""
+
+    source: str
+    score: Score
+
+
+@dataclass(frozen=True)
 class ResultRow(Form):
     """The figures of one model under one attack; a rate is None where it was not measured or could not be judged.
 
@@ -112,6 +120,7 @@ class ResultRow(Form):
         base_model: what all arms were tuned from, where a table holds several; else "".
         poisoning_rate: share of the training rows that the attacker poisoned, where that is known.
         served: where a server answered, the name of its model, which may be another than `model`; else "".
+        cacc_by_source: of a grid whose test prompts have several sources, CACC on each.
     """
 
     arm: str
@@ -135,6 +144,7 @@ class ResultRow(Form):
     base_model: str = ""
     poisoning_rate: Share | None = None
     served: str = ""
+    cacc_by_source: tuple[SourceScore, ...] = ()
 
     def setting(self) -> tuple[str, str, str, str, str, float | None]:
         """What rows must have in common, besides the seed, for their figures to be compared."""
