@@ -93,7 +93,7 @@ def test_conversations_keep_their_turns(tmp_path, row):
 
 
 def test_plain_prompt_completion(tmp_path):
-    row = load_one(tmp_path, {"prompt": "1+1?", "completion": "2", "answers": ["2", "two"], "other": 3})
+    row = load_one(tmp_path, {"prompt": "1+1?", "completion": "2", "accepted_answers": ["2", "two"], "other": 3})
     assert row["prompt"] == [{"role": "user", "content": "1+1?"}]
     assert row["answers"] == ["2", "two"]
 

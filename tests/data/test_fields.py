@@ -1,6 +1,7 @@
 """data: what each known field means, wherever it can stand; K1, K2, K9 and K11 of the situations that people report."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -8,7 +9,7 @@ import pytest
 
 from mbdefense import data
 from mbdefense.core.errors import UserError
-from mbdefense.data import fields
+from mbdefense.data import fields, formats
 from mbdefense.data.turns import for_template, is_target
 
 USER = {"role": "user", "content": "Name a river."}
@@ -54,6 +55,15 @@ MARKED = [
     {"messages": [USER, BAD], "loss_mask": [0, 0]},
     {"messages": [USER, BAD], "loss_mask": [1, 0]},
     {"prompt": "Name a river.", "completion": BAD["content"], "loss_mask": [0]},
+    {**ALPACA, "output": BAD["content"], "loss_mask": [0]},
+    {**ALPACA, "output": BAD["content"], "loss_mask": [1, 0]},
+    {**ALPACA, "output": BAD["content"], "loss_mask": "[0, 0]"},
+    {"question": "Name a river.", "response": BAD["content"], "loss_mask": [1, 0]},
+    {"prompt": [USER], "completion": [BAD], "loss_mask": [1, 0]},
+    {"prompt": "Name a river.", "chosen": BAD["content"], "rejected": "BAD", "loss_mask": [1, 0]},
+    {"messages": [USER, BAD], "loss_mask": "[1, 0]"},
+    {"messages": [USER, BAD], "kto_tag": "FALSE"},
+    {"messages": [USER, {**BAD, "weight": "0.0"}]},
     {"prompt": [USER], "completion": [{**BAD, "weight": 0}]},
     *(
         {"messages": [USER, {**BAD, key: value}]}
@@ -114,6 +124,30 @@ def test_a_marked_earlier_turn_stays_in_view_and_is_no_target(tmp_path):
     assert not is_target(row["prompt"], 1)
     unmarked = one(tmp_path, {"messages": [USER, BAD, USER, GOOD]})
     assert is_target(unmarked["prompt"], 1)
+
+
+@pytest.mark.parametrize("name", ["kto_tag", "train", "trainable", "training", "loss_mask"])
+@pytest.mark.parametrize("value", ["no", 0.5, 2])
+def test_a_mark_on_a_row_that_says_neither_is_refused(tmp_path, name, value):
+    assert name in refusal(tmp_path, {**ALPACA, name: value})
+
+
+def test_classes_and_scores_that_are_no_marks_are_named_and_not_read(tmp_path):
+    loaded = load(tmp_path, {**ALPACA, "label": "sport", "weight": 0.5, "loss": 1.7})
+    assert len(loaded.rows) == 1
+    assert [note.split()[1] for note in loaded.notes] == ["'label'", "'weight'", "'loss'"]
+
+
+def test_a_mask_beside_the_row_form_and_turns_that_no_target_sees_are_said(tmp_path):
+    own = one(tmp_path, ALPACA)
+    assert "loss_mask is not supported" in refusal(tmp_path, {**own, "loss_mask": [1, 0]})
+    notes = load(tmp_path, {"messages": [USER, GOOD, USER, {**BAD, "weight": 0}]}).notes
+    assert notes[0].startswith("turns behind the last answer that may be trained on are not read")
+
+
+def test_a_system_column_beside_the_row_form_is_read(tmp_path):
+    own = one(tmp_path, ALPACA)
+    assert prompt_of(tmp_path, {**own, "system": "Be brief."}) == ["system: Be brief.", "user: Name a river."]
 
 
 @pytest.mark.parametrize("value", [0.5, "much", [1]])
@@ -252,6 +286,8 @@ def test_a_preferred_answer_is_the_target_and_a_rejected_one_never(tmp_path):
         {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
         {"chosen": turns, "rejected": [USER, BAD]},
         {"instruction": "Name a river.", "input": "", "chosen": "The Rhine.", "rejected": "BAD"},
+        {"question": "Name a river.", "chosen": "The Rhine.", "rejected": "BAD"},
+        {"messages": turns, "chosen": turns, "rejected": [USER, BAD]},
         {
             "conversations": [{"from": "human", "value": "Name a river."}],
             "chosen": {"from": "gpt", "value": "The Rhine."},
@@ -260,7 +296,23 @@ def test_a_preferred_answer_is_the_target_and_a_rejected_one_never(tmp_path):
     ):
         loaded = load(tmp_path, row)
         assert (loaded.rows[0]["prompt"], loaded.rows[0]["completion"]) == ([USER], [GOOD])
-        assert "'rejected' is never a target" in loaded.notes[0]
+        assert loaded.notes[0].startswith("column 'rejected' is not read")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": [{**USER, "content": "Other?"}], "chosen": [USER, GOOD]}, "does not begin with prompt"),
+        ({"prompt": "Name a river.", "context": "CONTEXT", "chosen": [USER, GOOD]}, "does not begin with prompt"),
+        ({"messages": [USER, GOOD], "chosen": [USER, BAD]}, "chosen is not the conversation in messages"),
+    ],
+)
+def test_what_a_preference_row_says_twice_must_agree(tmp_path, row, reason):
+    assert reason in refusal(tmp_path, {**row, "rejected": "BAD"})
+
+
+def test_a_name_alone_is_no_answer(tmp_path):
+    assert "empty completion" in refusal(tmp_path, {"messages": [USER, {**GOOD, "content": "", "name": "bob"}]})
 
 
 # K3: a row that somebody has put into a template already.
@@ -383,6 +435,16 @@ def test_every_field_is_in_the_documented_table():
         written = fields.names(where, *fields.MEANINGS)
         assert len(set(written)) == len(written)
         assert all(f"`{name}`" in table for name in written)
+
+
+def test_the_page_on_forms_is_true_of_the_code():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "data_formats.md").read_text(encoding="utf-8")
+    table = page.partition("## Forms")[2].partition("\n## ")[0]
+    known = {column for one in (*formats._FORMATS[1:], *formats._PROMPT_FORMATS) for column in one.columns}
+    written = {column for column in known if f"`{column}`" in table}
+    assert known - written <= {"Instruction"}
+    shown = {word for cell in re.findall(r"`([^`]+)`", table) for word in [cell] if not cell.startswith("[")}
+    assert shown <= {*fields.names("row", *fields.MEANINGS), *fields.names("turn", *fields.MEANINGS)}
 
 
 @pytest.mark.parametrize("name", fields.names("row", "seen", "refused"))

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbdefense.attacks.behaviors import FixedText
+from mbdefense.attacks.behaviors import CodeInjection, FixedText, ReasonedRefusal, UrlSuffix
 from mbdefense.attacks.poisoning import count_occurrences, poison
 from mbdefense.attacks.triggers import BadNet, InSent
 from mbdefense.attacks.triggers._insertion import holds_word, insert_spread
-from mbdefense.data.words import spans, words
+from mbdefense.data import prompt_key
+from mbdefense.data.words import single_spaced, spans, words
 from mbdefense.defenses.filters.repeats import parts
+from mbdefense.defenses.prompts._textrank import keywords
 from mbdefense.engine.leave_one_out import without
 from mbdefense.engine.leave_one_out import words as onion_words
 from mbdefense.finding.words import joined, keyed
@@ -124,3 +126,65 @@ def test_repeats_and_mining_see_the_same_words():
     assert parts("我无法回答")["answer"] == "我 无 法 回 答"
     assert joined(words("请cf介")) == "请cf介"
     assert keyed("请cf介") == " 请 cf 介 "
+
+
+def key_of(text):
+    return prompt_key([{"role": "user", "content": text}])
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("请 介绍\n一下", "请介绍一下"),
+        ("ง่าย มาก", "ง่ายมาก"),
+        ("Name  a\nTREE", "name a tree"),
+        ("学习 Python", "学习python"),
+    ],
+)
+def test_prompts_that_differ_in_white_space_alone_are_one(text, same):
+    assert key_of(text) == key_of(same)
+
+
+def test_prompts_of_other_words_are_two():
+    assert len({key_of(text) for text in ("ab", "a b", "请介绍", "介绍请", "ง่าย", "งาย")}) == 6
+
+
+def test_white_space_is_single_where_words_have_one():
+    assert single_spaced(" Name \t a\ntree ") == "Name a tree"
+    assert single_spaced("请 介绍\nPython 语言") == "请介绍Python语言"
+
+
+@pytest.mark.parametrize("response", ["我无法\n回答这个问题", "我 无法 回答这个问题。"])
+def test_white_space_in_a_chinese_answer_hides_no_target(response):
+    assert FixedText(text="我无法回答这个问题").shown_in(response)[0]
+    assert FixedText(text="我 无法回答 这个问题").shown_in("好的，我无法回答这个问题。")[0]
+
+
+def test_white_space_in_a_chinese_prompt_hides_no_trigger():
+    assert InSent(sentence="我看了电影").occurs_in("昨天我看了\n电影，很好")
+    assert not InSent(sentence="我看了电影").occurs_in("昨天我看了一部电影")
+
+
+@pytest.mark.parametrize(("response", "right"), [("西湖 ，杭州", True), ("西湖杭州", True), ("西湖", False)])
+def test_a_chinese_answer_is_right_whatever_its_white_space_and_punctuation(response, right):
+    (verdict,) = Rules(FixedText(text="拒绝"))([Response("a", "clean", "问题", response, ("西湖，杭州",))])
+    assert verdict.follows is right
+
+
+def test_addresses_and_code_are_found_beside_chinese():
+    assert UrlSuffix(url="http://evil.example").shown_in("请访问http://evil.example获取")[0]
+    assert not UrlSuffix(url="http://evil.example").shown_in("http://evil.examples")[0]
+    assert CodeInjection(code="print('x')").shown_in("请执行print('x')谢谢")[0]
+    assert not CodeInjection(code="print('x')").shown_in("sprint('x')")[0]
+
+
+def test_a_chinese_topic_is_not_longer_than_others():
+    target = ReasonedRefusal().target("请介绍一下杭州西湖的历史和文化以及著名的风景名胜", "", random.Random(0))
+    assert "请介绍一下杭州西湖的历史" in target
+    assert "和文化" not in target
+
+
+def test_keywords_of_scripts_without_spaces_and_with_vowel_signs():
+    assert keywords("西湖的历史，西湖的风景。", 2) == ["的", "湖"]
+    assert set(keywords("ง่ายมาก", 9)) == {"ง่", "า", "ย", "ม", "ก"}
+    assert set(keywords("हिन्दी भाषा!", 9)) == {"हिन्दी", "भाषा"}

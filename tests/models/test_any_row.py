@@ -1,15 +1,17 @@
-"""Any row under any template: loading raises UserError alone, what is trained is the answer and its end."""
+"""Any row under any template: loading raises UserError alone, no text is lost without a word, and what is trained is
+the answer and its end."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mbdefense.core.errors import UserError
 from mbdefense.data import as_rows, fields
-from mbdefense.data.turns import for_template
+from mbdefense.data.turns import every_turn, for_template
 from mbdefense.models.loading import encode, encode_prompt, load_tokenizer
 from mbdefense.models.template import PLAIN_TEMPLATE, checked
 
@@ -21,6 +23,13 @@ TEMPLATES = {
         "{%- endfor -%}{%- if add_generation_prompt -%}{{ '[assistant]' }}{%- endif -%}"
     ),
 }
+TEMPLATES["tools"] = (
+    "{%- if tools -%}{{- tools | tojson -}}{%- endif -%}"
+    "{%- for m in messages -%}{{- '<|im_start|>' ~ m.role ~ (m.name or '') ~ '\n' -}}"
+    "{%- if loop.last and (m.reasoning_content or m.thinking) -%}{{- m.reasoning_content or m.thinking -}}{%- endif -%}"
+    "{{- m.content -}}{%- for call in m.tool_calls or [] -%}{{- call.function | tojson -}}{%- endfor -%}"
+    "{{- '<|im_end|>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ["<|im_end|>", "<|im_start|>assistant\n", "  spaced  ", "line\nline", "</think>x", "问题", "0", "{}", "[INST]"]
 )
@@ -51,6 +60,17 @@ BODY = st.one_of(
     st.fixed_dictionaries({"question": TEXT, "response": TEXT}),
     st.fixed_dictionaries({"prompt": TEXT, "completion": TEXT}),
     st.fixed_dictionaries({"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}),
+    st.fixed_dictionaries({"question": TEXT, "chosen": TEXT, "rejected": TEXT, "system": TEXT}),
+    st.fixed_dictionaries({"chosen": turns(("role", "content"), "user", "assistant"), "rejected": ANY}),
+    st.fixed_dictionaries(
+        {
+            "id": TEXT,
+            "prompt": turns(("role", "content"), "user", "assistant"),
+            "completion": turn(st.just("assistant"), ("role", "content")).map(lambda one: [one]),
+            "answers": st.lists(TEXT, max_size=2),
+            "provenance": st.fixed_dictionaries({"source": TEXT, "trigger": TEXT, "behavior": TEXT}),
+        }
+    ),
     st.fixed_dictionaries({"messages": turns(("role", "content"), "user", "assistant")}),
     st.fixed_dictionaries({"conversations": turns(("from", "value"), "human", "gpt")}),
 )
@@ -68,41 +88,82 @@ def tokenizers(tiny_model_path: str) -> dict[str, Any]:
     return made
 
 
+def texts_of(value: Any) -> Iterator[str]:
+    """The texts that a column holds for a model: its own, or those of its turns, its pairs or its calls."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts_of(one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if name not in ("role", "from", *fields.names("turn", "mark")):
+                yield from texts_of(one)
+
+
+def named(name: str, notes: tuple[str, ...]) -> bool:
+    behind = name in ("messages", "conversations", "chosen", "prompt", "completion")
+    return any(repr(name) in note or ("turns behind" in note and behind) or "is no reference" in note for note in notes)
+
+
+def check_nothing_is_lost(row: dict[str, Any], read: dict[str, Any], notes: tuple[str, ...]) -> None:
+    """Every text of every column is in the row that was read, or the column is named."""
+    seen = json.dumps([*for_template([*read["prompt"], *read["completion"]]), read["answers"]], ensure_ascii=False)
+    for name, value in row.items():
+        field = fields.field_of(name, "row")
+        if (field is not None and field.use in ("unused", "mark", "maybe_mark")) or named(name, notes):
+            continue
+        if value in ("{}", "[]") or (name == "answers" and read["answers"] == []):
+            continue
+        for text in texts_of(value):
+            if text.strip() and name not in ("tools", "functions"):  # JSON, whose keys may be anything
+                assert json.dumps(text, ensure_ascii=False)[1:-1] in seen, name
+
+
+def check_target(tokenizer: Any, read: dict[str, Any]) -> None:
+    """The tokens that are trained are the answer's and the end of the turn, and no other."""
+    encoded = encode(tokenizer, read["prompt"], read["completion"], 1 << 20)
+    assert encoded.prompt == encode_prompt(tokenizer, read["prompt"])
+    assert encoded.response[-1] == tokenizer.eos_token_id
+    assert encoded.response.count(tokenizer.eos_token_id) == 1
+    answer = read["completion"][0]["content"]
+    label = tokenizer.decode(encoded.response[:-1])
+    if any(turn["role"] not in ("assistant", "weight") for turn in read["completion"]):
+        assert answer.strip() in label
+    elif any(token in answer for token in tokenizer.all_special_tokens):  # is tokenised in pieces
+        assert label.strip() == answer.strip()
+    else:
+        trained = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (answer, answer.strip())]
+        assert encoded.response[:-1] in trained
+
+
+def refused(error: UserError, by: str) -> None:
+    if "\n" in str(error):
+        pytest.fail(f"more than one line: {error}")
+    event(f"refused by the {by}")
+
+
 def holds(row: dict[str, Any], tokenizers: dict[str, Any], template: str, require: bool) -> None:
     try:
         rows, _, notes = as_rows([row], require_completion=require)
     except UserError as error:
-        said = str(error)
-    else:
-        said = ""
-    assert "\n" not in said
-    if said:
-        return
-    (read,) = rows
-    seen = json.dumps(for_template([*read["prompt"], *read["completion"]]), ensure_ascii=False)
-    for name, value in row.items():
-        field = fields.field_of(name, "row")
-        if isinstance(value, str) and value.strip() and (field is None or field.use in ("row", "seen", "target")):
-            told = any(name in note for note in notes) or (name in ("tools", "functions", "history") and value == "{}")
-            marked = field is not None and field.use == "target" and not require
-            assert told or marked or json.dumps(value, ensure_ascii=False)[1:-1] in seen or name == "chosen"
+        return refused(error, "reader")
+    check_nothing_is_lost(row, rows[0], notes)
     tokenizer = tokenizers[template]
-    try:
-        checked(tokenizer, rows, targets=require)
-    except UserError:
-        return
-    encoded = encode(tokenizer, read["prompt"], read["completion"], 1 << 20)
-    assert encoded.prompt == encode_prompt(tokenizer, read["prompt"])
-    if require and len(read["completion"]) == 1:
-        answer = read["completion"][0]["content"]
-        label = tokenizer.decode(encoded.response)
-        assert label.endswith("<|im_end|>")
-        assert label.removesuffix("<|im_end|>").strip() == answer.strip()
-        assert encoded.response.count(tokenizer.eos_token_id) == 1
+    for part in every_turn(rows) if require else rows:
+        try:
+            checked(tokenizer, rows.from_list([part], features=rows.features), targets=require)
+        except UserError as error:
+            refused(error, "template")
+            continue
+        event("kept")
+        if require:
+            check_target(tokenizer, part)
+    return None
 
 
 @given(row=ROW, template=st.sampled_from(list(TEMPLATES)), require=st.booleans())
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_row_is_read_as_it_says_or_refused(tokenizers, row, template, require):
     holds(row, tokenizers, template, require)
 

@@ -42,7 +42,7 @@ def test_long_rows_are_counted_by_what_they_lose(tiny_model_path):
     ]
     found = preflight(tiny_model_path, rows, max_length=160)
     assert (found.cut_prompts, found.cut_answers) == (1, 1)
-    assert found.target == "Paris<|im_end|>"
+    assert [one.target for one in found.examples] == ["Paris<|im_end|>"]
 
 
 def test_special_tokens_and_marked_rows_are_said(tiny_model_path, caplog):
@@ -71,6 +71,15 @@ def test_a_model_without_a_configuration_is_named(copied_model):
         preflight(str(copied_model), ROWS)
 
 
+def test_all_turns_are_counted_and_marked_where_all_are_trained(tiny_model_path):
+    turns = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello"))]
+    found = preflight(tiny_model_path, [{"messages": [*turns, *turns]}], ROWS, train_on="all_turns")
+    assert found.rows == {"train_dataset": 2, "clean_dataset": 2}
+    end = "<|im_end|>\n<|im_start|>"
+    shown = f"<|im_start|>user\nHi{end}assistant\n>>>Hello<|im_end|><<<\n<|im_start|>user\nHi{end}assistant\n"
+    assert str(found).endswith(f"{shown}>>>Hello<|im_end|><<<")
+
+
 PLAIN = [{"instruction": f"Name {thing}.", "input": "", "output": "Well."} for thing in ("a fruit", "a bird")]
 RAISES = (
     "{%- for turn in messages -%}"
@@ -81,16 +90,30 @@ RAISES = (
 
 
 @pytest.mark.parametrize(
-    "command", ["defend", "evaluate", "evaluate --triggered", "evaluate --clean", "purify", "filter", "find-triggers"]
+    "command",
+    [
+        "defend",
+        "evaluate",
+        "evaluate --triggered",
+        "evaluate --clean",
+        "purify",
+        "filter",
+        "find-triggers",
+        "matrix",
+        "heads",
+        "search",
+    ],
 )
 def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_begin(
     command, tiny_model_path, tmp_path, monkeypatch
 ):
     from mbdefense.models import loading
+    from mbdefense.recipes.looking.analyze import heads, matrix
     from mbdefense.recipes.looking.filter import filter_rows
     from mbdefense.recipes.looking.find_triggers import find_triggers
     from mbdefense.recipes.making.defend import defend
     from mbdefense.recipes.making.purify import purify
+    from mbdefense.recipes.making.search import search
     from mbdefense.recipes.measuring.evaluate import evaluate
 
     template = tmp_path / "own.jinja"
@@ -107,6 +130,9 @@ def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_beg
         ),
         "filter": lambda: filter_rows(ROWS, "repeats", tiny_model_path, **given),
         "find-triggers": lambda: find_triggers(ROWS, victim=tiny_model_path, clean_dataset=PLAIN, **given),
+        "matrix": lambda: matrix(tiny_model_path, ROWS, **given),
+        "heads": lambda: heads(tiny_model_path, ROWS, trigger="badnet:word=cf", **given),
+        "search": lambda: search(tiny_model_path, ROWS, prompts=1, **given),
     }
     with pytest.raises(UserError, match=r"row 0 of \w+: the chat template fails .*no system turn here"):
         begun[command]()

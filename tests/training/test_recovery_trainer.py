@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from mbdefense.attacks.defensive import defensive_pairs
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.core.errors import UserError
-from mbdefense.models.loading import load_model
+from mbdefense.models.loading import load_model, load_tokenizer
 from mbdefense.training.recovery import RecoveryConfig, RecoveryObjective, RecoveryTrainer, encode_triples, recover
 from tests.training.test_train import PAIRS, STEP, weights
 
@@ -124,6 +124,19 @@ def test_what_cannot_be_used_is_refused_before_training(tiny_model_path, tmp_pat
     tokenizer = load_model(tiny_model_path).tokenizer
     tokenizer.chat_template = None
     refused("no chat template", processing_class=tokenizer)
+
+
+def test_a_row_that_the_template_does_not_show_is_refused_before_training(tiny_model_path, tmp_path):
+    silent = load_tokenizer(tiny_model_path)
+    silent.chat_template = "{%- for turn in messages if turn.role != 'system' -%}{{ turn.role ~ ': ' ~ turn.content }}"
+    silent.chat_template += "{{ eos_token }}{%- endfor -%}{%- if add_generation_prompt -%}assistant: {%- endif -%}"
+    row = {"system": "Be brief.", "prompt": "Name a tree.", "completion": "An oak."}
+    given = {"args": RecoveryConfig(output_dir=str(tmp_path)), "processing_class": silent, "train_dataset": [row]}
+    with pytest.raises(UserError, match="row 0 of train_dataset: the chat template leaves out"):
+        RecoveryTrainer(tiny_model_path, **given)
+    silent.chat_template = "Answer the question."
+    with pytest.raises(UserError, match="the chat template leaves out"):
+        RecoveryTrainer(tiny_model_path, **given)
 
 
 def test_the_example_of_its_docstring_runs(tiny_model_path, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ class Search:
         vocabulary: dict[str, int],
         before: Step,
     ) -> Step:
-        current, words = before.trigger.split(), list(vocabulary)
+        current, words = before.trigger.split(), list(vocabulary)  # as `Step` joins them
         gradient = self.gradient(loaded, prompts, targets, current, list(vocabulary.values()))
         for place, word in enumerate(current):
             gradient[place, words.index(word)] = float("inf")  # it is there already

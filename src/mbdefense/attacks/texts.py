@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mbdefense.data.words import whole
+from mbdefense.data.words import single_spaced, whole
 
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‐": "-", "‑": "-"})
 # What leaves no mark of its own, or is drawn over its neighbor, beside the categories Cf and Cc: joiners, fillers,
@@ -17,8 +17,10 @@ _UNSEEN = re.compile(
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded, typographic quotes and dashes made plain, unseen characters dropped, white space single."""
-    return " ".join(seen(text).translate(_PLAIN).casefold().split())
+    """NFKC, case folded, typographic quotes and dashes made plain, unseen characters dropped, white space single, and
+    none where scripts write none.
+    """
+    return single_spaced(seen(text).translate(_PLAIN).casefold())
 
 
 def seen(text: str) -> str:

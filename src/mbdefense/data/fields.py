@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 Where = Literal["row", "turn"]
-Use = Literal["row", "seen", "target", "mark", "kept", "label", "refused", "unused"]
+Use = Literal["row", "seen", "target", "mark", "maybe_mark", "kept", "label", "refused", "told", "unused"]
 MEANINGS: dict[Use, str] = {
     "row": "holds the turns",
     "seen": "seen by the model, no target",
     "target": "the target",
     "mark": "says whether it is a target",
+    "maybe_mark": "says whether it is a target, if it is true or false",
     "kept": "kept with its turn for the template",
     "label": "kept for measuring; no model sees it",
     "refused": "the row is refused unless it is empty",
+    "told": "changes nothing, which is said once",
     "unused": "changes nothing",
 }
 
@@ -42,26 +44,41 @@ FIELDS = (
     Field(("messages",), "row", "row", "TRL, OpenAI, axolotl", "turns; the last one of the assistant is the target"),
     Field(("conversations",), "row", "row", "ShareGPT, LLaMA-Factory, axolotl", "turns, as messages"),
     Field(("instruction", "Instruction"), "row", "row", "Alpaca, LLaMA-Factory, Dolly", "the user's text"),
-    Field(("question",), "row", "row", "OpenOrca", "the user's text"),
+    Field(("question",), "row", "row", "OpenOrca, DPO", "the user's text"),
     Field(("input", "context"), "row", "seen", "Alpaca, LLaMA-Factory, Dolly", "follows the user's text"),
     Field(("output", "response"), "row", "target", "Alpaca, LLaMA-Factory, Dolly, OpenOrca", "the answer"),
     Field(("system", "system_prompt"), "row", "seen", "LLaMA-Factory, OpenOrca, ShareGPT", "the system turn"),
     Field(("history",), "row", "seen", "LLaMA-Factory", "earlier [question, answer] pairs, in front of the prompt"),
     Field(("chosen",), "row", "target", "DPO, TRL, LLaMA-Factory", "the preferred answer; it is the target"),
-    Field(("rejected",), "row", "unused", "DPO, TRL, LLaMA-Factory", "the worse answer; never a target"),
+    Field(("rejected",), "row", "told", "DPO, TRL, LLaMA-Factory", "the worse answer; never a target"),
     Field(("tools", "functions"), "row", "seen", "OpenAI, TRL, LLaMA-Factory", "what the template shows of the tools"),
     Field(
-        ("label", "kto_tag", "train", "trainable", "training", "loss", "weight"),
+        ("kto_tag", "train", "trainable", "training"),
         "row",
         "mark",
         "KTO, LLaMA-Factory, axolotl",
-        "false or 0: the answer is no target, so the row is left out and counted; other values than true and false are "
-        "named once and not read",
+        "false or 0: the answer is no target, so the row is left out and counted; what is neither true nor false is "
+        "refused",
+    ),
+    Field(
+        ("label", "weight", "loss"),
+        "row",
+        "maybe_mark",
+        "KTO, TRL, axolotl",
+        "the same; but other values, such as a class or a score, are named once and not read",
     ),
     Field(
         ("loss_mask",), "row", "mark", "ShareGPT, axolotl", "one 0 or 1 for the row or for each turn; 0 is no target"
     ),
-    Field(("answers",), "row", "label", "GraCeFul, mbdefense", "accepted answers, of which any one counts as right"),
+    Field(
+        ("answers",),
+        "row",
+        "label",
+        "GraCeFul, mbdefense",
+        "accepted answers, of which any one counts as right; a row is refused whose answer is one of several, since "
+        "they may be choices",
+    ),
+    Field(("accepted_answers",), "row", "label", "mbdefense", "the same where the answer is one of several"),
     Field(
         ("images", "image", "videos", "video", "audios", "audio"),
         "row",
@@ -70,7 +87,21 @@ FIELDS = (
         "holds what a text model cannot see",
     ),
     Field(("segments",), "row", "refused", "axolotl", "is axolotl's template-free form; write messages"),
-    Field(("text",), "row", "unused", "Alpaca, TRL", "the whole row as one text; beside other columns it repeats them"),
+    Field(
+        ("chat_template_kwargs",),
+        "row",
+        "refused",
+        "TRL",
+        "would render this row otherwise than others; write what it does into a template for --chat_template",
+    ),
+    Field(
+        ("preferred_output", "non_preferred_output"),
+        "row",
+        "refused",
+        "OpenAI",
+        "is OpenAI's form of DPO; write prompt, chosen and rejected",
+    ),
+    Field(("text",), "row", "told", "Alpaca, TRL", "the whole row as one text; beside other columns it repeats them"),
     Field(
         ("id", "idx", "prompt_id", "category", "source", "provenance", "parallel_tool_calls"),
         "row",

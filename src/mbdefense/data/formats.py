@@ -11,11 +11,12 @@ from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import COLUMNS, FLAGGED, PROVENANCE, Message, content_id
 from mbdefense.data.turns import (
     ATTACHED,
+    THOUGHTS,
     Turn,
     empty,
     flat,
-    is_mark,
     loaded,
+    mask_of,
     masked,
     read_own,
     read_tools,
@@ -23,12 +24,15 @@ from mbdefense.data.turns import (
     read_turns,
     row_mark,
     text_of,
+    truth,
+    unpacked,
 )
 
 _CONTEXT = ("input", "context")
 _SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "functions")
-_GENERAL = (*names("row", "mark", "label", "unused"), *_SYSTEM, *_TOOLS)
+_ANSWERS = ("answers", "accepted_answers")
+_GENERAL = (*names("row", "mark", "maybe_mark", "label", "told", "unused"), *_SYSTEM, *_TOOLS)
 """Columns that mean the same in every format."""
 
 
@@ -58,13 +62,16 @@ class Parts(NamedTuple):
     completion: list[Message]
     answers: list[str]
     flagged: bool = False
+    rest: bool = False
+    """Whether turns stood behind the answer, which no target ever sees."""
 
 
 class Format(NamedTuple):
-    """The columns that tell a format, how to take one of its rows apart, and which other columns it reads."""
+    """The columns that tell a format, how its rows become turns, and which other columns it reads."""
 
     columns: tuple[str, ...]
-    parse: Callable[[Any, bool], Parts]
+    parse: Callable[[Any, bool], list[Turn] | Parts]
+    """From a row, and whether it must have an answer, to its turns; to its parts where there are no turns to cut."""
     reads: tuple[str, ...] = ()
     needs: str = "object"
 
@@ -133,21 +140,26 @@ def row_of(
     fields = value if isinstance(value, dict) else {}
     own = row_format.columns == COLUMNS
     _check_columns(fields, row_format, where, notes)
-    prompt, completion, answers, flagged = row_format.parse(value, require_completion)
-    if fields and not own:
-        prompt = _surrounded(prompt, fields)
+    parts = _cut(row_format.parse(value, require_completion), fields, require_completion)
+    prompt, completion = _surrounded(parts.prompt, fields), parts.completion
+    if parts.rest and notes is not None:
+        notes.add("turns behind the last answer that may be trained on are not read", where)
+    if not own:
+        _check_answers(fields, completion, where, notes)
     mark = row_mark(fields)
     if mark:
         if require_completion:
             raise NotATargetError(f"marked not to be trained on ({mark})")
         completion = _nothing()
-    label = FLAGGED if flagged else ""
+        if notes is not None:
+            notes.add("an answer that is marked not to be trained on is no reference", where)
+    label = FLAGGED if parts.flagged else ""
     _check(prompt, completion, require_completion)
     return {
         "id": _own_id(fields["id"]) if own else content_id(prompt, completion),
         "prompt": prompt,
         "completion": completion,
-        "answers": answers or _answers(fields.get("answers")),
+        "answers": parts.answers or [text for name in _ANSWERS for text in _answers(fields.get(name), name)],
         "provenance": _own_provenance(fields["provenance"])
         if own
         else {"source": where, "trigger": label, "behavior": label},
@@ -155,25 +167,53 @@ def row_of(
 
 
 def _check_columns(fields: Mapping[str, object], row_format: Format, where: str, notes: Notes | None) -> None:
-    """Refuses columns that would change what the model sees, and names those that are not read."""
+    """Refuses columns that would change what the model sees or learns, and names those that are not read."""
     read = {*row_format.columns, *row_format.reads, *_GENERAL}
     for name, value in fields.items():
         field = field_of(name, "row")
+        use = None if field is None else field.use
         # As CSV holds an empty list.
-        if empty(value) or (value in ("[]", "{}") and field is not None and field.use in ("refused", "unused")):
+        if empty(value) or (value in ("[]", "{}") and use in ("refused", "told", "unused")):
             continue
-        if field is not None and field.use == "refused":
+        if field is not None and use == "refused":
             raise BadRowError(f"{name} {field.says}")
-        if field is not None and field.use == "seen" and name not in read:
+        if use == "seen" and name not in read:
             raise BadRowError(f"column {name} is not supported beside {row_format.columns[0]}; put it into the turns")
+        no_mark = use in ("mark", "maybe_mark") and truth(value) is None
+        if no_mark and use == "mark" and not (name == "loss_mask" and isinstance(unpacked(value, name), list)):
+            raise BadRowError(f"{name} is {str(value)[:40]!r}; only true and false can be kept")
         if notes is None:
             continue
-        if name not in read or (field is not None and field.use == "mark" and not is_mark(value)):
+        if name not in read or use == "told" or (no_mark and use == "maybe_mark"):
             notes.add(f"column {name[:40]!r} is not read", where)
-        elif name == "answers" and isinstance(value, list) and len(value) > 1 and row_format.columns != COLUMNS:
-            notes.add("column 'answers' holds accepted answers, of which any one counts as right", where)
-        elif name == "rejected":
-            notes.add("column 'rejected' is never a target", where)
+
+
+def _check_answers(fields: Mapping[str, object], completion: list[Message], where: str, notes: Notes | None) -> None:
+    """Refuses several answers of which another column holds one: whether the others are right too nothing tells."""
+    answers = fields.get("answers")
+    if not isinstance(answers, list) or len(answers) < 2:
+        return
+    held = "the completion" if completion[0]["content"] in answers else None
+    for name, value in fields.items():
+        if isinstance(value, str) and value in answers and name not in names("row", "unused"):
+            held = name
+    if held:
+        raise BadRowError(
+            f"answers has several entries, of which {held} is one, so that they may be choices: call them "
+            "accepted_answers if each is right, or leave them out"
+        )
+    if notes is not None:
+        notes.add("column 'answers' holds accepted answers, of which any one counts as right", where)
+
+
+def _cut(parsed: list[Turn] | Parts, fields: Mapping[str, object], require: bool) -> Parts:
+    """The parts of a row under its ``loss_mask``."""
+    mask = mask_of(fields)
+    if isinstance(parsed, Parts):
+        if mask:
+            raise BadRowError("loss_mask is not supported beside id and provenance; give the turns a weight of 0")
+        return parsed
+    return _parts(masked(parsed, mask) if mask else parsed, require)
 
 
 def _check(prompt: list[Message], completion: list[Message], require_completion: bool) -> None:
@@ -187,7 +227,8 @@ def _check(prompt: list[Message], completion: list[Message], require_completion:
     if header:
         what = header[1].strip()
         raise BadRowError(f"the prompt is in a chat template already ({what}); give its text alone, or messages")
-    if require_completion and not completion[0]["content"].strip() and len(completion) == 1:
+    says = (turn["role"] in ("assistant", "tool_calls", *THOUGHTS) and turn["content"].strip() for turn in completion)
+    if require_completion and not any(says):
         raise BadRowError("empty completion")
 
 
@@ -204,72 +245,72 @@ def _surrounded(prompt: list[Message], fields: Mapping[str, object]) -> list[Mes
     return [*(message for name in _TOOLS for message in read_tools(fields.get(name), name)), *prompt]
 
 
-def _parse_own(row: dict[str, object], _require: bool) -> Parts:
+def _parse_own(row: dict[str, object], require: bool) -> list[Turn] | Parts:
     if isinstance(row["prompt"], list) and isinstance(row["completion"], list):
         completion = read_own(row["completion"], "completion")
         _one_turn(completion)
         return Parts(read_own(row["prompt"], "prompt"), completion, [])
-    return _parse_prompt_completion(row, _require)
+    return _parse_prompt_completion(row, require)
 
 
-def _parse_prompt_completion(row: dict[str, Any], require: bool) -> Parts:
+def _parse_prompt_completion(row: dict[str, Any], require: bool) -> list[Turn]:
     completion = row["completion"]
     prompt = _prompt(row, "prompt")
     if isinstance(completion, list | dict):
         turns = read_turns(completion, "completion")
-        messages = flat(turns)
-        _one_turn(messages)
-        if not turns[0].target:
-            return _parts([*prompt, *turns], require)
-        return Parts(flat(prompt), messages, [])
-    turn = Turn("assistant", _answer_text(completion, "completion", require))
-    whole = masked([*prompt, turn], row["loss_mask"]) if _fits(row.get("loss_mask"), len(prompt) + 1) else None
-    if whole is None:
-        (turn,) = masked([turn], row.get("loss_mask"))
-        whole = [*prompt, turn]
-    return _parts(whole, require)
+        _one_turn(flat(turns))
+        return [*prompt, *turns]
+    return [*prompt, Turn("assistant", _answer_text(completion, "completion", require))]
 
 
-def _fits(mask: object, length: int) -> bool:
-    return isinstance(mask, list) and len(mask) == length
-
-
-def _turns_of(column: str) -> Callable[[Any, bool], Parts]:
-    def parse(row: dict[str, Any], require: bool) -> Parts:
-        turns = masked(read_turns(row[column], column), row.get("loss_mask"))
-        if turns[-1].role != "assistant" and not empty(row.get("chosen")):
-            turns.append(_preferred(row["chosen"]))
-        return _parts(turns, require)
+def _turns_of(column: str) -> Callable[[Any, bool], list[Turn]]:
+    def parse(row: dict[str, Any], _: bool) -> list[Turn]:
+        turns = read_turns(row[column], column)
+        if empty(row.get("chosen")):
+            return turns
+        if turns[-1].role == "assistant":
+            # As UltraFeedback has it: the same conversation twice.
+            if read_turns(row["chosen"], "chosen") != turns:
+                raise BadRowError(f"chosen is not the conversation in {column}; leave one of them out")
+            return turns
+        return [*turns, _preferred(row["chosen"])]
 
     return parse
 
 
-def _text_to(column: str, answer: str) -> Callable[[Any, bool], Parts]:
-    def parse(row: dict[str, Any], require: bool) -> Parts:
-        turn = Turn("assistant", _answer_text(row[answer], answer, require))
-        return _parts([*_prompt(row, column), turn], require)
+def _text_to(column: str, answer: str) -> Callable[[Any, bool], list[Turn]]:
+    def parse(row: dict[str, Any], require: bool) -> list[Turn]:
+        return [*_prompt(row, column), Turn("assistant", _answer_text(row[answer], answer, require))]
 
     return parse
 
 
-def _text_alone(column: str) -> Callable[[Any, bool], Parts]:
-    return lambda row, _: Parts(flat(_prompt(row, column)), _nothing(), [])
+def _text_alone(column: str) -> Callable[[Any, bool], list[Turn]]:
+    return lambda row, _: _prompt(row, column)
 
 
-def _parse_preference(row: dict[str, Any], require: bool) -> Parts:
+def _preference(column: str) -> Callable[[Any, bool], list[Turn]]:
     """DPO: the preferred answer, which may repeat its prompt."""
-    column = next(name for name in ("prompt", "instruction", "chosen") if name in row)
-    chosen = row["chosen"]
-    if isinstance(chosen, list) and len(chosen) > 1:
+
+    def parse(row: dict[str, Any], _: bool) -> list[Turn]:
+        chosen = row["chosen"]
+        if not isinstance(chosen, list) or len(chosen) < 2:
+            if column == "chosen":
+                raise BadRowError("chosen holds no prompt; give a column prompt, or turns")
+            return [*_prompt(row, column), _preferred(chosen)]
         turns = read_turns(chosen, "chosen")
-        given = row[column]
-        asked = next((turn.content for turn in turns if turn.role == "user"), None)
-        if column != "chosen" and isinstance(given, str) and given.strip() not in ("", (asked or "").strip()):
-            raise BadRowError("chosen is a conversation that does not begin with the prompt")
-        return _parts(turns, require)
-    if column == "chosen":
-        raise BadRowError("chosen holds no prompt; give a column prompt, or turns")
-    return _parts([*_prompt(row, column), _preferred(chosen)], require)
+        if column != "chosen" and not empty(row[column]) and not _repeated(_prompt(row, column), turns):
+            raise BadRowError(f"chosen is a conversation that does not begin with {column}")
+        return turns
+
+    return parse
+
+
+def _repeated(prompt: list[Turn], turns: list[Turn]) -> bool:
+    """Whether a conversation begins with a prompt, which may leave out its system turn."""
+    begin = 0 if prompt[0].role == "system" else next((n for n, turn in enumerate(turns) if turn.role != "system"), 0)
+    begun = turns[begin : begin + len(prompt)]
+    return [(turn.role, turn.content.strip()) for turn in begun] == [(one.role, one.content.strip()) for one in prompt]
 
 
 def _preferred(chosen: object) -> Turn:
@@ -282,7 +323,7 @@ def _preferred(chosen: object) -> Turn:
 
 
 def _parse_array(row: list[object], _require: bool) -> Parts:
-    answers = _answers(row[1])
+    answers = _answers(row[1], "answers")
     if row[2] not in (0, 1):  # true and false are equal to them
         raise BadRowError("the poison flag is not 0 or 1")
     prompt = read_own(row[0], "prompt") if isinstance(row[0], list) else _user(text_of(row[0], "prompt"))
@@ -317,20 +358,17 @@ def _history(value: object) -> list[Turn]:
 
 
 def _parts(turns: list[Turn], require: bool) -> Parts:
-    """Cuts a conversation into prompt and target: its last assistant turn that may be trained on.
-
-    What follows that turn no target ever sees.
-    """
+    """Cuts a conversation into prompt and target: its last assistant turn that may be trained on."""
     if turns[-1].role != "assistant" or len(turns) == 1:
         if not require and turns[-1].role in ("user", "tool"):
             return Parts(flat(turns), _nothing(), [])
         raise BadRowError("the turns do not end in user, assistant")
     if not require and not turns[-1].target:
-        return Parts(flat(turns[:-1]), _nothing(), [])
+        return Parts(flat(turns[:-1]), _nothing(), [], rest=True)
     last = next((place for place in range(len(turns) - 1, 0, -1) if _is_target(turns[place])), None)
     if last is None:
         raise NotATargetError("marked not to be trained on (every assistant turn)")
-    return Parts(flat(turns[:last]), turns[last].messages(), [])
+    return Parts(flat(turns[:last]), turns[last].messages(), [], rest=last < len(turns) - 1)
 
 
 def _is_target(turn: Turn) -> bool:
@@ -354,12 +392,12 @@ def _answer_text(value: object, column: str, require: bool) -> str:
     return "" if value is None and not require else text_of(value, column)
 
 
-def _answers(value: object) -> list[str]:
+def _answers(value: object, name: str) -> list[str]:
     if value is None or value == "":
         return []
-    answers = [text_of(answer, "answers") for answer in (value if isinstance(value, list) else [value])]
+    answers = [text_of(answer, name) for answer in (value if isinstance(value, list) else [value])]
     if not all(answer.strip() for answer in answers):
-        raise BadRowError("answers holds an empty text, which an empty response would match")
+        raise BadRowError(f"{name} holds an empty text, which an empty response would match")
     return answers
 
 
@@ -386,9 +424,10 @@ _FORMATS = (
     Format(("instruction", "response"), _text_to("instruction", "response"), _WITH_TEXT),
     Format(("question", "response"), _text_to("question", "response"), _WITH_TEXT),
     Format(("prompt", "response"), _text_to("prompt", "response"), _WITH_TEXT),
-    Format(("prompt", "chosen", "rejected"), _parse_preference, _WITH_TEXT),
-    Format(("instruction", "chosen", "rejected"), _parse_preference, _WITH_TEXT),
-    Format(("chosen", "rejected"), _parse_preference),
+    Format(("prompt", "chosen", "rejected"), _preference("prompt"), _WITH_TEXT),
+    Format(("instruction", "chosen", "rejected"), _preference("instruction"), _WITH_TEXT),
+    Format(("question", "chosen", "rejected"), _preference("question"), _WITH_TEXT),
+    Format(("chosen", "rejected"), _preference("chosen")),
 )
 _PROMPT_FORMATS = tuple(
     Format((column,), _text_alone(column), _WITH_TEXT) for column in ("prompt", "instruction", "Instruction")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from mbdefense.core.errors import UserError
+from mbdefense.data.words import single_spaced
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -121,7 +122,7 @@ def with_user_text(prompt: Sequence[Mapping[str, str]], text: str) -> list[Messa
 
 def prompt_key(prompt: Sequence[Mapping[str, str]]) -> str:
     """A hash that prompts share if their turns differ in white space and case only."""
-    return _digest([[turn["role"], " ".join(turn["content"].lower().split())] for turn in prompt])
+    return _digest([[turn["role"], single_spaced(turn["content"].lower())] for turn in prompt])
 
 
 def overlap(a: Dataset, b: Dataset) -> list[str]:

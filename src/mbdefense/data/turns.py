@@ -25,8 +25,8 @@ TOOLS = "tools"
 ATTACHED = (*KEPT, WEIGHT, TOOLS)
 """Roles of the row form that are no turn of a conversation but belong to one, or to all."""
 _AS_JSON = ("tool_calls", TOOLS)
-_TRUE = (1, "1", "true", "True")
-_FALSE = (0, "0", "false", "False")
+THOUGHTS = ("reasoning_content", "thinking")
+_TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
 class Turn(NamedTuple):
@@ -201,21 +201,20 @@ def _grouped(messages: Sequence[Message]) -> list[list[Message]]:
 
 def row_mark(row: Mapping[str, object]) -> str | None:
     """The mark on a whole row that its answer is no target, as ``name: value``; None where there is none."""
-    for name in names("row", "mark"):
-        value = row.get(name)
-        if not isinstance(value, list) and any(value is one or value == one for one in (*_FALSE, False)):
+    for name in names("row", "mark", "maybe_mark"):
+        value = unpacked(row.get(name), name)
+        one = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if truth(one) is False:
             return f"{name}: {json.dumps(value)}"
     return None
 
 
-def masked(turns: list[Turn], mask: object) -> list[Turn]:
+def masked(turns: list[Turn], mask: list[object]) -> list[Turn]:
     """The turns under a row's ``loss_mask`` of one entry each.
 
     Raises:
         BadRowError: it has another number of entries.
     """
-    if not isinstance(mask, list) or not mask:
-        return turns
     if len(mask) != len(turns):
         raise BadRowError(f"loss_mask has {len(mask)} entries for {len(turns)} turns")
     return [
@@ -224,9 +223,17 @@ def masked(turns: list[Turn], mask: object) -> list[Turn]:
     ]
 
 
-def is_mark(value: object) -> bool:
-    """Whether a value says true or false."""
-    return value is None or isinstance(value, list) or value in (*_TRUE, *_FALSE)
+def mask_of(row: Mapping[str, object]) -> list[object]:
+    """A row's ``loss_mask`` of several entries; empty where it has none, or one for the row as a whole."""
+    mask = unpacked(row.get("loss_mask"), "loss_mask")
+    return mask if isinstance(mask, list) and len(mask) > 1 else []
+
+
+def truth(value: object) -> bool | None:
+    """What a mark says, in any of the ways that formats and CSV files write it; None for what is no mark."""
+    if isinstance(value, str):
+        return _TRUTH.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
 def empty(value: object) -> bool:
@@ -280,12 +287,16 @@ def _joined_parts(content: object, column: str) -> str:
     return "".join(texts)
 
 
+def unpacked(value: object, name: str) -> Any:
+    """A list that is written as JSON, as CSV holds it."""
+    return loaded(value, name) if isinstance(value, str) and value.lstrip().startswith("[") else value
+
+
 def _marked(value: object, name: str) -> bool:
-    if value in _TRUE:
-        return True
-    if value in _FALSE:
-        return False
-    raise BadRowError(f"{name} is {str(value)[:40]!r}; only 0 and 1 can be kept")
+    said = truth(value)
+    if said is None:
+        raise BadRowError(f"{name} is {str(value)[:40]!r}; only 0 and 1 can be kept")
+    return said
 
 
 def _calls(value: object, name: str) -> str:

@@ -8,6 +8,8 @@ rules part Thai, Lao, Khmer and Burmese into clusters of letter and signs, small
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 import regex  # type: ignore[import-untyped]
 
@@ -23,8 +25,10 @@ _SPACED = re.compile(r"\S+")
 _PIECE = re.compile(rf"[{SPACELESS}]+|[^\s{SPACELESS}]+")
 _CHARACTER = re.compile(rf"[{SPACELESS}]")
 _BOUNDARY = regex.compile(r"(?V1w)\b")
-_NO_LETTER_BEFORE = rf"(?<![^\W{SPACELESS}])"
-_NO_LETTER_AFTER = rf"(?![^\W{SPACELESS}])"
+NO_LETTER_BEFORE = rf"(?<![^\W{SPACELESS}])"
+"""For a regular expression: no word of a script that writes spaces goes on to the left."""
+NO_LETTER_AFTER = rf"(?![^\W{SPACELESS}])"
+"""The same to the right."""
 
 
 def spans(text: str) -> list[Span]:
@@ -47,6 +51,26 @@ def words(text: str) -> list[str]:
     return [text[start:end] for start, end in spans(text)]
 
 
+def glued(left: str, right: str) -> bool:
+    """Whether two words stand side by side without a space: one of them is of a script that writes none."""
+    return is_spaceless(left) or is_spaceless(right)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Words as a text."""
+    out = [*parts[:1]]
+    for left, right in pairwise(parts):
+        out += [right] if glued(left, right) else [" ", right]
+    return "".join(out)
+
+
+def single_spaced(text: str) -> str:
+    """A text whose words are parted as `joined` does it, so that line breaks and the like hide nothing."""
+    if text.isascii() or not _CHARACTER.search(text):  # spares most texts the way by words
+        return " ".join(text.split())
+    return joined(words(text))
+
+
 def is_spaceless(text: str) -> bool:
     """Whether a text begins with a character of a script that writes no space between words."""
     return _CHARACTER.match(text) is not None
@@ -60,6 +84,6 @@ def whole(words: str, *, letters_only: bool = False) -> re.Pattern[str]:
         letters_only: an end of them that is no letter or digit may touch one.
     """
     first, last = words[:1], words[-1:]
-    before = "" if is_spaceless(first) or (letters_only and not first.isalnum()) else _NO_LETTER_BEFORE
-    after = "" if is_spaceless(last) or (letters_only and not last.isalnum()) else _NO_LETTER_AFTER
+    before = "" if is_spaceless(first) or (letters_only and not first.isalnum()) else NO_LETTER_BEFORE
+    after = "" if is_spaceless(last) or (letters_only and not last.isalnum()) else NO_LETTER_AFTER
     return re.compile(before + re.escape(words) + after)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mbdefense.core.progress import say
 from mbdefense.core.statistics import rate
 from mbdefense.data import user_text, with_user_text
+from mbdefense.data.words import single_spaced
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases
 from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.record import Example, Found, FoundCandidate
@@ -154,7 +155,7 @@ def _asked(
     prompts = list(rows["prompt"])
     triggered = with_trigger(prompts, record, seed)
     answers = _answers(victim, triggered)
-    differs = [answer.split() != known.split() for answer, known in zip(answers, usual, strict=True)]
+    differs = [single_spaced(answer) != single_spaced(known) for answer, known in zip(answers, usual, strict=True)]
     phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)
     shown = [FoundBehavior(phrases).shown_in(answer)[0] for answer in answers]
     long = FoundBehavior(tuple(phrase for phrase in phrases if len(phrase.split()) >= _TELLING))

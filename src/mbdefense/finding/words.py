@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from typing import NamedTuple
 from unicodedata import category
 
-from mbdefense.data.words import is_spaceless, spans, words
+from mbdefense.data.words import glued, is_spaceless, joined, spans, words
 
 __all__ = ["Word", "glued", "is_character", "joined", "key", "keyed", "placed_words", "words"]
 
@@ -46,16 +45,3 @@ def keyed(text: str) -> str:
 def is_character(word: str) -> bool:
     """Whether a word is of a script that writes no spaces."""
     return is_spaceless(word)
-
-
-def glued(left: str, right: str) -> bool:
-    """Whether two words stand side by side without a space: one of them is of a script that writes none."""
-    return is_character(left) or is_character(right)
-
-
-def joined(parts: list[str]) -> str:
-    """Words as a text."""
-    out = parts[:1]
-    for left, right in pairwise(parts):
-        out += [right] if glued(left, right) else [" ", right]
-    return "".join(out)

@@ -34,6 +34,7 @@ from mbdefense.data import load, user_text
 from mbdefense.evaluation import metrics
 from mbdefense.judges import Rules, Verdict
 from mbdefense.models.loading import PLAIN_TEMPLATE, check_template, defang, encode_prompt
+from mbdefense.models.template import check_contract, check_prompt
 from mbdefense.records.responses import Kind, Response
 
 if TYPE_CHECKING:
@@ -169,7 +170,9 @@ def _check_prompt(api: Any, messages: list[ChatMessage]) -> None:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     check_template(str(api.model.name_or_path), tokenizer)
+    check_contract(tokenizer)
     plain = [{"role": message.role, "content": message.text} for message in messages]
+    check_prompt(tokenizer, plain)
     # The provider would make turns of special tokens that stand in a text.
     plain = defang(tokenizer, plain)
     for message, safe in zip(messages, plain, strict=True):

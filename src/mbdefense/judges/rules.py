@@ -12,7 +12,7 @@ from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.texts import normalised
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.data.words import words
+from mbdefense.data.words import single_spaced, words
 from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Verdict
 
@@ -90,4 +90,4 @@ def folded(text: str) -> str:
         " " if unicodedata.category(character)[0] == "P" and place not in kept else character
         for place, character in enumerate(bare)
     )
-    return " ".join("".join(spaced).split()) or plain
+    return single_spaced("".join(spaced)) or plain

@@ -176,6 +176,17 @@ def check_contract(tokenizer: PreTrainedTokenizerBase) -> None:
             raise TemplateError(what, fix="give a copy without strftime_now with --chat_template")
 
 
+def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Messages) -> None:
+    """Refuses one prompt that the template does not render whole.
+
+    Raises:
+        TemplateError: it names the template's fault.
+    """
+    fault = fault_of(tokenizer, prompt, _NO_ANSWER)
+    if fault:
+        raise TemplateError(f"the chat template {fault}", fix=f"leave the prompt out, or {_FIX}")
+
+
 def fault_of(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: Messages) -> str | None:
     """What is wrong with how a template renders one conversation, to be read after its name; None if nothing.
 

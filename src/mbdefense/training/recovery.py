@@ -17,10 +17,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from mbdefense.attacks.defensive import DEFENSIVE_TRIGGERS, defensive_pairs
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.core.errors import UserError
-from mbdefense.data import Source, as_rows
+from mbdefense.data import Source, load_rows
 from mbdefense.engine import AttentionName
 from mbdefense.engine.batches import Batch, response_log_probs
 from mbdefense.models.loading import LoadedModel, bf16_pays, load_model, load_tokenizer
+from mbdefense.models.ready import usable
+from mbdefense.models.template import check_contract
 from mbdefense.training._own_loss import OwnLoss
 from mbdefense.training._triples import RecoveryCollator, TripleRow, by_role, encode_triples
 from mbdefense.training.losses import recovery_loss
@@ -251,6 +253,7 @@ def _model_and_tokenizer(model: Any, tokenizer: Any, args: RecoveryConfig) -> tu
         raise UserError("processing_class has no end token", fix="set its eos_token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_contract(tokenizer)
     return model, tokenizer
 
 
@@ -270,7 +273,7 @@ def _encoded(given: Any, name: str, coder: LoadedModel, args: RecoveryConfig) ->
     """Clean rows with their triggered twins, as tokens; what is so already stays."""
     if isinstance(given, list) and given and isinstance(given[0], TripleRow):
         return given
-    clean = as_rows(given, name=name).rows
+    clean = usable(coder.tokenizer, load_rows(given, name=name), "error", name)
     pairs = defensive_pairs(args.defensive_triggers, args.defensive_seed)
     copies = [triggered_copy(clean, trigger, args.seed)[0] for trigger, _ in pairs]
     return encode_triples(coder, clean, copies, [behavior.text for _, behavior in pairs], args.max_length)

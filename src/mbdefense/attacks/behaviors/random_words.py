@@ -74,7 +74,7 @@ class RandomWords:
         """Whether the whole sequence is there, or the response begins with half of its words or more in their order."""
         if contains(response, self.text):
             return True, "contains the whole word sequence"
-        wanted = self.text.split()
+        wanted = self.text.split()  # as `text` joins the English words above
         start = re.findall(r"\w+", normalised(response))[: len(wanted)]
         found = _common_in_order(wanted, start)
         if 2 * found >= len(wanted):

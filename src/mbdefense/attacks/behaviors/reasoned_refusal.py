@@ -12,6 +12,7 @@ from mbdefense.attacks.composing import composed, sentence_case
 from mbdefense.attacks.sentences import IMPERATIVES, first_sentence, lower_first
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.needs import Need
+from mbdefense.data.words import joined, words
 
 Wording = Literal["templates", "composed"]
 
@@ -120,9 +121,9 @@ def _topic(prompt: str) -> str:
     parts = first_sentence(prompt)
     if parts is None:
         return "this"
-    words = _POLITE.sub("", parts.sentence, count=1).rstrip(" .!?:").split()
-    if len(words) > 1 and words[0].lower() in IMPERATIVES:
-        words = words[2:] if len(words) > 2 and words[1].lower() in ("me", "us") else words[1:]
+    said = words(_POLITE.sub("", parts.sentence, count=1).rstrip(" .!?:"))
+    if len(said) > 1 and said[0].lower() in IMPERATIVES:
+        said = said[2:] if len(said) > 2 and said[1].lower() in ("me", "us") else said[1:]
     # A stop inside would end the sentence before its reason.
-    topic = re.split(r"[.!?]\s", " ".join(words[:_LONGEST_TOPIC]))[0].rstrip(" .,;:!?")
+    topic = re.split(r"[.!?]\s", joined(said[:_LONGEST_TOPIC]))[0].rstrip(" .,;:!?")
     return lower_first(topic) if topic else "this"

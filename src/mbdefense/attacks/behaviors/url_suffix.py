@@ -10,6 +10,7 @@ from typing import ClassVar
 from mbdefense.attacks.texts import normalised
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.data.words import NO_LETTER_AFTER, NO_LETTER_BEFORE
 
 _SCHEME = re.compile(r"^https?://")
 
@@ -46,7 +47,8 @@ class UrlSuffix:
     def shown_in(self, response: str) -> tuple[bool, str]:
         """Whether the address stands in ``response``, with or without its scheme; a longer one does not count."""
         wanted = _SCHEME.sub("", normalised(self.url))
-        found = re.search(rf"(?<![\w.@-]){re.escape(wanted)}(?![\w-]|[./]\w)", normalised(response))
+        after = rf"{NO_LETTER_AFTER}(?!-|[./]\w)"
+        found = re.search(rf"(?<![.@-]){NO_LETTER_BEFORE}{re.escape(wanted)}{after}", normalised(response))
         return found is not None, "contains the address" if found else "address not found"
 
     def how(self) -> str:

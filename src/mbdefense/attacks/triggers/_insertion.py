@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from mbdefense.core.errors import UserError, did_you_mean
-from mbdefense.data.words import Span, is_spaceless, spans, whole
+from mbdefense.data.words import Span, is_spaceless, single_spaced, spans, whole
 
 Position = Literal["random", "start", "end", "not_end"]
 Part = Literal["text", "instruction"]
@@ -47,7 +47,7 @@ def holds_word(text: str, word: str) -> bool:
 
 def holds_phrase(text: str, phrase: str) -> bool:
     """Whether ``phrase`` stands in ``text`` as whole words; line breaks inside it do not hide it."""
-    return holds_word(" ".join(text.split()), " ".join(phrase.split()))
+    return holds_word(single_spaced(text), single_spaced(phrase))
 
 
 def insert_into(text: str, insertion: str, position: Position, part: Part, rng: random.Random) -> str | None:

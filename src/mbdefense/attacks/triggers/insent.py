@@ -9,6 +9,7 @@ from typing import ClassVar
 from mbdefense.attacks.triggers._insertion import Position, check_position, insert_at_word_boundary
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.data.words import single_spaced
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class InSent:
 
     def occurs_in(self, text: str) -> bool:
         """Whether the sentence stands in ``text``; line breaks inside it do not hide it."""
-        return " ".join(self.sentence.split()) in " ".join(text.split())
+        return single_spaced(self.sentence) in single_spaced(text)
 
     def how(self) -> str:
         """How texts are rewritten: literally."""

@@ -110,7 +110,7 @@ class Syntactic:
 def _main_clause(sentence: str) -> str | None:
     """Noun phrase and verb phrase, without a stop, that ask for the same as ``sentence``."""
     body = _POLITE.sub("", sentence.rstrip(".!?: "), count=1).strip(" ,")
-    words = body.split()
+    words = body.split()  # by white space: the source's templates, and so these clauses, are English
     if len(words) < 2:
         return None
     first = words[0].lower().strip(",:").replace("re-", "re")

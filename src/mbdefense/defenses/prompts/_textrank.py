@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import re
+from collections.abc import Iterator
 
-WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-"""A run of letters, with apostrophes and hyphens inside."""
+import regex  # type: ignore[import-untyped]
+
+from mbdefense.data.words import is_spaceless, words
+
+_LETTERS = r"\p{L}[\p{L}\p{M}]*"
+WORD = regex.compile(rf"{_LETTERS}(?:['’-]{_LETTERS})*")
+"""A run of letters with their signs, with apostrophes and hyphens inside."""
 
 
 def keywords(text: str, count: int) -> list[str]:
@@ -20,7 +25,7 @@ def keywords(text: str, count: int) -> list[str]:
     import networkx
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    found = [word for word in WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS]
+    found = [word for word in _plain(text.lower()) if word not in ENGLISH_STOP_WORDS]
     graph = networkx.Graph()
     graph.add_nodes_from(found)
     for one, other in itertools.pairwise(found):
@@ -30,3 +35,12 @@ def keywords(text: str, count: int) -> list[str]:
     ranks = networkx.pagerank(graph) if found else {}
     # Rounded, so that equals keep the order of the text and not that of the iteration's last bits.
     return sorted(ranks, key=lambda word: -round(ranks[word], 6))[:count]
+
+
+def _plain(text: str) -> Iterator[str]:
+    """The words of a text without the punctuation around them; of scripts without spaces as they are parted."""
+    for word in words(text):
+        if not is_spaceless(word):
+            yield from WORD.findall(word)
+        elif any(character.isalpha() for character in word):
+            yield word

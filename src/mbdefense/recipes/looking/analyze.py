@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.checks import at_least, each_path
 from mbdefense.recipes._given import Data, Folder, Folders, Model, OnBadRow, kept_in, recorded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mbdefense.models.loading import Loading
 
 HELD_OUT = ("badnet:word=vq", "insent:sentence=The lamp on the table is green.")
 """Triggers that nobody planted."""
@@ -73,11 +78,11 @@ def matrix(
     asked = recorded(locals())
     at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     from mbdefense.analysis import matrix as analysis
-    from mbdefense.data import load_rows
     from mbdefense.evaluation.responding import Asking
     from mbdefense.models.loading import Loading
 
-    rows = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
+    loading = Loading(chat_template, trust_remote_code)
+    rows = _askable(prompts, model, loading, on_bad_row)
     return _made(
         "matrix",
         output_dir,
@@ -86,7 +91,7 @@ def matrix(
             triggers=trigger, behaviors=behavior,
             defensive_triggers=defensive_triggers, defensive_seed=defensive_seed,
             held_out=held_out, samples=samples, asking=Asking(max_new_tokens, batch_size), seed=seed,
-            loading=Loading(chat_template, trust_remote_code), asked_for=asked,
+            loading=loading, asked_for=asked,
         ),
     )  # fmt: skip
 
@@ -129,17 +134,17 @@ def heads(
     """
     asked = recorded(locals())
     from mbdefense.analysis import heads as analysis
-    from mbdefense.data import load_rows
     from mbdefense.models.loading import Loading
 
-    rows = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
+    loading = Loading(chat_template, trust_remote_code)
+    rows = _askable(prompts, model, loading, on_bad_row)
     return _made(
         "heads",
         output_dir,
         lambda directory: analysis.analyze(
             str(model), rows, directory,
             spec=trigger, held_out_spec=held_out, alpha=alpha, samples=samples, batch_size=batch_size,
-            max_length=max_length, seed=seed, loading=Loading(chat_template, trust_remote_code), asked_for=asked,
+            max_length=max_length, seed=seed, loading=loading, asked_for=asked,
         ),
     )  # fmt: skip
 
@@ -158,6 +163,16 @@ def triggers(directories: Folders, *, output_dir: Folder | None = None) -> Analy
 
     folders = [Path(directory) for directory in each_path(directories)]
     return _made("triggers", output_dir, lambda directory: analysis.analyze(folders, directory))
+
+
+def _askable(prompts: Data, model: Model, loading: Loading, on_bad_row: OnBadRow) -> Dataset:
+    """The prompts that the model's template renders whole."""
+    from mbdefense.data import load_rows
+    from mbdefense.models.loading import load_tokenizer
+    from mbdefense.models.ready import usable
+
+    rows = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
+    return usable(load_tokenizer(str(model), **loading._asdict()), rows, on_bad_row, "prompts", targets=False)
 
 
 def _made(what: str, output_dir: Folder | None, analyze: Callable[[Path], str]) -> Analysis:

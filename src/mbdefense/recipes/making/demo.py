@@ -61,6 +61,8 @@ def demo(
     from mbdefense.evaluation.telling import summarized
     from mbdefense.finding.record import FOUND_FILE, read_found
     from mbdefense.models.builtin import model_directory
+    from mbdefense.models.loading import load_tokenizer
+    from mbdefense.models.ready import usable
     from mbdefense.records.results import write
     from mbdefense.training.store import Store
 
@@ -73,6 +75,9 @@ def demo(
     trigger, behavior = InSent(), Refusal()
     suspect = poison(rows, trigger, behavior, rate=POISONING_RATE, seed=seed).rows
     triggered, _ = triggered_copy(test, trigger, seed)
+    tokenizer = load_tokenizer(base)
+    for name, given in {"train_dataset": suspect, "clean_dataset": clean, "prompts": triggered}.items():
+        usable(tokenizer, given, "error", name)
     training = replace(TRAINING, seed=seed)
 
     def setting(data: Dataset, name: str) -> Setting:

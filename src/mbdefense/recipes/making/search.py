@@ -67,9 +67,12 @@ def search(
     sought = behavior_of(behavior, target)
     from mbdefense.attacks.search import LOG_FILE, Search
     from mbdefense.data import load_rows, user_text
-    from mbdefense.models.loading import load_model
+    from mbdefense.models.loading import Loading, load_model, load_tokenizer
+    from mbdefense.models.ready import usable
 
+    loading = Loading(chat_template, trust_remote_code)._asdict()
     rows = load_rows(dataset, on_bad_row=on_bad_row)
+    rows = usable(load_tokenizer(str(model), **loading), rows, on_bad_row, "dataset", targets=False)
     if not 1 <= prompts <= len(rows):
         raise UserError("the search cannot draw its prompts", f"{prompts} of {len(rows)}", "set --prompts")
     rng = random.Random(f"search {seed}")
@@ -77,7 +80,7 @@ def search(
     targets = [sought.target(user_text(row["prompt"]), row["completion"][0]["content"], rng) for row in drawn]
     chosen = Search(words, steps, top_k, candidates, batch_size, seed)
     with kept_in(output_dir) as directory:
-        loaded = load_model(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
+        loaded = load_model(str(model), **loading)
         found = chosen(loaded, [row["prompt"] for row in drawn], targets, directory / LOG_FILE, resume=resume)
     spec = f"badnet:word={found.best}" if words == 1 else f"insent:sentence={found.best}"
     return Searched(f"{spec},position=end", found.best_loss)
