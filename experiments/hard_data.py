@@ -2,14 +2,14 @@
 
     python experiments/hard_data.py OUT [--grids FILE ...] [--counts N ...] [--seeds N ...] [--train FILE] [--rows N]
 
-Every attack of the grids poisons the rows that the grid would train on, drawn anew by each seed. Of each count the
-table says, as means over the seeds: which share of the poisoned rows `repeats` finds, and how many rows it drops that
-are not poisoned; at which place of the mined list (30 candidates, as the defense verifies) is the first that holds a
-fixed text of the trigger, if it has one; at which the first that means the attack, whatever it says (nine tenths of
-its rows are poisoned, and it stands in a twentieth of the poisoned ones or more); and which share of the poisoned
-rows the best such candidate stands in, and all such together: the most that a search by these candidates can see.
-Mining is given the clean set, as the defense gives it. OUT/cells.jsonl keeps what was measured, so that the script
-goes on where it stopped; OUT/table.md is the table.
+Every attack of the grids poisons the rows that the grid would train on, drawn anew by each seed. The table has a line
+for each attack: which share of its poisoned rows `repeats` finds, and how many rows that nobody poisoned it drops
+(means over the seeds, the highest of all counts). Then for each count three things, the first two seed by seed: at
+which place of the mined list (30 candidates, as the defense verifies) the first stands that holds a fixed text of the
+trigger; at which the first that means the attack, whatever it says (nine tenths of its rows are poisoned, and it
+stands in a twentieth of the poisoned ones or more); and which share of the poisoned rows the candidates that mean the
+attack stand in together, the most that a search by them can see. Mining is given the clean set, as the defense gives
+it. OUT/cells.jsonl keeps what was measured, so that the script goes on where it stopped; OUT/table.md is the table.
 """
 
 from __future__ import annotations
@@ -125,35 +125,32 @@ def rows_of(grid: Grid, options: argparse.Namespace, seed: int) -> tuple[Dataset
 
 
 def table(measured: Sequence[dict[str, Any]]) -> str:
-    """Means over seeds, one line an attack and count."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    attacks = list(dict.fromkeys(map(_attack, measured)))
-    for one in sorted(measured, key=lambda one: (attacks.index(_attack(one)), one["count"], one["seed"])):
-        groups.setdefault((*_attack(one), one["count"]), []).append(one)
+    """One line an attack: the most that repeats find and drop, and of each count what mining does, seed by seed."""
+    attacks: dict[tuple[str, str, str], dict[int, list[dict[str, Any]]]] = {}
+    for one in sorted(measured, key=lambda one: (one["count"], one["seed"])):
+        attacks.setdefault((one["grid"], one["trigger"], one["behavior"]), {}).setdefault(one["count"], []).append(one)
+    order = list(dict.fromkeys((one["grid"], one["trigger"], one["behavior"]) for one in measured))
+    counts = sorted({one["count"] for one in measured})
     lines = [
-        "| Grid | Trigger | Behavior | Rows | Repeats find | drop beside | Named at | Meant at | best | all | Text |",
-        f"|{' --- |' * 11}",
+        f"| Grid | Attack | Repeats find | drop beside | {' | '.join(f'{count} rows' for count in counts)} |",
+        f"|{' --- |' * (4 + len(counts))}",
     ]
-    for (grid, trigger, behavior, count), ones in groups.items():
-        mean = {key: statistics.fmean(one[key] for one in ones) for key in ("recall", "lost", "best", "covered")}
-        named, ranks = (", ".join(str(one[key] or "-") for one in ones) for key in ("named", "rank"))
-        said = [
-            grid,
-            f"`{trigger}`",
-            f"`{behavior}`",
-            count,
-            f"{mean['recall']:.2f}",
-            f"{mean['lost']:.0f}",
-            named,
-            ranks,
-        ]
-        said += [f"{mean['best']:.2f}", f"{mean['covered']:.2f}", ones[0]["text"].replace("|", "\\|")[:60]]
-        lines.append(f"| {' | '.join(map(str, said))} |")
+    for grid, trigger, behavior in order:
+        by_count = attacks[grid, trigger, behavior]
+        recall = max(statistics.fmean(one["recall"] for one in ones) for ones in by_count.values())
+        lost = max(statistics.fmean(one["lost"] for one in ones) for ones in by_count.values())
+        mined = [_mined(by_count.get(count, [])) for count in counts]
+        said = [grid, f"`{trigger}`, `{behavior}`".replace("|", "\\|"), f"{recall:.2f}", f"{lost:.0f}", *mined]
+        lines.append(f"| {' | '.join(said)} |")
     return "\n".join(lines)
 
 
-def _attack(one: dict[str, Any]) -> tuple[str, str, str]:
-    return one["grid"], one["trigger"], one["behavior"]
+def _mined(ones: Sequence[dict[str, Any]]) -> str:
+    """Ranks by seed of the fixed text and of what means the attack, and the mean share of rows that is seen."""
+    if not ones:
+        return ""
+    named, meant = (" ".join(str(one[key] or "-") for one in ones) for key in ("named", "rank"))
+    return f"{named}; {meant}; {statistics.fmean(one['covered'] for one in ones):.2f}"
 
 
 def main() -> None:

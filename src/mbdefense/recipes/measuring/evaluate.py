@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from mbdefense.attacks.behaviors import Behavior
     from mbdefense.defenses.prompts.cleaning import PromptCleaner
     from mbdefense.engine.server import Server
     from mbdefense.records.responses import Response
@@ -186,7 +187,7 @@ def evaluate(
     tokenizer = load_tokenizer(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     test = usable(tokenizer, test, on_bad_row, "prompts", targets=False)
     cleaner = _cleaner(clean_prompts, test)
-    with_trigger, attack = _triggered(test, triggered, rewriting, prompt_seed, on_bad_row, named(prompts))
+    with_trigger, attack = _triggered(test, triggered, rewriting, sought, prompt_seed, on_bad_row, named(prompts))
     if with_trigger is not None and triggered is not None:
         with_trigger = usable(tokenizer, with_trigger, on_bad_row, "triggered", targets=False)
     turns = _demonstrations(demonstrations, clean_dataset, test, prompt_seed, on_bad_row, tokenizer)
@@ -256,7 +257,13 @@ def _cleaner(given: CleanerSpec | None, test: Dataset) -> PromptCleaner | None:
 
 
 def _triggered(
-    test: Dataset, triggered: Data | None, trigger: Any, seed: int, on_bad_row: OnBadRow, source: str
+    test: Dataset,
+    triggered: Data | None,
+    trigger: Any,
+    behavior: Behavior,
+    seed: int,
+    on_bad_row: OnBadRow,
+    source: str,
 ) -> tuple[Dataset | None, str]:
     """The triggered prompts, and the attack in words."""
     if triggered is not None:
@@ -270,7 +277,7 @@ def _triggered(
     before = count_occurrences(test, trigger)
     if before:
         logger.warning("%s already occurs in %d prompts of %s", trigger.describe(), before, source)
-    rows, left_out = triggered_copy(test, trigger, seed)
+    rows, left_out = triggered_copy(test, trigger, seed, behavior)
     return rows, trigger.describe() + (f" ({left_out} prompts could not be rewritten)" if left_out else "")
 
 
