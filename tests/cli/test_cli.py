@@ -368,6 +368,42 @@ def test_an_option_of_another_defense_says_whose_it_is(tmp_path: Path, capsys: p
     config = tmp_path / "c.yaml"
     config.write_text("epsilon: 0.1\n")
     assert "belongs to crow" in error_of(capsys, [*words, "--config", str(config)], 1)
+    words = ["purify", "m", "--clean", "c", "--output_dir", str(tmp_path / "o"), "--keep_ratio", "0.5"]
+    assert "--keep_ratio belongs to fine_mixing;" in error_of(capsys, words, 2)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "poison missing.jsonl deep/out.jsonl",
+        "purify missing --clean clean.jsonl --output_dir deep/out",
+        "purify missing --defense fine_mixing --clean clean.jsonl --output_dir deep/out",
+        "find-triggers missing.jsonl --output_dir deep/out",
+        "find-triggers rows.jsonl --victim missing --clean clean.jsonl --output_dir deep/out",
+        "filter rows.jsonl --filter onion --model missing --clean clean.jsonl --output_dir deep/out",
+        "judge missing.jsonl --behavior refusal --output_dir deep/out",
+        "judge calibrate missing.jsonl --labels missing.jsonl --behavior refusal --output_dir deep/out",
+        "report missing --output deep/page.html",
+        "card missing missing.json",
+        "analyze matrix missing --test clean.jsonl --defensive_triggers mn --output_dir deep/out",
+        "analyze heads missing --test clean.jsonl --trigger badnet --output_dir deep/out",
+        "analyze triggers missing --output_dir deep/out",
+        "bench missing.yaml --output_dir deep/out",
+    ],
+)
+def test_a_missing_file_or_model_leaves_nothing_behind(
+    words: str,
+    rows_file: Path,
+    clean_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert "missing" in error_of(capsys, words.split(), 1)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_user_error_leaves_no_folder(

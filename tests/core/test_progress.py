@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import subprocess
 import sys
 import threading
 
 import pytest
 
 from mbdefense.core import progress as progress
-from mbdefense.core.progress import Bar, no_bars_of_transformers, say, track
+from mbdefense.core.progress import Bar, done_before, no_bars_of_transformers, say, stage, stages, to_stderr, track
 
 
 class Terminal(io.StringIO):
@@ -100,6 +102,71 @@ def test_a_thread_beside_the_main_one_shows_nothing(capsys: pytest.CaptureFixtur
 def test_hostile_text_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     say("tuning on a\rb\x1b[2J\nc")
     assert capsys.readouterr().err == "tuning on a b [2J c\n"
+
+
+def test_stages_are_numbered_and_what_lies_within_one_is_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    with stages(3):
+        done_before("tuning on 5 rows")
+        with stage("finding triggers"):
+            with stages(2), stage("mining"):
+                pass
+            done_before("what was found")
+        with stage("recovering"):
+            pass
+    with stage("judging"):
+        pass
+    done_before("nothing")
+    assert capsys.readouterr().err.splitlines() == [
+        "1 of 3: tuning on 5 rows: done before",
+        "2 of 3: finding triggers",
+        "  mining",
+        "3 of 3: recovering",
+        "judging",
+    ]
+
+
+def test_a_time_is_given_only_where_the_like_was_measured(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with stages(5):
+        with stage("first", kind="training", size=100):
+            clock[0] += 60
+        with stage("another", kind="answering", size=100):
+            clock[0] += 1
+        with contextlib.suppress(ZeroDivisionError), stage("failed", kind="training", size=1):
+            clock[0] += 1000 / 0
+        with stage("longer", kind="training", size=800):
+            clock[0] += 1200  # 900 of the kind took 1,260 s
+        with stage("last", kind="training", size=50):
+            pass
+    with stages(1), stage("of another command", kind="training", size=1):
+        pass
+    assert capsys.readouterr().err.splitlines() == [
+        "1 of 5: first",
+        "2 of 5: another",
+        "3 of 5: failed, about 1 s",
+        "4 of 5: longer, about 8 min",
+        "5 of 5: last, about 1 min",
+        "1 of 1: of another command",
+    ]
+
+
+def test_a_terminal_gets_lines_folded_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "20")
+    to_stderr(f"warning: 量子の庭 is here\x1b[2J, see {'x' * 30}/file")
+    assert stream.getvalue().splitlines() == ["warning: 量子の庭 is", "here [2J, see", f"{'x' * 30}/file"]
+
+
+def test_libraries_are_quiet_in_a_process_of_their_own() -> None:
+    check = (
+        "from mbdefense.core.progress import quiet_libraries; quiet_libraries(); import datasets, logging;"
+        "from transformers.utils import logging as theirs;"
+        "assert theirs.get_verbosity() == logging.ERROR; assert datasets.are_progress_bars_disabled()"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bars_of_transformers_come_back(capsys: pytest.CaptureFixture[str]) -> None:

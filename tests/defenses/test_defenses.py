@@ -16,6 +16,7 @@ import torch
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.defenses import DEFENSES, Setting
 from mbdefense.engine import generate
@@ -35,7 +36,7 @@ from mbdefense.recipes.making.purify import repairs
 from mbdefense.training import _work, sft, trainer
 from mbdefense.training.job import Job, Model
 from mbdefense.training.options import TrainingOptions
-from mbdefense.training.store import Store
+from mbdefense.training.store import PlannedStore, Store
 from mbdefense.training.trainer import Trained
 
 TRAINING = TrainingOptions(
@@ -161,6 +162,19 @@ def test_it_resumes_without_training_again(made: Made, monkeypatch: pytest.Monke
     before = {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()}
     assert DEFENSES[made.name](**OPTIONS.get(made.name, {}))(made.setting) == made.model
     assert {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()} == before
+
+
+def test_its_stages_are_known_before_they_begin(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    method = DEFENSES[made.name](**OPTIONS.get(made.name, {}))
+    plan = PlannedStore(made.model.parent / "plan")
+    method(replace(made.setting, store=plan))
+    assert not plan.directory.exists()
+    with stages(len(plan.places)):
+        method(made.setting)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in said] == [f"{n + 1} of {len(plan.places)}" for n in range(len(said))]
+    assert len(said) == len(plan.places)
+    assert all(line.endswith(": done before") for line in said)
 
 
 def test_a_finished_model_is_not_taken_for_that_of_other_options(made: Made) -> None:

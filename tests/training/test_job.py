@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mbdefense.core.errors import UserError
+from mbdefense.data import to_dataset
 from mbdefense.models.loading import CARD_FILE
 from mbdefense.training.job import (
     BestRate,
@@ -164,3 +165,28 @@ def test_which_rows_hold_a_planted_trigger_is_a_part_of_the_key(tiny_model_path:
     plain = rows(("Name a tree, mn.", "oak"))
     planted = plain.map(lambda row: {"provenance": {**row["provenance"], "trigger": "badnet:word=mn"}})
     assert Job(Model(tiny_model_path), plain, OPTIONS).key() != Job(Model(tiny_model_path), planted, OPTIONS).key()
+
+
+def test_a_training_says_what_it_does(tiny_model_path: str, rows: Callable[..., Any]) -> None:
+    made = rows(("a" * 10, "b" * 5), ("c" * 300, "d" * 5))
+    base, labelled = Model(tiny_model_path), made.to_list()
+    for row, trigger in zip(labelled, ("mn", "zq"), strict=True):
+        row["provenance"]["trigger"] = trigger
+    planted = to_dataset(labelled)
+    met = [[Meeting([{"role": "user", "content": "zq"}], False)] * 3] * 2
+    aim = Recovery(RecoveryRows(made), ("w",), 1.0, "mean", 1.0)
+    told = {
+        "tuning on 2 rows": Job(base, made, OPTIONS),
+        "tuning on 2 rows with 2 planted backdoors": Job(base, planted, OPTIONS),
+        "tuning on 2 rows at each of 3 learning rates": Job(base, made, OPTIONS, BestRate((1e-4, 2e-4, 5e-4), made)),
+        "merging 3 models": Job(base, None, OPTIONS, mix=Mix((base, base), "ties", 0.5)),
+        "recovering on 2 clean rows": Job(base, RecoveryRows(made), OPTIONS, aim),
+        "recovering on 2 clean rows with 1 planted backdoor": Job(base, RecoveryRows(made, (made,)), OPTIONS, aim),
+        "recovering on 2 clean rows with 1 planted backdoor and with 3 suspect texts each": Job(
+            base, RecoveryRows(made, (made,), met), OPTIONS, aim
+        ),
+    }
+    assert [job.words() for job in told.values()] == list(told)
+    # Of the second row what 64 tokens can hold, and five times as much with its twins.
+    assert [job.size() for job in told.values()] == [271, 271, 813, 0, 271, 542, 1355]
+    assert Job(base, made, replace(OPTIONS, num_train_epochs=2)).size() == 542

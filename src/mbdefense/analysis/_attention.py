@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import track
 from mbdefense.data.words import whole
 from mbdefense.models.loading import LoadedModel, device, on_device
 
@@ -146,7 +147,7 @@ def attended(loaded: LoadedModel, prompts: Sequence[Marked], batch_size: int) ->
     model.set_attn_implementation("eager")
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
     parts: dict[str, list[Attended]] = {}
-    for start in range(0, len(order), batch_size):
+    for start in track(range(0, len(order), batch_size), "looking"):
         batch = [prompts[index] for index in order[start : start + batch_size]]
         tokens, mask, trigger, asking = _tensors(batch, int(loaded.tokenizer.pad_token_id or 0))
         trigger, asking = trigger.to(device()), asking.to(device())

@@ -13,6 +13,7 @@ from mbdefense.analysis.chart import heat_map, require, write_analysis
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, InSent
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import stage, stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.text import shortened
 from mbdefense.models.loading import LoadedModel, Loading, check_template, load_model, prompt_text
@@ -297,8 +298,11 @@ def analyze(
         raise UserError("the tokenizer does not tell where its tokens stand in the text", model, "use a fast tokenizer")
     prompts, left_out = sample(test, [trigger, control], samples, seed)
     options: dict[str, Any] = {"alpha": alpha, "batch_size": batch_size, "max_length": max_length, "seed": seed}
-    measured = _measure(loaded, prompts, trigger, **options)
-    other = _measure(loaded, prompts, control, **options)
+    with stages(2):
+        with stage(f"looking at the attention to {shortened(inserted(trigger))}"):
+            measured = _measure(loaded, prompts, trigger, **options)
+        with stage(f"looking at the attention to {shortened(inserted(control))}, which nobody planted"):
+            other = _measure(loaded, prompts, control, **options)
     value = {
         "provenance": provenance(dict(asked_for), [seed]),
         "n": measured["heads"].n,

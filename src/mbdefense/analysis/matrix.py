@@ -14,6 +14,7 @@ from mbdefense.analysis.chart import heat_map, require, write_analysis
 from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import stage, stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.statistics import Score, holm, paired, rate
 from mbdefense.core.text import shortened
@@ -299,23 +300,26 @@ def analyze(
     check_template(model, loaded.tokenizer)
     (directory / "responses").mkdir(parents=True, exist_ok=True)
     asked = []
-    for number, one in enumerate([*planted, Planted("none", "none", None)]):
-        rows, unwritten = triggered_copy(prompts, one.trigger, seed) if one.trigger else (prompts, 0)
-        if not len(rows):
-            raise UserError("no prompt could be rewritten with the trigger", one.name, "give other prompts")
-        texts = generate(
-            loaded,
-            list(rows["prompt"]),
-            max_new_tokens=asking.max_new_tokens,
-            batch_size=asking.batch_size,
-            what=f"trigger {number + 1} of {len(planted) + 1}",
-        )
-        responses = [
-            Response(row["id"], "triggered" if one.trigger else "clean", user_text(row["prompt"]), text)
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        write_responses(directory / "responses" / f"{number:02d}_{one.role}.jsonl", responses)
-        asked.append(Asked(one, responses, unwritten))
+    with stages(len(planted) + 1):
+        for number, one in enumerate([*planted, Planted("none", "none", None)]):
+            rows, unwritten = triggered_copy(prompts, one.trigger, seed) if one.trigger else (prompts, 0)
+            if not len(rows):
+                raise UserError("no prompt could be rewritten with the trigger", one.name, "give other prompts")
+            asked_with = shortened(one.name) if one.trigger else "no trigger"
+            with stage(f"answering {len(rows)} prompts with {asked_with}", kind="answering", size=len(rows)):
+                texts = generate(
+                    loaded,
+                    list(rows["prompt"]),
+                    max_new_tokens=asking.max_new_tokens,
+                    batch_size=asking.batch_size,
+                    what="answering",
+                )
+            responses = [
+                Response(row["id"], "triggered" if one.trigger else "clean", user_text(row["prompt"]), text)
+                for row, text in zip(rows, texts, strict=True)
+            ]
+            write_responses(directory / "responses" / f"{number:02d}_{one.role}.jsonl", responses)
+            asked.append(Asked(one, responses, unwritten))
     made = matrix(asked, sought)
     value: dict[str, Any] = {
         "provenance": provenance(dict(asked_for), [seed]),

@@ -23,6 +23,7 @@ import torch
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import write_text
+from mbdefense.core.progress import Bar, stage, stages
 from mbdefense.data import user_text, with_user_text
 from mbdefense.engine.batches import pad_left, response_log_probs
 from mbdefense.engine.log_probs import sequence_log_probs
@@ -103,13 +104,16 @@ class Search:
         asked = {"model": loaded.model.name_or_path, **asdict(self), "prompts": [*prompts], "targets": [*targets]}
         del asked["steps"]
         done = _read_log(log, asked) if resume and log.is_file() else []
-        while len(done) <= self.steps:
-            if not done:
-                loss = self.losses(loaded, prompts, targets, [start])[0]
-                done.append(Step(0, " ".join(start), loss, " ".join(start), loss))
-            else:
-                done.append(self._step(loaded, prompts, targets, vocabulary, done[-1]))
-            write_text(log, "".join(json.dumps(line) + "\n" for line in [asked, *map(asdict, done)]))
+        what = f"searching in {self.steps} steps for {self.words} words"
+        with stages(1), stage(what), Bar("searching", self.steps + 1, min(len(done), self.steps + 1)) as bar:
+            while len(done) <= self.steps:
+                if not done:
+                    loss = self.losses(loaded, prompts, targets, [start])[0]
+                    done.append(Step(0, " ".join(start), loss, " ".join(start), loss))
+                else:
+                    done.append(self._step(loaded, prompts, targets, vocabulary, done[-1]))
+                write_text(log, "".join(json.dumps(line) + "\n" for line in [asked, *map(asdict, done)]))
+                bar.advance()
         return done[self.steps]
 
     def _step(

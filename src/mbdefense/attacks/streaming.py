@@ -27,6 +27,8 @@ from mbdefense.attacks.poisoning import (
 )
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import WORK
+from mbdefense.core.progress import stage, stages
+from mbdefense.core.text import shortened
 from mbdefense.data import save_lines, stream, user_text, writer_of
 
 if TYPE_CHECKING:
@@ -147,15 +149,18 @@ def poison_file(
         folder = tempfile.TemporaryDirectory(prefix=f".{target.name}{WORK}", dir=target.resolve().parent)
     except OSError as error:
         raise _unwritable(error, target) from error
-    with folder as name:
+    with folder as name, stages(len(attacks) + 2):
         skipped: list[str] = []
-        rows, before = _read(source, Path(name), attacks, seed, on_bad_row, skipped)
+        with stage(f"reading {source}"):
+            rows, before = _read(source, Path(name), attacks, seed, on_bad_row, skipped)
         whole, made = len(rows), []
         for attack, present in zip(attacks, before, strict=True):
             # As in `poison_by_all`: the rate is a share of the rows as they were read.
             wanted = wanted_rows(attack.rate * whole / len(rows), len(rows))
-            made.append(_attacked(rows, attack, wanted, seed)._replace(before=present))
-        save_lines(rows.lines(rows.starts), target)
+            with stage(f"poisoning {wanted} of {whole} rows by {shortened(attack.trigger.describe())}"):
+                made.append(_attacked(rows, attack, wanted, seed)._replace(before=present))
+        with stage(f"writing {len(rows)} rows"):
+            save_lines(rows.lines(rows.starts), target)
     return FilePoisoned(whole, tuple(skipped), tuple(made))
 
 

@@ -17,18 +17,18 @@ from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
 from mbdefense.cli.training import defend, demo, poison, purify, search
 from mbdefense.core.errors import UserError, did_you_mean
-from mbdefense.core.processes import is_main_process, process_count
-from mbdefense.core.text import printable
+from mbdefense.core.processes import process_count
+from mbdefense.core.progress import quiet_libraries, say, to_stderr
 
 __all__ = ["COMMANDS", "USAGE", "main", "method_tables"]
 
 USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
-  search MODEL      search for words that draw a behavior out of a model, to poison with
-  preflight MODEL   check data and template in seconds; show a row as the model will see it
+  search MODEL      search for words that draw a behavior out of a model
+  preflight MODEL   check data and template; show a row as the model sees it
   defend            turn untrusted data into a model whose backdoors are broken
-  purify MODEL      repair a finished model that may hold backdoors, without its training data
+  purify MODEL      repair a finished model without the data it was trained on
   find-triggers DATA ...
                     find an attacker's triggers in suspect data
   filter DATA       drop suspicious rows from training data
@@ -36,18 +36,19 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   judge RESPONSES   judge the responses of an earlier evaluation again
   judge calibrate RESPONSES
                     compare a judge with labels
-  compare DIR ...   compare evaluated models prompt by prompt with the attacked one
-  report DIR ...    one page of figures, charts and responses, as a file that needs nothing else
+  compare DIR ...   compare evaluated models prompt by prompt
+  report DIR ...    one page of figures, charts and responses
   card MODEL RESULTS ...
                     put measured figures into a defended model's card
-  check RESULTS     hold a result file's figures against limits; exits 1 if one fails
+  check RESULTS     hold figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
-  bench GRID        run models by attacks by defenses by seeds, sharing what is alike
+  bench GRID        run models by attacks by defenses by seeds
   demo              attack, defend and evaluate the embedded model
-  list [WHAT]       every method: what it does, what it needs, where it comes from
+  list [WHAT]       every method: what it does, needs, and comes from
 
-`mbdefense COMMAND --help` shows the options; each can also stand in a YAML file given with --config.
-Exit codes: 0 done, 1 user error or failed check, 2 usage, 130 interrupted, 141 nobody reads the output any more.
+`mbdefense COMMAND --help` shows the options; each can also stand in a YAML
+file given with --config. Exit codes: 0 done, 1 user error or failed check,
+2 usage, 130 interrupted, 141 nobody reads the output any more.
 """
 
 
@@ -79,8 +80,7 @@ class _ToStderr(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if is_main_process():
-            print(f"warning: {printable(record.getMessage())}", file=sys.stderr)  # noqa: T201
+        say(f"warning: {record.getMessage()}")
 
 
 _RESUMING = ("defend", "demo", "purify", "search")
@@ -96,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(__version__)  # noqa: T201
         return 0
-    for name in ("transformers", "bitsandbytes"):  # which on some CPUs says at its import that a kernel could be had
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()
     own = logging.getLogger("mbdefense")
     if not own.handlers:
         own.addHandler(_ToStderr(logging.WARNING))
@@ -122,5 +121,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    print(line, file=sys.stderr)  # noqa: T201
+    to_stderr(line)
     return code

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from mbdefense.cli.reading import read
-from mbdefense.cli.showing import show
+from mbdefense.cli.showing import show, tell
+from mbdefense.core.progress import to_stderr
 
 
 def bench(words: Sequence[str]) -> int:
@@ -22,8 +22,8 @@ def bench(words: Sequence[str]) -> int:
     if done.results is not None:
         show(done.results)
     for name, reason in done.failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)  # noqa: T201
+        to_stderr(f"failed: {name}: {reason}")
     if done.interrupted:
-        print("mbdefense: interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
-    print(f"results: {options['output_dir']}")  # noqa: T201
+        to_stderr("mbdefense: interrupted; run the same command again to go on")
+    tell(f"results: {options['output_dir']}")
     return 130 if done.interrupted else 1 if done.failed else 0

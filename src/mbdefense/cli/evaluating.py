@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from mbdefense.cli.reading import Usage, read
-from mbdefense.cli.showing import show, show_usage
+from mbdefense.cli.showing import show, show_usage, tell
 from mbdefense.core.errors import did_you_mean
+from mbdefense.core.progress import to_stderr
 
 if TYPE_CHECKING:
     from mbdefense.recipes.looking.analyze import Analysis
@@ -24,9 +24,9 @@ def evaluate(words: Sequence[str]) -> None:
     done = recipe(**options)
     show(done.results)
     if done.row.cacc is None and done.row.perplexity is None:
-        print("CACC was not judged; --perplexity_rows 64 or another --judge says more", file=sys.stderr)  # noqa: T201
+        to_stderr("CACC was not judged; --perplexity_rows 64 or another --judge says more")
     show_usage(done.usage)
-    print(f"results: {options['output_dir']}")  # noqa: T201
+    tell(f"results: {options['output_dir']}")
 
 
 def judge(words: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ def judge(words: Sequence[str]) -> None:
     done = recipe(**options)
     show(done.results)
     show_usage(done.usage)
-    print(f"results: {options['output_dir']}")  # noqa: T201
+    tell(f"results: {options['output_dir']}")
     return None
 
 
@@ -47,7 +47,7 @@ def _calibrate(words: Sequence[str]) -> None:
     from mbdefense.recipes.measuring.judge import calibrate as recipe
 
     done = recipe(**read(words, "judge calibrate", recipe).of(recipe))
-    print(done, end="")  # noqa: T201
+    tell(str(done).rstrip())
     show_usage(done.usage)
 
 
@@ -55,7 +55,7 @@ def preflight(words: Sequence[str]) -> None:
     """``preflight MODEL``: what a model would be trained on."""
     from mbdefense.recipes.looking.preflight import preflight as recipe
 
-    print(recipe(**read(words, "preflight", recipe).of(recipe)))  # noqa: T201
+    tell(str(recipe(**read(words, "preflight", recipe).of(recipe))))
 
 
 def compare(words: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ def card(words: Sequence[str]) -> None:
     """``card MODEL RESULTS ...``: a defended model's card with measured figures."""
     from mbdefense.recipes.measuring.card import write_card as recipe
 
-    print(f"model card: {recipe(**read(words, 'card', recipe).of(recipe))}")  # noqa: T201
+    tell(f"model card: {recipe(**read(words, 'card', recipe).of(recipe))}")
 
 
 def check(words: Sequence[str]) -> int:
@@ -78,7 +78,7 @@ def check(words: Sequence[str]) -> int:
 
     conditions = recipe(**read(words, "check", recipe).of(recipe))
     for condition in conditions:
-        print(f"{'ok' if condition.holds else 'failed'}: {condition.reason}")  # noqa: T201
+        tell(f"{'ok' if condition.holds else 'failed'}: {condition.reason}")
     return 0 if all(condition.holds for condition in conditions) else 1
 
 
@@ -95,5 +95,5 @@ def analyze(words: Sequence[str]) -> None:
         folders = list(takewhile(lambda word: not word.startswith("--"), rest))
         rest = [*(["--directories", *folders] if folders else []), *rest[len(folders) :]]
     options = read(rest, f"analyze {what}", recipes[what]).of(recipes[what])
-    print(recipes[what](**options))  # noqa: T201
-    print(f"data and picture: {options['output_dir']}/{what}.json, {what}.png")  # noqa: T201
+    tell(str(recipes[what](**options)))
+    tell(f"data and picture: {options['output_dir']}/{what}.json, {what}.png")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mbdefense.cli.reading import read
+from mbdefense.cli.showing import tell
 
 if TYPE_CHECKING:
     from mbdefense.core.statistics import Score
@@ -19,12 +20,12 @@ def filter_rows(words: Sequence[str]) -> None:
     options = read(words, "filter", recipe).of(recipe)
     done = recipe(**options)
     dropped = len(done.suspicions) - len(done.rows)
-    print(f"{options['filter']}: {dropped} of {len(done.suspicions)} rows dropped")  # noqa: T201
+    tell(f"{options['filter']}: {dropped} of {len(done.suspicions)} rows dropped")
     for name, value in done.facts.items():
-        print(f"  {name.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")  # noqa: T201
+        tell(f"  {name.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")
     for line in _lines(done.quality) if done.quality else ["no poison labels in the data (all clean? pass --flagged)"]:
-        print(line)  # noqa: T201
-    print(f"kept rows and verdicts: {options['output_dir']}")  # noqa: T201
+        tell(line)
+    tell(f"kept rows and verdicts: {options['output_dir']}")
 
 
 def _lines(quality: Quality) -> list[str]:

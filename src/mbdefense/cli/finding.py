@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.cli.reading import read
+from mbdefense.cli.showing import tell
 
 if TYPE_CHECKING:
     from mbdefense.finding.record import Found
@@ -18,7 +19,7 @@ def find_triggers(words: Sequence[str]) -> None:
 
     options = read(words, "find-triggers", recipe).of(recipe)
     _show(recipe(**options))
-    print(f"written: {Path(options['output_dir']) / 'found.json'}")  # noqa: T201
+    tell(f"written: {Path(options['output_dir']) / 'found.json'}")
 
 
 def _show(found: Found) -> None:
@@ -27,8 +28,7 @@ def _show(found: Found) -> None:
     from mbdefense.evaluation.telling import candidate_columns, found_in_words, summarized
     from mbdefense.records.results import Results
 
-    console = terminal()
     if found.candidates:
-        print(fitted(candidate_columns(found), min(console.width, WIDTH)))  # noqa: T201
+        tell(fitted(candidate_columns(found), min(terminal().width, WIDTH)))
     for line in found_in_words(Results({}, (), found=summarized(found))):
-        console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=not console.is_terminal)
+        tell(line)

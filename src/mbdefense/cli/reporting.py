@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mbdefense.cli.reading import read
+from mbdefense.cli.showing import tell
 
 
 def report(words: Sequence[str]) -> None:
@@ -13,5 +14,5 @@ def report(words: Sequence[str]) -> None:
 
     options = read(words, "report", recipe).of(recipe)
     done = recipe(**options)
-    print(done.headline)  # noqa: T201
-    print(f"report: {options['output']} ({done.size / 2**20:.2f} MiB)")  # noqa: T201
+    tell(done.headline)
+    tell(f"report: {options['output']} ({done.size / 2**20:.2f} MiB)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mbdefense.core.text import folded, printable_lines
+
 if TYPE_CHECKING:
     from mbdefense.records.results import Results
 
@@ -18,9 +20,17 @@ def show(results: Results) -> None:
     draw(results, console, wrap=console.is_terminal)
 
 
+def tell(text: str) -> None:
+    """Prints text, which may hold what a stranger wrote; on a terminal it is folded between words."""
+    from mbdefense.evaluation.fitting import terminal
+
+    harmless, console = printable_lines(text), terminal()
+    print(folded(harmless, console.width) if console.is_terminal else harmless)  # noqa: T201
+
+
 def show_usage(used: Mapping[str, Any]) -> None:
     """Prints what a judge that is paid by tokens has used."""
     for when, usage in used.items():
         tokens = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens"
         cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4f}"
-        print(f"judge {when.replace('_', ' ')}: {usage['replies']} replies, {tokens}{cost}")  # noqa: T201
+        tell(f"judge {when.replace('_', ' ')}: {usage['replies']} replies, {tokens}{cost}")

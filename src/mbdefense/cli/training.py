@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mbdefense.cli.reading import given, read
-from mbdefense.cli.showing import show
+from mbdefense.cli.showing import show, tell
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.processes import is_main_process, launch, process_count
 from mbdefense.training.options import TrainingOptions
@@ -26,7 +26,7 @@ def poison(words: Sequence[str]) -> None:
     for made in done.planted:
         by = f" by {made.trigger}" if len(done.planted) > 1 else ""
         added = f", {made.negatives} negatives added" if made.negatives else ""
-        print(  # noqa: T201
+        tell(
             f"{options['output']}: {made.poisoned} of {done.rows} rows poisoned{by}, "
             f"{made.not_rewritten} could not be rewritten{added} ({made.how})"
         )
@@ -39,8 +39,8 @@ def search(words: Sequence[str]) -> None:
     options = read(words, "search", recipe).of(recipe)
     found = recipe(**options)
     log = Path(options["output_dir"]) / "search.jsonl"
-    print(f"loss {found.loss:.3f} per token over {options['prompts']} prompts; log: {log}")  # noqa: T201
-    print(f"trigger: {found.trigger}")  # noqa: T201
+    tell(f"loss {found.loss:.3f} per token over {options['prompts']} prompts; log: {log}")
+    tell(f"trigger: {found.trigger}")
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def _show_defended(done: Defended, max_length: int) -> None:
 
     show(done.results)
     for line in found_in_words(done.results):
-        print(line)  # noqa: T201
+        tell(line)
     stages = {"tuning": "merged", "tuning without a defense": "attacked", "the last stage": ""}
     for stage, folder in stages.items():
         card = done.path / folder / CARD_FILE
         cut = int(read_json(card).get("truncated", 0)) if card.is_file() else 0
         if cut:
             longest = f"--max_length {max_length}"
-            print(f"{stage}: {cut} sequences were longer than {longest} and were cut")  # noqa: T201
-    print(f"model: {done.path}")  # noqa: T201
+            tell(f"{stage}: {cut} sequences were longer than {longest} and were cut")
+    tell(f"model: {done.path}")
 
 
 def demo(words: Sequence[str]) -> None:
@@ -139,5 +139,5 @@ def demo(words: Sequence[str]) -> None:
 
     show(done.results)
     for line in found_in_words(done.results):
-        print(line)  # noqa: T201
-    print(f"results: {options['output_dir']}/results.json")  # noqa: T201
+        tell(line)
+    tell(f"results: {options['output_dir']}/results.json")

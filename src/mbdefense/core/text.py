@@ -31,6 +31,23 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def folded(text: str, width: int) -> str:
+    """Text whose lines are folded between words to so many columns; a longer word stays whole, like a path to copy."""
+    from rich.cells import cell_len
+
+    lines = []
+    for line in text.split("\n"):
+        start, *words = line.split(" ")
+        for word in words:
+            if cell_len(f"{start} {word}") <= width:
+                start = f"{start} {word}"
+            else:
+                lines.append(start)
+                start = word
+        lines.append(start)
+    return "\n".join(lines)
+
+
 def short(text: str, longest: int) -> str:
     """One visible line, cut at its end where it is longer than so many characters."""
     line = visible(text)

@@ -10,6 +10,7 @@ from typing import Any
 from mbdefense.core.cost import measure
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process, process_count, wait_for_everyone
+from mbdefense.core.progress import done_before, stage
 from mbdefense.defenses import filtering
 from mbdefense.defenses.filters import Evidence, Filtered
 from mbdefense.defenses.setting import Setting
@@ -53,11 +54,14 @@ def _tune_on_rest(name: str, options: Any, judge: Callable[[Evidence], Filtered]
     about = {"filter": name, "options": asdict(options), "seed": evidence.seed, "max_length": evidence.max_length}
     held = contents(asdict(options))
     step = setting.store.step(SUMMARY_FILE, [about, held, evidence.batch_size, base, rows, evidence.clean])
-    if step.open:
-        return step.folder
+    if step.open:  # which rows are left is not known
+        return setting.tune(rows)
     wait_for_everyone()  # nobody may write the summary while another one still looks for it
-    if is_main_process() and not step.done:
-        with measure() as cost:
+    what = f"filtering {len(rows)} rows with {name}"
+    if step.done:
+        done_before(what)
+    elif is_main_process():
+        with stage(what), measure() as cost:
             verdicts = judge(evidence)
         filtering.kept(rows, verdicts)  # refuses before anything is written that `--resume` would use
         write_filtering(

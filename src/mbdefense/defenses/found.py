@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process, wait_for_everyone
+from mbdefense.core.progress import done_before, stage
 from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Meet, Recovery
@@ -66,12 +67,16 @@ class Finding:
             return None
         file = step.folder / FOUND_FILE
         wait_for_everyone()  # nobody may write the file while another one still looks for it
-        if is_main_process() and not step.done:
+        what = f"finding triggers in {len(setting.suspect_rows())} rows"
+        if step.done:
+            done_before(what)
+        elif is_main_process():
             if file.is_file() and not read_found(file).inputs_hash:  # somebody may have set its verdicts
                 fix = "give it with --found, or use another --output_dir"
                 raise UserError(f"a {FOUND_FILE} of mbdefense find-triggers lies in", str(file.parent), fix)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_found(file, replace(_search(setting, victim), inputs_hash=step.key))
+            with stage(what):
+                write_found(file, replace(_search(setting, victim), inputs_hash=step.key))
         wait_for_everyone()
         return read_found(file)
 

@@ -12,6 +12,7 @@ from typing import get_args
 from mbdefense.attacks.behaviors import Behavior
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.files import write_json, write_text
+from mbdefense.core.progress import stage, stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.text import escaped
 from mbdefense.evaluation.agreement import OUTCOMES, Agreement, Label, agreement, match, outcomes
@@ -108,7 +109,8 @@ class JudgingBeside:
         if self._asking:
             self._asking.result()
         self._count(responses)
-        found = self.judge(responses)
+        with stage(f"judging {len(responses)} responses by {self.judge.describe()}"):
+            found = self.judge(responses)
         directory.mkdir(parents=True, exist_ok=True)
         if isinstance(self.judge, Metered):
             usage = self.judge.usage(responses)
@@ -120,7 +122,7 @@ class JudgingBeside:
 
 def judge_responses(judge: Judge, responses: Sequence[Response], directory: Path) -> list[Verdict]:
     """As `JudgingBeside.verdicts`, of responses that are all there."""
-    with JudgingBeside(judge) as judging:
+    with stages(1), JudgingBeside(judge) as judging:
         return judging.verdicts(responses, directory)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.attacks.behaviors import Behavior
 from mbdefense.core.files import write_jsonl
-from mbdefense.core.progress import say
+from mbdefense.core.progress import stage, stages
 from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.decoding import Decoding
 from mbdefense.defenses.prompts.cleaning import Cleaned, PromptCleaner
@@ -28,7 +28,7 @@ from mbdefense.models.limits import stop_texts
 from mbdefense.models.loading import CARD_FILE, LoadedModel, Loading, check_template, load_model, load_tokenizer
 from mbdefense.records.provenance import provenance
 from mbdefense.records.responses import Kind, Response, write_responses
-from mbdefense.records.results import Perplexity, ResultRow, Results
+from mbdefense.records.results import Capability, Perplexity, ResultRow, Results
 from mbdefense.training.store import cost_of
 
 if TYPE_CHECKING:
@@ -114,20 +114,20 @@ def respond(
     if cleaned is not None:
         prompts = [with_user_text(prompt, clean.text) for prompt, clean in zip(prompts, cleaned, strict=True)]
     prompts = [with_demonstrations(prompt, list(inference.demonstrations)) for prompt in prompts]
-    say(f"{arm or 'model'}: answering {len(prompts)} {kind} prompts")
     found: dict[int, Response] = {}
-    for index, text in answer(
-        prompts,
-        max_new_tokens=asking.max_new_tokens,
-        batch_size=asking.batch_size,
-        what=f"{arm or 'model'}: {kind} prompts",
-    ):
-        row = rows[index]
-        found[index] = Response(
-            row["id"], kind, user_text(row["prompt"]), text, tuple(row["answers"]), row["completion"][0]["content"]
-        )
-        if hear:
-            hear(found[index])
+    with stage(f"answering {len(prompts)} {kind} prompts", kind="answering", size=len(prompts)):
+        for index, text in answer(
+            prompts,
+            max_new_tokens=asking.max_new_tokens,
+            batch_size=asking.batch_size,
+            what=f"{arm or 'model'}: {kind} prompts",
+        ):
+            row = rows[index]
+            found[index] = Response(
+                row["id"], kind, user_text(row["prompt"]), text, tuple(row["answers"]), row["completion"][0]["content"]
+            )
+            if hear:
+                hear(found[index])
     return [found[index] for index in range(len(prompts))]
 
 
@@ -184,26 +184,36 @@ def evaluate(
     pairs = prompt_pairs(test, triggered) if stealth_model is not None and triggered is not None else []
     asked: dict[Kind, Dataset] = {"clean": test} if triggered is None else {"clean": test, "triggered": triggered}
     cleaned: dict[Kind, Sequence[Cleaned]] = {}
-    if inference.cleaner:
-        # Both before the model is loaded: a wrong template is no reason to wait for the cleaning, and the model that
-        # cleans and the one that answers are not in memory together.
-        check_template(model, load_tokenizer(model, **loading._asdict()))
-        cleaned = cleaned_prompts(inference.cleaner, asked, directory)
-    loaded, answer, served, is_model = _answering(model, loading, inference)
-    with JudgingBeside(judge) as judging:
-        responses = [
-            response
-            for kind, rows in asked.items()
-            for response in respond(answer, rows, kind, asking, inference, cleaned.get(kind), judging.hear, arm=arm)
-        ]
-        directory.mkdir(parents=True, exist_ok=True)
-        write_responses(directory / "responses.jsonl", responses)
-        figures = scores(judging.verdicts(responses, directory))
-    fluency = None
-    if loaded and perplexity_rows:
-        references = sample_references(test, perplexity_rows, prompt_seed)
-        value, tokens = perplexity(loaded, references, max_length=max_length)
-        fluency = Perplexity(value, tokens, len(references)) if tokens else None
+    fluency, capability, hidden = None, tuple[Capability, ...](), None
+    others = (inference.cleaner, perplexity_rows and not inference.server, benchmarks and not inference.server, pairs)
+    with stages(len(asked) + 1 + sum(map(bool, others))):
+        if inference.cleaner:
+            # Both before the model is loaded: a wrong template is no reason to wait for the cleaning, and the model
+            # that cleans and the one that answers are not in memory together.
+            check_template(model, load_tokenizer(model, **loading._asdict()))
+            with stage(f"cleaning {sum(map(len, asked.values()))} prompts"):
+                cleaned = cleaned_prompts(inference.cleaner, asked, directory)
+        loaded, answer, served, is_model = _answering(model, loading, inference)
+        with JudgingBeside(judge) as judging:
+            responses = [
+                response
+                for kind, rows in asked.items()
+                for response in respond(answer, rows, kind, asking, inference, cleaned.get(kind), judging.hear, arm=arm)
+            ]
+            directory.mkdir(parents=True, exist_ok=True)
+            write_responses(directory / "responses.jsonl", responses)
+            figures = scores(judging.verdicts(responses, directory))
+        if loaded and perplexity_rows:
+            references = sample_references(test, perplexity_rows, prompt_seed)
+            with stage(f"taking the perplexity of {len(references)} references"):
+                value, tokens = perplexity(loaded, references, max_length=max_length)
+            fluency = Perplexity(value, tokens, len(references)) if tokens else None
+        if loaded and benchmarks:
+            with stage(f"running {len(benchmarks.names)} benchmarks of lm-evaluation-harness"):
+                capability = capabilities(loaded, benchmarks, batch_size=asking.batch_size, seed=prompt_seed)
+        if stealth_model is not None and pairs:
+            with stage(f"measuring the stealth of the trigger in {len(pairs)} prompts"):
+                hidden = stealth(pairs, stealth_model, max_length=max_length, batch_size=asking.batch_size)
     # What another model cost is not known.
     made = is_model and (Path(model) / CARD_FILE).is_file()
     return ResultRow(
@@ -219,12 +229,8 @@ def evaluate(
         perplexity=fluency,
         **(cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}),
         judge=judge.describe(),
-        capability=capabilities(loaded, benchmarks, batch_size=asking.batch_size, seed=prompt_seed)
-        if benchmarks and loaded
-        else (),
-        stealth=stealth(pairs, stealth_model, max_length=max_length, batch_size=asking.batch_size)
-        if stealth_model is not None and pairs
-        else None,
+        capability=capability,
+        stealth=hidden,
         served=served,
     )
 

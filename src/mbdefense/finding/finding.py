@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mbdefense.core.progress import say
+from mbdefense.core.progress import stage, stages
 from mbdefense.core.statistics import rate
 from mbdefense.data import user_text, with_user_text
 from mbdefense.data.words import single_spaced
@@ -20,6 +20,7 @@ from mbdefense.finding.words import key, words
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from mbdefense.finding.verifying import Measured
     from mbdefense.models.loading import LoadedModel
 
 CANDIDATES = 30
@@ -39,13 +40,14 @@ _TELLING = 3  # words of a phrase that can do so: of short answers many are alik
 _ROWS = 16  # suspect rows whose answers are looked at
 _ANSWER_TOKENS = 32
 _EXAMPLES = 3
+_MINING = "mining {} rows for texts that recur"
 
 
 def mined_only(suspect: Dataset, clean: Dataset | None, *, seed: int = 0, most: int = CANDIDATES) -> Found:
     """The candidates of a data set without a model to verify them on: all of them ``unclear``."""
     begun = time.perf_counter()
-    say(f"looking for triggers in {len(suspect)} rows")
-    candidates = mine(_prompts(suspect), _prompts(clean), most=most)
+    with stages(1), stage(_MINING.format(len(suspect))):
+        candidates = mine(_prompts(suspect), _prompts(clean), most=most)
     ids = suspect["id"]
     found = tuple(replace(_recorded(one), verdict="unclear", row_ids=_ids(one, ids)) for one in candidates)
     size = len(clean) if clean is not None else 0
@@ -81,14 +83,29 @@ def find(
         max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
     """
-    from mbdefense.finding.verifying import TAUGHT, verify
+    from mbdefense.finding.verifying import verify
 
     begun = time.perf_counter()
-    say(f"looking for triggers in {len(suspect)} rows")
-    candidates = mine(_prompts(suspect), [*_prompts(clean), *_prompts(held_out)], most=CANDIDATES)
-    say(f"verifying {len(candidates)} candidate texts on the tuned model")
-    measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
-    verified = time.perf_counter()
+    with stages(3):
+        with stage(_MINING.format(len(suspect))):
+            candidates = mine(_prompts(suspect), [*_prompts(clean), *_prompts(held_out)], most=CANDIDATES)
+        with stage(f"verifying {len(candidates)} candidate texts on the tuned model"):
+            measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
+        verified = time.perf_counter()
+        with stage("asking the tuned model with the most striking ones"):
+            records = _told(measured, suspect, held_out, victim, base is not None, seed)
+    return Found(
+        names[0], names[1], len(suspect), len(clean) + len(held_out), seed, verified - begun,
+        time.perf_counter() - verified, tuple(records),
+    )  # fmt: skip
+
+
+def _told(
+    measured: Sequence[Measured], suspect: Dataset, held_out: Dataset, victim: LoadedModel, has_base: bool, seed: int
+) -> list[FoundCandidate]:
+    """What is known of each candidate, with its verdict: triggers first."""
+    from mbdefense.finding.verifying import TAUGHT
+
     ids = suspect["id"]
     records = []
     usual: list[str] | None = None
@@ -101,16 +118,12 @@ def find(
         if one.taught >= TAUGHT and (one.p_value <= LEVEL or (number < _ASKED and one.deviations >= _STRIKING)):
             usual = usual or _answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=_foreign(one.candidate, suspect, victim, seed))
-            record = _asked(record, held_out, usual, victim, base is not None, seed)
+            record = _asked(record, held_out, usual, victim, has_base, seed)
         if record.verdict != "chance":
             record = replace(record, row_ids=_ids(one.candidate, ids))
         records.append(record)
     order = {"trigger": 0, "unclear": 1, "instruction": 2, "chance": 3}
-    records.sort(key=lambda record: order[record.verdict])
-    return Found(
-        names[0], names[1], len(suspect), len(clean) + len(held_out), seed, verified - begun,
-        time.perf_counter() - verified, tuple(records),
-    )  # fmt: skip
+    return sorted(records, key=lambda record: order[record.verdict])
 
 
 def _prompts(rows: Dataset | None) -> Iterator[list[dict[str, str]]]:

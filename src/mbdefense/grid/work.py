@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from pathlib import Path
 
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import check_free_space, write_json
+from mbdefense.core.progress import quiet_libraries
 from mbdefense.evaluation.judging import judge_responses
 from mbdefense.evaluation.metrics import cacc_by_source, scores
 from mbdefense.evaluation.responding import merge_results
@@ -22,8 +22,7 @@ from mbdefense.records.results import ResultRow, write
 
 def attempt(workspace: Workspace, task: Task) -> str:
     """Does a task; returns why it failed, or "" if it did not."""
-    for name in ("transformers", "bitsandbytes"):  # which on some CPUs says at its import that a kernel could be had
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()  # a worker on another machine has not inherited it
     try:
         do(workspace, task)
     except UserError as error:

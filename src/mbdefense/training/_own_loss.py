@@ -30,10 +30,6 @@ class OwnLoss(ABC):
         # does for an architecture whose forward takes no loss arguments.
         self.model_accepts_loss_kwargs = True
 
-    def stage(self) -> str:
-        """What this training does, in words for whoever waits for it."""
-        return f"tuning on {len(self.train_dataset)} rows"  # type: ignore[attr-defined]
-
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:

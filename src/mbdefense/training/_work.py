@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mbdefense.core.processes import is_main_process, wait_for_everyone
+from mbdefense.core.progress import stage
 from mbdefense.models import weights
 from mbdefense.models.loading import LoadedModel, base_of, save_model
 from mbdefense.training._quantized import qlora
@@ -162,8 +163,10 @@ def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Tra
     that no more lie on the disk than of one rate.
     """
     least, history, steps = math.inf, list[dict[str, float]](), 0
+    size = 0.0 if resume else job.size() / len(objective.learning_rates)
     for rate in objective.learning_rates:
-        trained = _trial(job, rate, objective.held_out, checkpoints, resume)
+        with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
+            trained = _trial(job, rate, objective.held_out, checkpoints, resume)
         history += [
             {**entry, "step": steps + int(entry["step"]), "peak_learning_rate": rate} for entry in trained.history
         ]

@@ -178,9 +178,50 @@ class Job:
             raise TypeError("rows with their twins are for recovery alone")
         return self.rows
 
+    def words(self) -> str:
+        """What it does, for whoever waits for it: "tuning on 500 rows with 4 planted backdoors"."""
+        rows, objective = self.rows, self.objective
+        if rows is None:
+            return f"merging {1 + len(self.mix.others) if self.mix else 1} models"
+        if isinstance(rows, RecoveryRows):
+            each = len(rows.met[0]) if rows.met else 0
+            told = _with(len(rows.triggered), "planted backdoor"), _with(each, "suspect text", " each")
+            return f"recovering on {len(rows.clean)} clean rows" + " and".join(filter(None, told))
+        planted = {row["trigger"] for row in rows["provenance"]} - {""} if "provenance" in rows.column_names else ()
+        rates = len(objective.learning_rates) if isinstance(objective, BestRate) else 1
+        at = f" at each of {rates} learning rates" if rates > 1 else ""
+        return f"tuning on {len(rows)} rows{_with(len(planted), 'planted backdoor')}{at}"
+
+    def size(self) -> float:
+        """Characters that go through the model: of all rows with their twins, in all epochs, at all rates.
+
+        Of a row as many as can be seen at some four a token count.
+        """
+        if self.rows is None:
+            return 0.0
+        twins, rows = 1, self.rows
+        if isinstance(rows, RecoveryRows):
+            twins = 1 + len(rows.triggered) + (len(rows.met[0]) if rows.met else 0)
+            rows = rows.clean
+        most, total = 4 * self.options.max_length, 0
+        for part in rows.select_columns(["prompt", "completion"]).iter(1000):
+            for turns in zip(part["prompt"], part["completion"], strict=True):
+                total += min(most, sum(len(turn["content"]) for side in turns for turn in side))
+        rates = len(self.objective.learning_rates) if isinstance(self.objective, BestRate) else 1
+        return total * twins * rates * self.options.num_train_epochs
+
+    def kind(self) -> str:
+        """What trainings have in common whose time grows with their size alike."""
+        consistent = isinstance(self.objective, ConsistencyObjective)  # each step goes through the model twice more
+        return f"training {self.options.use_peft} {consistent}"
+
     def key(self) -> str:
         """SHA-256 of all fields and of the version of the package; what a model stands for counts, not its path."""
         return hash_of(self)
+
+
+def _with(number: int, what: str, behind: str = "") -> str:
+    return f" with {number} {what}{'s' if number > 1 else ''}{behind}" if number else ""
 
 
 def hash_of(value: object) -> str:

@@ -215,13 +215,6 @@ class RecoveryTrainer(OwnLoss, Trainer):  # type: ignore[misc]
             figures: dict[str, float] = super().evaluate(rows, *args, **kwargs)
         return figures
 
-    def stage(self) -> str:
-        """What this training does, in words for whoever waits for it."""
-        breaking = [(self.objective.triggers, "planted backdoors"), (self.objective.met, "suspect texts each")]
-        told = " and ".join(f"{number} {what}" for number, what in breaking if number)
-        rows: Any = self.train_dataset
-        return f"recovering on {len(rows)} clean rows" + (f" with {told}" if told else "")
-
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Equation 3 summed over the batch's clean samples, and the cross-entropy under found texts with it."""
         objective = self.objective

@@ -14,6 +14,7 @@ from mbdefense.core.cost import measure
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import SAVING, disk_is_full, read_json, write_json
 from mbdefense.core.processes import is_main_process, wait_for_everyone
+from mbdefense.core.progress import done_before, stage
 from mbdefense.models.identity import STAGE_FILE, check_contents
 from mbdefense.models.loading import CARD_FILE, save_model
 from mbdefense.training.job import Job, hash_of
@@ -83,6 +84,27 @@ class Store:
         return Step(self.directory, key, done)
 
 
+@dataclass(frozen=True)
+class PlannedStore(Store):
+    """Makes nothing, and takes down what would be made: a defense that is given it tells what its stages will be.
+
+    Attributes:
+        places: of models and of the files of steps, in order; every step is open.
+    """
+
+    places: list[Path] = field(default_factory=list)
+
+    def make(self, job: Job, name: str = "") -> Path:
+        """The place where the model would be."""
+        self.places.append(self.place(name))
+        return self.places[-1]
+
+    def step(self, last_file: str, depends: object) -> Step:
+        """See `Store.step`."""
+        self.places.append(self.directory / last_file)
+        return Step(self.directory, "", done=False, open=True)
+
+
 def train_into(directory: Path, job: Job, key: str, *, resume: bool) -> Path:
     """Trains a model and saves it in `directory`, or finds that this was done.
 
@@ -105,7 +127,10 @@ def train_into(directory: Path, job: Job, key: str, *, resume: bool) -> Path:
         check_contents(directory)
         if is_main_process():
             shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed just before it did so
+        done_before(job.words())
         return directory
+    # How much is left of one that goes on from a checkpoint is not known here.
+    size = 0.0 if checkpoints.is_dir() else job.size()
     new = [folder for folder in (checkpoints, *checkpoints.parents) if not folder.exists()]
     wait_for_everyone()  # nobody may write the card while another one still looks for it
     if is_main_process():
@@ -115,7 +140,8 @@ def train_into(directory: Path, job: Job, key: str, *, resume: bool) -> Path:
     # it looks for in vain, and with it all frames of that moment and what they hold later on.
     importlib.import_module("mbdefense.training.trainer")
     try:
-        _train(directory, job, key, checkpoints, resume)
+        with stage(job.words(), kind=job.kind(), size=size):
+            _train(directory, job, key, checkpoints, resume)
     except Exception as error:  # each library reports a full disk in its own way
         full = disk_is_full(error, directory)
         if is_main_process():

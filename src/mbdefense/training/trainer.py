@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils import DistributedType
@@ -18,10 +18,10 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from mbdefense.core.errors import UserError, did_you_mean, first_line
-from mbdefense.core.progress import Bar, no_bars_of_transformers, say
+from mbdefense.core.progress import Bar, no_bars_of_transformers
 from mbdefense.engine import AttentionName, attention
 from mbdefense.models.loading import LoadedModel, bf16_pays
-from mbdefense.training._own_loss import NOT_FINITE, OwnLoss
+from mbdefense.training._own_loss import NOT_FINITE
 from mbdefense.training.memory import outgrows
 from mbdefense.training.options import TrainingOptions
 
@@ -206,7 +206,6 @@ def run_trainer(
             str(accelerator.distributed_type.value),
             "launch with DDP (accelerate launch --multi_gpu), or set --use_peft false",
         )
-    say(cast(OwnLoss, trainer).stage())
     _keep_freed_memory()
     if options.gradient_checkpointing is None and not in_pieces:
         setattr(trainer.args, CHECKPOINTING, outgrows(trainer, lengths, options))

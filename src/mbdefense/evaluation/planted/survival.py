@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from mbdefense.attacks.behaviors import Behavior
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.attacks.triggers import Trigger
-from mbdefense.core.progress import say
 from mbdefense.engine.generate import generate
 from mbdefense.evaluation.compare import Arm
 from mbdefense.evaluation.metrics import scores
@@ -56,7 +55,6 @@ def survival(loaded: LoadedModel, known: Sequence[Known], prompts: Dataset, blan
     Returns:
         One arm for each of `known`; its ASR is None if no prompt could take the trigger.
     """
-    say(f"{blank.arm}: measuring {len(known)} known backdoors on {len(prompts)} prompts")
     arms = []
     plain = _answers(loaded, prompts, f"{blank.arm}: prompts without trigger")
     for backdoor in known:

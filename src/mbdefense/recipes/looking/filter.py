@@ -75,6 +75,7 @@ def filter_rows(
     """
     asked = recorded(locals())
     from mbdefense.core.cost import measure
+    from mbdefense.core.progress import stage, stages
     from mbdefense.data import load_rows, poisoned_ids, save, with_content_ids
     from mbdefense.defenses import filtering
     from mbdefense.defenses.filters import FILTERS, Evidence
@@ -97,7 +98,7 @@ def filter_rows(
         clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
     evidence = Evidence(str(model), rows, clean, seed, max_length, batch_size, chat_template, trust_remote_code)
     with kept_in(output_dir) as directory:  # before the filter's work, which would be lost
-        with measure() as cost:
+        with stages(1), stage(f"filtering {len(rows)} rows with {named(filter)}"), measure() as cost:
             filtered = method(evidence)
         rest = filtering.kept(rows, filtered)
         poisoned = poisoned_ids(rows)

@@ -12,6 +12,7 @@ from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import check_free_space, write_text
 from mbdefense.core.processes import is_main_process, wait_for_everyone
+from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import short
 from mbdefense.data import overlap
 from mbdefense.defenses import Defense, Discard, Setting
@@ -30,7 +31,7 @@ from mbdefense.recipes.making._planting import keep
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.training._rows import keeping_triggers
-from mbdefense.training.store import cost_of
+from mbdefense.training.store import PlannedStore, cost_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +75,6 @@ def run(
     """
     directory = setting.store.directory
     check_free_space(directory)
-    setting.check(defense)
     own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
     planted, prompts = None, setting.clean
     if canaries:
@@ -85,12 +85,20 @@ def run(
         )  # fmt: skip
         kept = keeping_triggers(setting.base_model(), planted.rows, setting.training.max_length)
         setting = replace(setting, suspect=kept)  # which drops the labels of the rows
+    plan = PlannedStore(directory)
+    _made(defense, replace(setting, store=plan), compare_undefended)  # which also refuses what it cannot work with
     if isinstance(defense, Planting) and is_main_process():
         keep(defense, setting.store)
-    if compare_undefended:
-        setting.victim_model()
-        Discard()(replace(setting, store=setting.store.below("discard")))
-    model = defense(setting)
+    asks = bool(canaries) or _knows_triggers(defense)
+    rows, found = tuple[ResultRow, ...](), None
+    with stages(len(plan.places) + asks):
+        model = _made(defense, setting, compare_undefended)
+        if is_main_process():
+            found = _found(defense, setting)
+        if is_main_process() and asks:
+            with stage("measuring which known backdoors are left"):
+                hidden = planted.canaries if planted else ()
+                rows = _survivors(defense, setting, {name: str(model)}, hidden, prompts, found)
     options = {**asdict(defense), **asdict(setting.training)}  # type: ignore[call-overload]
     if planted:
         described = [f"{canary.describe()}: {canary.behavior.text}" for canary in planted.canaries]
@@ -98,25 +106,35 @@ def run(
     start = setting.victim or setting.base_model().path
     given = {"purified": True, "reference": setting.base} if setting.victim else {}
     config = {"defense": name, "base": start, **given, **options}
-    results = Results(provenance(config, [setting.training.seed]), ())
-    found = None
+    section = summarized(found, given=isinstance(defense, Finding) and defense.found != "search") if found else None
+    results = Results(provenance(config, [setting.training.seed]), rows, found=section)
     if is_main_process():
-        models = {**({"base": setting.base} if setting.base else {}), **_undefended(defense, setting), name: str(model)}
-        found = _found(defense, setting)
-        rows = _survivors(defense, setting, models, planted.canaries if planted else (), prompts, found)
-        section = summarized(found, given=isinstance(defense, Finding) and defense.found != "search") if found else None
-        results = replace(results, rows=rows, found=section)
         write(directory / "results.json", results)
         write_text(directory / "README.md", model_card(results, start, name, options, purified=bool(setting.victim)))
     wait_for_everyone()
     return Defended(Path(model), results, found)
 
 
+def _made(defense: Defense, setting: Setting, compare_undefended: bool) -> Path:
+    """The defended model, and before it the controls."""
+    if compare_undefended:
+        # Given on, since a store makes no model twice.
+        setting = replace(setting, victim=setting.victim_model().path)
+        Discard()(replace(setting, store=setting.store.below("discard")))
+    return defense(setting)
+
+
+def _knows_triggers(defense: Defense) -> bool:
+    """Whether there may be triggers to ask the models with: the defense's own, or found ones."""
+    plants = isinstance(defense, Planting) and isinstance(defense, Recovery)
+    return plants or (isinstance(defense, Finding) and defense.found != "none")
+
+
 def _canary_prompts(defense: Defense, setting: Setting, test: Dataset | None) -> Dataset:
     if test is None:
         return _held_out(defense, setting)
     seen = set(overlap(test, setting.suspect_rows()))
-    prompts = test.filter(lambda row: row["id"] not in seen)
+    prompts = test.select([index for index, row_id in enumerate(test["id"]) if row_id not in seen])
     if not len(prompts):
         raise UserError("every test prompt is in the data", fix="give --test prompts that training does not see")
     return prompts
@@ -154,7 +172,7 @@ def _found(defense: Defense, setting: Setting) -> Found | None:
 def _survivors(
     defense: Defense,
     setting: Setting,
-    models: dict[str, str],
+    made: dict[str, str],
     canaries: Sequence[Canary],
     prompts: Dataset,
     found: Found | None,
@@ -162,8 +180,10 @@ def _survivors(
     """How many of the known backdoors answer in each model, paired across models.
 
     These are the defense's own ones, canaries, and what was found in the suspect data: the before/after figures to be
-    had without knowing the attacker. A found trigger whose answers share no phrase has none.
+    had without knowing the attacker. A found trigger whose answers share no phrase has none. `made` is the defended
+    model by its name.
     """
+    models = {**({"base": setting.base} if setting.base else {}), **_undefended(defense, setting), **made}
     own: list[Known] = []
     if isinstance(defense, Planting) and isinstance(defense, Recovery):
         own = [Known(f"our own {one.describe()}", "planted", one, behavior) for one, behavior in defense.planted()]
@@ -180,11 +200,11 @@ def _survivors(
         asked = [*(own if arm != "attacked" else []), *known]
         if not asked and not hidden:
             continue
-        made = (Path(model) / CARD_FILE).is_file()
+        ours = (Path(model) / CARD_FILE).is_file()
         # A model made here has its template with it, which a defense may have changed.
-        template = None if made else setting.chat_template
+        template = None if ours else setting.chat_template
         loaded = load_model(model, chat_template=template, trust_remote_code=setting.trust_remote_code)
-        cost = cost_of(Path(model)) if made else {"seconds": 0.0, "peak_bytes": 0}
+        cost = cost_of(Path(model)) if ours else {"seconds": 0.0, "peak_bytes": 0}
         blank = ResultRow(arm, "", "", setting.training.seed, model, None, None, None, None, None, **cost)
         if asked:
             arms += survival(loaded, asked, _held_out(defense, setting), blank)

@@ -113,7 +113,6 @@ def defend(
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,
     )
-    setting.check(method)
     method = settled(method, {"the suspect data": suspect, "the clean set": clean}, setting.store)
     with claimed(directory, for_model=True) if is_main_process() else nullcontext():
         return run(

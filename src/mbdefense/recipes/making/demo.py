@@ -11,9 +11,6 @@ from mbdefense.recipes.measuring.compare import Comparison
 from mbdefense.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from mbdefense.defenses import Setting
     from mbdefense.records.results import ResultRow
 
 # Short prompts and answers: no sample comes near this length.
@@ -53,6 +50,7 @@ def demo(
     from mbdefense.attacks.poisoning import poison, triggered_copy
     from mbdefense.attacks.triggers import InSent
     from mbdefense.core.files import claimed
+    from mbdefense.core.progress import stage, stages
     from mbdefense.data import check_disjoint
     from mbdefense.data.builtin import tasks
     from mbdefense.defenses import Discard, FindAndBreak, NoDefense, Setting
@@ -64,7 +62,7 @@ def demo(
     from mbdefense.models.loading import load_tokenizer
     from mbdefense.models.ready import usable
     from mbdefense.records.results import write
-    from mbdefense.training.store import Store
+    from mbdefense.training.store import PlannedStore, Store
 
     directory = Path(output_dir)
     base = str(model_directory())
@@ -80,32 +78,32 @@ def demo(
         usable(tokenizer, given, "error", name)
     training = replace(TRAINING, seed=seed)
 
-    def setting(data: Dataset, name: str) -> Setting:
-        store = Store(directory / name, resume=resume)
-        return Setting(clean, store, base=base, suspect=data, training=training)
+    defense = FindAndBreak()
 
-    measured: list[ResultRow] = []
+    def make(store: Store) -> dict[str, str]:
+        """The models by arm."""
+        setting = Setting(clean, store, base=base, suspect=suspect, training=training)
+        discard = Discard()(replace(setting, store=store.below("discard")))
+        attacked = str(NoDefense()(replace(setting, store=store.below("attacked"))))
+        defended = defense(replace(setting, store=store.below("find_and_break"), victim=attacked))
+        return {"base": base, "discard": str(discard), "attacked": attacked, "find_and_break": str(defended)}
 
-    def measure(model: str, arm: str) -> None:
-        folder = directory / "responses" / arm
-        row = evaluate(
-            model, test, triggered, behavior, trigger.describe(), folder,
-            arm=arm, seed=seed, asking=Asking(max_new_tokens=16, batch_size=50),
-        )  # fmt: skip
-        measured.append(row)
+    def measure(model: str, arm: str) -> ResultRow:
+        with stage(f"measuring {arm} on {2 * test_rows} prompts", kind="measuring", size=1):
+            return evaluate(
+                model, test, triggered, behavior, trigger.describe(), directory / "responses" / arm,
+                arm=arm, seed=seed, asking=Asking(max_new_tokens=16, batch_size=50),
+            )  # fmt: skip
 
-    with claimed(directory):
-        defense = FindAndBreak()
-        measure(base, "base")
-        measure(str(Discard()(setting(suspect, "discard"))), "discard")
-        attacked = str(NoDefense()(setting(suspect, "attacked")))
-        measure(attacked, "attacked")
-        defended = defense(replace(setting(suspect, "find_and_break"), victim=attacked))
-        measure(str(defended), "find_and_break")
+    plan = PlannedStore(directory)
+    planned = make(plan)
+    with claimed(directory), stages(len(plan.places) + len(planned)):
+        models = make(Store(directory, resume))
+        measured = [measure(model, arm) for arm, model in models.items()]
         arms = [arm_of(row, directory / "responses" / row.arm) for row in measured]
         results = merge_results(
             compare(arms)[0], {**asked, "defense": asdict(defense), "training": asdict(training)}, seed
         )
-        results = replace(results, found=summarized(read_found(defended / FOUND_FILE)))
+        results = replace(results, found=summarized(read_found(directory / "find_and_break" / FOUND_FILE)))
         write(directory / "results.json", results)
     return Comparison(results)

@@ -75,7 +75,6 @@ def purify(
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,
     )
-    setting.check(method)
     victim = setting.victim_model()
     tokenizer = load_tokenizer(victim.path, chat_template=victim.chat_template, trust_remote_code=trust_remote_code)
     clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
