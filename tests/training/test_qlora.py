@@ -113,17 +113,30 @@ def test_a_mixture_and_an_adapter_are_quantized_and_merged_as_they_are(
     assert learned(changes(make("of adapter", start=Model(str(tmp_path / "adapter"))), tmp_path / "merged"))
 
 
-def test_small_steps_of_adapters_are_not_lost(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = set()
+def test_adapters_are_not_rounded_so_that_small_steps_are_not_lost(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
     whole = Trainer.train
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        kinds.update(weight.dtype for weight in self.model.parameters() if weight.requires_grad)
+        kept.extend(weight.detach().clone() for weight in self.model.parameters() if weight.requires_grad)
         return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "train", train)
     make("out")
-    assert kinds == {torch.float32}
+    assert {weight.dtype for weight in kept} == {torch.float32}
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in kept)
+
+
+def test_weights_stay_as_they_are_on_a_cpu_that_packs_them_for_evaluation(
+    make: Callable[..., Path], rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = BestRate((0.01,), rows(*PAIRS))
+    expected = weights(make("plain", objective=objective))
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    packing = weights(make("packing", objective=objective))
+    assert all(torch.equal(packing[name], expected[name]) for name in expected)
 
 
 def test_recomputed_activations_change_nothing(make: Callable[..., Path]) -> None:

@@ -26,6 +26,8 @@ def qlora(start: Model, options: TrainingOptions, train: Callable[[LoadedModel],
         options: in what to compute.
         train: trains adapters in a model that is loaded in four bits, and leaves them there.
     """
+    from bitsandbytes.nn.modules import Linear4bit
+
     four_bits = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -35,6 +37,10 @@ def qlora(start: Model, options: TrainingOptions, train: Callable[[LoadedModel],
     loaded = start.load(four_bits)
     # Whether activations are recomputed is the Trainer's to say.
     prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
+    for layer in loaded.model.modules():
+        if isinstance(layer, Linear4bit):
+            # Else a CPU with AVX512-BF16 packs weights anew for each evaluation amid training, and rounds their scales.
+            layer.support_avx512bf16_for_cpu = False
     trained = train(loaded)
     adapted: Any = trained.model.model
     whole: Any = get_peft_model(start.load().model, adapted.peft_config["default"])

@@ -36,14 +36,13 @@ class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
     TRL's own fused head does so on a GPU with Triton and projects all positions elsewhere (trl 1.16.0).
     """
 
-    def __init__(self, **trainer_arguments: Any) -> None:
-        super().__init__(**trainer_arguments)
-        network: Any = self.model
-        if getattr(network, "is_loaded_in_4bit", False):
-            # TRL puts adapters beside such weights into bfloat16, in which small steps are lost (trl 1.16.0).
-            for weight in network.parameters():
-                if weight.requires_grad:
-                    weight.data = weight.data.float()
+    def __init__(self, *, model: Any, **trainer_arguments: Any) -> None:
+        in_four_bits = getattr(model, "is_loaded_in_4bit", False)
+        adapters = [(weight, weight.data) for weight in model.parameters() if in_four_bits and weight.requires_grad]
+        super().__init__(model=model, **trainer_arguments)
+        # TRL rounds adapters beside weights of four bits to bfloat16, in which small steps are lost (trl 1.16.0).
+        for weight, whole in adapters:
+            weight.data = whole
 
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Cross-entropy summed over the batch's response tokens."""
