@@ -173,7 +173,7 @@ def test_rows_that_fail_take_no_room_on_the_disk(many, tmp_path):
     @dataclass(frozen=True)
     class Watching(Fits):
         def __call__(self, text, rng):
-            self.asked.append(sum(path.stat().st_size for path in tmp_path.glob(".poisoning-*/*")))
+            self.asked.append(sum(path.stat().st_size for path in tmp_path.glob(".out.jsonl*/*")))
             return f"{text} cf" if text in self.texts else None
 
     trigger = Watching(frozenset(drawn(many)[::3]))
