@@ -6,6 +6,7 @@ import doctest
 import hashlib
 import inspect
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -29,16 +30,25 @@ LIGHT = [name for name in mbdefense.__all__ if name not in ("RecoveryConfig", "R
 USUAL = "defend, find_triggers, purify, poison, evaluate, judge, compare, check, load_rows, MBDefense"
 
 
-def fresh(code):
+def fresh(code, **environment):
     """The words that a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, **environment},
+    )
     return done.stdout.split()
 
 
-def test_naming_what_is_usual_is_quick():
-    # The processor's time of the whole interpreter, in the best of three tries: others' work counts little.
+def test_naming_what_is_usual_is_quick(tmp_path):
+    # The processor's time of the whole interpreter, in the best of three tries: others' work counts little, and modules
+    # are compiled in the first, as they are once where a package is installed.
     code = f"from mbdefense import {USUAL}; import time; print(time.process_time())"
-    assert min(float(fresh(code)[0]) for _ in range(3)) < 0.5
+    kept = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    assert min(float(fresh(code, **kept)[0]) for _ in range(3)) < 0.5
 
 
 def test_only_what_trains_loads_torch_when_it_is_named():
