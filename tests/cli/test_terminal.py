@@ -151,14 +151,15 @@ def test_commands_that_look_at_data_say_what_they_do(width: int) -> None:
 def test_a_model_is_tuned_repaired_and_searched(width: int) -> None:
     words = f"defend --model model --data rows.jsonl --clean clean.jsonl --output_dir out {SHORT}"
     words += " --compare_undefended" if width == 100 else ""
-    tuning, *discarding, finding, recovering, measuring = shown(words, width).stages()
+    defended = shown(words, width)
+    tuning, *discarding, finding, recovering, measuring = defended.stages()
     assert len(discarding) == (width == 100)
-    assert all(re.match(r"tuning on 8 rows at each of 3 learning rates, about ", what) for what in discarding)
+    assert all(what == "tuning on 8 rows at each of 3 learning rates" for what in discarding)
+    # The second rate is known to take as long as the first.
+    assert any(line.startswith("  at a learning rate of 0.0002, about ") for line in defended.lines) == bool(discarding)
     assert tuning == "tuning on 24 rows"
     assert finding == "finding triggers in 24 rows"
-    recovering, _, about = recovering.partition(", about ")
-    assert re.match("recovering on 8 clean rows", recovering)
-    assert about
+    assert recovering.startswith("recovering on 8 clean rows")
     assert measuring == "measuring which known backdoors are left"
     done = shown(f"{words} --resume", width).stages()
     assert [done[0], *done[-3:-1]] == [f"{what}: done before" for what in (tuning, finding, recovering)]

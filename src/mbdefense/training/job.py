@@ -193,27 +193,27 @@ class Job:
         return f"tuning on {len(rows)} rows{_with(len(planted), 'planted backdoor')}{at}"
 
     def size(self) -> float:
-        """Characters that go through the model: of all rows with their twins, in all epochs, at all rates.
-
-        Of a row as many as can be seen at some four a token count.
-        """
+        """Characters of all rows in all epochs at all rates; of a row as many as can be seen, at some four a token."""
         if self.rows is None:
             return 0.0
-        twins, rows = 1, self.rows
-        if isinstance(rows, RecoveryRows):
-            twins = 1 + len(rows.triggered) + (len(rows.met[0]) if rows.met else 0)
-            rows = rows.clean
+        rows = self.rows.clean if isinstance(self.rows, RecoveryRows) else self.rows
         most, total = 4 * self.options.max_length, 0
         for part in rows.select_columns(["prompt", "completion"]).iter(1000):
             for turns in zip(part["prompt"], part["completion"], strict=True):
                 total += min(most, sum(len(turn["content"]) for side in turns for turn in side))
         rates = len(self.objective.learning_rates) if isinstance(self.objective, BestRate) else 1
-        return total * twins * rates * self.options.num_train_epochs
+        return total * rates * self.options.num_train_epochs
 
     def kind(self) -> str:
-        """What trainings have in common whose time grows with their size alike."""
-        consistent = isinstance(self.objective, ConsistencyObjective)  # each step goes through the model twice more
-        return f"training {self.options.use_peft} {consistent}"
+        """What trainings have in common whose time grows with their size alike.
+
+        Small steps cost as much as large ones where the update of the weights takes most of the time, so that steps
+        must hold equally much.
+        """
+        rows, options = self.rows, self.options
+        twins = (len(rows.triggered), len(rows.met[0]) if rows.met else 0) if isinstance(rows, RecoveryRows) else ()
+        batch = options.per_device_train_batch_size, options.gradient_accumulation_steps
+        return f"{type(self.objective).__name__} {twins} {batch} {options.use_peft}"
 
     def key(self) -> str:
         """SHA-256 of all fields and of the version of the package; what a model stands for counts, not its path."""
