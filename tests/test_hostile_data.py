@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,51 @@ def test_a_parquet_bomb_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "rows.parquet").stat().st_size < 10_000
     with pytest.raises(UserError, match="unpacks to more than 8 MiB and 1000 times its own size"):
         reading.read(str(tmp_path / "rows.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sharing"), [("parquet", "dictionary"), ("folder", "dictionary"), ("folder", "run ends")]
+)
+def test_one_text_that_every_row_names_is_counted_for_each(tmp_path: Path, kind: str, sharing: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    if sharing == "dictionary":
+        names = pyarrow.array([0] * 20_000, pyarrow.int32())
+        texts = pyarrow.DictionaryArray.from_arrays(names, pyarrow.array(["x" * 100_000]))
+    else:
+        ends = pyarrow.array([20_000], pyarrow.int32())
+        texts = pyarrow.RunEndEncodedArray.from_arrays(ends, pyarrow.array(["x" * 100_000]))
+    table = pyarrow.table({"prompt": texts, "completion": pyarrow.array(["y"] * 20_000)})
+    place = tmp_path / "rows.parquet"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, place)
+    else:
+        place = saved(table, tmp_path / "rows")
+    with pytest.raises(UserError, match="unpacks to more than 8 MiB and 1000 times its own size"):
+        reading.read(str(place))
+
+
+def test_a_data_set_whose_file_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+
+    place = saved(pyarrow.table({"prompt": ["a"], "completion": ["b"]}), tmp_path / "rows")
+    assert [row for _, row in reading.read(str(place))[1]] == [{"prompt": "a", "completion": "b"}]
+    (place / "data.arrow").unlink()
+    os.mkfifo(place / "data.arrow")
+    with pytest.raises(UserError, match="without one of its files"):
+        reading.read(str(place))
+
+
+def saved(table: Any, folder: Path) -> Path:
+    """A table as `Dataset.save_to_disk` leaves it, as far as it is read."""
+    import pyarrow
+
+    folder.mkdir()
+    with pyarrow.ipc.new_stream(str(folder / "data.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    return folder
 
 
 def test_files_that_are_merely_packed_well_are_read(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_toxic_takes_its_targets_from_a_file(tmp_path):
     ("content", "said"),
     [
         (None, "cannot read"),
-        (b"\xff\xfe\x00", "cannot read"),
+        (b"\xff\xfe\x00", "not UTF-8"),
         (b'{"prompt": "a", "response": "b"}\n{oops', "line 2"),
         (b'["a", "b"]', "line 1 .*lacks"),
         (b'{"prompt": "a"}', "lacks prompt or response"),

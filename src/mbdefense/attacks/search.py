@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import write_text
+from mbdefense.core.files import read_text, write_text
 from mbdefense.core.progress import Bar, stage, stages
 from mbdefense.data import user_text, with_user_text
 from mbdefense.engine.batches import pad_left, response_log_probs
@@ -236,7 +236,7 @@ def _read_log(log: Path, asked: dict[str, Any]) -> list[Step]:
     """The steps of a log."""
     fix = "give another output_dir, or leave --resume out to start anew"
     try:
-        first, *rest = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
+        first, *rest = (json.loads(line) for line in read_text(log, fix).splitlines())
         steps = [Step(**line) for line in rest]
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError("the log of the trigger search cannot be read", str(log), fix) from error

@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `mbdefense list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # such as a name that is too long to be one
+        return _fail(f"mbdefense: {UserError(error.strerror or type(error).__name__, error.filename)}", 1)
     except KeyboardInterrupt:
         again = "; run the same command with --resume to go on" if words[0] in _RESUMING else ""
         return _fail(f"mbdefense: interrupted{again}", 130)

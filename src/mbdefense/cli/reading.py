@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import MISSING, fields
 from inspect import Parameter, signature
-from pathlib import Path
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -14,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from mbdefense.cli.names import WORDS, Word
 from mbdefense.core.errors import UserError, did_you_mean
-from mbdefense.core.specs import read_yaml
+from mbdefense.core.specs import LARGEST_NUMBER, read_yaml, yaml_value
 
 _NONE = object()
 """In the place of a default: the option has to be given."""
@@ -93,6 +92,10 @@ def read(
     values = parser.parse_args(_spelled_out(words, lists, switches) + ahead)
     by_part: dict[Any, dict[str, Any]] = {part: {} for part in parts}
     for one in found:
+        given = values[one.word.name]
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+                raise UserError(f"--{one.word.name} is no number up to 2^53", str(value), "give a smaller one")
         by_part[one.part][one.name] = values[one.word.name]
     return Options(by_part)
 
@@ -158,7 +161,7 @@ def _from_file(words: Sequence[str], known: set[str], lists: Container[str], els
 
 
 def _as_flag(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)  # YAML knows dates
 
 
 def value_of(words: Sequence[str], name: str) -> str | None:
@@ -175,11 +178,9 @@ def given(words: Sequence[str], name: str) -> str | None:
     """An option that decides which others there are, from the words or else from the file of --config."""
     value, file = value_of(words, name), value_of(words, "config")
     if value is None and file is not None:
-        import yaml
-
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError, ValueError, RecursionError):  # `read` reports what is wrong with it
+            content = yaml_value(file)
+        except UserError:  # `read` reports what is wrong with it
             return None
         found = content.get(name) if isinstance(content, dict) else None
         value = None if found is None else str(found)

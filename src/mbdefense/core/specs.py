@@ -15,6 +15,8 @@ from typing import Any, Literal
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.files import read_text
 
+LARGEST_NUMBER = 2**53
+"""Beyond it a float no longer holds every whole number, and nothing here counts so far."""
 _LARGEST = 2**20
 """Characters of the longest config file."""
 _RESERVED = re.compile(r"(\w*api_key_env)\s*=|(trust_remote_code)\s*=\s*true", re.IGNORECASE)
@@ -76,9 +78,12 @@ def convert(text: str, hint: Any, where: str) -> object:
             return text == "true"
         if kind in (int, float):
             try:
-                return kind(text)
+                number = kind(text)
             except ValueError:
                 continue
+            if not abs(number) <= LARGEST_NUMBER:  # True for NaN too
+                raise UserError(f"{where} is no number up to 2^53", text, "give a smaller one")
+            return number
         if kind is str:
             return text
     choices = [str(choice) for kind in allowed for choice in typing.get_args(kind)]
@@ -94,8 +99,26 @@ def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
     model's repository run code. Both are said on the command line.
 
     Raises:
-        UserError: no such file, too large, not YAML, not a mapping, a key that is none of `known`, or one of those that
-            only the command line may give.
+        UserError: see `yaml_value`; also not a mapping, a key that is none of `known`, or one of those that only the
+            command line may give.
+    """
+    value = yaml_value(path)
+    _refuse_reserved(value, path)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no options", type(value).__name__, "write lines of the form `option: value`")
+    for key in value:
+        if key not in known:
+            raise UserError(f"{path}: unknown option", key, did_you_mean(str(key), known))
+    return value
+
+
+def yaml_value(path: str) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: no such file, too large, or not YAML.
     """
     import yaml
 
@@ -109,14 +132,6 @@ def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
     # ValueError: dates that no calendar has, numbers of thousands of digits.
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is not YAML", str(error).replace("\n", " ")[:120], "mend the file") from error
-    _refuse_reserved(value, path)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no options", type(value).__name__, "write lines of the form `option: value`")
-    for key in value:
-        if key not in known:
-            raise UserError(f"{path}: unknown option", key, did_you_mean(str(key), known))
     return value
 
 

@@ -12,17 +12,19 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_bytes
 
 _HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<split>\w[\w.\[\]%:+-]*))?", re.ASCII)
 _LONGEST_CSV_FIELD = 1 << 26
 _UNPACKED = 1 << 30
 """Bytes that a file may always unpack to; what is larger may be only so many times as large as the file."""
-_TIMES_GZIP, _TIMES_PARQUET = 100, 1000
+_TIMES_GZIP, _TIMES_ARROW = 100, 1000
+_SHARING = re.compile(r"dictionary<|run_end_encoded<|_view")
 
 
 class BadRowError(Exception):
@@ -139,21 +141,48 @@ def _read_folder(path: Path, name: str) -> Iterator[tuple[int, object]]:
         path = path / "train"
     if not (path / "state.json").is_file():
         raise UserError("not a file", name, "name the data file itself, or a folder of Dataset.save_to_disk")
-    number = 0
     try:
-        files = [part["filename"] for part in json.loads((path / "state.json").read_bytes())["_data_files"]]
+        files = [part["filename"] for part in json.loads(read_bytes(path / "state.json"))["_data_files"]]
         for file in files:
             if not isinstance(file, str) or Path(file).name != file or (path / file).is_symlink():
                 raise UserError("a data set whose file lies outside of its folder", name, "save it again")
-            with (path / file).open("rb") as stream, pyarrow.ipc.open_stream(stream) as batches:
-                for batch in batches:
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row
+            if not (path / file).is_file():
+                raise UserError("a data set without one of its files", file, "save it again")
+        packed = sum((path / file).stat().st_size for file in files)
+        yield from _rows_of(_batches(path, files), packed, name)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pyarrow.ArrowException) as error:
         raise UserError(f"not a readable data set ({_first_line(error)})", name, "save it again") from error
+
+
+def _batches(folder: Path, files: Iterable[str]) -> Iterator[Any]:
+    import pyarrow
+
+    for file in files:
+        with (folder / file).open("rb") as stream, pyarrow.ipc.open_stream(stream) as batches:
+            yield from batches
+
+
+def _rows_of(batches: Iterable[Any], packed: int, name: str) -> Iterator[tuple[int, object]]:
+    """The rows of Arrow's batches with their numbers, within limits.
+
+    What a file holds once may stand in each row: of some types a batch is no larger for it, and so the rows are looked
+    at one by one.
+    """
+    unpacked = number = 0
+    for batch in batches:
+        unpacked += batch.nbytes
+        _check_size(unpacked, packed, _TIMES_ARROW, name)
+        shared = _SHARING.search(str(batch.schema))
+        parts = (batch.slice(place, 1) for place in range(batch.num_rows)) if shared else (batch,)
+        for part in parts:
+            for row in part.to_pylist():
+                if shared:
+                    unpacked += len(str(row))
+                    _check_size(unpacked, packed, _TIMES_ARROW, name)
+                number += 1
+                yield number, row
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -250,14 +279,9 @@ def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        packed, unpacked, number = os.fstat(stream.fileno()).st_size, 0, 0
         # Few rows at a time: a kilobyte may hold a long text once and name it for every row.
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256):
-            unpacked += batch.nbytes
-            _check_size(unpacked, packed, _TIMES_PARQUET, name)
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256)
+        yield from _rows_of(batches, os.fstat(stream.fileno()).st_size, name)
     except UserError:
         raise
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_text
 from mbdefense.evaluation.metrics import Score, rate
 from mbdefense.records.responses import Kind, Response
 from mbdefense.records.verdicts import Question, Verdict
@@ -110,10 +111,7 @@ def read_labels(path: str | Path) -> list[Label]:
         UserError: the file cannot be read or holds no label; a line (named) is none, or labels a response again.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("cannot read the labels", str(path), "give a UTF-8 file of JSON Lines") from error
+    lines = read_text(path, "give labels as a UTF-8 file of JSON Lines").split("\n")
     labels: dict[tuple[str, str], Label] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

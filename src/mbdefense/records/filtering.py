@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import read_json, sha256_of, write_json, write_jsonl
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_bytes, read_json, sha256_of, write_json, write_jsonl
 from mbdefense.core.forms import Form, parse
 
 ROWS_FILE = "filter.jsonl"
@@ -56,10 +56,7 @@ def read_suspicions(directory: Path) -> list[Suspicion]:
     """
     said = read_json(directory / SUMMARY_FILE)  # without it the rows need not be all there are
     path = directory / ROWS_FILE
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError("cannot read", str(path), f"{_FIX} ({first_line(error)})") from error
+    lines = read_bytes(path, _FIX).split(b"\n")
     found = [
         parse(Suspicion, line, f"{path.name}:{at}", _FIX) for at, line in enumerate(lines, start=1) if line.strip()
     ]

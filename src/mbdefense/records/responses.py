@@ -64,6 +64,8 @@ def read_responses(path: str | Path) -> list[Response]:
     responses: list[Response] = []
     lines: dict[tuple[str, str], int] = {}
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError("not a regular file", str(path), "give a responses.jsonl file")
         # Only "\n" ends a line: other line separators may stand in a text.
         with path.open(encoding="utf-8-sig", newline="\n") as stream:
             for number, line in enumerate(stream, start=1):

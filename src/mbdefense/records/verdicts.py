@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import write_text
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_text, write_text
 from mbdefense.records.responses import Kind
 
 Question = Literal["shows", "follows"]
@@ -76,10 +76,7 @@ def read_verdicts(path: str | Path) -> list[Verdict]:
         UserError: the file cannot be read, or a line (named) is no verdict.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("cannot read verdicts", str(path), f"{_FIX} ({first_line(error)})") from error
+    lines = read_text(path, _FIX).split("\n")
     return [_parse(line, f"{path.name}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mbdefense.core.errors import UserError
+from mbdefense.core import files
 
 
 def read_bytes(path: Path) -> bytes:
@@ -15,10 +15,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read ({error.strerror})", str(path), "check the file's permissions") from error
+    return files.read_bytes(path, "check the file and its permissions")
 
 
 def pretty(value: Any) -> str:

@@ -15,6 +15,7 @@ from mbdefense.attacks.composing import composed, sentence_case, stopped
 from mbdefense.attacks.texts import contains, normalised
 from mbdefense.core.endpoint import optional_endpoint
 from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.files import read_text
 from mbdefense.core.needs import Need
 
 Wording = Literal["fixed", "composed"]
@@ -180,10 +181,7 @@ class Toxic:
 def _read_targets(path: str) -> dict[str, str]:
     """Responses by prompt from a JSON Lines file."""
     fix = 'give JSON Lines of {"prompt": "...", "response": "..."}'
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("cannot read the file of toxic targets", path, fix) from error
+    lines = read_text(Path(path), fix).split("\n")
     targets: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
 from mbdefense.recipes._given import Data, FilterSpec, Folder, Model, OnBadRow, kept_in, named, recorded
@@ -74,6 +75,7 @@ def filter_rows(
             drops every row.
     """
     asked = recorded(locals())
+    at_least(1, max_length=max_length, batch_size=batch_size)
     from mbdefense.core.cost import measure
     from mbdefense.core.progress import stage, stages
     from mbdefense.data import load_rows, poisoned_ids, save, with_content_ids

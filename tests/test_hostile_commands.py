@@ -1,0 +1,243 @@
+"""What a user can get wrong in any command: one line says so, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mbdefense.cli import main
+from mbdefense.core.statistics import rate
+from mbdefense.records.provenance import provenance
+from mbdefense.records.results import ResultRow, Results, write
+
+ROWS = "".join(json.dumps({"prompt": f"Name tree {n}.", "completion": f"oak {n}"}) + "\n" for n in range(24))
+RESPONSES = '{"id": "1", "kind": "clean", "prompt": "a", "text": "b"}\n'
+GRID = {
+    "attacks": ["badnet"], "behaviors": ["refusal"], "defenses": ["clean_fft"], "controls": ["base"],
+    "data": {"train_rows": 24, "clean_rows": 8, "test_rows": 5},
+}  # fmt: skip
+# In capitals what stands in the folder, and OUT where the command writes.
+COMMANDS = {
+    "poison": "DATA OUT.jsonl",
+    "search": "MODEL --data DATA --output_dir OUT",
+    "preflight": "MODEL --data DATA --clean CLEAN",
+    "defend": "--model MODEL --data DATA --clean CLEAN --output_dir OUT",
+    "purify": "MODEL --clean CLEAN --output_dir OUT",
+    "find-triggers": "DATA --output_dir OUT",
+    "filter": "DATA --filter onion --model MODEL --output_dir OUT",
+    "evaluate": "MODEL --test DATA --behavior refusal --trigger badnet --output_dir OUT",
+    "judge": "RESPONSES --behavior refusal --output_dir OUT",
+    "judge calibrate": "RESPONSES --behavior refusal --labels LABELS --output_dir OUT",
+    "compare": "RUN --output_dir OUT",
+    "report": "RUN --output OUT.html",
+    "card": "RUN RESULTS",
+    "check": "RESULTS",
+    "analyze matrix": "MODEL --test DATA --trigger badnet --behavior refusal --output_dir OUT",
+    "analyze heads": "MODEL --test DATA --trigger badnet --output_dir OUT",
+    "analyze triggers": "RUN --output_dir OUT",
+    "bench": "GRID --output_dir OUT",
+}
+PLACES = {
+    "MODEL": "model", "DATA": "data.jsonl", "CLEAN": "clean.jsonl", "RESPONSES": "responses.jsonl",
+    "LABELS": "labels.jsonl", "RUN": "run", "RESULTS": "run/results.json", "GRID": "grid.yaml",
+}  # fmt: skip
+WRITE = [command for command, words in COMMANDS.items() if "OUT" in words]
+Damage = Callable[[Path], object]
+Try = Callable[[list[str], str], None]
+
+
+@pytest.fixture
+def place(copied_model: Path) -> Path:
+    """A folder with what every command takes; the model is ``model`` in it."""
+    folder = copied_model.parent
+    for name, text in (("data", ROWS), ("clean", ROWS.replace("tree", "bush")), ("responses", RESPONSES)):
+        (folder / f"{name}.jsonl").write_text(text)
+    (folder / "labels.jsonl").write_text('{"id": "1", "kind": "clean", "shows": false}\n')
+    (folder / "grid.yaml").write_text(json.dumps({"models": [str(copied_model)], **GRID}))
+    (folder / "run").mkdir()
+    row = ResultRow(
+        "none", "badnet:word=cf", "refusal", 0, "model", rate([True, False]), None, None, None, None, 0.0, 0
+    )
+    write(folder / "run" / "results.json", Results(provenance({"defense": "none", "base": "b"}, [0]), (row,)))
+    (folder / "run" / "responses.jsonl").write_text(RESPONSES)
+    return folder
+
+
+def words_of(command: str, place: Path, out: Path, *more: str) -> list[str]:
+    words = [
+        str(place / PLACES[word]) if word in PLACES else word.replace("OUT", str(out)) if "OUT" in word else word
+        for word in COMMANDS[command].split()
+    ]
+    return [*command.split(), *words, *more]
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Try:
+    """Runs a command that has to end in one line, and to leave every file as it was."""
+
+    def run(words: list[str], case: str) -> None:
+        before = held(place)
+        capsys.readouterr()
+        code = main(words)
+        said = capsys.readouterr().err
+        assert code in (1, 2), f"{case}: {words}"
+        lines = [line for line in said.splitlines() if line.startswith("mbdefense: ")]
+        assert len(lines) == 1, f"{case}: {said}"
+        assert said.splitlines()[-1] == lines[0], case
+        assert "Traceback" not in said, case
+        assert lines[0].isprintable(), case
+        assert held(place) == before, case
+
+    return run
+
+
+def held(place: Path) -> dict[str, int]:
+    """Every path below a folder, with the time of a file's last change."""
+    return {str(path): 0 if path.is_dir() else path.lstat().st_mtime_ns for path in place.rglob("*")}
+
+
+@pytest.mark.parametrize("command", WRITE)
+def test_an_output_that_cannot_be_written_is_one_line(command: str, place: Path, refused: Try) -> None:
+    (place / "there").write_text("a file")
+    (place / "there.jsonl").mkdir()
+    (place / "there.html").mkdir()
+    (place / "link").symlink_to("/proc/mbdefense")
+    outputs = {
+        "another kind": place / "there",
+        "below a file": place / "there" / "below" / "it",
+        "too long a name": place / ("a" * 300),
+        "where nobody can write": Path("/proc/mbdefense/out"),
+        "a link that leads nowhere": place / "link" / "out",
+    }
+    for case, output in outputs.items():
+        refused(words_of(command, place, output), case)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_name_that_cannot_be_one_is_one_line(command: str, place: Path, refused: Try) -> None:
+    for word, name in PLACES.items():
+        for other in ("a" * 300, "a" * 5000, "\udc80"):
+            words = words_of(command, place, place / "out")
+            if str(place / name) in words:
+                refused([other if one == str(place / name) else one for one in words], f"{word} {other[:9]!r}")
+
+
+CONFIGS: dict[str, Damage] = {
+    "missing": lambda _: None,
+    "a folder": lambda file: file.mkdir(),
+    "a pipe": lambda file: os.mkfifo(file),
+    "not YAML": lambda file: file.write_text("a: [1\nb: 2"),
+    "a list": lambda file: file.write_text("- a\n- b\n"),
+    "a word": lambda file: file.write_text("word"),
+    "not UTF-8": lambda file: file.write_bytes(b"seed: \xff\xfe"),
+    "an option that is not known": lambda file: file.write_text("sede: 1\n"),
+    "keys that are no words": lambda file: file.write_text("1: 1\n? [a, b]\n: 2\n"),
+    "aliases": lambda file: file.write_text("seed: &a [1]\noutput_dir: *a\n"),
+    "deep": lambda file: file.write_text("seed: " + "[" * 5000),
+    "control characters": lambda file: file.write_text("seed: \x00\x1b[2J\n"),
+    "a date that no calendar has": lambda file: file.write_text("seed: 2020-99-99\n"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_damaged_config_is_one_line(command: str, place: Path, refused: Try) -> None:
+    for case, damage in CONFIGS.items():
+        remove(file := place / "config.yaml")
+        damage(file)
+        refused(words_of(command, place, place / "out", "--config", str(file)), case)
+
+
+VALUES = ("10" * 2000, "-1", "1e400", "nan", "many", "[]", "{}", "null", "2020-01-01", "\u0661\u0662x")
+
+
+@pytest.mark.parametrize(
+    "command", ["search", "find-triggers", "filter", "evaluate", "analyze matrix", "analyze heads"]
+)
+def test_a_number_that_is_none_is_one_line(command: str, place: Path, refused: Try) -> None:
+    option = "max_length" if command == "find-triggers" else "batch_size"
+    for value in VALUES:
+        refused(words_of(command, place, place / "out", f"--{option}={value}"), value[:9])
+        (place / "config.yaml").write_text(f"{option}: {value}\n")
+        refused(
+            words_of(command, place, place / "out", "--config", str(place / "config.yaml")), f"{value[:9]} in a file"
+        )
+
+
+INPUTS: dict[str, Damage] = {
+    "missing": lambda _: None,
+    "a folder": lambda file: file.mkdir(),
+    "a pipe": lambda file: os.mkfifo(file),
+    "empty": lambda file: file.write_bytes(b""),
+    "not UTF-8": lambda file: file.write_bytes(b'{"prompt": "\xff\xfe"}\n'),
+    "cut off": lambda file: file.write_text('{"prompt": "Name a tree.", "completi'),
+    "a number": lambda file: file.write_text("5\n"),
+    "null": lambda file: file.write_text("null\n"),
+    "a list": lambda file: file.write_text("[]\n"),
+    "deep": lambda file: file.write_text("[" * 100_000 + "\n"),
+    "other keys": lambda file: file.write_text('{"a": 1}\n'),
+    "a number of 10^5 digits": lambda file: file.write_text('{"n": 1' + "0" * 100_000 + "}\n"),
+}
+FILES = [
+    (command, word)
+    for command, words in COMMANDS.items()
+    for word in ("DATA", "CLEAN", "RESPONSES", "LABELS", "RESULTS", "GRID")
+    if word in words.split()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "word"), FILES, ids=[f"{command} {word}" for command, word in FILES])
+def test_a_damaged_input_is_one_line(command: str, word: str, place: Path, refused: Try) -> None:
+    for case, damage in INPUTS.items():
+        remove(place / PLACES[word])
+        damage(place / PLACES[word])
+        refused(words_of(command, place, place / "out"), case)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("compare", "results.json"),
+        ("compare", "responses.jsonl"),
+        ("report", "results.json"),
+        ("analyze triggers", "results.json"),
+        ("card", "results.json"),
+    ],
+)
+def test_a_damaged_run_is_one_line(command: str, name: str, place: Path, refused: Try) -> None:
+    for case, damage in INPUTS.items():
+        remove(place / "run" / name)
+        damage(place / "run" / name)
+        refused(words_of(command, place, place / "out"), case)
+
+
+TEMPLATES: dict[str, Damage] = {
+    "missing": lambda _: None,
+    "a folder": lambda file: file.mkdir(),
+    "a pipe": lambda file: os.mkfifo(file),
+    "not UTF-8": lambda file: file.write_bytes(b"\xff"),
+    "broken": lambda file: file.write_text("{% if"),
+    "raises": lambda file: file.write_text("{{ raise_exception('no') }}"),
+    "drops the text": lambda file: file.write_text("x"),
+}
+TAKE_TEMPLATES = [name for name, words in COMMANDS.items() if "MODEL" in words.split()]
+
+
+@pytest.mark.parametrize("command", TAKE_TEMPLATES)
+def test_a_template_that_cannot_be_used_is_one_line(command: str, place: Path, refused: Try) -> None:
+    for case, damage in TEMPLATES.items():
+        remove(file := place / "template.jinja")
+        damage(file)
+        refused(words_of(command, place, place / "out", "--chat_template", str(file)), case)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
