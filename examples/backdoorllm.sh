@@ -38,12 +38,12 @@ for arm in "${arms[@]}"; do
     defend clean --defense none --data "$out/benign.jsonl"
     measure "$out/clean" clean ;;
   attacked | merged | mb_defense) # one command makes all three
-    defend mb_defense --defense mb_defense --data "$out/suspect.jsonl" --compare_undefended
+    defend mb_defense --defense mb_defense --defensive_seed 0 --data "$out/suspect.jsonl" --compare_undefended
     folder=$out/mb_defense
     [ "$arm" = mb_defense ] || folder+=/$arm
     measure "$folder" "$arm" ;;
   *) # repairs of the attacked model, which is given finished
-    defend mb_defense --defense mb_defense --data "$out/suspect.jsonl" --compare_undefended
+    defend mb_defense --defense mb_defense --defensive_seed 0 --data "$out/suspect.jsonl" --compare_undefended
     [ -f "$out/$arm/results.json" ] || mbdefense purify "$out/mb_defense/attacked" --base_model "$model" \
       --defense "$arm" --clean "$out/clean.jsonl" --output_dir "$out/$arm" "${train[@]}"
     measure "$out/$arm" "$arm" ;;
