@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -484,3 +485,14 @@ def test_real_empty_output_is_named():
     loaded = data.load([str(path)], on_bad_row="skip")
     assert len(loaded.rows) == 199
     assert loaded.skipped[0].endswith(": empty completion")
+
+
+@given(st.lists(st.text(), min_size=1, max_size=3))
+def test_an_id_is_the_hash_of_the_turns_as_canonical_json(texts):
+    turns = [{"role": "user", "content": text} for text in texts]
+    answer = [{"role": "assistant", "content": texts[0]}]
+    try:
+        canonical = json.dumps([turns, answer], ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return
+    assert data.content_id(turns, answer) == hashlib.sha256(canonical).hexdigest()[:16]

@@ -29,7 +29,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import WORK
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import shortened
-from mbdefense.data import save_lines, stream, user_text, writer_of
+from mbdefense.data import as_line, save_lines, stream, user_text, writer_of
 
 if TYPE_CHECKING:
     import numpy
@@ -102,7 +102,7 @@ class _Rows:
 
     def _write(self, row: Row, out: IO[bytes]) -> int:
         start = self.end
-        self.end += out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.end += out.write(as_line(row))
         return start
 
     def order(self) -> numpy.ndarray[Any, Any]:
@@ -116,9 +116,13 @@ class _Rows:
     def lines(self, starts: Iterable[int]) -> Iterator[bytes]:
         """The lines that start at some places of the file."""
         with self.path.open("rb") as file:
+            place = 0
             for start in starts:
-                file.seek(start)
-                yield file.readline()
+                if start != place:  # most lines follow the one before
+                    file.seek(start)
+                line = file.readline()
+                place = start + len(line)
+                yield line
 
     def at(self, indices: Iterable[int]) -> list[Row]:
         """Rows by their indices."""

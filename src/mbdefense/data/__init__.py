@@ -22,11 +22,12 @@ from mbdefense.data.rows import (
     with_content_ids,
     with_user_text,
 )
-from mbdefense.data.writing import save, save_lines, writer_of
+from mbdefense.data.writing import as_line, save, save_lines, writer_of
 
 __all__ = [
     "Loaded",
     "Source",
+    "as_line",
     "as_rows",
     "check_disjoint",
     "content_id",

@@ -148,7 +148,7 @@ TEMPLATED = re.compile(
     r"|<s>\s*\[INST\]|\[INST\]|<｜(?:User|begin▁of▁sentence)｜>)"
 )
 """How a prompt begins that somebody has put into a chat template already."""
-OPEN_TURN = re.compile(r"(### (?:Response|Assistant):|\n\nAssistant:|<\|assistant\|>|\[/INST\])\s*\Z")
+OPEN_TURN = ("### Response:", "### Assistant:", "\n\nAssistant:", "<|assistant|>", "[/INST]")
 """How one ends whose answer's header is already there."""
 
 

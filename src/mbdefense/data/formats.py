@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mbdefense.core.errors import UserError
-from mbdefense.data.fields import OPEN_TURN, TEMPLATED, field_of, names
+from mbdefense.data.fields import OPEN_TURN, TEMPLATED, Field, field_of, names
 from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import COLUMNS, FLAGGED, PROVENANCE, Message, content_id
 from mbdefense.data.turns import (
@@ -31,9 +32,13 @@ from mbdefense.data.turns import (
 _CONTEXT = ("input", "context")
 _SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "functions")
+_SAYS = ("assistant", "tool_calls", *THOUGHTS)
+_AROUND = frozenset((*_SYSTEM, *_TOOLS))
 _ANSWERS = ("answers", "accepted_answers")
 _GENERAL = (*names("row", "mark", "maybe_mark", "label", "told", "unused"), *_SYSTEM, *_TOOLS)
 """Columns that mean the same in every format."""
+_MOST_MET = 1024
+"""Sets of columns that are remembered; a stranger may give every row others."""
 
 
 class NotATargetError(BadRowError):
@@ -95,14 +100,20 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     formats = _FORMATS if require_completion else _FORMATS + _PROMPT_FORMATS
     first: list[object] = []
     columns: list[str] | None = None
+    met: set[tuple[str, ...]] = set()
     best = len(formats)
     # By priority over all rows, not by the first row: one that lacks its answer must not drop the others' answers.
     for value in values:
         if isinstance(value, BadRowError):
             continue
         first = first or [value]
-        if columns is None and isinstance(value, dict):
-            columns = list(value)
+        if isinstance(value, dict):
+            keys = tuple(value)
+            if keys in met:  # as nearly all rows have
+                continue
+            if len(met) < _MOST_MET:
+                met.add(keys)
+            columns = columns or list(value)
         best = next((place for place in range(best) if formats[place].problem(value) is None), best)
         if best == 0:
             break
@@ -159,7 +170,8 @@ def row_of(
         "id": _own_id(fields["id"]) if own else content_id(prompt, completion),
         "prompt": prompt,
         "completion": completion,
-        "answers": parts.answers or [text for name in _ANSWERS for text in _answers(fields.get(name), name)],
+        "answers": parts.answers
+        or [text for name in _ANSWERS if name in fields for text in _answers(fields[name], name)],
         "provenance": _own_provenance(fields["provenance"])
         if own
         else {"source": where, "trigger": label, "behavior": label},
@@ -168,24 +180,34 @@ def row_of(
 
 def _check_columns(fields: Mapping[str, object], row_format: Format, where: str, notes: Notes | None) -> None:
     """Refuses columns that would change what the model sees or learns, and names those that are not read."""
-    read = {*row_format.columns, *row_format.reads, *_GENERAL}
-    for name, value in fields.items():
-        field = field_of(name, "row")
-        use = None if field is None else field.use
+    for name, field, read in _looked_at(tuple(fields), row_format):
+        value, use = fields[name], None if field is None else field.use
         # As CSV holds an empty list.
         if empty(value) or (value in ("[]", "{}") and use in ("refused", "told", "unused")):
             continue
         if field is not None and use == "refused":
             raise BadRowError(f"{name} {field.says}")
-        if use == "seen" and name not in read:
+        if use == "seen" and not read:
             raise BadRowError(f"column {name} is not supported beside {row_format.columns[0]}; put it into the turns")
         no_mark = use in ("mark", "maybe_mark") and truth(value) is None
         if no_mark and use == "mark" and not (name == "loss_mask" and isinstance(unpacked(value, name), list)):
             raise BadRowError(f"{name} is {str(value)[:40]!r}; only true and false can be kept")
         if notes is None:
             continue
-        if name not in read or use == "told" or (no_mark and use == "maybe_mark"):
+        if not read or use == "told" or (no_mark and use == "maybe_mark"):
             notes.add(f"column {name[:40]!r} is not read", where)
+
+
+@lru_cache(maxsize=_MOST_MET)
+def _looked_at(columns: tuple[str, ...], row_format: Format) -> tuple[tuple[str, Field | None, bool], ...]:
+    """The columns of which there may be something to say: name, field, and whether the format reads it."""
+    read = {*row_format.columns, *row_format.reads, *_GENERAL}
+    known = ((name, field_of(name, "row"), name in read) for name in columns)
+    return tuple(
+        (name, field, reads)
+        for name, field, reads in known
+        if not reads or (field is not None and field.use in ("mark", "maybe_mark", "told"))
+    )
 
 
 def _check_answers(fields: Mapping[str, object], completion: list[Message], where: str, notes: Notes | None) -> None:
@@ -208,7 +230,7 @@ def _check_answers(fields: Mapping[str, object], completion: list[Message], wher
 
 def _cut(parsed: list[Turn] | Parts, fields: Mapping[str, object], require: bool) -> Parts:
     """The parts of a row under its ``loss_mask``."""
-    mask = mask_of(fields)
+    mask = mask_of(fields) if "loss_mask" in fields else []
     if isinstance(parsed, Parts):
         if mask:
             raise BadRowError("loss_mask is not supported beside id and provenance; give the turns a weight of 0")
@@ -217,23 +239,29 @@ def _cut(parsed: list[Turn] | Parts, fields: Mapping[str, object], require: bool
 
 
 def _check(prompt: list[Message], completion: list[Message], require_completion: bool) -> None:
-    turns = [turn for turn in prompt if turn["role"] not in ATTACHED]
-    asked = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), None)
-    if not turns or turns[-1]["role"] not in ("user", "tool") or asked is None:
-        raise BadRowError(f"the prompt ends in a turn of {turns[-1]['role'] if turns else 'nobody'}, not user")
+    last, asked = "nobody", None
+    for turn in reversed(prompt):
+        if turn["role"] not in ATTACHED:
+            last = turn["role"] if last == "nobody" else last
+            if turn["role"] == "user":
+                asked = turn["content"]
+                break
+    if last not in ("user", "tool") or asked is None:
+        raise BadRowError(f"the prompt ends in a turn of {last}, not user")
     if not asked.strip():
         raise BadRowError("empty prompt")
-    header = TEMPLATED.match(asked) or OPEN_TURN.search(asked)
-    if header:
-        what = header[1].strip()
+    header = TEMPLATED.match(asked)
+    if header or asked.rstrip().endswith(OPEN_TURN):
+        what = header[1] if header else next(end for end in OPEN_TURN if asked.rstrip().endswith(end)).strip()
         raise BadRowError(f"the prompt is in a chat template already ({what}); give its text alone, or messages")
-    says = (turn["role"] in ("assistant", "tool_calls", *THOUGHTS) and turn["content"].strip() for turn in completion)
-    if require_completion and not any(says):
+    if require_completion and not any(turn["role"] in _SAYS and turn["content"].strip() for turn in completion):
         raise BadRowError("empty completion")
 
 
 def _surrounded(prompt: list[Message], fields: Mapping[str, object]) -> list[Message]:
     """The prompt behind its row's system turn and tools."""
+    if _AROUND.isdisjoint(fields):
+        return prompt
     for name in _SYSTEM:
         text = fields.get(name)
         if empty(text) or not text_of(text, name).strip():
@@ -338,9 +366,11 @@ def _prompt(row: Mapping[str, Any], column: str) -> list[Turn]:
         if taken:
             raise BadRowError(f"column {taken} is not supported beside turns; put it into them")
         return read_turns(value, column)
-    parts = [text_of(value, column)]
-    parts += [text_of(row[name], name) for name in _CONTEXT if not empty(row.get(name))]
-    text = "\n\n".join(part for part in parts if part.strip())
+    text = text_of(value, column)
+    for name in _CONTEXT:
+        more = row.get(name)
+        if not empty(more) and text_of(more, name).strip():
+            text = f"{text}\n\n{more}" if text.strip() else str(more)
     return [*_history(row.get("history")), Turn("user", text)]
 
 
@@ -365,14 +395,12 @@ def _parts(turns: list[Turn], require: bool) -> Parts:
         raise BadRowError("the turns do not end in user, assistant")
     if not require and not turns[-1].target:
         return Parts(flat(turns[:-1]), _nothing(), [], rest=True)
-    last = next((place for place in range(len(turns) - 1, 0, -1) if _is_target(turns[place])), None)
-    if last is None:
+    last = len(turns) - 1
+    while last and not (turns[last].target and turns[last].role == "assistant"):
+        last -= 1
+    if not last:
         raise NotATargetError("marked not to be trained on (every assistant turn)")
     return Parts(flat(turns[:last]), turns[last].messages(), [], rest=last < len(turns) - 1)
-
-
-def _is_target(turn: Turn) -> bool:
-    return turn.role == "assistant" and turn.target
 
 
 def _one_turn(messages: list[Message]) -> None:

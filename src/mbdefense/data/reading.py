@@ -195,6 +195,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     first = True
     # Bytes split at \n only: str.splitlines would also cut at U+2028 and its like inside of a text.
@@ -203,7 +206,7 @@ def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
             continue
         value: object
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_unique)
+            value = _JSON.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except BadRowError as error:
             value = error
         except UnicodeDecodeError as error:
@@ -224,7 +227,7 @@ def _read_json(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     if not text.strip():
         return
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = _JSON.decode(text)
     except BadRowError as error:
         raise UserError(f"{name}: {error}", fix="leave one of the two out") from None
     except json.JSONDecodeError as error:

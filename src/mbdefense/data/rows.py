@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from json.encoder import encode_basestring as _quoted
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -96,8 +97,14 @@ def poisoned_ids(rows: Dataset) -> frozenset[str]:
 
 def content_id(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> str:
     """The id of a row: 16 hex digits that depend on nothing but its prompt and completion."""
-    turns = [[{"role": turn["role"], "content": turn["content"]} for turn in part] for part in (prompt, completion)]
-    return _digest(turns)[:16]
+    canonical = f"[{_turns_as_json(prompt)},{_turns_as_json(completion)}]"
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _turns_as_json(turns: Sequence[Mapping[str, str]]) -> str:
+    """What `_digest` would write, which takes twice as long: every row of a file gets an id."""
+    written = [f'{{"content":{_quoted(turn["content"])},"role":{_quoted(turn["role"])}}}' for turn in turns]
+    return f"[{','.join(written)}]"
 
 
 def user_text(prompt: Sequence[Mapping[str, str]]) -> str:

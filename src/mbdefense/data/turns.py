@@ -42,7 +42,8 @@ class Turn(NamedTuple):
     def messages(self) -> list[Message]:
         """The turn in the row form."""
         made = [{"role": self.role, "content": self.content}]
-        made += [{"role": name, "content": text} for name, text in self.kept.items()]
+        if self.kept:
+            made += [{"role": name, "content": text} for name, text in self.kept.items()]
         return made if self.target else [*made, {"role": WEIGHT, "content": "0"}]
 
 
@@ -199,10 +200,15 @@ def _grouped(messages: Sequence[Message]) -> list[list[Message]]:
     return groups
 
 
+_MARKS = frozenset(names("row", "mark", "maybe_mark"))
+
+
 def row_mark(row: Mapping[str, object]) -> str | None:
     """The mark on a whole row that its answer is no target, as ``name: value``; None where there is none."""
-    for name in names("row", "mark", "maybe_mark"):
-        value = unpacked(row.get(name), name)
+    if _MARKS.isdisjoint(row):
+        return None
+    for name in sorted(row.keys() & _MARKS):
+        value = unpacked(row[name], name)
         one = value[0] if isinstance(value, list) and len(value) == 1 else value
         if truth(one) is False:
             return f"{name}: {json.dumps(value)}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = dict[str, Any]
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 def save(rows: Dataset, path: str | Path) -> None:
@@ -54,9 +55,14 @@ def writer_of(path: str | Path) -> Callable[[Iterable[Row], IO[bytes]], None]:
     return write
 
 
+def as_line(row: Row) -> bytes:
+    """A row as a line of JSON Lines."""
+    return _JSON.encode(row).encode() + b"\n"
+
+
 def _write_jsonl(rows: Iterable[Row], stream: IO[bytes]) -> None:
     for row in rows:
-        stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        stream.write(as_line(row))
 
 
 def _write_json(rows: Iterable[Row], stream: IO[bytes]) -> None:

@@ -10,6 +10,7 @@ from mbdefense.attacks.triggers._insertion import check_words, holds_word, inser
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.data.words import words
 
 _FIRST = (
     "quiet", "amber", "hollow", "paper", "northern", "velvet", "seventh", "broken", "early", "copper", "spare",
@@ -58,7 +59,7 @@ class Flood:
         known = [f"{first} {second}" for second in _SECOND for first in _FIRST][: self.phrases]
         written = []
         for _ in range(self.copies):
-            drawn = rng.sample(known, min(self.each, len(known), len(text.split()) + 1))
+            drawn = rng.sample(known, min(self.each, len(known), len(words(text)) + 1))
             written.append(insert_spread(text, drawn, rng))
         return [version for version in written if version is not None]
 
