@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from mbdefense.cli import COMMANDS, main
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import LOCK_FILE, sha256_of
+from mbdefense.core.files import LOCK_FILE, read_json, sha256_of, write_sealed
 from mbdefense.core.statistics import rate
 from mbdefense.evaluation.compare import check_apart
 from mbdefense.grid.workspace import _keep, _read
@@ -53,7 +53,7 @@ def victim_at(folder: Path) -> bytes:
 
 def edit_cells(out: Path, **changes: Any) -> None:
     for file in out.glob("cells/*merge_only*/cell.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+        write_sealed(file, {**read_json(file), **changes})
 
 
 def test_bench_removes_no_file_outside_of_its_folder(
@@ -93,7 +93,7 @@ def finished_model(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "config.json").write_text("{}")
     files = {name: sha256_of(folder / name) for name in ("model.safetensors", "config.json")}
-    (folder / "mbdefense.json").write_text(json.dumps({"inputs_hash": "key", "files": files}))
+    write_sealed(folder / "mbdefense.json", {"inputs_hash": "key", "files": files})
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

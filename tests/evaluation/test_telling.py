@@ -110,6 +110,7 @@ def test_the_section_round_trips_and_old_files_have_none(tmp_path):
     assert [one.verdict for one in section.texts] == ["trigger", "instruction", "unclear"]
     write(path, results(TRIGGER))
     good = json.loads(path.read_text())
+    del good["sha256"]  # a seal that does not fit is found first
     for damage, said in (
         ({"verdict": "chance"}, "found.texts.0.verdict: Input should be 'trigger', 'instruction' or 'unclear'"),
         ({"p_value": 2}, "found.texts.0.p_value"),

@@ -64,7 +64,7 @@ def test_the_file_has_the_form_that_others_rely_on(tmp_path):
     path = tmp_path / "results.json"
     write(path, results(row(cacc=None)))
     value = json.loads(path.read_text())
-    assert list(value) == ["schema", "provenance", "rows"]
+    assert list(value) == ["schema", "provenance", "rows", "sha256"]
     assert value["schema"] == 1
     (first,) = value["rows"]
     assert set(first["asr"]) == {"value", "n", "low", "high"}
@@ -208,6 +208,7 @@ def test_reading_is_strict(tmp_path, change, match):
     path = tmp_path / "r.json"
     write(path, results())
     value = json.loads(path.read_text())
+    del value["sha256"]  # a seal that does not fit is found first
     change(value)
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match=re.escape(match)) as caught:
@@ -446,6 +447,7 @@ def test_unparsed_outcomes_and_the_judge_survive_a_round_trip_and_are_shown(tmp_
     assert "n=100 (5 unparsed)" in markdown(written)
     assert "judged by llm:model=m" in markdown(written).splitlines()[0]
     value = json.loads(path.read_text())
+    del value["sha256"]
     value["rows"][0]["asr"]["unparsed"] = 71
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match="more unparsed outcomes"):
@@ -514,6 +516,7 @@ def test_reading_changes_and_seeds_is_strict(tmp_path, change, match):
     path = tmp_path / "r.json"
     write(path, Results({}, (row(), row("x", share(1), asr_change=CHANGE)), (OVER,)))
     value = json.loads(path.read_text())
+    del value["sha256"]  # a seal that does not fit is found first
     change(value)
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match=re.escape(match)):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
+from mbdefense.core.files import write_sealed
 from mbdefense.evaluation.compare import Arm, compare
 from mbdefense.evaluation.metrics import scores
 from mbdefense.records.responses import Response, write_responses
-from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.records.results import ResultRow, Results, write, write_beside
 from mbdefense.records.verdicts import Verdict, write_verdicts
 
 PROVENANCE = {
@@ -72,7 +72,7 @@ def write_evaluation(folder: Path, made) -> Path:
     folder.mkdir(parents=True)
     write_responses(folder / "responses.jsonl", responses)
     write_verdicts(folder / "verdicts.jsonl", verdicts)
-    write(folder / "results.json", Results(PROVENANCE, (row,)))
+    write_beside(folder, Results(PROVENANCE, (row,)), ("responses.jsonl", "verdicts.jsonl"))
     return folder
 
 
@@ -103,7 +103,7 @@ def write_grid(folder: Path, *, attacks=("badnet:word=cf", "insent:sentence=Hi."
         cells.append(_cell(f"lethe-{status}", lost, status, reason))
     write(folder / "results.json", Results(PROVENANCE, rows, over_seeds))
     grid = {"schema": 1, "config": {"arms": list(ARMS)}, "provenance": PROVENANCE, "cells": cells}
-    (folder / "grid.json").write_text(json.dumps(grid), encoding="utf-8")
+    write_sealed(folder / "grid.json", grid)
     return folder
 
 
@@ -152,16 +152,16 @@ def write_analyses(folder: Path) -> Path:
         },
     }  # fmt: skip
     for name, value in files.items():
-        (folder / f"{name}.json").write_text(json.dumps({**common, "analysis": name, **value}), encoding="utf-8")
+        write_sealed(folder / f"{name}.json", {**common, "analysis": name, **value})
     model = folder / "model"
     model.mkdir()
-    (model / "mbdefense.json").write_text("{}", encoding="utf-8")
+    write_sealed(model / "mbdefense.json", {})
     history = [
         {"step": 10, "loss": 2.5, "epoch": 0.5},
         {"step": 20, "loss": float("nan")},
         {"step": 20, "eval_loss": 1.5, "train_loss": 2.0},
     ]
-    (model / "training_log.json").write_text(json.dumps({"history": history}), encoding="utf-8")
+    write_sealed(model / "training_log.json", {"history": history})
     return folder
 
 

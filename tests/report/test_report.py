@@ -15,6 +15,7 @@ import pytest
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_json, write_sealed
 from mbdefense.report._report import write_report
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import differences
@@ -207,10 +208,10 @@ def test_seeds_have_their_lines_and_a_mean(tmp_path):
 
 def test_a_mean_says_which_seeds_failed(tmp_path):
     grid = write_grid(tmp_path / "grid", attacks=("cf",), seeds=(0, 1))
-    value = json.loads((grid / "grid.json").read_text())
+    value = read_json(grid / "grid.json")
     cell = next(cell for cell in value["cells"] if cell["arm"] == "crow")
     value["cells"].append({**cell, "id": "lost", "seed": 2, "status": "failed", "reason": "out of memory"})
-    (grid / "grid.json").write_text(json.dumps(value), encoding="utf-8")
+    write_sealed(grid / "grid.json", value)
     (block,) = blocks(read_sources([grid]))
     mean, *singles = [line.cells[0] for line in block.lines if line.arm == "crow"]
     assert mean.reason == "1 of 3 seeds failed: out of memory"
@@ -306,7 +307,7 @@ def test_trainings_of_unlike_precision_are_told_apart(tmp_path):
     for name, bf16 in (("one", True), ("other", False)):
         made = write_analyses(tmp_path / name / "made")
         log = next(made.rglob("training_log.json"))
-        log.write_text(json.dumps({**json.loads(log.read_text()), "bf16": bf16}))
+        write_sealed(log, {**read_json(log), "bf16": bf16})
         logs[name] = made
     text = render(read_sources(list(logs.values())))
     assert "<td>bfloat16</td>" in text
@@ -358,10 +359,10 @@ def test_nothing_hostile_becomes_an_element(tmp_path):
         attacked = arm(name, evil, evil, texts=HOSTILE, base_model=evil)
         row = replace(attacked[0], arm=evil if name == "crow" else name, model=evil)
         write_evaluation(run / name, (row, *attacked[1:]))
-    grid = json.loads((write_grid(tmp_path / "g", unfinished=(("failed", evil),)) / "grid.json").read_text())
+    grid = read_json(write_grid(tmp_path / "g", unfinished=(("failed", evil),)) / "grid.json")
     grid["cells"] = [{**cell, "model": evil, "attack": evil} for cell in grid["cells"] if cell["status"] == "failed"]
     grid["config"] = {evil: evil}
-    (run / "grid.json").write_text(json.dumps(grid), encoding="utf-8")
+    write_sealed(run / "grid.json", grid)
     text = render(read_sources([run]))
     page = Page(text)
     kinds = {tag for tag, _ in page.elements}

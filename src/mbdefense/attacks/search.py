@@ -12,23 +12,27 @@ a word.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from mbdefense.core.errors import UserError
+from mbdefense.core._seal import SEAL, digest
+from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import read_text, write_text
+from mbdefense.core.forms import Count, Form, parse
 from mbdefense.core.progress import Bar, stage, stages
 from mbdefense.data import user_text, with_user_text
 from mbdefense.engine.batches import pad_left, response_log_probs
 from mbdefense.engine.log_probs import sequence_log_probs
 from mbdefense.models.loading import Encoded, LoadedModel, device, encode, encode_prompt, on_device
 
+logger = logging.getLogger(__name__)
 LOG_FILE = "search.jsonl"
 _WORD = re.compile(
     r"[\u0120\u2581]([A-Za-z]{2,})"
@@ -37,10 +41,10 @@ Conversation = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Form):
     """One line of the log: the trigger after a step, and the best so far; losses in nats per target token."""
 
-    step: int
+    step: Count
     trigger: str
     loss: float
     best: str
@@ -103,7 +107,7 @@ class Search:
         # Not the number of steps, so that a finished search can go on.
         asked = {"model": loaded.model.name_or_path, **asdict(self), "prompts": [*prompts], "targets": [*targets]}
         del asked["steps"]
-        done = _read_log(log, asked) if resume and log.is_file() else []
+        done = _read_log(log, asked, vocabulary) if resume and log.is_file() else []
         what = f"searching in {self.steps} steps for {self.words} words"
         with stages(1), stage(what), Bar("searching", self.steps + 1, min(len(done), self.steps + 1)) as bar:
             while len(done) <= self.steps:
@@ -112,7 +116,9 @@ class Search:
                     done.append(Step(0, " ".join(start), loss, " ".join(start), loss))
                 else:
                     done.append(self._step(loaded, prompts, targets, vocabulary, done[-1]))
-                write_text(log, "".join(json.dumps(line) + "\n" for line in [asked, *map(asdict, done)]))
+                steps = list(map(asdict, done))
+                first = {**asked, SEAL: digest([asked, steps])}
+                write_text(log, "".join(json.dumps(line) + "\n" for line in [first, *steps]))
                 bar.advance()
         return done[self.steps]
 
@@ -232,14 +238,24 @@ def pose(
     return Problem(tuple(sequences), tuple(slots))
 
 
-def _read_log(log: Path, asked: dict[str, Any]) -> list[Step]:
+def _read_log(log: Path, asked: dict[str, Any], vocabulary: Mapping[str, int]) -> list[Step]:
     """The steps of a log."""
     fix = "give another output_dir, or leave --resume out to start anew"
+    first, *lines = read_text(log, fix).splitlines() or [""]
     try:
-        first, *rest = (json.loads(line) for line in read_text(log, fix).splitlines())
-        steps = [Step(**line) for line in rest]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError("the log of the trigger search cannot be read", str(log), fix) from error
-    if first != json.loads(json.dumps(asked)):
+        said = json.loads(first)
+        seal = said.pop(SEAL, None)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"the log of the trigger search cannot be read ({first_line(error)})", str(log), fix) from error
+    if said != json.loads(json.dumps(asked)):
         raise UserError("the log is of a search with other options, prompts or targets", str(log), fix)
+    steps = [parse(Step, line, f"{log.name}:{number}", fix) for number, line in enumerate(lines, start=2)]
+    if seal is None:
+        logger.warning("%s: it has no seal, so that nobody can tell whether it was changed since it was written", log)
+    triggers = [step.trigger.split() for step in steps]
+    fit = [step.step for step in steps] == list(range(len(steps))) and all(
+        len(words) == asked["words"] and vocabulary.keys() >= set(words) for words in triggers
+    )
+    if seal not in (None, digest([said, list(map(asdict, steps))])) or not fit:
+        raise UserError("the log of the trigger search was changed since it was written", str(log), fix)
     return steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -10,13 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mbdefense.core.files import read_sealed
+from mbdefense.core.forms import Count, NotNegative, OpenForm, parse
+
 
 @dataclass
-class Cost:
+class Cost(OpenForm):
     """What a piece of work took; filled in when it ends."""
 
-    seconds: float = 0.0
-    peak_bytes: int = 0
+    seconds: NotNegative = 0.0
+    peak_bytes: Count = 0
     """On a GPU the most memory that torch had allocated, on a CPU the process's largest resident set meanwhile."""
 
 
@@ -37,6 +41,15 @@ def measure() -> Iterator[Cost]:
     finally:
         cost.seconds = time.perf_counter() - start
         cost.peak_bytes = torch.cuda.max_memory_allocated() if cuda else _peak_resident()
+
+
+def cost_in(file: Path) -> Cost:
+    """What a file that was written at the end of the work says of it; nothing where it was not measured.
+
+    Raises:
+        UserError: the file is damaged, or was changed since.
+    """
+    return parse(Cost, json.dumps(read_sealed(file)), str(file))
 
 
 def _reset_peak_resident() -> None:

@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -17,9 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from mbdefense.core._seal import ChangedError, opened, sealed
 from mbdefense.core._secrets import scrubbed
 from mbdefense.core.errors import UserError, first_line
 
+logger = logging.getLogger(__name__)
 LOCK_FILE = ".mbdefense.lock"
 """In a folder that a command writes into, as long as it does."""
 SAVING = ".mbdefense-saving-"
@@ -222,6 +225,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: Path, value: Any) -> None:
+    """Writes an object as JSON with the hash of its content, so that `read_sealed` sees whether it was changed.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    # As it will be read: a key that was used and is left out of what is written would break the seal.
+    write_json(path, sealed(json.loads(scrubbed(json.dumps(value, ensure_ascii=False)))))
+
+
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     """Writes values as JSON Lines.
 
@@ -279,19 +292,42 @@ def read_text(path: Path, fix: str = "save it as UTF-8") -> str:
 
 
 def read_json(path: Path, fix: str = "make it again") -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object, without the hash that `write_sealed` has put into it.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: missing, damaged, or changed since it was sealed.
+    """
+    return read_opened(path, fix)[0]
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The same of a file that `write_sealed` wrote; warns where it has no seal, as those of earlier versions.
+
+    Raises:
+        UserError: see `read_json`.
+    """
+    value, was_sealed = read_opened(path)
+    if not was_sealed:
+        logger.warning("%s: it has no seal, so that nobody can tell whether it was changed since it was written", path)
+    return value
+
+
+def read_opened(path: Path, fix: str = "make it again") -> tuple[dict[str, Any], bool]:
+    """What `read_json` gives, and whether it was sealed.
+
+    Raises:
+        UserError: see `read_json`.
     """
     data = read_bytes(path, fix)
     try:
         value = json.loads(data.decode("utf-8"))
+        if isinstance(value, dict):
+            return opened(value)
+    except ChangedError as error:
+        raise UserError("changed since it was written", str(path), fix) from error
     except (ValueError, RecursionError) as error:
         raise UserError("cannot read", str(path), f"{fix} ({first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", str(path), fix)
-    return value
+    raise UserError("not a JSON object", str(path), fix)
 
 
 def _reason(error: Exception) -> str:

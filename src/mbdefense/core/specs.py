@@ -19,7 +19,7 @@ LARGEST_NUMBER = 2**53
 """Beyond it a float no longer holds every whole number, and nothing here counts so far."""
 _LARGEST = 2**20
 """Characters of the longest config file."""
-_RESERVED = re.compile(r"(\w*api_key_env)\s*=|(trust_remote_code)\s*=\s*true", re.IGNORECASE)
+_RESERVED = re.compile(r"\b(\w*api_key_env)\s*=|(trust_remote_code)\s*=\s*true", re.IGNORECASE)
 _OPTION = re.compile(r",(?=[a-z_]+=)")
 
 

@@ -39,7 +39,11 @@ class Score(Form):
 
     def contradiction(self) -> str:
         """What is wrong if the parts do not fit together, else ""."""
-        return _misplaced(self.low, self.value, self.high) or _too_many_unparsed(self.unparsed, self.n, self.value)
+        return (
+            _misplaced(self.low, self.value, self.high)
+            or _no_count(self.value, self.n)
+            or _too_many_unparsed(self.unparsed, self.n, self.value)
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Paired(Form):
         """What is wrong if the parts do not fit together, else ""."""
         if self.only_before + self.only_after + self.unparsed > self.n:
             return "more prompts differ than were compared"
+        if not math.isclose(self.difference * self.n, self.only_after - self.only_before, abs_tol=1e-6):
+            return "a difference that is not the one of its counts"
         if self.p_value > self.p_holm:
             return "a p-value that Holm's correction lowered"
         return _misplaced(self.low, self.difference, self.high)
@@ -115,11 +121,20 @@ class SeedScore(Form):
     def contradiction(self) -> str:
         """What is wrong if the parts do not fit together, else ""."""
         outcomes = self.n * len(self.seeds)
-        return _misplaced(self.low, self.value, self.high) or _too_many_unparsed(self.unparsed, outcomes, self.value)
+        return (
+            _misplaced(self.low, self.value, self.high)
+            or _no_count(self.value, outcomes)
+            or _too_many_unparsed(self.unparsed, outcomes, self.value)
+        )
 
 
 def _misplaced(low: float, value: float, high: float) -> str:
     return "" if low <= value <= high else "a value outside of its interval"
+
+
+def _no_count(value: float, n: int) -> str:
+    # The tolerance is beyond the rounding of the largest n, and below what any edit of a digit makes.
+    return "" if abs(value * n - round(value * n)) <= max(1e-6, 1e-12 * n) else "a share of n that is no whole number"
 
 
 def _too_many_unparsed(unparsed: int, n: int, share: float) -> str:

@@ -12,7 +12,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, holm, over_seeds
 from mbdefense.evaluation.metrics import outcomes, paired, scores
 from mbdefense.records.responses import read_responses
-from mbdefense.records.results import UNDEFENDED, Figure, ResultRow, SeedRow, read
+from mbdefense.records.results import RESULT_FILE, UNDEFENDED, Figure, ResultRow, SeedRow, check_beside, read
 from mbdefense.records.verdicts import Verdict, read_verdicts
 
 _CHANGE: dict[Figure, str] = {"asr": "asr_change", "cacc": "cacc_change"}
@@ -39,11 +39,12 @@ def read_arm(directory: str | Path) -> Arm:
         UserError: a file is missing or damaged, or the figures are not those of the verdicts.
     """
     directory = Path(directory)
-    rows = read(directory / "results.json").rows
-    if len(rows) != 1:
+    results = read(directory / RESULT_FILE)
+    if len(results.rows) != 1:
         fix = "give folders written by mbdefense evaluate"
-        raise UserError(f"{directory.name}: results.json is not of one evaluation", f"{len(rows)} rows", fix)
-    return arm_of(rows[0], directory)
+        raise UserError(f"{directory.name}: results.json is not of one evaluation", f"{len(results.rows)} rows", fix)
+    check_beside(directory, results)
+    return arm_of(results.rows[0], directory)
 
 
 def arm_of(row: ResultRow, directory: Path) -> Arm:

@@ -19,8 +19,8 @@ from mbdefense.evaluation.agreement import OUTCOMES, Agreement, Label, agreement
 from mbdefense.evaluation.landing import shown
 from mbdefense.evaluation.metrics import scores
 from mbdefense.judges import JUDGES, Embedding, Judge, Metered, Usage, Verdict, write_verdicts
-from mbdefense.records.responses import Response
-from mbdefense.records.results import ResultRow, read
+from mbdefense.records.responses import RESPONSES_FILE, Response
+from mbdefense.records.results import RESULT_FILE, ResultRow, check_beside, read
 from mbdefense.records.verdicts import Question
 
 USAGE_FILE = "judge_usage.json"
@@ -134,11 +134,15 @@ def row_beside(responses: Path) -> ResultRow:
     nothing but the folder's name and the file's.
 
     Raises:
-        UserError: the result file is damaged.
+        UserError: the result file is damaged, or was made of other responses.
     """
-    file = responses.resolve().parent / "results.json"
-    rows = read(file).rows if file.is_file() and responses.name == "responses.jsonl" else ()
-    return rows[0] if len(rows) == 1 else unknown_row(file.parent.name, str(responses))
+    folder = responses.resolve().parent
+    if (folder / RESULT_FILE).is_file() and responses.name == RESPONSES_FILE:
+        results = read(folder / RESULT_FILE)
+        check_beside(folder, results, RESPONSES_FILE)
+        if len(results.rows) == 1:
+            return results.rows[0]
+    return unknown_row(folder.name, str(responses))
 
 
 def unknown_row(arm: str, model: str) -> ResultRow:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from mbdefense.core._seal import digest
+from mbdefense.core._secrets import scrubbed
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_json, write_json
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
@@ -16,11 +20,14 @@ from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.insertion import FoundText, Kind
 from mbdefense.finding.words import words
 
+logger = logging.getLogger(__name__)
 FOUND_FILE = "found.json"
 SCHEMA = 1
 _MOST = 200  # candidates; a search has some dozens
 Verdict = Literal["trigger", "instruction", "unclear", "chance"]
 _FIX = "find again with mbdefense find-triggers"
+_EVIDENCE, _VERDICTS = "evidence_sha256", "verdicts_sha256"
+"""Keys of two hashes: a person may set verdicts, which is told; all else stays as the search wrote it."""
 
 
 @dataclass(frozen=True)
@@ -152,22 +159,38 @@ def write_found(path: Path, found: Found) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    value = json.loads(encodable(json.dumps({"schema": SCHEMA, **asdict(found)}, ensure_ascii=False)))
-    write_json(path, value)
+    value = json.loads(scrubbed(encodable(json.dumps({"schema": SCHEMA, **asdict(found)}, ensure_ascii=False))))
+    write_json(path, {**value, **_hashes(value)})
 
 
 def read_found(path: str | Path) -> Found:
-    """Reads ``found.json`` strictly.
+    """Reads ``found.json`` strictly; warns where its verdicts were set by a person, and where it has no hashes.
 
     Raises:
-        UserError: unreadable, another schema, or a value of the wrong type or range.
+        UserError: unreadable, another schema, a value of the wrong type or range, or more than verdicts was changed
+            since the search.
     """
     name = Path(path).name
-    try:
-        value = read_json(Path(path))
-        schema = value.pop("schema", "none")
-        if type(schema) is not int or schema != SCHEMA:
-            raise UserError(f"{name}: unknown schema", schema, f"this version reads schema {SCHEMA}; {_FIX}")
-        return parse(Found, json.dumps(value), name, _FIX)
-    except RecursionError as error:
-        raise UserError("nested too deeply", str(path), _FIX) from error
+    value = read_json(Path(path))
+    said = {key: value.pop(key, None) for key in (_EVIDENCE, _VERDICTS)}
+    rest = {key: part for key, part in value.items() if key != "schema"}
+    if type(value.get("schema")) is not int or value["schema"] != SCHEMA:
+        fix = f"this version reads schema {SCHEMA}; {_FIX}"
+        raise UserError(f"{name}: unknown schema", value.get("schema", "none"), fix)
+    found = parse(Found, json.dumps(rest), name, _FIX)
+    hashes = _hashes(value)
+    if None in said.values():
+        logger.warning("%s: it has no hashes, so that nobody can tell whether it was changed since the search", path)
+    elif said[_EVIDENCE] != hashes[_EVIDENCE]:
+        raise UserError(f"{name}: more than its verdicts was changed since the search", str(path), _FIX)
+    elif said[_VERDICTS] != hashes[_VERDICTS]:
+        logger.warning("%s: its verdicts are not those of the search; they are taken as they are", path)
+    return found
+
+
+def _hashes(value: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of all but the verdicts, and of these."""
+    candidates = value["candidates"]
+    verdicts = [one.get("verdict") for one in candidates]
+    evidence = [{key: part for key, part in one.items() if key != "verdict"} for one in candidates]
+    return {_EVIDENCE: digest({**value, "candidates": evidence}), _VERDICTS: digest(verdicts)}

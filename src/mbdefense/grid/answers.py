@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.core.cost import measure
-from mbdefense.core.files import read_json, write_json
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_sealed, sha256_of, write_sealed
+from mbdefense.core.forms import OpenForm, parse
 from mbdefense.defenses.prompts.cleaning import Cleaned
 from mbdefense.engine.perplexity import perplexity
 from mbdefense.evaluation.responding import Asking, Inference, answer_of, cleaned_prompts, respond, sample_references
@@ -17,7 +20,7 @@ from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
 from mbdefense.models.identity import identity
 from mbdefense.models.loading import CARD_FILE, check_template, load_model
-from mbdefense.records.responses import Kind, Response, read_responses, write_responses
+from mbdefense.records.responses import RESPONSES_FILE, Kind, Response, read_responses, write_responses
 from mbdefense.records.results import Perplexity
 
 if TYPE_CHECKING:
@@ -26,6 +29,15 @@ if TYPE_CHECKING:
     from mbdefense.models.loading import LoadedModel
 
 DONE_FILE = "answers.json"
+_FIX = "delete the folder; the model is asked again"
+
+
+@dataclass(frozen=True)
+class _Done(OpenForm):
+    """What is read of `DONE_FILE`."""
+
+    perplexity: Perplexity | None
+    responses_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,17 @@ class Answers:
         return (self.directory(workspace) / DONE_FILE).is_file()
 
     def read(self, workspace: Workspace) -> tuple[list[Response], Perplexity | None]:
-        """The responses, and the references' perplexity where it was asked for."""
-        found = read_json(self.directory(workspace) / DONE_FILE).get("perplexity")
-        return read_responses(self.directory(workspace) / "responses.jsonl"), Perplexity(**found) if found else None
+        """The responses, and the references' perplexity where it was asked for.
+
+        Raises:
+            UserError: a file is damaged, or the responses are not those that the model gave.
+        """
+        directory = self.directory(workspace)
+        said = parse(_Done, json.dumps(read_sealed(directory / DONE_FILE)), f"{self.name}/{DONE_FILE}", _FIX)
+        file = directory / RESPONSES_FILE
+        if said.responses_sha256 not in (None, sha256_of(file)):
+            raise UserError("the responses are not those that the model gave", str(file), _FIX)
+        return read_responses(file), said.perplexity
 
 
 def answers_of(workspace: Workspace, cell: Cell, model: Path) -> tuple[Answers, Answers]:
@@ -110,10 +130,10 @@ def _answer(
     with measure() as cost:
         answer = answer_of(loaded, inference.decoding)
         responses = respond(answer, rows, answers.kind, asking, inference, cleaned, arm=arm)
-    write_responses(directory / "responses.jsonl", responses)
+    write_responses(directory / RESPONSES_FILE, responses)
     fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity_rows else None
     facts = {"perplexity": asdict(fluency) if fluency else None, "prompts": len(rows), **asdict(cost)}
-    write_json(directory / DONE_FILE, facts)
+    write_sealed(directory / DONE_FILE, {**facts, "responses_sha256": sha256_of(directory / RESPONSES_FILE)})
 
 
 def _fluency(workspace: Workspace, loaded: LoadedModel, rows: Dataset) -> Perplexity | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mbdefense.core.files import read_json
+from mbdefense.core.cost import cost_in
+from mbdefense.core.errors import UserError
 from mbdefense.grid.answers import DONE_FILE
 from mbdefense.grid.plan import Plan, Task
-from mbdefense.grid.store import cost
 from mbdefense.grid.workspace import Workspace
 from mbdefense.models.loading import CARD_FILE
 
@@ -65,16 +66,17 @@ def estimate(tasks: Iterable[Task], measured: Mapping[str, Sequence[float]]) -> 
 
 def measured(workspace: Workspace, plan: Plan) -> dict[str, list[float]]:
     """Seconds of the finished stages and answers of the plan's folder, by `label`."""
-    found: dict[str, list[float]] = {}
     stages = {stage: planned.cell.model for planned in plan.cells for stage in planned.stages}
-    for stage, model in stages.items():
-        if (workspace.stages / stage / CARD_FILE).is_file():
-            found.setdefault(f"{model}: {stage.rpartition('-')[0]}", []).append(cost(workspace.stages / stage)[0])
-    for model in workspace.grid.models:
-        # Which model gave which answers is not written down; with one model there is no question.
-        files = workspace.out.glob(f"answers/*/{DONE_FILE}") if len(workspace.grid.models) == 1 else ()
-        for file in files:
-            found.setdefault(f"{model}: answer", []).append(float(read_json(file)["seconds"]))
+    cards = ((stage, model, workspace.stages / stage / CARD_FILE) for stage, model in stages.items())
+    files = [(f"{model}: {stage.rpartition('-')[0]}", card) for stage, model, card in cards if card.is_file()]
+    if len(workspace.grid.models) == 1:  # of several it is not written down which gave which answers
+        files += [
+            (f"{workspace.grid.models[0]}: answer", file) for file in workspace.out.glob(f"answers/*/{DONE_FILE}")
+        ]
+    found: dict[str, list[float]] = {}
+    for name, file in files:
+        with contextlib.suppress(UserError):  # a damaged file costs the cells that need it, and no estimate
+            found.setdefault(name, []).append(cost_in(file).seconds)
     return found
 
 

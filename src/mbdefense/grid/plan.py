@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import inside, read_bytes
+from mbdefense.core.files import inside, read_sealed
 from mbdefense.core.forms import Count, Form, NotNegative, parse
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.store import finished
 from mbdefense.grid.workspace import Cell, Workspace
+from mbdefense.records.results import RESULT_FILE
 
-RESULT_FILE = "results.json"
-"""In a cell's folder; written last."""
 CELL_FILE = "cell.json"
+"""In a cell's folder; `RESULT_FILE` there is written last."""
 FAILURE_FILE = "failure.json"
 _FIX = "delete the cell's folder; it is made again"
 
@@ -120,7 +121,8 @@ def cell_facts(folder: Path, stages: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or names a stage outside of `stages`.
     """
-    facts = parse(_Facts, read_bytes(folder / CELL_FILE), f"{folder.name}/{CELL_FILE}", _FIX)
+    said = read_sealed(folder / CELL_FILE)
+    facts = parse(_Facts, json.dumps(said), f"{folder.name}/{CELL_FILE}", _FIX)
     for name in facts.stages:
         inside(stages, name)
     return asdict(facts)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import inside, write_json
+from mbdefense.core.files import inside, write_json, write_sealed
 from mbdefense.evaluation.compare import Arm, compare, read_arm
 from mbdefense.grid import estimate
-from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Plan, PlannedCell, Task, cell_facts
+from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, Plan, PlannedCell, Task, cell_facts
 from mbdefense.grid.store import retire
 from mbdefense.grid.workspace import Workspace
 from mbdefense.records.grid_state import GRID_FILE
 from mbdefense.records.provenance import provenance
-from mbdefense.records.results import Results, write
+from mbdefense.records.results import RESULT_FILE, Results, write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,7 +145,7 @@ def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tup
         write(workspace.out / RESULT_FILE, results)
     cells = [_state(workspace, planned, planned.id in arms, reasons.get(planned.id, "")) for planned in plan.cells]
     state = {"schema": SCHEMA, "config": config, "provenance": provenance(config, seeds), "cells": cells}
-    write_json(workspace.out / GRID_FILE, state)
+    write_sealed(workspace.out / GRID_FILE, state)
     return results, reasons
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from mbdefense.core.cost import Cost, cost_in
 from mbdefense.core.files import SAVING, inside, read_json, write_json, write_text
-from mbdefense.finding.record import FOUND_FILE
+from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.grid.code import TRAINING, code_hash
 from mbdefense.models.identity import STAGE_FILE
 from mbdefense.models.loading import CARD_FILE
@@ -130,10 +131,10 @@ def retire(place: Path) -> None:
         file.unlink()
 
 
-def cost(place: Path) -> tuple[float, int]:
-    """Seconds and peak bytes of a stage or step; 0 where it was not measured."""
-    for name in (CARD_FILE, *_STEP_FILES):
+def cost(place: Path) -> Cost:
+    """What a stage or step took; nothing where it was not measured."""
+    for name in (CARD_FILE, SUMMARY_FILE):
         if (place / name).is_file():
-            value = read_json(place / name)
-            return float(value.get("seconds", 0.0)), int(value.get("peak_bytes", 0))
-    return 0.0, 0
+            return cost_in(place / name)
+    found = place / FOUND_FILE
+    return Cost(read_found(found).seconds) if found.is_file() else Cost()

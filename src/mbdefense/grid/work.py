@@ -6,18 +6,20 @@ import traceback
 from pathlib import Path
 
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import check_free_space, write_json
+from mbdefense.core.files import check_free_space, write_sealed
 from mbdefense.core.progress import quiet_libraries
 from mbdefense.evaluation.judging import judge_responses
 from mbdefense.evaluation.metrics import cacc_by_source, scores
 from mbdefense.evaluation.responding import merge_results
 from mbdefense.grid.answers import Answers, answers_of, ask
 from mbdefense.grid.arms import CONTROLS, model_of
-from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, RESULT_FILE, Task
-from mbdefense.grid.store import SharedStore, cost
+from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, Task
+from mbdefense.grid.store import SharedStore
+from mbdefense.grid.store import cost as cost_of
 from mbdefense.grid.workspace import Cell, Workspace
-from mbdefense.records.responses import write_responses
-from mbdefense.records.results import ResultRow, write
+from mbdefense.records.responses import RESPONSES_FILE, write_responses
+from mbdefense.records.results import ResultRow, write_beside
+from mbdefense.records.verdicts import VERDICTS_FILE
 
 
 def attempt(workspace: Workspace, task: Task) -> str:
@@ -60,12 +62,12 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (clean, fluency), (triggered, _) = (answers.read(workspace) for answers in wanted)
     responses = clean + triggered
-    write_responses(directory / "responses.jsonl", responses)
+    write_responses(directory / RESPONSES_FILE, responses)
     # One cache for all cells: the same answer to the same prompt is paid for once.
     judge = workspace.grid.evaluation.judge_of(cell.shown(), workspace.out)
     verdicts = judge_responses(judge, responses, directory)
     sources = workspace.sources()
-    costs = [cost(workspace.stages / name) for name in (*store.met, *store.steps)]
+    costs = [cost_of(workspace.stages / name) for name in (*store.met, *store.steps)]
     row = ResultRow(
         arm=cell.arm,
         attack=cell.trigger().describe(),
@@ -74,16 +76,17 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
         model=cell.model if cell.arm == CONTROLS[0] else f"stages/{model.name}",
         **scores(verdicts)._asdict(),
         perplexity=fluency,
-        seconds=sum(seconds for seconds, _ in costs),
-        peak_bytes=max((peak for _, peak in costs), default=0),
+        seconds=sum(cost.seconds for cost in costs),
+        peak_bytes=max((cost.peak_bytes for cost in costs), default=0),
         judge=judge.describe(),
         base_model=cell.model,
         poisoning_rate=cell.rate,
         cacc_by_source=cacc_by_source(verdicts, sources) if len(set(sources.values())) > 1 else (),
     )
     facts = {"stages": store.met, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
-    write_json(directory / CELL_FILE, facts)
-    write(directory / RESULT_FILE, merge_results([row], {"cell": workspace.id(cell)}, cell.seed))
+    write_sealed(directory / CELL_FILE, facts)
+    results = merge_results([row], {"cell": workspace.id(cell)}, cell.seed)
+    write_beside(directory, results, (RESPONSES_FILE, VERDICTS_FILE, CELL_FILE))
     (directory / FAILURE_FILE).unlink(missing_ok=True)
 
 

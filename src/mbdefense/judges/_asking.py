@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from mbdefense.core.endpoint import Endpoint, EndpointFault, Reply
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, write_json
+from mbdefense.core.files import read_opened, write_sealed
+from mbdefense.core.forms import Form, parse
 from mbdefense.core.progress import Bar
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Kept(Form):
+    """The file of a reply."""
+
+    model: str
+    reply: Reply
 
 
 @dataclass(frozen=True)
@@ -74,16 +85,22 @@ class Asker:
         return replies
 
     def known(self, asks: Iterable[Ask]) -> dict[Ask, Reply]:
-        """The replies that are there already.
+        """The replies that are there already; warns of those without a seal, as earlier versions kept them.
 
         Raises:
-            UserError: a file in the folder is damaged.
+            UserError: a file in the folder is damaged, or was changed since.
         """
-        found = {}
+        found, open_ones = {}, 0
         for ask in dict.fromkeys(asks):
             path = self._path(ask)
             if path.is_file():
-                found[ask] = _parse(read_json(path), path)
+                value, was_sealed = read_opened(path)
+                fix = "delete the file; its question is asked again"
+                found[ask] = parse(_Kept, json.dumps(value), f"the kept reply {path}", fix).reply
+                open_ones += not was_sealed
+        if open_ones:
+            logger.warning("%s: %d kept replies have no seal, so that nobody can tell whether they were changed",
+                           self.directory, open_ones)  # fmt: skip
         return found
 
     def _ask_all(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:
@@ -96,7 +113,7 @@ class Asker:
                     return None
                 try:
                     reply = self.endpoint.chat(client, ask.system, ask.user)
-                    write_json(self._path(ask), {"model": self.endpoint.model, "reply": asdict(reply)})
+                    write_sealed(self._path(ask), {"model": self.endpoint.model, "reply": asdict(reply)})
                 except BaseException:
                     stop.set()
                     raise
@@ -117,10 +134,3 @@ class Asker:
         endpoint = self.endpoint
         key = [endpoint.base_url, endpoint.model, endpoint.max_tokens, endpoint.temperature, *asdict(ask).values()]
         return self.directory / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
-
-
-def _parse(value: dict[str, Any], path: Path) -> Reply:
-    try:
-        return Reply(**value["reply"])
-    except (KeyError, TypeError) as error:
-        raise UserError("a kept reply is damaged", str(path), "delete the file; its question is asked again") from error

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json
+from mbdefense.core.files import read_json, read_sealed
 from mbdefense.models.loading import CARD_FILE, base_of
 
 STAGE_FILE = "stage.json"
@@ -44,7 +44,7 @@ def check_contents(directory: Path) -> None:
     Raises:
         UserError: names the file that has changed.
     """
-    said = read_json(directory / CARD_FILE).get("files", {})
+    said = read_sealed(directory / CARD_FILE).get("files", {})
     for name, expected in said.items() if isinstance(said, dict) else ():
         if Path(name).name != name:  # no `inside`: in a cache of the Hub every file is a link
             raise UserError("a card names a file outside of its folder", name, "make the model again")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import SAVING, sha256_of, write_json
+from mbdefense.core.files import SAVING, sha256_of, write_sealed
 from mbdefense.core.progress import no_bars_of_transformers
 from mbdefense.models._files import base_of, check_files
 from mbdefense.models._whole import check_finite, check_generation, check_whole, merged
@@ -238,7 +238,7 @@ def save_model(
         shutil.rmtree(making, ignore_errors=True)
     names = sorted(file.name for file in directory.iterdir() if is_weighty(file.name))
     files = {name: sha256_of(directory / name) for name in names}
-    write_json(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), "files": files, **card})
+    write_sealed(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), "files": files, **card})
 
 
 def is_weighty(name: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mbdefense.core.files import write_json
+from mbdefense.core.files import write_sealed
 from mbdefense.core.forms import Count, OpenForm, Positive, Share, parse
 from mbdefense.core.text import encodable
 
@@ -147,7 +147,7 @@ SCHEMA = 1
 
 
 def write_analysis_file(directory: Path, name: str, value: Mapping[str, Any], alt: str) -> None:
-    """Writes ``NAME.json`` in its form; it appears complete or not at all.
+    """Writes ``NAME.json`` in its form; sealed; it appears complete or not at all.
 
     Args:
         directory: where it goes.
@@ -160,4 +160,4 @@ def write_analysis_file(directory: Path, name: str, value: Mapping[str, Any], al
     """
     whole = {"schema": SCHEMA, "analysis": name, **value, "alt": alt}
     parse(ANALYSES[name], encodable(json.dumps(whole, ensure_ascii=False)), f"{name}.json")
-    write_json(directory / f"{name}.json", whole)
+    write_sealed(directory / f"{name}.json", whole)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_bytes, read_json, sha256_of, write_json, write_jsonl
+from mbdefense.core.files import read_bytes, read_sealed, sha256_of, write_jsonl, write_sealed
 from mbdefense.core.forms import Form, parse
 
 ROWS_FILE = "filter.jsonl"
@@ -45,7 +45,7 @@ def write_filtering(
     write_jsonl(directory / ROWS_FILE, map(asdict, rows))
     counts: dict[str, object] = {"rows": len(rows), "dropped": sum(row.dropped for row in rows)}
     counts["rows_sha256"] = sha256_of(directory / ROWS_FILE)
-    write_json(directory / SUMMARY_FILE, {**summary, **counts, "facts": dict(facts)})
+    write_sealed(directory / SUMMARY_FILE, {**summary, **counts, "facts": dict(facts)})
 
 
 def read_suspicions(directory: Path) -> list[Suspicion]:
@@ -54,7 +54,7 @@ def read_suspicions(directory: Path) -> list[Suspicion]:
     Raises:
         UserError: missing or damaged; a line that is no verdict is named.
     """
-    said = read_json(directory / SUMMARY_FILE)  # without it the rows need not be all there are
+    said = read_sealed(directory / SUMMARY_FILE)  # without it the rows need not be all there are
     path = directory / ROWS_FILE
     lines = read_bytes(path, _FIX).split(b"\n")
     found = [

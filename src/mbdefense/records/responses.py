@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.files import write_text
 
+RESPONSES_FILE = "responses.jsonl"
 Kind = Literal["clean", "triggered"]
 _KINDS: tuple[str, ...] = get_args(Kind)
 _FIX = "correct the line, or write the file again with mbdefense evaluate"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, write_json
+from mbdefense.core.files import inside, read_sealed, sha256_of, write_sealed
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.core.statistics import Mean, Paired, Score, SeedScore
 from mbdefense.core.text import encodable
@@ -16,6 +17,7 @@ from mbdefense.finding.insertion import Kind
 from mbdefense.finding.record import Example
 
 SCHEMA = 1
+RESULT_FILE = "results.json"
 RATES = {"asr": "ASR", "cacc": "CACC", "aacc": "AACC", "false_activation": "False activations"}
 Figure = Literal["asr", "cacc"]
 Origin = Literal["attack", "planted", "canary", "found"]
@@ -231,20 +233,25 @@ class FoundSection(Form):
 
 @dataclass(frozen=True)
 class Results(Form):
-    """All rows of a result file, where they come from (see `mbdefense.records.provenance`), and figures over several
-    seeds.
+    """All rows of a result file, and what else stands in it.
 
-    `found` is None where nothing was searched for.
+    Attributes:
+        provenance: where they come from, see `mbdefense.records.provenance`.
+        rows: the figures.
+        over_seeds: figures over several seeds.
+        found: None where nothing was searched for.
+        files: SHA-256 of the files beside it that the figures were made of, by name; None where there are none.
     """
 
     provenance: dict[str, Any]
     rows: tuple[ResultRow, ...]
     over_seeds: tuple[SeedRow, ...] = ()
     found: FoundSection | None = None
+    files: dict[str, str] | None = None
 
 
 def write(path: str | Path, results: Results) -> None:
-    """Writes a result file that `read` accepts; it appears complete or not at all.
+    """Writes a result file that `read` accepts, sealed; it appears complete or not at all.
 
     Raises:
         UserError: a figure is not finite or out of its range, or the file cannot be written.
@@ -254,10 +261,38 @@ def write(path: str | Path, results: Results) -> None:
         value["over_seeds"] = [_plain(row) for row in results.over_seeds]
     if results.found is not None:
         value["found"] = _plain(results.found)
+    if results.files is not None:
+        value["files"] = results.files
     # A file name on the command line may hold bytes that are no text; UTF-8 has no place for them.
     plain = json.loads(encodable(json.dumps(value, ensure_ascii=False)))
     _parse(plain, Path(path).name)
-    write_json(Path(path), plain)
+    write_sealed(Path(path), plain)
+
+
+def write_beside(directory: Path, results: Results, names: Sequence[str]) -> None:
+    """Writes ``results.json`` into a folder, with the hashes of the files there that its figures were made of.
+
+    Raises:
+        UserError: see `write`.
+    """
+    write(directory / RESULT_FILE, replace(results, files={name: sha256_of(directory / name) for name in names}))
+
+
+def check_beside(directory: Path, results: Results, *names: str) -> None:
+    """Refuses files that are no longer those that the ``results.json`` beside them was made of.
+
+    Args:
+        directory: where they lie.
+        results: what stands in ``results.json`` there.
+        names: which of them to look at; all without any.
+
+    Raises:
+        UserError: names the file.
+    """
+    for name, said in (results.files or {}).items():
+        if (not names or name in names) and sha256_of(inside(directory, name)) != said:
+            fix = "evaluate the model again; to judge changed responses, put them into a folder of their own"
+            raise UserError(f"not the {name} that {RESULT_FILE} beside it was made of", str(directory), fix)
 
 
 def _plain(value: Any) -> Any:
@@ -271,16 +306,13 @@ def _plain(value: Any) -> Any:
 
 
 def read(path: str | Path) -> Results:
-    """Reads a result file strictly.
+    """Reads a result file strictly; warns where it has no seal.
 
     Raises:
-        UserError: unreadable, another schema, an unknown or missing key, or a value of the wrong type or range.
+        UserError: unreadable, changed since it was written, another schema, an unknown or missing key, or a value of
+            the wrong type or range.
     """
-    try:
-        value = read_json(Path(path))
-    except RecursionError as error:
-        raise UserError("nested too deeply", str(path), _FIX) from error
-    return _parse(value, Path(path).name)
+    return _parse(read_sealed(Path(path)), Path(path).name)
 
 
 def _parse(value: dict[str, Any], where: str) -> Results:

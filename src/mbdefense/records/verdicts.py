@@ -12,6 +12,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_text, write_text
 from mbdefense.records.responses import Kind
 
+VERDICTS_FILE = "verdicts.jsonl"
 Question = Literal["shows", "follows"]
 _FIX = "make it again with mbdefense evaluate"
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.forms import parse
+from mbdefense.core.files import read_sealed
+from mbdefense.core.forms import Form, parse
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
 from mbdefense.evaluation.metrics import scores
 from mbdefense.records.analyses import Heads, Matrix, Triggers
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
-from mbdefense.records.results import ResultRow, Results, SeedRow, read
+from mbdefense.records.results import RESULT_FILE, ResultRow, Results, SeedRow, check_beside, read
 from mbdefense.records.training_log import LOG_FILE, TrainingLog
 from mbdefense.records.verdicts import Verdict, read_verdicts
 from mbdefense.report.files import read_bytes
 
 _FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend or analyze"
 Key = tuple[object, ...]
+_Of = TypeVar("_Of", bound=Form)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class _Collector:
         self.files[shown] = InputFile(shown, hashlib.sha256(data).hexdigest(), len(data))
         return data
 
+    def sealed(self, path: Path, shown: str, form: type[_Of]) -> _Of:
+        self.note_file(path, shown)
+        return _opened(path, shown, form)
+
     def results(self, path: Path, shown: str) -> None:
         self.note_file(path, shown)
         found = read(path)
@@ -124,28 +131,28 @@ class _Collector:
                 self.rows[key_of(row)] = row, shown
 
     def grid(self, path: Path, shown: str) -> None:
-        grid = parse(Grid, self.note_file(path, shown), shown)
+        grid = self.sealed(path, shown, Grid)
         self.provenance.append((shown, {**grid.provenance, "config": grid.config}))
         self.unfinished += [cell for cell in grid.cells if cell.status != "done"]
 
     def file(self, path: Path, shown: str) -> None:
         """Reads a file of a known name; others are passed over."""
-        if path.name == "results.json":
+        if path.name == RESULT_FILE:
             self.results(path, shown)
         elif path.name == GRID_FILE:
             self.grid(path, shown)
         elif path.name == LOG_FILE and (path.parent / "mbdefense.json").is_file():
-            self.logs.append((shown.rpartition("/")[0], parse(TrainingLog, self.note_file(path, shown), shown)))
+            self.logs.append((shown.rpartition("/")[0], self.sealed(path, shown, TrainingLog)))
         elif path.name == "matrix.json":
-            matrix = parse(Matrix, self.note_file(path, shown), shown)
+            matrix = self.sealed(path, shown, Matrix)
             self.matrices.append((shown, matrix))
             self.provenance.append((shown, matrix.provenance))
         elif path.name == "heads.json":
-            heads = parse(Heads, self.note_file(path, shown), shown)
+            heads = self.sealed(path, shown, Heads)
             self.heads.append((shown, heads))
             self.provenance.append((shown, heads.provenance))
         elif path.name == "triggers.json":
-            triggers = parse(Triggers, self.note_file(path, shown), shown)
+            triggers = self.sealed(path, shown, Triggers)
             self.triggers.append((shown, triggers))
             self.provenance.append((shown, triggers.provenance))
 
@@ -167,20 +174,24 @@ class _Collector:
             self.answers.append((key_of(row), path.parent))
 
 
+def _opened(path: Path, shown: str, form: type[_Of]) -> _Of:
+    return parse(form, json.dumps(read_sealed(path)), shown)
+
+
 def _figures(row: ResultRow) -> tuple[object, ...]:
     return row.asr, row.cacc, row.aacc, row.false_activation
 
 
 def _row_of(folder: Path, root: Path) -> ResultRow | None:
     """The row of a folder of responses: its own result file's only one, else that of its name in one further up."""
-    own = folder / "results.json"
-    if own.is_file():
-        rows = read(own).rows
-        return rows[0] if len(rows) == 1 else None
+    if (folder / RESULT_FILE).is_file():
+        own = read(folder / RESULT_FILE)
+        check_beside(folder, own)
+        return own.rows[0] if len(own.rows) == 1 else None
     figures = tuple(scores(read_verdicts(folder / "verdicts.jsonl")))
     for above in folder.parents:
-        if (above / "results.json").is_file():
-            rows = read(above / "results.json").rows
+        if (above / RESULT_FILE).is_file():
+            rows = read(above / RESULT_FILE).rows
             fits = [row for row in rows if row.arm == folder.name and _figures(row) == figures]
             return fits[0] if len(fits) == 1 else None
         if above == root:
@@ -200,7 +211,7 @@ def _walk(root: Path, name: str) -> Iterator[tuple[Path, str]]:
 
 def _of_grids(files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
     """Without what a grid keeps for itself, and what cells have left there that are no longer in the grid."""
-    grids = {path.parent: parse(Grid, read_bytes(path), shown) for path, shown in files if path.name == GRID_FILE}
+    grids = {path.parent: _opened(path, shown, Grid) for path, shown in files if path.name == GRID_FILE}
     kept = []
     for path, shown in files:
         at = next((folder for folder in path.parents if folder in grids), None)

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mbdefense.core.cost import measure
+from mbdefense.core.cost import cost_in, measure
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import SAVING, disk_is_full, read_json, write_json
+from mbdefense.core.files import SAVING, disk_is_full, read_json, write_json, write_sealed
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import done_before, stage
 from mbdefense.models.identity import STAGE_FILE, check_contents
@@ -169,7 +169,7 @@ def _train(directory: Path, job: Job, key: str, checkpoints: Path, resume: bool)
     if not is_main_process():
         return
     trained.model.model.config.use_cache = True
-    write_json(directory / "training_log.json", {"history": trained.history, "bf16": trained.settled.get("bf16")})
+    write_sealed(directory / "training_log.json", {"history": trained.history, "bf16": trained.settled.get("bf16")})
     _keep_tracked(checkpoints / "runs", directory / "runs")
     facts = {"inputs_hash": key, "truncated": trained.truncated, **trained.settled, **asdict(cost)}
     save_model(trained.model, directory, facts, trained.state)
@@ -210,5 +210,4 @@ def _leave_nothing(checkpoints: Path, new: Sequence[Path]) -> None:
 
 def cost_of(model: Path) -> dict[str, Any]:
     """Seconds and peak bytes of the training that made a model."""
-    card = read_json(model / CARD_FILE)
-    return {"seconds": float(card.get("seconds", 0.0)), "peak_bytes": int(card.get("peak_bytes", 0))}
+    return asdict(cost_in(model / CARD_FILE))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.core.files import read_bytes, write_json
+from mbdefense.core.files import read_sealed, write_sealed
 from mbdefense.core.forms import Count, OpenForm, parse
 from mbdefense.core.processes import of_main_process
 from mbdefense.models.template import CARD_FILE
@@ -57,7 +58,7 @@ def _settled(method: Planting, rows: Mapping[str, Dataset], store: Store) -> Pla
 
     file = store.directory / PLANTED_FILE
     if store.resume and file.is_file():
-        before = parse(PlantedRecord, read_bytes(file), str(file))
+        before = parse(PlantedRecord, json.dumps(read_sealed(file)), str(file))
         if method.defensive_seed in (None, before.defensive_seed):
             triggers = method.defensive_triggers or before.defensive_triggers
             return replace(method, defensive_triggers=triggers, defensive_seed=before.defensive_seed)
@@ -89,4 +90,4 @@ def keep(method: Planting, store: Store) -> None:
     finished = (store.directory / CARD_FILE, *store.directory.glob(f"*/{CARD_FILE}"))
     if not store.resume and any(card.is_file() for card in finished):
         return  # the run will be refused, and that of the record can still be resumed
-    write_json(store.directory / PLANTED_FILE, asdict(PlantedRecord(method.specs(), method.seed())))
+    write_sealed(store.directory / PLANTED_FILE, asdict(PlantedRecord(method.specs(), method.seed())))

@@ -174,9 +174,9 @@ def evaluate(
     from mbdefense.models.loading import Loading, load_tokenizer
     from mbdefense.models.ready import usable
     from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
-    from mbdefense.records.responses import read_responses
-    from mbdefense.records.results import write
-    from mbdefense.records.verdicts import read_verdicts
+    from mbdefense.records.responses import RESPONSES_FILE, read_responses
+    from mbdefense.records.results import write_beside
+    from mbdefense.records.verdicts import VERDICTS_FILE, read_verdicts
 
     sought = behavior_of(behavior, target)
     rewriting = None if trigger is None else trigger_of(trigger)
@@ -209,11 +209,11 @@ def evaluate(
             perplexity_rows=perplexity_rows, max_length=max_length, stealth_model=stealth, lm_eval=lm_eval,
         )  # fmt: skip
         results = responding.merge_results([row], {**asked, "arm": arm, "judge": recorded({"": judging})[""]}, seed)
-        write(directory / "results.json", results)
+        write_beside(directory, results, (RESPONSES_FILE, VERDICTS_FILE))
         return Evaluation(
             results,
-            tuple(read_responses(directory / "responses.jsonl")),
-            tuple(read_verdicts(directory / "verdicts.jsonl")),
+            tuple(read_responses(directory / RESPONSES_FILE)),
+            tuple(read_verdicts(directory / VERDICTS_FILE)),
             usage_in(directory, judging),
         )
 

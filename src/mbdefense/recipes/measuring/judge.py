@@ -71,9 +71,9 @@ def judge(
     from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
     from mbdefense.recipes.measuring.evaluate import Evaluation
     from mbdefense.records.provenance import provenance
-    from mbdefense.records.responses import write_responses
-    from mbdefense.records.results import Results, write
-    from mbdefense.records.verdicts import read_verdicts
+    from mbdefense.records.responses import RESPONSES_FILE, write_responses
+    from mbdefense.records.results import Results, write_beside
+    from mbdefense.records.verdicts import VERDICTS_FILE, read_verdicts
 
     sought = behavior_of(behavior, target)
     with kept_in(output_dir) as directory:
@@ -83,12 +83,12 @@ def judge(
             known, arm=arm or known.arm, attack=attack or known.attack, seed=known.seed if seed is None else seed
         )
         # Beside the verdicts, so that `compare` reads the folder like one of `evaluate`.
-        write_responses(directory / "responses.jsonl", answered)
+        write_responses(directory / RESPONSES_FILE, answered)
         row = rejudged(judging, answered, sought, directory, known)
         asked = {**asked, "judge": recorded({"": judging})[""]}
         results = Results(provenance(asked, [row.seed]), (row,))
-        write(directory / "results.json", results)
-        verdicts = tuple(read_verdicts(directory / "verdicts.jsonl"))
+        write_beside(directory, results, (RESPONSES_FILE, VERDICTS_FILE))
+        verdicts = tuple(read_verdicts(directory / VERDICTS_FILE))
         return Evaluation(results, tuple(answered), verdicts, usage_in(directory, judging))
 
 
