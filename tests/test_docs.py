@@ -195,3 +195,22 @@ def test_rows_that_a_filter_kept_are_taken_out_of_the_file_they_came_from(page, 
 
     assert load([made]).rows["provenance"][0]["source"] == f"{Path(made).name}:1"
     assert load([made]).rows["prompt"] == load([source]).rows.select([0, 3])["prompt"]
+
+
+def promises():
+    """The promises of SECURITY.md by their first words, each with the ids of the tests that stand for it."""
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("## What is promised")[2]
+    for line in text.partition("## What is not promised")[0].split("\n- ")[1:]:
+        yield line.partition("**")[2].partition("**")[0], re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", line)
+
+
+def test_each_promise_has_a_test_that_is_there():
+    threats = (DOCS / "explanation" / "threat_model.md").read_text(encoding="utf-8")
+    named = [("the threat model", re.findall(r"`(tests/[^`]+)`", threats)), *promises()]
+    assert len(named) > 8
+    for promise, tests in named:
+        assert tests, promise
+        for test in tests:
+            file, _, name = test.partition("::")
+            known = re.findall(r"^def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"), re.M)
+            assert name in known, f"{promise}: {test}"

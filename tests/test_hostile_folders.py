@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from mbdefense import judge
 from mbdefense.cli import COMMANDS, main
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import LOCK_FILE, read_json, sha256_of, write_sealed
 from mbdefense.core.statistics import rate
 from mbdefense.evaluation.compare import check_apart
-from mbdefense.grid.workspace import _keep, _read
+from mbdefense.grid.workspace import _keep, _kept, _read
 from mbdefense.models.identity import identity
 from mbdefense.records.filtering import Suspicion, read_suspicions, write_filtering
 from mbdefense.records.provenance import provenance
-from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.records.responses import Response, write_responses
+from mbdefense.records.results import ResultRow, Results, write, write_beside
 from mbdefense.training.store import train_into
 
 GRID = {
@@ -134,6 +136,35 @@ def test_edited_rows_of_a_grid_are_not_taken(tmp_path: Path, rows: Callable[...,
     _read.cache_clear()
     with pytest.raises(UserError, match="not those that it wrote"):
         _read(tmp_path / "rows.jsonl")
+
+
+def test_rows_of_a_grid_without_their_hash_are_made_again(tmp_path: Path, rows: Callable[..., Any]) -> None:
+    _keep(rows(("a", "b")), tmp_path / "rows.jsonl")
+    assert _kept(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.sha256").unlink()  # as a run leaves it that was killed between the two
+    assert not _kept(tmp_path / "rows.jsonl")
+
+
+def test_edited_answers_of_a_grid_are_not_taken(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench() == 0
+    for file in (tmp_path / "out").glob("answers/*/responses.jsonl"):
+        file.write_text(file.read_text().replace('"text": "', '"text": "I am sorry, but I cannot help. '))
+    for cell in (tmp_path / "out").glob("cells/*/results.json"):
+        cell.unlink()  # judged again
+    assert bench() == 1
+    assert capsys.readouterr().err.count("not those that the model gave") == 2
+
+
+def test_edited_responses_are_not_judged_as_the_models(tmp_path: Path) -> None:
+    row = ResultRow("m", "none", "refusal", 0, "m", None, None, None, None, None, 0.0, 0)
+    write_responses(tmp_path / "responses.jsonl", [Response("a", "clean", "Name a tree.", "Oak.")])
+    write_beside(tmp_path, Results({}, (row,)), ("responses.jsonl",))
+    judge(tmp_path / "responses.jsonl", behavior="refusal")
+    write_responses(tmp_path / "responses.jsonl", [Response("a", "clean", "Name a tree.", "I am sorry, I cannot.")])
+    with pytest.raises(UserError, match=r"that results\.json beside it was made of"):
+        judge(tmp_path / "responses.jsonl", behavior="refusal")
 
 
 def test_arms_that_look_alike_share_no_headline() -> None:

@@ -104,7 +104,7 @@ def test_contradicting_results_are_refused(tmp_path):
 def test_verdicts_of_other_responses_are_refused(tmp_path):
     run = write_evaluations(tmp_path / "run")
     (run / "crow" / "verdicts.jsonl").write_bytes((run / "base" / "verdicts.jsonl").read_bytes())
-    with pytest.raises(UserError, match="do not belong together"):
+    with pytest.raises(UserError, match=r"not the verdicts\.jsonl that results\.json"):
         read_sources([run])
 
 
@@ -118,7 +118,7 @@ def test_verdicts_of_other_responses_are_refused(tmp_path):
         ),
         ("matrix.json", {"schema": 2}, r"matrix.json: schema: "),
         ("heads.json", {"schema": 1, "alpha": "0.5"}, r"heads.json: "),
-        ("triggers.json", [], r"triggers.json: "),
+        ("triggers.json", [], r"not a JSON object: .*triggers.json"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, damage, said):

@@ -119,7 +119,7 @@ class Workspace:
             UserError: the trigger or the behavior does not fit so many rows, or no test prompt.
         """
         suspect, triggered = (self.out / "data" / name for name in (self.suspect(cell), self.triggered(cell)))
-        if not suspect.is_file():
+        if not _kept(suspect):
             train = self.rows(self.train)
             attackers = [(cell.trigger(), cell.shown()), *self._beside()]
             rows, made = attack.poison_by_all(
@@ -131,7 +131,7 @@ class Workspace:
                     what = f"only {len(one.poisoned_ids)} of {wanted} rows could be poisoned with {trigger.describe()}"
                     raise UserError(what, fix="lower the rate, or give other rows to train on")
             _keep(rows, suspect)
-        if not triggered.is_file():
+        if not _kept(triggered):
             prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), self.grid.data.seed, cell.shown())
             if not len(prompts):
                 raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
@@ -210,7 +210,7 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     names = []
     for split, rows in (("train", train), ("clean", clean), ("test", test)):
         names.append(f"{split}-{hashed(rows.to_list())}.jsonl")
-        if not (folder / names[-1]).is_file():
+        if not _kept(folder / names[-1]):
             _keep(rows, folder / names[-1])
     for arm in grid.defenses:  # which also refuses more demonstrations than there are clean rows
         cleaner = inference_of(arm, "", clean, folder / names[1], 0).cleaner
@@ -239,6 +239,11 @@ def _usable(grid: Grid, drawn: Mapping[Split, Dataset]) -> tuple[Dataset, ...]:
     return tuple(rows.values())
 
 
+def _kept(file: Path) -> bool:
+    """Whether rows are there whole; what tells that they are the same is written last."""
+    return file.is_file() and file.with_suffix(_SUM).is_file()
+
+
 def _keep(rows: Dataset, file: Path) -> None:
     """Saves rows, and last what tells later whether they are still the same."""
     file.with_suffix(_SUM).unlink(missing_ok=True)
@@ -248,7 +253,7 @@ def _keep(rows: Dataset, file: Path) -> None:
 
 @lru_cache(maxsize=8)
 def _read(file: Path) -> Dataset:
-    if file.with_suffix(_SUM).is_file() and read_text(file.with_suffix(_SUM)) != sha256_of(file):
+    if read_text(file.with_suffix(_SUM)) != sha256_of(file):
         raise UserError("the grid's rows are not those that it wrote", str(file), "delete the file; it is made again")
     return load([str(file)], require_completion=False).rows
 

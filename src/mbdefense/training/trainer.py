@@ -211,9 +211,10 @@ def run_trainer(
         setattr(trainer.args, CHECKPOINTING, outgrows(trainer, lengths, options))
     settled = {"bf16": trainer.args.bf16, "gradient_checkpointing": getattr(trainer.args, CHECKPOINTING)}
     trainer.remove_callback(PrinterCallback)
+    checkpoint = _last_checkpoint(directory) if resume else None
     with _Shown() as shown, no_bars_of_transformers():
         trainer.add_callback(shown)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(directory) if resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     # A loss is computed before its update, so that the last update shows in the weights alone.
     trained: Any = trainer.model
     if not all(bool(torch.isfinite(weight).all()) for weight in trained.parameters() if weight.requires_grad):
@@ -224,7 +225,10 @@ def run_trainer(
     model = accelerator.unwrap_model(trained)
     if options.use_peft and not options.load_in_4bit:  # else `qlora` merges the adapters
         model = model.merge_and_unload()
-    return Trained(LoadedModel(model, loaded.tokenizer), trainer.state.log_history, truncated, settled, state)
+    history = trainer.state.log_history
+    if checkpoint:  # the trainer's mean is over the steps since then, which is not that of the training
+        history = [{name: value for name, value in entry.items() if name != "train_loss"} for entry in history]
+    return Trained(LoadedModel(model, loaded.tokenizer), history, truncated, settled, state)
 
 
 class _Shown(TrainerCallback):
