@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mbdefense.cli import main
+from mbdefense.core.files import write_sealed
 from mbdefense.models.loading import load_model, template_hash
 from mbdefense.records.results import read
 from tests.conftest import FakeJudge
@@ -203,7 +204,7 @@ def test_the_served_model_is_recorded_and_a_stranger_is_warned_of_and_given_no_c
     server: FakeServer, copied_model: Path, words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = {"template_hash": template_hash(server.loaded.tokenizer), "seconds": 7.0, "peak_bytes": 5}
-    (copied_model / "mbdefense.json").write_text(json.dumps(card))
+    write_sealed(copied_model / "mbdefense.json", card)
     words[1] = str(copied_model)
 
     def served(*more: str) -> tuple[str, float, int]:
