@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def finished_model(folder: Path) -> None:
 def test_a_swapped_model_is_not_taken_by_its_old_card(tmp_path: Path, name: str) -> None:
     model = tmp_path / "model"
     finished_model(model)
-    nothing: Any = None
+    nothing: Any = SimpleNamespace(words=str)
     assert identity(str(model)) == "key"
     assert train_into(model, nothing, "key", resume=True) == model
     (model / name).write_bytes(b"of somebody else")

@@ -41,7 +41,7 @@ from tests.finding.test_found_record import CANDIDATE, FOUND
 from tests.mutating import mutated, resealed
 from tests.report.report_runs import PROVENANCE, arm, write_analyses, write_evaluation, write_grid
 
-NO_JOB: Any = None
+NO_JOB: Any = SimpleNamespace(words=str)
 ARMS = ("base", "attacked", "mb_defense")
 
 
