@@ -16,7 +16,7 @@ import pytest
 
 from mbdefense.cli import main
 
-TIMES = ("created", "seconds", "peak_bytes")
+TIMES = ("created", "seconds", "peak_bytes", "sha256", "cell.json")  # and the hashes of what holds them
 GRID = {
     "attacks": ["badnet"],
     "behaviors": ["refusal"],

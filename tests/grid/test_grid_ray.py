@@ -15,7 +15,7 @@ from mbdefense.cli import main
 
 pytest.importorskip("ray")
 
-TIMES = ("created", "seconds", "peak_bytes")
+TIMES = ("created", "seconds", "peak_bytes", "sha256", "cell.json")  # and the hashes of what holds them
 GRID: dict[str, Any] = {
     "attacks": ["badnet"],
     "behaviors": ["refusal"],
