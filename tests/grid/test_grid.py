@@ -357,7 +357,15 @@ def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
 def test_what_is_kept_depends_on_all_code_below_it(rooms: tuple[str, ...]) -> None:
     """What the rooms import is in the list too, but for what only reads, writes, counts, names or tells."""
     beside = ("core/errors", "core/files", "core/forms", "core/cost", "core/needs", "core/checks", "core/processes")
-    beside += ("core/specs", "core/statistics", "core/text", "core/progress", "core/_http", "core/_secrets")
+    beside += (
+        "core/specs",
+        "core/statistics",
+        "core/text",
+        "core/progress",
+        "core/_http",
+        "core/_secrets",
+        "core/_seal",
+    )
     beside += ("training/options", "defenses/_needs")
 
     def held(path: str, among: tuple[str, ...]) -> bool:
