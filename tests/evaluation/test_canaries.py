@@ -179,7 +179,7 @@ def words(suspect, clean, tiny_model_path, tmp_path):
         "defend", "--model", tiny_model_path, "--data", write_rows(tmp_path / "rows.jsonl", suspect.select(range(60))),
         "--clean", write_rows(tmp_path / "clean.jsonl", clean), "--output_dir", str(tmp_path / "out"),
         "--num_train_epochs", "1", "--max_length", "192", "--defense", "mb_defense", "--min_defensive_rows", "2",
-        "--bf16", "false", "--defensive_seed", "0", "--canaries", "3", "--min_canary_rows", "4",
+        "--defensive_seed", "0", "--bf16", "false", "--canaries", "3", "--min_canary_rows", "4",
     ]  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def test_a_card_without_canaries_does_not_speak_of_them():
 
 def test_a_defense_that_makes_the_undefended_model_has_it_beside_its_canaries(words, tmp_path, capsys):
     at = words.index("--defense")
-    assert main([*words[:at], *words[at + 4 :]]) == 0  # the default, which plants nothing
+    assert main([*words[:at], *words[at + 6 :]]) == 0  # the default, which plants nothing
     made = read(tmp_path / "out" / "results.json")
     canaries = [row for row in made.rows if row.origin == "canary"]
     assert [row.arm for row in canaries] == ["base", "attacked", "find_and_break"] * 3
