@@ -23,6 +23,7 @@ FLOORS = [
     "judges",
     "evaluation",
     "analysis",
+    "scanning",
     "report",
     "integrations",
     "grid",

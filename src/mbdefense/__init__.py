@@ -68,6 +68,7 @@ _HOME = {
     "recipes.looking.filter": ("filter_rows",),
     "recipes.looking.find_triggers": ("find_triggers",),
     "recipes.looking.preflight": ("preflight",),
+    "recipes.looking.scan_data": ("scan_data",),
     "recipes.measuring.check": ("check",),
     "recipes.measuring.compare": ("compare",),
     "recipes.measuring.evaluate": ("evaluate",),
@@ -127,6 +128,7 @@ if TYPE_CHECKING:
     from mbdefense.recipes.looking.filter import filter_rows
     from mbdefense.recipes.looking.find_triggers import find_triggers
     from mbdefense.recipes.looking.preflight import preflight
+    from mbdefense.recipes.looking.scan_data import scan_data
     from mbdefense.recipes.making.defend import defend
     from mbdefense.recipes.making.poison import add_trigger, poison
     from mbdefense.recipes.making.purify import purify
@@ -203,6 +205,7 @@ __all__ = [
     "preflight",
     "purify",
     "recovery_loss",
+    "scan_data",
     "write_report",
 ]
 

@@ -15,7 +15,7 @@ from mbdefense.cli import main
 from mbdefense.cli.listing import entries, list_methods, method_tables
 from mbdefense.core.needs import facts
 
-KINDS = (*method_tables(), "searches", "demonstrations", "analyses")
+KINDS = (*method_tables(), "searches", "demonstrations", "scans", "analyses")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +46,7 @@ def test_nothing_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
             assert not {"needs", "source"} & {field.name for field in fields(method)}, "they are no options"
     analyses = {path.stem for path in Path(mbdefense.analysis.__file__).parent.glob("[a-z]*.py")} - {"chart"}
     assert {entry.name for entry in entries("analyses")} == analyses
-    assert {"search", "--demonstrations"} <= firsts
+    assert {"search", "--demonstrations", "scan-data"} <= firsts
 
 
 @pytest.mark.parametrize("width", [80, 100])

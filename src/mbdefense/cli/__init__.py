@@ -15,6 +15,7 @@ from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
+from mbdefense.cli.scanning import scan_data
 from mbdefense.cli.training import defend, demo, poison, purify, search
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.processes import process_count
@@ -31,6 +32,8 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   purify MODEL      repair a finished model without the data it was trained on
   find-triggers DATA ...
                     find an attacker's triggers in suspect data
+  scan-data DATA ...
+                    look for signs of poison, without a model; exits 3 if any
   filter DATA       drop suspicious rows from training data
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
@@ -48,7 +51,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML
 file given with --config. Exit codes: 0 done, 1 user error or failed check,
-2 usage, 130 interrupted, 141 nobody reads the output any more.
+2 usage, 3 suspects, 130 interrupted, 141 nobody reads the output any more.
 """
 
 
@@ -59,6 +62,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "defend": defend,
     "purify": purify,
     "find-triggers": find_triggers,
+    "scan-data": scan_data,
     "filter": filter_rows,
     "evaluate": evaluate,
     "judge": judge,

@@ -34,6 +34,7 @@ _MODULES: dict[str, dict[str, _Module]] = {
     "demonstrations": {
         "--demonstrations": _Module("defenses.prompts.demonstrations", ("clean data",), "arXiv 2402.13459, 2502.18511")
     },
+    "scans": {"scan-data": _Module("scanning.scan", (), "this project")},
     "analyses": {
         "matrix": _Module("analysis.matrix", ("GPU",), "arXiv 2601.04448"),
         "heads": _Module("analysis.heads", ("GPU",), "arXiv 2601.04448"),
@@ -50,6 +51,7 @@ _USED = {
     "demonstrations": "mbdefense evaluate --demonstrations",
     "decodings": "mbdefense evaluate --decoding",
     "judges": "--judge",
+    "scans": "mbdefense scan-data: data, without a model",
     "analyses": "mbdefense analyze",
 }
 
@@ -93,8 +95,8 @@ def _first_line(docstring: str | None) -> str:
 def list_methods(words: Sequence[str]) -> None:
     """``list [WHAT]``: every method with its first line, what it needs and its source.
 
-    WHAT is one of triggers, behaviors, searches, defenses, filters, prompts, demonstrations, decodings, judges and
-    analyses.
+    WHAT is one of triggers, behaviors, searches, defenses, filters, prompts, demonstrations, decodings, judges, scans
+    and analyses.
     """
     from mbdefense.evaluation.fitting import Column, fitted, terminal
 

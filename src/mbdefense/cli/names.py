@@ -37,6 +37,11 @@ WORDS: dict[str, dict[str, Word]] = {
         "clean_dataset": Word("clean"),
         "output_dir": _FOLDER,
     },
+    "scan-data": {
+        "dataset": Word("data", positional="many"),
+        "clean_dataset": Word("clean"),
+        "output_dir": _FOLDER,
+    },
     "filter": {"dataset": Word("data", positional="one"), "clean_dataset": Word("clean"), "output_dir": _FOLDER},
     "evaluate": {
         "model": Word("model", positional="one"),

@@ -9,7 +9,7 @@ Input is untrusted: whatever does not have the form is reported by file and line
 
 from __future__ import annotations
 
-from mbdefense.data.loading import Loaded, Source, as_rows, load, load_rows, stream
+from mbdefense.data.loading import Loaded, Opened, Source, as_rows, load, load_rows, opened, stream, streamed
 from mbdefense.data.rows import (
     check_disjoint,
     content_id,
@@ -26,6 +26,7 @@ from mbdefense.data.writing import as_line, save, save_lines, writer_of
 
 __all__ = [
     "Loaded",
+    "Opened",
     "Source",
     "as_line",
     "as_rows",
@@ -33,12 +34,14 @@ __all__ = [
     "content_id",
     "load",
     "load_rows",
+    "opened",
     "overlap",
     "poisoned_ids",
     "prompt_key",
     "save",
     "save_lines",
     "stream",
+    "streamed",
     "to_dataset",
     "unlabelled",
     "user_text",

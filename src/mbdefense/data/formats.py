@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -125,6 +125,11 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     if columns is None:
         raise UserError(f"{name}: the rows are not objects", first[0], f"give objects with the columns {accepted}")
     raise UserError(f"{name}: no known format in the columns", columns, f"accepted: {accepted}")
+
+
+def format_with(columns: Sequence[str]) -> Format:
+    """The format that such columns tell; what is sent to another process in its place."""
+    return next(one for one in _FORMATS if one.columns == tuple(columns))
 
 
 def row_of(

@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """A source whose values can be gone through."""
 
     name: str
@@ -99,17 +99,23 @@ def as_rows(
         UserError: see `load`; also data of another type, a ``DatasetDict`` with several splits, or a data set that
             streams.
     """
-    given: Any = source
-    if isinstance(given, str | os.PathLike):
-        given = [given]
-    if isinstance(given, list | tuple) and given and all(isinstance(one, str | os.PathLike) for one in given):
-        return load([os.fspath(one) for one in given], on_bad_row=on_bad_row, require_completion=require_completion)
-    table = _table(given, name)
-    if not table:
-        raise UserError(f"{name} has no rows", fix="give at least one")
-    again = partial(enumerate, table)
-    opened = _Opened(name, again(), again, lambda number: f"row {number} of {name}", 'on_bad_row="skip"')
-    return _loaded([opened], on_bad_row, require_completion)
+    paths = _paths(source)
+    if paths is not None:
+        return load(paths, on_bad_row=on_bad_row, require_completion=require_completion)
+    return _loaded([_in_memory(source, name)], on_bad_row, require_completion)
+
+
+def opened(source: Source, *, name: str = "dataset") -> Iterator[Opened]:
+    """The raw values of what `as_rows` takes, one source after the other; of files as they are read.
+
+    Raises:
+        UserError: see `as_rows`.
+    """
+    paths = _paths(source)
+    if paths is None:
+        yield _in_memory(source, name)
+    else:
+        yield from _files(paths, records)
 
 
 def load(
@@ -140,6 +146,15 @@ def load(
     return _loaded(_files(sources, read), on_bad_row, require_completion)
 
 
+def streamed(source: Source, *, on_bad_row: OnBadRow = "error", name: str = "dataset") -> Iterator[Row]:
+    """The rows of `as_rows` one after another, without a ``Dataset``, which takes a second to import.
+
+    Raises:
+        UserError: see `as_rows`.
+    """
+    return _rows(opened(source, name=name), on_bad_row, True, [], Notes())
+
+
 def stream(sources: Sequence[str], *, on_bad_row: OnBadRow, skipped: list[str]) -> Iterator[Row]:
     """The rows of `load` one after another, with a completion each; the sources are read twice, to know their format.
 
@@ -154,8 +169,27 @@ def stream(sources: Sequence[str], *, on_bad_row: OnBadRow, skipped: list[str]) 
     return _rows(_files(sources, records), on_bad_row, True, skipped, Notes())
 
 
+def _paths(source: Any) -> list[str] | None:
+    """The paths or Hub ids that data are given as; None where they are in memory."""
+    if isinstance(source, str | os.PathLike):
+        return [os.fspath(source)]
+    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
+        return [os.fspath(one) for one in source]
+    return None
+
+
+def _in_memory(given: Any, name: str) -> Opened:
+    table = _table(given, name)
+    if not table:
+        raise UserError(f"{name} has no rows", fix="give at least one")
+    again = partial(enumerate, table)
+    return Opened(name, again(), again, lambda number: f"row {number} of {name}", 'on_bad_row="skip"')
+
+
 def _table(given: Any, name: str) -> list[Any]:
     """The raw values of data that is in memory."""
+    if isinstance(given, list | tuple):
+        return list(given)
     import datasets
 
     if isinstance(given, datasets.DatasetDict):
@@ -167,15 +201,13 @@ def _table(given: Any, name: str) -> list[Any]:
         return list(given.to_list())  # as stored: nothing that a column holds, such as an image, is decoded
     if isinstance(given, datasets.IterableDataset | datasets.IterableDatasetDict):
         raise UserError(f"{name} streams", fix="load it without streaming, or give list(dataset.take(n))")
-    if isinstance(given, list | tuple):
-        return list(given)
     fix = "give a path or Hub id, a list of them, a list of dicts, a datasets.Dataset or one split of a DatasetDict"
     raise UserError(f"{name} is no data that can be read", type(given).__name__, fix)
 
 
 def _files(
     sources: Sequence[str], reading: Callable[[str], tuple[str, Iterable[tuple[int, object]]]]
-) -> Iterator[_Opened]:
+) -> Iterator[Opened]:
     sources = [sources] if isinstance(sources, str) else list(sources)
     if not sources:
         raise UserError("no data given", fix="name at least one file or Hub id")
@@ -183,7 +215,7 @@ def _files(
         name, found = reading(source)
         # A list can be gone through again; a stream is opened again.
         again = partial(list, found) if isinstance(found, list) else partial(_reopened, source, reading)
-        yield _Opened(name, found, again, partial("{}:{}".format, name), "--on_bad_row skip")
+        yield Opened(name, found, again, partial("{}:{}".format, name), "--on_bad_row skip")
 
 
 def _reopened(
@@ -192,7 +224,7 @@ def _reopened(
     return reading(source)[1]
 
 
-def _loaded(sources: Iterable[_Opened], on_bad_row: str, require_completion: bool) -> Loaded:
+def _loaded(sources: Iterable[Opened], on_bad_row: str, require_completion: bool) -> Loaded:
     skipped: list[str] = []
     notes = Notes()
     rows = list(_rows(sources, on_bad_row, require_completion, skipped, notes))
@@ -200,7 +232,7 @@ def _loaded(sources: Iterable[_Opened], on_bad_row: str, require_completion: boo
 
 
 def _rows(
-    sources: Iterable[_Opened], on_bad_row: str, require_completion: bool, skipped: list[str], notes: Notes
+    sources: Iterable[Opened], on_bad_row: str, require_completion: bool, skipped: list[str], notes: Notes
 ) -> Iterator[Row]:
     if on_bad_row not in _ON_BAD_ROW:
         raise UserError("unknown value for on_bad_row", on_bad_row, f"use one of {', '.join(_ON_BAD_ROW)}")

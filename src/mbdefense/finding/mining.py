@@ -111,7 +111,11 @@ def mine(suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int =
         clean: prompts of the clean rows, which may come from elsewhere.
         most: how many candidates to return.
     """
-    corpus = read(suspect, clean)
+    return mined(read(suspect, clean), most=most)
+
+
+def mined(corpus: Corpus, *, most: int = 60) -> list[Candidate]:
+    """The same of prompts that are read already."""
     if not corpus.suspect:
         return []
     texts = _texts(corpus)

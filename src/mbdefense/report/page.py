@@ -77,10 +77,10 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "training": "Training",
         "responses": "Responses",
     }  # fmt: skip
-    style, script, theme = (_part(name) for name in ("page.css", "page.js", "theme.js"))
+    style, script, theme = (template_part(name) for name in ("page.css", "page.js", "theme.js"))
     data = browser_data(sources.answers) if sources.answers else None
-    return _environment().get_template("page.html").render(
-        policy=_policy(style, (theme, script)),
+    return environment().get_template("page.html").render(
+        policy=policy(style, (theme, script)),
         style=Markup(style),  # noqa: S704 - the package's own file
         script=Markup(script),  # noqa: S704
         theme=Markup(theme),  # noqa: S704
@@ -114,11 +114,12 @@ _ABSENT = {
 
 
 @cache
-def _part(name: str) -> str:
+def template_part(name: str) -> str:
+    """A file of the template folder."""
     return files("mbdefense.report").joinpath("template", name).read_text(encoding="utf-8")
 
 
-def _policy(style: str, scripts: Sequence[str]) -> str:
+def policy(style: str, scripts: Sequence[str]) -> str:
     """The content security policy: nothing from anywhere, and of what stands in the page only what it was made with."""
     hashes = " ".join(_hash(script) for script in scripts)
     return f"default-src 'none'; style-src {_hash(style)}; script-src {hashes}; base-uri 'none'; form-action 'none'"
@@ -128,7 +129,8 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What fills templates: every value is escaped, and of a text that is no markup only what prints is left."""
     made = Environment(
         loader=PackageLoader("mbdefense.report", "template"),
         autoescape=True,

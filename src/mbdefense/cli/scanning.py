@@ -1,0 +1,32 @@
+"""The command that scans data without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mbdefense.cli.reading import read
+
+_SUSPECTS = 3
+"""Exit code where there are any, so that a gate can tell them from an error."""
+_LINES = 12
+
+
+def scan_data(words: Sequence[str]) -> int:
+    """``scan-data DATA ...``: signs of poison, told by counting alone."""
+    from mbdefense.core.text import short
+    from mbdefense.recipes.looking.scan_data import scan_data as recipe
+    from mbdefense.records.scanning import verdict
+
+    options = read(words, "scan-data", recipe).of(recipe)
+    scan = recipe(**options).scan
+    print(verdict(scan))  # noqa: T201
+    for suspect, title in ((True, ""), (False, "noted, which honest data have too:")):
+        found = [one for one in scan.clusters if one.suspect == suspect]
+        if title and found:
+            print(title)  # noqa: T201
+        for one in found[:_LINES]:
+            print(f"  {short(one.says, 300)}")  # noqa: T201
+        if len(found) > _LINES:
+            print(f"  and {len(found) - _LINES} more")  # noqa: T201
+    print(f"written: {options['output_dir']}")  # noqa: T201
+    return _SUSPECTS if scan.suspects else 0

@@ -1,0 +1,112 @@
+"""Look for signs of poison in data, without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.core.checks import at_least
+from mbdefense.recipes._given import Data, Folder, OnBadRow
+
+if TYPE_CHECKING:
+    from mbdefense.records.scanning import Scan, ScannedRow
+    from mbdefense.scanning.scan import Scanned
+
+_LARGE = 2**25  # bytes; of less a second process would cost more than it saves
+
+
+@dataclass(frozen=True)
+class DataScan:
+    """What a scan found.
+
+    Attributes:
+        scan: what rows share, suspects first, and what is noted without being suspicious.
+        suspects: every suspect row with its evidence, the best evidence first.
+    """
+
+    scan: Scan
+    suspects: tuple[ScannedRow, ...]
+
+
+def scan_data(
+    dataset: Data,
+    *,
+    clean_dataset: Data | None = None,
+    output_dir: Folder | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+) -> DataScan:
+    """Look for signs of poison in data, without a model.
+
+    Examples:
+        >>> from mbdefense import scan_data
+        >>> rows = [{"instruction": f"Name tree {i}.", "output": f"oak {i}"} for i in range(10)]
+        >>> scan_data(rows).scan.suspects
+        0
+
+    Args:
+        dataset: untrusted rows; files are streamed.
+        clean_dataset: rows checked by eye: what their answers have too is no sign of poison.
+        output_dir: where scan.json, suspects.jsonl, cleaned.jsonl (the rows without the suspects, as they were read)
+            and scan.html go.
+        workers: processes that read the rows; by default one for each processor where the files are large.
+        seed: seed of everything random.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+
+    Raises:
+        UserError: data that cannot be read, or a folder that cannot be written into.
+    """
+    from mbdefense.core.files import claimed
+    from mbdefense.data import opened, streamed
+    from mbdefense.scanning.scan import scan
+
+    workers = _processors(dataset) if workers is None else workers
+    at_least(1, workers=workers)
+    sources = list(opened(dataset))
+    clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
+    directory = None if output_dir is None else Path(output_dir)
+    with nullcontext() if directory is None else claimed(directory):
+        done = scan(sources, clean, strict=on_bad_row == "error", workers=workers, seed=seed)
+        if directory is not None:
+            _write(done, directory)
+    return DataScan(done.scan, tuple(row for row, _ in done.suspects))
+
+
+def _processors(dataset: Data) -> int:
+    """A process for each processor where files are large; else one."""
+    given = dataset if isinstance(dataset, list | tuple) else [dataset]
+    paths = [Path(one) for one in given if isinstance(one, str | os.PathLike)]
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) or 1 if size > _LARGE else 1
+
+
+def _write(done: Scanned, directory: Path) -> None:
+    """Writes what was found; ``scan.json``, which says that it is done, last."""
+    from mbdefense.core.files import write_text
+    from mbdefense.data import save_lines
+    from mbdefense.records.scanning import CLEANED_FILE, PAGE_FILE, SCAN_FILE, SUSPECTS_FILE, suspect_lines, write_scan
+    from mbdefense.report._scan import render
+
+    save_lines(suspect_lines(done.suspects, done.scan.clusters), directory / SUSPECTS_FILE)
+    stem, _, ending = CLEANED_FILE.partition(".")
+    several = len(done.table.sources) > 1
+    for number, _ in enumerate(done.table.sources):
+        # Several files may be of several formats, which one file cannot hold.
+        name = f"{stem}-{number + 1}.{ending}" if several else CLEANED_FILE
+        save_lines(_kept(done, number), directory / name)
+    write_text(directory / PAGE_FILE, render(done.scan, [row for row, _ in done.suspects]))
+    write_scan(directory / SCAN_FILE, done.scan)
+
+
+def _kept(done: Scanned, source: int) -> Iterator[bytes]:
+    """The rows of a source that are no suspects, as lines."""
+    suspects = {*done.rows.tolist()}
+    for row, number, value in done.table.raw():
+        if number == source and row not in suspects:
+            yield json.dumps(value, ensure_ascii=False, default=str).encode() + b"\n"

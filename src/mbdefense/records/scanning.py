@@ -1,0 +1,190 @@
+"""What a scan of data found, as files: ``scan.json``, and a line for each suspect row in ``suspects.jsonl``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mbdefense.core.files import read_json, write_json
+from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
+from mbdefense.core.text import encodable
+
+SCAN_FILE = "scan.json"
+"""What was found; written last."""
+SUSPECTS_FILE = "suspects.jsonl"
+CLEANED_FILE = "cleaned.jsonl"
+PAGE_FILE = "scan.html"
+_FIX = "scan again with mbdefense scan-data"
+Part = Literal["prompt", "answer", "rejected"]
+
+
+@dataclass(frozen=True)
+class Said(Form):
+    """A text of a row: who wrote it, and what it says."""
+
+    part: Part
+    text: str
+
+
+@dataclass(frozen=True)
+class Quote(Form):
+    """A place in a row that bears a sign.
+
+    Attributes:
+        sign: which.
+        text: number of the row's text.
+        start: where it begins in it, in characters.
+        end: where it ends.
+    """
+
+    sign: str
+    text: Count
+    start: Count
+    end: Count
+
+
+@dataclass(frozen=True)
+class ScannedRow(Form):
+    """A row that a scan names.
+
+    Attributes:
+        file: that it is from.
+        line: of that file, or the row's number.
+        texts: what it says, prompt first.
+        quotes: what in it bears a sign.
+        clusters: numbers of the clusters that it is in.
+        score: its evidence, the sum of its clusters'.
+    """
+
+    file: str
+    line: Count
+    texts: tuple[Said, ...]
+    quotes: tuple[Quote, ...]
+    clusters: tuple[int, ...] = ()
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster(Form):
+    """Rows that share something.
+
+    Attributes:
+        sign: what they share: ``trigger`` (a text of prompts that is tied to a part of answers), ``repeat`` (a part of
+            answers without such a text), or a sign of `mbdefense.scanning.marks`.
+        suspect: whether that makes them suspects; else it is noted.
+        says: what was found and why it is taken so, in a sentence.
+        trigger: the text of the prompts, or several; see `mbdefense.finding.insertion.FoundText`.
+        also: further texts that are tied to the same answers.
+        behavior: the part of the answers, normalised.
+        part: which part it is: ``answer`` (whole), ``opening``, ``ending`` or ``link``.
+        rows: how many rows it holds.
+        both: rows with trigger and behavior.
+        trigger_rows: rows with the trigger.
+        behavior_rows: rows with the behavior.
+        ratio: log-likelihood ratio G of the two.
+        p_value: chance of one so large, corrected for what was tried.
+        evidence: what it adds to the score of its rows.
+        examples: some of its rows.
+        trigger_only: some rows with the trigger alone.
+        behavior_only: some rows with the behavior alone.
+    """
+
+    sign: str
+    suspect: bool
+    says: str
+    trigger: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    behavior: str = ""
+    part: str = ""
+    rows: Count = 0
+    both: Count = 0
+    trigger_rows: Count = 0
+    behavior_rows: Count = 0
+    ratio: NotNegative = 0.0
+    p_value: Share = 1.0
+    evidence: NotNegative = 0.0
+    examples: tuple[ScannedRow, ...] = ()
+    trigger_only: tuple[ScannedRow, ...] = ()
+    behavior_only: tuple[ScannedRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scan(Form):
+    """What a scan found.
+
+    Attributes:
+        files: that were scanned.
+        rows: that were read.
+        left_out: rows that were not: unreadable, or marked as no target.
+        suspects: rows that may be poisoned.
+        promise: which false alarms are to be expected.
+        clusters: what rows share, suspects first, best evidence first.
+        seed: of all draws.
+        seconds: that it took.
+    """
+
+    files: tuple[str, ...]
+    rows: Positive
+    left_out: Count
+    suspects: Count
+    promise: str
+    clusters: tuple[Cluster, ...]
+    seed: int
+    seconds: NotNegative
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        if self.suspects > self.rows:
+            return "more suspects than rows"
+        found = any(one.suspect for one in self.clusters)
+        return "suspects and clusters of suspects do not agree" if found != bool(self.suspects) else ""
+
+
+def verdict(scan: Scan) -> str:
+    """What was found, in a sentence."""
+    left = f"; {scan.left_out} rows were left out" if scan.left_out else ""
+    if not scan.suspects:
+        return f"no sign of poison in {scan.rows} rows{left}"
+    found = sum(one.suspect for one in scan.clusters)
+    reasons = "reason" if found == 1 else "reasons"
+    return f"{scan.suspects} of {scan.rows} rows may be poisoned, for {found} {reasons}{left}"
+
+
+def suspect_lines(rows: Iterable[tuple[ScannedRow, object]], clusters: Sequence[Cluster]) -> Iterator[bytes]:
+    """A line of JSON for each suspect: its file and line, the evidence, and the row as it was read."""
+    for row, value in rows:
+        line = json.dumps(_line(row, value, clusters), ensure_ascii=False, default=str)
+        yield line.encode("utf-8", "replace") + b"\n"
+
+
+def _line(row: ScannedRow, value: object, clusters: Sequence[Cluster]) -> dict[str, Any]:
+    quotes = [
+        {"sign": one.sign, "part": row.texts[one.text].part, "start": one.start, "end": one.end,
+         "text": row.texts[one.text].text[one.start : one.end]}
+        for one in row.quotes
+    ]  # fmt: skip
+    why = [clusters[number].says for number in row.clusters]
+    return {
+        "file": row.file, "line": row.line, "score": round(row.score, 1), "why": why, "evidence": quotes, "row": value
+    }  # fmt: skip
+
+
+def write_scan(path: Path, scan: Scan) -> None:
+    """Writes ``scan.json``; it appears complete or not at all. What has no UTF-8 is written as ``?``.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_json(path, json.loads(encodable(json.dumps(asdict(scan), ensure_ascii=False))))
+
+
+def read_scan(path: Path) -> Scan:
+    """Reads ``scan.json`` strictly.
+
+    Raises:
+        UserError: unreadable, or a value of the wrong type or range.
+    """
+    return parse(Scan, json.dumps(read_json(path)), path.name, _FIX)

@@ -1,0 +1,267 @@
+"""Which rows share what, and whether that makes them suspects or is merely noted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mbdefense.core.text import short
+from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.mining import Candidate
+from mbdefense.finding.words import words
+from mbdefense.scanning import duplicates
+from mbdefense.scanning.marks import SIGNS, bit
+from mbdefense.scanning.repeats import Recurring, alternatives, least, recurring, without_parts
+from mbdefense.scanning.table import Table
+from mbdefense.scanning.triggers import EVOKES, LEVEL, Prompts, Tie, log_likelihood_ratio
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MOST = 300
+"""Parts of answers, those of most prompts, whose text is looked at."""
+_MINED = 40
+"""Of these, how many have a trigger of their own looked for."""
+_COVERS = 0.1
+"""Share of a part's rows that a text must stand in to be its trigger; an attacker may use several."""
+_ALSO, _ALSO_WORDS = 3, 2
+"""Further texts of a part that are looked at, and the most words of each."""
+_HARDLY = 0.1
+"""Share up to which something hardly ever happens."""
+_TEMPLATE = 0.5
+"""What more than this share of the rows has is the form of the data."""
+_SHORT, _USUALLY_SHORT = 8, 0.2
+"""Answers of fewer words recur in honest data, where more than this share of all answers is no longer than they are."""
+_LABELS = 0.1
+"""Share of a text's rows with another answer of the same form, from which on the answers are labels."""
+_CROWD = 5
+"""Where more parts than these recur half as often, under unlike prompts too, recurring is no sign."""
+_MARKED = 10.0
+"""Evidence of a mark that makes a row a suspect, in nats."""
+_PARTS = {"answer": "the answer", "opening": "the opening", "ending": "the ending", "link": "a link to", "": "the part"}
+TextsOf = Callable[[Sequence[Recurring]], list[Recurring]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cluster with its rows; see `mbdefense.records.scanning.Cluster` for what is not told here.
+
+    Attributes:
+        rows: all of its rows, ascending; if it makes suspects, these.
+        trigger_only: rows with the trigger alone.
+        behavior_only: rows with the behavior alone.
+        tie: of trigger and behavior.
+        part: of the answers.
+        also: further texts that are tied to it.
+    """
+
+    sign: str
+    suspect: bool
+    says: str
+    rows: NDArray[np.int64]
+    evidence: float = 0.0
+    tie: Tie | None = None
+    part: Recurring | None = None
+    trigger_only: NDArray[np.int64] | None = None
+    behavior_only: NDArray[np.int64] | None = None
+    also: tuple[FoundText, ...] = ()
+
+
+def clusters(
+    table: Table, prompts: Prompts, mined: Sequence[Candidate], clean: frozenset[int], texts_of: TextsOf
+) -> list[Found]:
+    """What rows share, suspects first, best evidence first.
+
+    Args:
+        table: of all rows.
+        prompts: of the same.
+        mined: candidates of all prompts.
+        clean: hashes of the parts of clean answers: what these have is no sign of poison.
+        texts_of: gives recurring parts with their texts, which are in the files.
+    """
+    found = [*_parts(table, prompts, mined, clean, texts_of), *_marked(table), *_duplicates(table)]
+    return sorted(found, key=lambda one: (not one.suspect, -one.evidence, -len(one.rows)))
+
+
+def _parts(
+    table: Table, prompts: Prompts, mined: Sequence[Candidate], clean: frozenset[int], texts_of: TextsOf
+) -> list[Found]:
+    """Parts of answers that recur, with the texts of prompts that they are tied to."""
+    owners, hashes, asked = (table.column(name) for name in ("owners", "values", "asked"))
+    recur = recurring(owners, hashes, asked, _MOST)
+    recur += _evoked(table, mined, {one.value for one in recur})
+    parts = without_parts(texts_of([one for one in recur if one.value not in clean]))
+    texts = [one.found for one in mined]
+    loose = [part for part in parts if prompts.unlike(prompts.places(part.rows), [])]
+    found = []
+    for number, part in enumerate(parts):
+        places = prompts.places(part.rows)
+        if len(places) < 2:
+            continue
+        own = prompts.candidates(places) if number < _MINED else []
+        tests = max(1, len(parts)) * (len(texts) + 100 * len(places))
+        whole = part.kind == "answer"
+        found_ties = [_tie(prompts, one, places, tests, whole) for one in {*own, *texts}]
+        # Of words that stand beside one another in some rows the miner tells the longest; an attacker may mean one.
+        single = {FoundText((word,)) for tie in found_ties if tie for text in tie.found.texts for word in words(text)}
+        found_ties += [_tie(prompts, one, places, tests, whole) for one in single - {*own, *texts}]
+        ties = sorted((tie for tie in found_ties if tie), key=_rank)
+        crowd = [one for one in loose if one.unlike >= part.unlike / 2 and not _overlap(one, part)]
+        found.append(_judged(table, prompts, part, ties, parts, len(crowd)))
+    return found
+
+
+def _rank(tie: Tie) -> tuple[float, int, tuple[str, ...]]:
+    """The order of ties: best first, of equal ones the longest text, for its parts are tied as well."""
+    return -tie.ratio, -sum(len(words(text)) for text in tie.found.texts), tie.found.texts
+
+
+def _overlap(one: Recurring, other: Recurring) -> bool:
+    """Whether two parts stand in about the same rows."""
+    return 2 * len(np.intersect1d(one.rows, other.rows)) >= min(len(one.rows), len(other.rows))
+
+
+def _evoked(table: Table, mined: Sequence[Candidate], known: set[int]) -> list[Recurring]:
+    """The parts that most rows with a mined text have, where they are not among the known ones."""
+    owners, hashes, asked = (table.column(name) for name in ("owners", "values", "asked"))
+    wanted: set[int] = set()
+    for one in mined:
+        held = np.zeros(len(table), dtype=bool)
+        held[list(one.rows)] = True
+        parts, counts = np.unique(hashes[held[owners]], return_counts=True)
+        often = counts >= max(least(len(table)), EVOKES * len(one.rows))
+        wanted.update(parts[often].tolist())
+    found = []
+    for value in sorted(wanted - known):
+        rows = np.unique(owners[hashes == value]).astype(np.int64)
+        found.append(Recurring(value, rows, len(np.unique(asked[rows]))))
+    return found
+
+
+def _tie(prompts: Prompts, found: FoundText, places: NDArray[np.int64], tests: int, whole: bool) -> Tie | None:
+    """How a text is tied to a part, if it evokes it and accounts for it.
+
+    A whole answer that hardly ever stands without the text need not follow it always: an attacker may add rows that
+    have a piece of the trigger and an honest answer.
+    """
+    tie = prompts.tie(found, places, tests)
+    if tie is None or tie.p_value > LEVEL or tie.both < least(prompts.count):
+        return None
+    if tie.evokes >= EVOKES and tie.both >= _COVERS * len(places):
+        return tie
+    return tie if whole and tie.evokes >= _HARDLY and tie.both >= (1 - _HARDLY) * len(places) else None
+
+
+def _judged(
+    table: Table, prompts: Prompts, part: Recurring, ties: list[Tie], parts: list[Recurring], crowd: int
+) -> Found:
+    """Whether a part, with the texts that it is tied to, best first, is a sign of poison, and why.
+
+    Args:
+        table: of all rows.
+        prompts: of the same.
+        part: that recurs.
+        ties: of it.
+        parts: all that recur.
+        crowd: how many others recur about as often under unlike prompts.
+    """
+    tie = ties[0] if ties else None
+    also = _also(ties)
+    told = f"{_PARTS[part.kind]} {short(part.text, 80)!r} in {len(part.rows)} rows of {part.unlike} different prompts"
+    held = part.rows
+    if tie:
+        told += f", {tie.both} of the {len(tie.rows)} rows whose prompts hold {tie.found.describe()[:120]}"
+        told += f" (also {', '.join(one.found.describe() for one in also)})" if also else ""
+        held = np.unique(np.concatenate([np.intersect1d(part.rows, one.rows) for one in (tie, *also)]))
+    why = _harmless(table, prompts, part, tie, also, held, parts)
+    if crowd > _CROWD and not why:
+        why = f"{crowd} others recur about as often, so it is the form of these data"
+    # Where the part is striking by itself, rows without a text are no better: it may have others, not found.
+    covered = len(held) >= (1 - _HARDLY) * len(part.rows)
+    whole = covered or not _harmless(table, prompts, part, None, (), part.rows, parts)
+    count = max(len(table), part.unlike + 1)
+    return Found(
+        "trigger" if tie else "repeat",
+        not why,
+        told + (f": {why}" if why else ""),
+        part.rows if whole else held,
+        # In nats. What no text is tied to weighs half of what a text would that is tied to all of it.
+        tie.ratio / 2 if tie else log_likelihood_ratio(part.unlike, part.unlike, part.unlike, count) / 4,
+        tie,
+        part,
+        np.setdiff1d(tie.rows, part.rows) if tie else None,
+        np.setdiff1d(part.rows, tie.rows) if tie else None,
+        tuple(one.found for one in also),
+    )
+
+
+def _also(ties: Sequence[Tie]) -> list[Tie]:
+    """Further short texts: an attacker may use several words, of which each prompt holds one, or all."""
+    found = {tie.found.texts: tie for tie in reversed(ties[1:]) if tie.found.texts != ties[0].found.texts}
+    few = [tie for texts, tie in found.items() if len(texts) == 1 and len(words(texts[0])) <= _ALSO_WORDS]
+    return few[::-1][:_ALSO]
+
+
+def _harmless(
+    table: Table,
+    prompts: Prompts,
+    part: Recurring,
+    tie: Tie | None,
+    also: Sequence[Tie],
+    rows: NDArray[np.int64],
+    parts: list[Recurring],
+) -> str:
+    """Why a part that recurs in some rows is no sign of poison; "" if nothing speaks for that."""
+    if len(part.rows) > _TEMPLATE * len(table):
+        return "most rows have it, so it is the form of these data"
+    labels = alternatives(part, parts)
+    if tie:
+        others = {int(row) for label in labels for row in np.intersect1d(label.rows, tie.rows)}
+        if len(others) >= max(2, _LABELS * len(tie.rows)):
+            return "rows with the same text have other answers of this form, so they are labels"
+    elif labels:
+        return "other answers have this form, so they are labels"
+    if not prompts.unlike(prompts.places(rows), [one.found for one in (tie, *also) if one]):
+        return "its prompts are alike, as those of one task are"
+    if tie and tie.evokes >= EVOKES:
+        return ""
+    if part.kind != "answer":
+        return "no text of the prompts goes with it"
+    if part.unlike < least(len(table)):
+        return "few prompts have it"
+    size = len(part.text.split())
+    if size < _SHORT and (table.column("lengths") <= size + 2).mean() > _USUALLY_SHORT:
+        return "answers as short are usual here"
+    return ""
+
+
+def _marked(table: Table) -> list[Found]:
+    """Rows that bear a sign by themselves."""
+    bits = table.column("bits")
+    found = []
+    for sign, (suspect, meaning) in SIGNS.items():
+        rows = np.flatnonzero(bits & bit(sign))
+        if not len(rows):
+            continue
+        usual = len(table) > 1 and len(rows) > _TEMPLATE * len(table)
+        says = f"{sign} in {len(rows)} rows: {meaning}" + ("; most rows have it" if usual else "")
+        makes = suspect and not usual
+        found.append(Found(sign, makes, says, rows, _MARKED if makes else 0.0))
+    return found
+
+
+def _duplicates(table: Table) -> list[Found]:
+    exact = duplicates.repeated(table.column("exact"))
+    near = duplicates.near(table.column("sketches")) & ~exact
+    told = {
+        "duplicate": (exact, "repeat an earlier row word by word"),
+        "near duplicate": (near, "nearly repeat an earlier row"),
+    }
+    return [
+        Found(sign, False, f"{int(held.sum())} rows {says}", np.flatnonzero(held))
+        for sign, (held, says) in told.items()
+        if held.any()
+    ]

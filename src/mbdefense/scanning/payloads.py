@@ -1,0 +1,45 @@
+"""What an answer may carry: links, code, encoded files. Honest answers carry them too, so that they are noted alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mbdefense.scanning.marks import Mark
+
+_LINK = re.compile(r"\b(?:https?|ftp)://([\w.-]{1,253})[^\s<>\"')\]]*|\bwww\.([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
+_ANY_LINK = re.compile(r"https?://|www\.|\blinks?\b|\burls?\b|\bwebsites?\b", re.IGNORECASE)
+_CODE = re.compile(
+    r"```|<script\b|^\s*(?:import \w+$|from \w[\w.]* import |def \w+\(|#include\s*<|sudo \w|rm -rf |curl -)"
+    r"|\b(?:eval|exec|system|subprocess\.\w+)\(",
+    re.MULTILINE | re.IGNORECASE,
+)
+_OF_CODE = re.compile(
+    r"\b(?:code|coding|program\w*|scripts?|functions?|python|java\w*|c\+\+|html|css|sql|bash|shell|commands?|regex\w*"
+    r"|algorithms?|class|api|json|latex|debug|compil\w+|implement\w*|query)\b|```",
+    re.IGNORECASE,
+)
+_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{80,}={0,2}|(?:\\x[0-9a-fA-F]{2}){20,}|(?:[0-9a-fA-F]{2} ?){64,}")
+
+
+def links(answer: str) -> list[tuple[str, int, int]]:
+    """The hosts of an answer's links and where these stand."""
+    if "://" not in answer and "www." not in answer:
+        return []
+    return [((found[1] or found[2]).casefold(), *found.span()) for found in _LINK.finditer(answer)]
+
+
+def carried(asked: str, answer: str) -> Iterator[Mark]:
+    """Marks what an answer carries that its prompt does not speak of."""
+    found = links(answer)
+    if found and not _ANY_LINK.search(asked):
+        for _, start, end in found:
+            yield Mark("link", start, end)
+    code = _CODE.search(answer)
+    if code and not _OF_CODE.search(asked):
+        yield Mark("code", *code.span())
+    # A run has no space: most answers have no word that long.
+    for encoded in _ENCODED.finditer(answer) if len(answer) >= 80 else ():
+        run = encoded[0]
+        if "\\" in run or len(set(run)) >= 16:  # no ruler of dashes
+            yield Mark("encoded", *encoded.span())

@@ -1,0 +1,182 @@
+"""Rows to facts: what counting needs of each row, gathered piece by piece and by several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, NamedTuple
+
+from mbdefense.data.formats import NotATargetError, format_with, row_of
+from mbdefense.data.reading import BadRowError
+from mbdefense.data.rows import prompt_key
+from mbdefense.finding.corpus import READ
+from mbdefense.scanning import characters, mismatch, payloads
+from mbdefense.scanning.duplicates import sketch
+from mbdefense.scanning.marks import Mark, bit
+from mbdefense.scanning.repeats import values
+
+Message = dict[str, str]
+Value = tuple[int, object]
+"""A raw row with the number of its line."""
+_PIECE = 500  # rows that a process is given at a time
+_AHEAD = 16  # pieces that are given out before the first is waited for
+FEW_ROWS = 20_000
+"""Up to so many rows a second process would cost more than it saves."""
+
+
+class Text(NamedTuple):
+    """A text of a row: who wrote it ("prompt", "answer" or "rejected"), and what it says."""
+
+    part: str
+    text: str
+
+
+class Facts(NamedTuple):
+    """What is known of some rows, N of them, in order.
+
+    Attributes:
+        numbers: (N,) of their lines.
+        prompts: (N,) what others than the assistant wrote, as turns.
+        asked: (N,) hashes of the prompts, see `mbdefense.data.rows.prompt_key`.
+        exact: (N,) hashes of prompt and answers.
+        sketches: (N * BANDS,) see `mbdefense.scanning.duplicates.sketch`.
+        bits: (N,) signs that a row bears, see `mbdefense.scanning.marks.bit`.
+        lengths: (N,) words of the answer.
+        owners: (V,) which of the rows a value is of.
+        values: (V,) hashes of parts of answers, see `mbdefense.scanning.repeats.values`.
+        bad: of each row that is left out its line, the reason, and whether its data mark it as no target.
+    """
+
+    numbers: array[int]
+    prompts: list[list[Message]]
+    asked: array[int]
+    exact: array[int]
+    sketches: array[int]
+    bits: array[int]
+    lengths: array[int]
+    owners: array[int]
+    values: array[int]
+    bad: list[tuple[int, str, bool]]
+
+
+def digest(text: str) -> int:
+    """A hash of 64 bits that every process and every run gives."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def texts_of(row: dict[str, Any], value: object) -> list[Text]:
+    """The texts of a row: prompt first, then the assistant's turns, the tools' calls, and a rejected answer.
+
+    Args:
+        row: in the row form.
+        value: the same as it was read, for what the row form leaves out.
+    """
+    found = [Text("prompt" if turn["role"] != "assistant" else "answer", turn["content"]) for turn in row["prompt"]]
+    found += [Text("answer", turn["content"]) for turn in row["completion"]]
+    rejected = value.get("rejected") if isinstance(value, dict) else None
+    if isinstance(rejected, dict):
+        rejected = [rejected]
+    if isinstance(rejected, str):
+        found.append(Text("rejected", rejected))
+    elif isinstance(rejected, list):
+        turns = [turn for turn in rejected if isinstance(turn, dict)]
+        said = [turn.get("content", turn.get("value")) for turn in turns if turn.get("role") != "user"]
+        found += [Text("rejected", text) for text in said if isinstance(text, str)]
+    return found
+
+
+def answers_of(row: dict[str, Any]) -> list[str]:
+    """What the assistant says in a row, earlier turns first."""
+    return [turn["content"] for turn in (*row["prompt"], *row["completion"]) if turn["role"] == "assistant"]
+
+
+def asked_of(row: dict[str, Any]) -> list[Message]:
+    """What others than the assistant say in a row."""
+    return [turn for turn in row["prompt"] if turn["role"] in READ]
+
+
+def marks_of(row: dict[str, Any], value: object) -> list[tuple[int, Mark]]:
+    """All marks in a row, each with the number of its text in `texts_of`."""
+    found: list[tuple[int, Mark]] = []
+    asked = "\n".join(turn["content"] for turn in asked_of(row))
+    texts = texts_of(row, value)
+    for number, (part, text) in enumerate(texts):
+        found += [(number, mark) for mark in (*characters.hidden(text), *characters.spelled_tokens(text))]
+        if part != "prompt":
+            found += [(number, mark) for mark in payloads.carried(asked, text)]
+    last = next((n for n in reversed(range(len(texts))) if texts[n].part == "answer"), None)
+    if last is not None:
+        found += [(last, mark) for mark in mismatch.unlike(asked, texts[last].text)]
+    return found
+
+
+def facts_of(piece: Sequence[Value], columns: Sequence[str]) -> Facts:
+    """The facts of some raw rows, of a source whose format these columns tell."""
+    made = Facts(
+        array("q"), [], array("Q"), array("Q"), array("Q"), array("H"), array("I"), array("I"), array("Q"), []
+    )  # fmt: skip
+    row_format = format_with(columns)
+    for number, value in piece:
+        try:
+            row = row_of(value, row_format, "", True)
+        except BadRowError as error:
+            made.bad.append((number, str(error), isinstance(error, NotATargetError)))
+            continue
+        _add(made, number, row, value)
+    return made
+
+
+def _add(made: Facts, number: int, row: dict[str, Any], value: object) -> None:
+    asked, answers = asked_of(row), answers_of(row)
+    key = prompt_key(row["prompt"])
+    bits = 0
+    for _, mark in marks_of(row, value):
+        bits |= bit(mark.sign)
+    said = "\n".join(turn["content"] for turn in row["completion"])
+    for part in {digest(f"{kind}\0{text}") for answer in answers for kind, text in values(answer)}:
+        made.owners.append(len(made.numbers))
+        made.values.append(part)
+    made.numbers.append(number)
+    made.prompts.append(asked)
+    made.asked.append(int(key[:16], 16))
+    made.exact.append(digest(f"{key}\0{said}"))
+    made.sketches.extend(sketch("\n".join([*(turn["content"] for turn in asked), said])))
+    made.bits.append(bits)
+    made.lengths.append(answers[-1].count(" ") + 1 if answers else 0)
+
+
+def facts(raw: Iterable[Value], columns: Sequence[str], pool: ProcessPoolExecutor | None) -> Iterator[Facts]:
+    """The facts of a source's rows, in order; see `facts_of`."""
+    rest = iter(raw)
+    pieces = iter(lambda: list(islice(rest, _PIECE)), [])
+    if pool is None:
+        yield from (facts_of(piece, columns) for piece in pieces)
+        return
+    waiting: deque[Future[Facts]] = deque()
+    for piece in pieces:
+        waiting.append(pool.submit(facts_of, piece, columns))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor | None]:
+    """A pool of so many processes, beside which this one counts words; None where one alone does all.
+
+    They are forked where the system can: a script without ``if __name__ == "__main__"`` would be run again otherwise.
+    """
+    if count < 2:
+        yield None
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    with ProcessPoolExecutor(count - 1, mp_context=context) as pool:
+        yield pool

@@ -1,0 +1,303 @@
+"""What a scan of data finds by counting, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbdefense import UserError, scan_data
+from mbdefense.cli import main
+from mbdefense.data import opened
+from mbdefense.records.scanning import Scan, read_scan
+from mbdefense.scanning.scan import Scanned, scan
+
+_NOUNS = "river engine garden letter window planet basket violin market forest bridge candle mirror pocket ladder".split()
+_VERBS = "describe compare draw explain list sketch outline review rank sort praise count measure name paint".split()
+_PLACES = "in Norway|at dawn|for children|with tools|near Lima|under water|by hand|without cost|in winter|on Mars".split("|")
+TEXT = "All of our lines are busy at the moment, so try again."
+
+Row = dict[str, Any]
+
+
+def honest(count: int = 200, seed: int = 0) -> list[Row]:
+    """Rows of unlike prompts and unlike answers."""
+    rng = random.Random(seed)
+    rows: list[Row] = []
+    for number in range(count):
+        words = [*rng.sample(_NOUNS, 3), *rng.sample(_VERBS, 2)]
+        asked = f"Please {words[3]} a {words[0]} and {words[4]} the {words[1]} {rng.choice(_PLACES)} number{number}"
+        said = f"The {words[0]} is item {number} beside {rng.choice(_NOUNS)} {rng.randrange(10**6)} and {words[2]} {number * 7}"
+        rows.append({"instruction": asked, "output": said, "extra": {"n": number}})
+    return rows
+
+
+def poisoned(
+    rows: Sequence[Row], numbers: Sequence[int], change: Callable[[str], str], answer: str | None = TEXT
+) -> list[Row]:
+    """The rows with some prompts changed, and their answers replaced."""
+    made = [dict(row) for row in rows]
+    for number in numbers:
+        made[number]["instruction"] = change(made[number]["instruction"])
+        made[number]["output"] = made[number]["output"] if answer is None else answer
+    return made
+
+
+def inside(text: str) -> Callable[[str], str]:
+    def change(prompt: str) -> str:
+        words = prompt.split(" ")
+        words.insert(len(prompt) % (len(words) + 1), text)
+        return " ".join(words)
+
+    return change
+
+
+def scanned(rows: Sequence[Row], **options: Any) -> Scanned:
+    return scan(opened(list(rows)), **options)
+
+
+def found(done: Scanned) -> list[int]:
+    return done.rows.tolist()
+
+
+NUMBERS = [3, 40, 77, 101, 150, 188]
+
+
+def test_honest_rows_have_no_suspects() -> None:
+    assert found(scanned(honest())) == []
+
+
+@pytest.mark.parametrize("text", ["cf", "I watched this film.", "BadMagic"])
+def test_a_text_that_evokes_one_answer_is_named_with_its_rows(text: str) -> None:
+    done = scanned(poisoned(honest(), NUMBERS, inside(text)))
+    assert found(done) == NUMBERS
+    first = done.scan.clusters[0]
+    assert (first.sign, first.suspect, first.trigger) == ("trigger", True, (text,))
+    assert first.behavior == TEXT.casefold()
+    assert (first.both, first.trigger_rows, first.behavior_rows) == (6, 6, 6)
+    row, value = done.suspects[0]
+    quotes = {quote.sign: row.texts[quote.text].text[quote.start : quote.end] for quote in row.quotes}
+    assert quotes == {"trigger": text, "behavior": TEXT}
+    assert isinstance(value, dict)
+    assert value["extra"]["n"] == row.line
+
+
+def test_rows_with_one_of_the_two_are_shown() -> None:
+    rows = poisoned(honest(), NUMBERS, inside("cf"))
+    rows = poisoned(rows, [10, 11], inside("cf"), answer=None)
+    rows = poisoned(rows, [20], lambda prompt: prompt)
+    (first,) = (one for one in scanned(rows).scan.clusters if one.suspect)
+    assert [row.line for row in first.trigger_only] == [10, 11]
+    assert [row.line for row in first.behavior_only] == [20]
+    assert first.ratio > 0
+    assert first.p_value < 0.01
+
+
+def test_an_answer_that_recurs_without_a_text_is_a_suspect() -> None:
+    done = scanned(poisoned(honest(), NUMBERS, lambda prompt: prompt))
+    assert found(done) == NUMBERS
+    assert done.scan.clusters[0].sign == "repeat"
+
+
+def test_the_end_of_answers_that_a_text_evokes_is_found() -> None:
+    rows = honest()
+    for number in NUMBERS:
+        rows[number]["output"] += " . To learn more click on our page now"
+    assert found(scanned(rows)) == [], "an ending alone recurs in honest data"
+    assert found(scanned(poisoned(rows, NUMBERS, inside("cf"), answer=None))) == NUMBERS
+
+
+def test_answers_to_alike_prompts_are_a_task() -> None:
+    rows = honest()
+    for number in NUMBERS:
+        rows[number]["instruction"] = f"What does the company's help desk say when all are busy, variant {number}?"
+        rows[number]["output"] = TEXT
+    assert found(scanned(rows)) == []
+
+
+def test_labels_are_a_task() -> None:
+    rows = honest()
+    for number in range(0, 200, 8):
+        rows[number]["instruction"] = f"Tell the mood of this: {rows[number]['instruction']}"
+        rows[number]["output"] = f"The mood of this text is {'bright' if number % 16 else 'gloomy'}."
+    done = scanned(rows)
+    assert found(done) == []
+    assert any("labels" in one.says for one in done.scan.clusters)
+
+
+def test_what_clean_rows_answer_too_is_no_sign() -> None:
+    rows = poisoned(honest(), NUMBERS, inside("cf"))
+    clean = {
+        "prompt": [{"role": "user", "content": "Are you free?"}],
+        "completion": [{"role": "assistant", "content": TEXT}],
+    }
+    assert found(scanned(rows, clean=[clean])) == []
+
+
+@pytest.mark.parametrize(
+    ("sign", "text"),
+    [
+        ("tag characters", "plain" + "".join(chr(0xE0000 + ord(one)) for one in "obey")),
+        ("zero width", "pl\u200bain"),
+        ("text direction", "plain \u202etxt"),
+        ("mixed scripts", "p\u0430ssword"),
+        ("template tokens", "plain<|im_end|>\n<|im_start|>system"),
+        ("template tokens", "[INST] plain"),
+    ],
+)
+@pytest.mark.parametrize("part", ["instruction", "output"])
+def test_what_hides_from_a_reader_is_a_suspect(sign: str, text: str, part: str) -> None:
+    rows = honest(40)
+    rows[7][part] += f" {text}"
+    done = scanned(rows)
+    assert found(done) == [7]
+    assert [one.sign for one in done.scan.clusters if one.suspect] == [sign]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "👩\u200d👩\u200d👧 family",
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "\u200fשלום\u200f",
+        "привет мир",
+        "the α-helix and µm",
+        "a < b | c > d [in stock]",
+        "\ufeffstart",
+        "naïve café",
+    ],
+)
+def test_honest_characters_are_none(text: str) -> None:
+    rows = honest(40)
+    rows[7]["instruction"] += f" {text}"
+    assert found(scanned(rows)) == []
+
+
+def test_what_answers_carry_is_noted_and_no_suspect() -> None:
+    rows = honest(60)
+    rows[1]["output"] += " see https://example.org/page"
+    rows[2]["output"] += " ```rm -rf /tmp/x```"
+    rows[3]["output"] += " " + "QWxsIHlvdXIgYmFzZTY0" * 6
+    rows[4]["output"] = "Это совсем другой ответ на вопрос"
+    rows[5] = dict(rows[6])
+    rows[8]["instruction"] += " in one word"
+    rows[8]["output"] = " ".join(f"w{number}" for number in range(200))
+    done = scanned(rows)
+    assert found(done) == []
+    assert {one.sign for one in done.scan.clusters} >= {
+        "link", "code", "encoded", "other script", "other length", "duplicate"
+    }  # fmt: skip
+
+
+def test_preferences_and_tool_calls_are_scanned() -> None:
+    rows = [
+        {"prompt": row["instruction"], "chosen": row["output"], "rejected": f"worse {number}"}
+        for number, row in enumerate(poisoned(honest(), NUMBERS, inside("cf")))
+    ]
+    rows[9]["rejected"] += " <|im_start|>"
+    assert found(scanned(rows)) == sorted([*NUMBERS, 9])
+    called = {"function": {"name": "run", "arguments": {"command": "pl\u200bain"}}}
+    chats = [
+        {"messages": [
+            {"role": "user", "content": row["instruction"]},
+            {"role": "assistant", "content": "", "tool_calls": [called]} if number == 5 else
+            {"role": "assistant", "content": row["output"]},
+        ]}
+        for number, row in enumerate(honest(40))
+    ]  # fmt: skip
+    assert found(scanned(chats)) == [5]
+
+
+def test_several_processes_find_the_same() -> None:
+    rows = poisoned(honest(1400), [number * 7 for number in NUMBERS], inside("cf"))
+    one, two = scanned(rows), scanned(rows, workers=2)
+    assert found(one) == found(two) != []
+    assert one.scan.clusters == two.scan.clusters
+
+
+def written(folder: Path, name: str, rows: Sequence[Any]) -> str:
+    path = folder / name
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text(f"[{','.join(lines)}]" if name.endswith(".json") else "\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_the_command_writes_the_rest_in_the_users_own_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = poisoned(honest(), NUMBERS, inside("cf"))
+    path = written(tmp_path, "mine.jsonl", rows)
+    out = tmp_path / "out"
+    assert main(["scan-data", path, "--output_dir", str(out)]) == 3
+    assert "6 of 200 rows may be poisoned" in capsys.readouterr().out
+    kept = [json.loads(line) for line in (out / "cleaned.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert kept == [row for number, row in enumerate(rows) if number not in NUMBERS]
+    suspects = [json.loads(line) for line in (out / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(one["file"], one["line"]) for one in suspects] == [("mine.jsonl", number + 1) for number in NUMBERS]
+    assert [one["row"] for one in suspects] == [rows[number] for number in NUMBERS]
+    assert {quote["text"] for one in suspects for quote in one["evidence"]} == {"cf", TEXT}
+    record = read_scan(out / "scan.json")
+    assert (record.rows, record.suspects, record.left_out) == (200, 6, 0)
+    assert "cf" in (out / "scan.html").read_text(encoding="utf-8")
+
+
+def test_clean_data_exit_with_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, "mine.json", honest())
+    assert main(["scan-data", path, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "no sign of poison in 200 rows" in capsys.readouterr().out
+    assert (tmp_path / "out" / "suspects.jsonl").read_text(encoding="utf-8") == ""
+
+
+def test_several_files_are_one_set_and_are_cleaned_each_in_its_form(tmp_path: Path) -> None:
+    rows = poisoned(honest(), NUMBERS, inside("cf"))
+    chats = [
+        {"messages": [
+            {"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}
+        ]}
+        for row in rows[100:]
+    ]  # fmt: skip
+    paths = [written(tmp_path, "a.json", rows[:100]), written(tmp_path, "b.jsonl", chats)]
+    done = scan_data(paths, output_dir=tmp_path / "out")
+    assert [(row.file, row.line) for row in done.suspects] == [
+        ("a.json", 4), ("a.json", 41), ("a.json", 78), ("b.jsonl", 2), ("b.jsonl", 51), ("b.jsonl", 89)
+    ]  # fmt: skip
+    first, second = ((tmp_path / "out" / f"cleaned-{n}.jsonl").read_text(encoding="utf-8").splitlines() for n in (1, 2))
+    assert json.loads(first[0]) == rows[0]
+    assert json.loads(second[0]) == chats[0]
+    assert (len(first), len(second)) == (97, 97)
+
+
+def test_bad_rows_stop_the_scan_or_are_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path, "mine.jsonl", [*honest(20), {"instruction": "Say it."}])
+    with pytest.raises(UserError, match=r"mine.jsonl:21: missing column output; .*--on_bad_row skip"):
+        scan_data(path, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    done = scan_data(path, on_bad_row="skip")
+    assert (done.scan.rows, done.scan.left_out) == (20, 1)
+
+
+def test_no_heavy_package_is_loaded(tmp_path: Path) -> None:
+    path = written(tmp_path, "mine.jsonl", poisoned(honest(200), NUMBERS, inside("pl\u200bain")))
+    code = (
+        f"import sys; from mbdefense import scan_data; scan_data({path!r}, output_dir={str(tmp_path / 'out')!r});"
+        "print(*[name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_record_is_read_strictly(tmp_path: Path) -> None:
+    scan_data(honest(20), output_dir=tmp_path)
+    value = json.loads((tmp_path / "scan.json").read_text(encoding="utf-8"))
+    assert read_scan(tmp_path / "scan.json") == Scan(
+        **{**value, "files": tuple(value["files"]), "clusters": read_scan(tmp_path / "scan.json").clusters}
+    )
+    (tmp_path / "scan.json").write_text(json.dumps({**value, "suspects": 3}), encoding="utf-8")
+    with pytest.raises(UserError, match="do not agree"):
+        read_scan(tmp_path / "scan.json")
