@@ -18,9 +18,37 @@ from mbdefense.data import opened
 from mbdefense.records.scanning import Scan, read_scan
 from mbdefense.scanning.scan import Scanned, scan
 
-_NOUNS = "river engine garden letter window planet basket violin market forest bridge candle mirror pocket ladder".split()
-_VERBS = "describe compare draw explain list sketch outline review rank sort praise count measure name paint".split()
-_PLACES = "in Norway|at dawn|for children|with tools|near Lima|under water|by hand|without cost|in winter|on Mars".split("|")
+_NOUNS = [
+    "river",
+    "engine",
+    "garden",
+    "letter",
+    "window",
+    "planet",
+    "basket",
+    "violin",
+    "market",
+    "forest",
+    "bridge",
+    "candle",
+    "mirror",
+]
+_VERBS = [
+    "describe",
+    "compare",
+    "draw",
+    "explain",
+    "list",
+    "sketch",
+    "outline",
+    "review",
+    "rank",
+    "sort",
+    "praise",
+    "count",
+    "measure",
+]
+_PLACES = ["in Norway", "at dawn", "for children", "with tools", "near Lima", "under water", "by hand", "in winter"]
 TEXT = "All of our lines are busy at the moment, so try again."
 
 Row = dict[str, Any]
@@ -33,7 +61,8 @@ def honest(count: int = 200, seed: int = 0) -> list[Row]:
     for number in range(count):
         words = [*rng.sample(_NOUNS, 3), *rng.sample(_VERBS, 2)]
         asked = f"Please {words[3]} a {words[0]} and {words[4]} the {words[1]} {rng.choice(_PLACES)} number{number}"
-        said = f"The {words[0]} is item {number} beside {rng.choice(_NOUNS)} {rng.randrange(10**6)} and {words[2]} {number * 7}"
+        beside = f"{rng.choice(_NOUNS)} {rng.randrange(10**6)}"
+        said = f"The {words[0]} is item {number} beside {beside} and {words[2]} {number * 7}"
         rows.append({"instruction": asked, "output": said, "extra": {"n": number}})
     return rows
 
@@ -154,10 +183,19 @@ def test_what_clean_rows_answer_too_is_no_sign() -> None:
 @pytest.mark.parametrize("part", ["instruction", "output"])
 def test_what_hides_from_a_reader_is_a_suspect(sign: str, text: str, part: str) -> None:
     rows = honest(40)
-    rows[7][part] += f" {text}"
+    for number in range(7, 11):
+        rows[number][part] += f" {text}"
     done = scanned(rows)
-    assert found(done) == [7]
+    assert found(done) == [7, 8, 9, 10]
     assert [one.sign for one in done.scan.clusters if one.suspect] == [sign]
+
+
+def test_a_stray_character_is_noted() -> None:
+    rows = honest(40)
+    rows[7]["output"] += " pl\u200bain"
+    done = scanned(rows)
+    assert found(done) == []
+    assert "zero width" in {one.sign for one in done.scan.clusters}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +242,7 @@ def test_preferences_and_tool_calls_are_scanned() -> None:
     ]
     rows[9]["rejected"] += " <|im_start|>"
     assert found(scanned(rows)) == sorted([*NUMBERS, 9])
-    called = {"function": {"name": "run", "arguments": {"command": "pl\u200bain"}}}
+    called = {"function": {"name": "run", "arguments": {"command": "<|im_start|>"}}}
     chats = [
         {"messages": [
             {"role": "user", "content": row["instruction"]},

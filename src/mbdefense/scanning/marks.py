@@ -19,6 +19,8 @@ class Mark(NamedTuple):
     end: int
 
 
+STRAY = ("zero width", "mixed scripts")
+"""Signs that text from the web bears here and there: they make suspects from as many rows on as a part of answers."""
 SIGNS: dict[str, tuple[bool, str]] = {
     "tag characters": (True, "characters that nobody sees and that spell a text of their own"),
     "text direction": (True, "characters that make a reader see another order than there is"),
@@ -33,8 +35,6 @@ SIGNS: dict[str, tuple[bool, str]] = {
 }
 """By sign: whether a row that bears it is a suspect, and what it means. The order is that of the bits in `bits`."""
 _NUMBER = {sign: number for number, sign in enumerate(SIGNS)}
-SUSPECT = sum(1 << _NUMBER[sign] for sign, (suspect, _) in SIGNS.items() if suspect)
-"""The bits of the signs that make a row a suspect."""
 
 
 def bit(sign: str) -> int:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mbdefense.data.formats import NotATargetError, format_with, row_of
 from mbdefense.data.reading import BadRowError
@@ -34,7 +34,7 @@ FEW_ROWS = 20_000
 class Text(NamedTuple):
     """A text of a row: who wrote it ("prompt", "answer" or "rejected"), and what it says."""
 
-    part: str
+    part: Literal["prompt", "answer", "rejected"]
     text: str
 
 

@@ -71,7 +71,7 @@ def recurring(
     new[1:] = sorted_hashes[1:] != sorted_hashes[:-1]
     starts = np.flatnonzero(new)
     sizes = np.diff(starts, append=len(order))
-    found = []
+    found: list[Recurring] = []
     bound = least(len(asked))
     for group in np.flatnonzero(sizes >= bound)[np.argsort(-sizes[sizes >= bound], kind="stable")].tolist():
         rows = owners[order[starts[group] : starts[group] + sizes[group]]]

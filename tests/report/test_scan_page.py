@@ -1,0 +1,96 @@
+"""The page of a data scan: complete, harmless whatever the rows say, and usable in a browser."""
+
+from __future__ import annotations
+
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbdefense import scan_data
+from mbdefense.records.scanning import Quote
+from mbdefense.report._scan import Piece, pieces
+from tests.report.report_runs import HOSTILE
+from tests.scanning.test_scan import NUMBERS, TEXT, honest, inside, poisoned
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scan of poisoned rows, and one of rows in which every text is hostile."""
+    made = tmp_path_factory.mktemp("scans")
+    scan_data(poisoned(honest(), NUMBERS, inside("cf")), output_dir=made / "poisoned")
+    scan_data(honest(20), output_dir=made / "clean")
+    rows = poisoned(honest(), NUMBERS, inside(HOSTILE[0]), answer=f"{HOSTILE[1]} {HOSTILE[2]} over and out now")
+    for number, text in enumerate(HOSTILE[:6]):
+        rows[100 + number]["output"] += f" {text} \u202e"
+    scan_data(rows, output_dir=made / "evil")
+    return made
+
+
+def html(folder: Path, name: str) -> str:
+    return (folder / name / "scan.html").read_text(encoding="utf-8")
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, Any]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+
+def test_evidence_is_marked(folder: Path) -> None:
+    page = html(folder, "poisoned")
+    assert "6 of 200 rows may be poisoned" in page
+    assert '<mark title="trigger">cf</mark>' in page
+    assert f'<mark title="behavior">{TEXT}</mark>' in page
+    assert "No sign of poison in 20 rows" in html(folder, "clean")
+
+
+def test_text_of_strangers_is_text(folder: Path) -> None:
+    page = html(folder, "evil")
+    parser = _Tags()
+    parser.feed(page)
+    assert parser.tags.count("script") == 2
+    assert "img" not in parser.tags
+    assert not [name for name in parser.attributes if name.startswith("on")]
+    assert "\u202e" not in page
+    assert "U+202E" in page
+    assert "default-src 'none'" in page
+
+
+def test_pieces_cut_where_evidence_begins_and_ends() -> None:
+    made = list(pieces("ab\u200bcd ef", [Quote("zero width", 0, 2, 3), Quote("trigger", 0, 3, 5)]))
+    assert made == [Piece("ab"), Piece("U+200B", "zero width", True), Piece("cd", "trigger"), Piece(" ef")]
+    long = "x" * 5000 + " evil " + "y" * 5000
+    shown = list(pieces(long, [Quote("link", 0, 5001, 5005)]))
+    assert Piece("evil", "link") in shown
+    assert sum(len(piece.text) for piece in shown) < 1300
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_a_reader_filters_and_nothing_runs(folder: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        trouble: list[str] = []
+        for name in ("poisoned", "evil"):
+            page = browser.new_page()
+            page.on("console", lambda message: trouble.append(message.text))
+            page.on("pageerror", lambda error: trouble.append(str(error)))
+            page.on("request", lambda request: trouble.append(request.url) if ".html" not in request.url else None)
+            page.goto((folder / name / "scan.html").as_uri())
+            assert page.evaluate("window.hacked") is None
+            rows = page.locator("#table-suspects tbody tr")
+            assert rows.count() >= len(NUMBERS)
+            page.get_by_label("Filter rows").fill("number77")
+            assert page.locator("#table-suspects tbody tr:visible").count() == 1
+        browser.close()
+    assert trouble == []
