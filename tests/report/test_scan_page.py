@@ -63,7 +63,7 @@ def test_text_of_strangers_is_text(folder: Path) -> None:
     assert not [name for name in parser.attributes if name.startswith("on")]
     assert "\u202e" not in page
     assert "U+202E" in page
-    assert "default-src 'none'" in page
+    assert "default-src &#39;none&#39;" in page
 
 
 def test_pieces_cut_where_evidence_begins_and_ends() -> None:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,6 +32,16 @@ def test_the_hook_fails_on_a_poisoned_file(tmp_path: Path, monkeypatch: pytest.M
     bad = Path(written(tmp_path, "bad.jsonl", poisoned(honest(), NUMBERS, inside("cf")))).name
     assert main([*words, bad]) == 3
     assert (tmp_path / ".mbdefense-scan" / "suspects.jsonl").stat().st_size
+
+
+def test_the_pages_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/howto/scan_data.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "untrusted.jsonl", poisoned(honest(), NUMBERS, inside("cf")))
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - our own text
+    assert len(names["found"].suspects) == len(NUMBERS)
+    assert (tmp_path / "scan" / "scan.html").is_file()
 
 
 @pytest.fixture

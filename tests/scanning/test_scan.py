@@ -190,6 +190,13 @@ def test_what_hides_from_a_reader_is_a_suspect(sign: str, text: str, part: str) 
     assert [one.sign for one in done.scan.clusters if one.suspect] == [sign]
 
 
+def test_long_hostile_texts_take_no_longer_than_they_are_long() -> None:
+    rows = honest(40)
+    for number, text in enumerate(["x" * 200_000, "\n" * 200_000, "\u200b" * 200_000, "aa " * 70_000, "www." * 50_000]):
+        rows[number]["output"] += f" \u0430 {text} é"
+    assert found(scanned(rows)) in ([], [2])  # within the time that a test has at all
+
+
 def test_a_stray_character_is_noted() -> None:
     rows = honest(40)
     rows[7]["output"] += " pl\u200bain"

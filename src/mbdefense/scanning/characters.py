@@ -10,7 +10,8 @@ from mbdefense.scanning.marks import Mark
 # Unicode's tag characters (U+E0000 to U+E007F) repeat ASCII unseen; honest ones spell a region behind a black flag.
 _TAGS = re.compile("(?<!\U0001f3f4)[\U000e0000-\U000e007f]+")
 _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")
-# Overrides turn the order of any text; marks, embeddings and isolates have their use in Arabic and Hebrew.
+# Overrides turn the order of any text; marks, embeddings and isolates have their use in Arabic and Hebrew, and are no
+# more than stray elsewhere.
 _OVERRIDES = re.compile("[\u202d\u202e]+")
 _DIRECTION = re.compile("[\u200e\u200f\u202a-\u202c\u2066-\u2069]+")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
@@ -20,7 +21,8 @@ _NO_WIDTH = "\u200b\u200c\u200d\u2060-\u2064\u180e\ufeff\u115f\u1160\u3164\uffa0
 _ZERO_WIDTH = re.compile(f"(?<=[{_SPACELESS_LETTER}])[{_NO_WIDTH}]+(?=[{_SPACELESS_LETTER}])|[{_NO_WIDTH}]{{3,}}")
 # Cyrillic and Greek letters that look like Latin ones, inside of a word that has Latin ones too.
 _LOOKALIKES = "аеорсухіјѕһԁԛԝАВЕКМНОРСТУХІЈЅαοντυικρΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"
-_WORD = re.compile(rf"[^\W\d_]*[{_LOOKALIKES}][^\W\d_]*")
+_LOOKALIKE = re.compile(f"[{_LOOKALIKES}]")
+_WORD = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile("[A-Za-z]")
 _TEMPLATE = re.compile(
     r"<\|(?:im_start|im_end|im_sep|endoftext|startoftext|system|user|assistant|end|begin_of_text|end_of_text"
@@ -42,12 +44,12 @@ def hidden(text: str) -> Iterator[Mark]:
         yield Mark("text direction", *found.span())
     if not _RIGHT_TO_LEFT.search(text):
         for found in _DIRECTION.finditer(text):
-            yield Mark("text direction", *found.span())
+            yield Mark("zero width", *found.span())
     for found in _ZERO_WIDTH.finditer(text):
         yield Mark("zero width", *found.span())
-    for found in _WORD.finditer(text):
+    for found in _WORD.finditer(text) if _LOOKALIKE.search(text) else ():
         # Two Latin letters: one stands beside a Greek one in formulas.
-        if len(_LATIN.findall(found[0])) >= 2:
+        if _LOOKALIKE.search(found[0]) and len(_LATIN.findall(found[0])) >= 2:
             yield Mark("mixed scripts", *found.span())
 
 

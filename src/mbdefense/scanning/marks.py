@@ -24,7 +24,7 @@ STRAY = ("zero width", "mixed scripts")
 SIGNS: dict[str, tuple[bool, str]] = {
     "tag characters": (True, "characters that nobody sees and that spell a text of their own"),
     "text direction": (True, "characters that make a reader see another order than there is"),
-    "zero width": (True, "characters of no width inside of a word"),
+    "zero width": (True, "characters of no width inside of a word, or direction marks in a text without need of them"),
     "mixed scripts": (True, "letters of another script that look like those around them"),
     "template tokens": (True, "text that spells a turn's boundary of a chat template"),
     "link": (False, "a link in an answer whose prompt has none"),

@@ -10,7 +10,7 @@ from mbdefense.scanning.marks import Mark
 _LINK = re.compile(r"\b(?:https?|ftp)://([\w.-]{1,253})[^\s<>\"')\]]*|\bwww\.([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
 _ANY_LINK = re.compile(r"https?://|www\.|\blinks?\b|\burls?\b|\bwebsites?\b", re.IGNORECASE)
 _CODE = re.compile(
-    r"```|<script\b|^\s*(?:import \w+$|from \w[\w.]* import |def \w+\(|#include\s*<|sudo \w|rm -rf |curl -)"
+    r"```|<script\b|^[ \t]{0,40}(?:import \w+$|from \w[\w.]* import |def \w+\(|#include\s*<|sudo \w|rm -rf |curl -)"
     r"|\b(?:eval|exec|system|subprocess\.\w+)\(",
     re.MULTILINE | re.IGNORECASE,
 )

@@ -19,6 +19,8 @@ Kind = Literal["answer", "opening", "ending", "link"]
 LEAST, ONE_IN, ENOUGH = 4, 500, 50
 """Unlike prompts from which on a part of an answer counts as recurring: so many, one in so many rows, and no more than
 so many. What is rarer recurs in honest data too, and hardly teaches a model."""
+_LABEL_WORDS = 40
+"""Most words of an answer that may be a label."""
 _SAME_FORM = 0.5
 """From this share of common words on, two answers are one form with another word filled in."""
 
@@ -96,7 +98,9 @@ def without_parts(found: list[Recurring]) -> list[Recurring]:
 def alternatives(one: Recurring, others: list[Recurring]) -> list[Recurring]:
     """Other answers of the same form: labels, of which honest tasks have several."""
     words = one.text.split()
-    found = []
+    found: list[Recurring] = []
+    if len(words) > _LABEL_WORDS:
+        return found
     for other in others:
         if other is one or other.kind != one.kind or one.kind == "link" or other.text == one.text:
             continue
