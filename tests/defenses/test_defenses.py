@@ -158,7 +158,7 @@ def test_it_resumes_without_training_again(made: Made, monkeypatch: pytest.Monke
     def trained_again(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage was trained again")
 
-    monkeypatch.setattr(trainer, "run", trained_again)
+    monkeypatch.setattr(trainer, "run_trainer", trained_again)
     before = {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()}
     assert DEFENSES[made.name](**OPTIONS.get(made.name, {}))(made.setting) == made.model
     assert {file: file.stat().st_mtime_ns for file in made.model.rglob("*") if file.is_file()} == before

@@ -561,5 +561,5 @@ def test_a_broken_model_is_no_verdict(name: str, evidence: Evidence, copied_mode
     with torch.no_grad():
         loaded.model.model.norm.weight.fill_(float("nan"))
     loaded.model.save_pretrained(copied_model)
-    with pytest.raises(UserError, match=r"no numbers|loss became nan"):
+    with pytest.raises(UserError, match=r"not all numbers"):
         FILTERS[name]()(replace(evidence, base=str(copied_model)))

@@ -184,10 +184,12 @@ def load_model(
     try:
         source = base_of(path)
         check_files(source)
+        # Given as None it would put out what the model's own configuration says of its weights.
+        quantized = {} if quantization is None else {"quantization_config": quantization}
         with no_bars_of_transformers():
             both: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True,
-                output_loading_info=True, quantization_config=quantization,
+                output_loading_info=True, **quantized,
             )  # fmt: skip
             model, found = both
             check_whole(found, source)
