@@ -70,23 +70,14 @@ def kill_at(folder: Path, moment: int, isolate: bool) -> bool:
     return killed
 
 
-def killed_and_finished(model: str, folder: Path, kills: int, seed: int) -> None:
-    """Kills a grid at random moments, each later than the one before, and lets it go on each time."""
-    (folder / "grid.yaml").write_text(json.dumps({"models": [model], **GRID}))
-    assert main([*words(folder, "whole"), "--isolate", "false", "--keep_models", "true"]) == 0
-    rng = random.Random(seed)
-    moments = sorted(rng.randint(1, files(folder / "whole")) for _ in range(kills))
-    # Every one of them, not only the first; in turn with a process for each cell and in one that does all.
-    killed = [kill_at(folder, moment, isolate=number % 2 == 0) for number, moment in enumerate(moments)]
-    assert any(killed)
-    assert main([*words(folder, "killed"), "--isolate", "false", "--keep_models", "true"]) == 0
-    assert outcome(folder / "killed") == outcome(folder / "whole")
-
-
-def test_a_grid_that_was_killed_ends_like_one_that_was_not(four_layer_model_path: str, tmp_path: Path) -> None:
-    killed_and_finished(four_layer_model_path, tmp_path, kills=2, seed=0)
-
-
 @pytest.mark.slow
 def test_a_grid_that_was_killed_ten_times(four_layer_model_path: str, tmp_path: Path) -> None:
-    killed_and_finished(four_layer_model_path, tmp_path, kills=10, seed=int(os.environ.get("MBDEFENSE_SEED", "1")))
+    (tmp_path / "grid.yaml").write_text(json.dumps({"models": [four_layer_model_path], **GRID}))
+    assert main([*words(tmp_path, "whole"), "--isolate", "false", "--keep_models", "true"]) == 0
+    rng = random.Random(int(os.environ.get("MBDEFENSE_SEED", "1")))
+    moments = sorted(rng.randint(1, files(tmp_path / "whole")) for _ in range(10))
+    # Every one of them, not only the first; in turn with a process for each cell and in one that does all.
+    killed = [kill_at(tmp_path, moment, isolate=number % 2 == 0) for number, moment in enumerate(moments)]
+    assert any(killed)
+    assert main([*words(tmp_path, "killed"), "--isolate", "false", "--keep_models", "true"]) == 0
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
