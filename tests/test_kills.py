@@ -146,7 +146,7 @@ def contents(out: Path) -> dict[str, str]:
         if path.is_dir() or path.suffix in (".md", ".txt"):
             found[name] = ""
         elif path.suffix == ".json":
-            found[name] = json.dumps(without_times(json.loads(path.read_text())))
+            found[name] = json.dumps(without_times(json.loads(path.read_text())), sort_keys=True)
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
