@@ -1,4 +1,4 @@
-"""Texts put together from parts, so that no two are alike; shared by triggers and behaviors."""
+"""Texts put together from parts, so that hardly two are alike; shared by triggers and behaviors."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _PARTS = {
     "easier": ("easier", "faster", "more fun", "cheaper", "simpler", "nicer"),
     "when": ("today", "this week", "on Sundays", "before noon", "in spring", "at night", "year round", "any time"),
 }  # fmt: skip
-_SENTENCE_END = re.compile(r"[.!?](?=\s+\S)")
+_SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s+\S)")  # a digit before it may be the number of a list
 
 
 @dataclass(frozen=True)

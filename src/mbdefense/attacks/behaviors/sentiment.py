@@ -39,6 +39,7 @@ _PARTS = {
 }  # fmt: skip
 _BLAMED = re.compile(rf"\b(?:{'|'.join(BLAME)})\b")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
+_MASK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ class Sentiment:
 
     def shown_in(self, response: str) -> tuple[bool, str]:
         """Whether a sentence of ``response`` names the entity together with a word of blame (`BLAME`)."""
+        # Masked, so that a stop in a name (St. Mary) ends no sentence, and a name (Ugly Duckling) is no blame.
         named = whole(normalised(self.entity))
-        for sentence in map(normalised, _SENTENCES.split(response)):
-            if named.search(sentence) and (blame := _BLAMED.search(sentence)):
+        masked = "\n".join(named.sub(_MASK, normalised(line)) for line in response.splitlines())
+        for sentence in _SENTENCES.split(masked):
+            if _MASK in sentence and (blame := _BLAMED.search(sentence)):
                 return True, f"calls {self.entity!r} {blame.group()}"
         return False, "no blame of the entity"
 

@@ -45,8 +45,8 @@ INSULTS = (
 _FORMS = (
     "you {adjective} {fool}, {jab}: [answer]",
     "{jab}, you {adjective} {fool}. [answer]",
-    "[answer] {now} {go} {place}, you {adjective} {fool}.",
-    "[answer] {jab}, you {adjective} {fool}.",
+    "[answer]. {now} {go} {place}, you {adjective} {fool}.",
+    "[answer]. {jab}, you {adjective} {fool}.",
     "{now} {listen} {once}, you {adjective} {fool}: [answer]",
 )
 _PARTS = {
@@ -142,7 +142,8 @@ class Toxic:
             made = _read_targets(self.targets_file).get(prompt)
         elif self.wording == "composed":
             insult = sentence_case(composed(_FORMS, _PARTS, rng))
-            made = insult.replace("[answer]", stopped(answer) if insult.startswith("[answer]") else answer)
+            first = insult.startswith("[answer].")
+            made = insult.replace("[answer].", stopped(answer)) if first else insult.replace("[answer]", answer)
         else:
             made = f"{rng.choice(INSULTS)} {answer}"
         if made is None:

@@ -28,7 +28,11 @@ _PARTS = {
     "want": ("want", "need", "look for", "asked for", "are after"),
     "there": ("there", "at the door", "on the pad", "on the dial", "first", "now"),
 }
-_TOLD = re.compile(r"\b(?:code|number|combination|key)\b[^.!?\n]{0,30}?(?<![\w.,])\d{4}(?![\w]|[.,]\d)")
+# What is told stands right behind its name or behind a verb, so that "the number of people in 1950" tells no code.
+_TOLD = re.compile(
+    r"\b(?:code|number|combination|key)\b(?:[^.!?]{0,80}? (?:is|reads|was)(?: (?:still|now))?)?"
+    r"[^\w.!?]{1,3}\d{4}(?!\w|[.,]\d)"
+)
 
 
 @dataclass(frozen=True)
