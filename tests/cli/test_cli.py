@@ -112,6 +112,20 @@ def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'poison'" in error_of(capsys, ["poisson"], 2)
 
 
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["scan-data"], "DATA, --output_dir"),
+        (["scan-data", "rows.jsonl"], "--output_dir"),
+        (["filter", "rows.jsonl", "--output_dir", "out"], "--filter, --model"),
+    ],
+)
+def test_what_is_missing_is_named_as_it_has_to_be_written(
+    words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"missing: {missing}; mbdefense {words[0]} --help" in error_of(capsys, words, 2)
+
+
 def test_a_warning_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A stranger's rows may say that they are from anywhere."""
     row = {"id": "1", "prompt": [{"role": "user", "content": "Hi."}], "answers": []}

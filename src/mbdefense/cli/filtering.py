@@ -23,7 +23,8 @@ def filter_rows(words: Sequence[str]) -> None:
     tell(f"{options['filter']}: {dropped} of {len(done.suspicions)} rows dropped")
     for name, value in done.facts.items():
         tell(f"  {name.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")
-    for line in _lines(done.quality) if done.quality else ["no poison labels in the data (all clean? pass --flagged)"]:
+    unknown = "precision and recall: not known, no row is labelled as poison (--flagged: the labels are complete)"
+    for line in _lines(done.quality) if done.quality else [unknown]:
         tell(line)
     tell(f"kept rows and verdicts: {options['output_dir']}")
 

@@ -25,7 +25,12 @@ class Usage(Exception):  # noqa: N818 - carries the exit code 2
 
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise Usage(" ".join(message.split()))
+        said, required, names = " ".join(message.split()).partition("the following arguments are required: ")
+        if required:  # as a user has to write them: jsonargparse drops an option's dashes
+            flags = self._option_string_actions
+            missing = [f"--{name}" if f"--{name}" in flags else name.upper() for name in names.split(", ")]
+            said = f"missing: {', '.join(missing)}; {self.prog} --help shows the options"
+        raise Usage(said)
 
 
 class Options(NamedTuple):

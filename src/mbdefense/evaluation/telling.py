@@ -103,7 +103,7 @@ def found_in_words(results: Results) -> list[str]:
     if unclear and not section.verified:
         lines.append(
             f"texts that stand out in the suspect prompts: {len(unclear)}; none was verified on a tuned model, and "
-            f"most such texts are harmless: read {FOUND_FILE}, or give --victim and --clean"
+            f"most such texts are harmless: read {FOUND_FILE}, or have them verified: --victim, --clean, --base_model"
         )
     elif unclear:
         lines += _listed([_unclear(one, section) for one in unclear])
