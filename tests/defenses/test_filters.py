@@ -394,7 +394,7 @@ def test_filter_of_unlabelled_rows_has_figures_only_if_they_are_said_to_be_clean
     clean = write(tmp_path / "clean.json", sentences(64, 200))
     command = words(tiny_model_path, data, clean, tmp_path / "out")
     assert main(command) == 0
-    assert "pass --flagged" in capsys.readouterr().out
+    assert "(--flagged: the labels are complete)" in capsys.readouterr().out
     assert main([*command, "--flagged"]) == 0
     printed = capsys.readouterr().out
     assert "clean rows lost: 0.000 [0.000, 0.060] (n = 60)" in printed
