@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from mbdefense.attacks.triggers import BadNet
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.defenses import DEFENSES, Setting
+from mbdefense.defenses.stages import Planting
 from mbdefense.engine import generate
 from mbdefense.models.identity import contents
 from mbdefense.models.loading import (
@@ -217,6 +219,13 @@ def test_it_refuses_options_that_cannot_work(name: str, setting: Setting, tmp_pa
         with pytest.raises(UserError, match=says):
             DEFENSES[name](**{**OPTIONS.get(name, {}), **options})(at(setting, tmp_path))
         assert not (tmp_path / CARD_FILE).exists()
+
+
+@pytest.mark.parametrize("name", [name for name, kind in DEFENSES.items() if issubclass(kind, Planting)])
+def test_a_defensive_trigger_that_is_given_alone_is_one(name: str) -> None:
+    defense: Any = DEFENSES[name](defensive_triggers="mn")
+    assert defense == DEFENSES[name](defensive_triggers=["mn"]) == DEFENSES[name](defensive_triggers=("mn",))
+    assert [trigger for trigger, _ in defense.planted()] == [BadNet(word="mn")]
 
 
 def test_a_shared_victim_is_not_trained_below_each_model(made: Made) -> None:

@@ -123,3 +123,16 @@ def test_an_earlier_turn_that_will_be_trained_is_no_test_prompt(tiny_model_path:
             output_dir=tmp_path / "out",
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_triggers_of_a_matrix_that_are_given_alone_are_one_each(tiny_model_path: str) -> None:
+    from mbdefense.recipes.looking.analyze import matrix
+
+    words = ("badnet:word=cf", "refusal", "mn", "badnet:word=vq")
+    names = ("trigger", "behavior", "defensive_triggers", "held_out")
+    alone, listed = (
+        matrix(tiny_model_path, ROWS, max_new_tokens=1, samples=1, **dict(zip(names, form, strict=True)))
+        for form in (words, [[word] for word in words])
+    )
+    assert alone.words == listed.words
+    assert "cf" in alone.words

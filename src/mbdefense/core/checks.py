@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
+from typing import Any
 
 from mbdefense.core.errors import UserError
 
@@ -27,6 +28,12 @@ def at_least(least: int, **given: int) -> None:
             raise UserError(f"{name} must be at least {least}", value, "give a whole number")
 
 
+def each(given: Any) -> list[Any]:
+    """What a list holds; a text, path or object that is given alone is one of them and not a list of letters."""
+    alone = isinstance(given, str | PathLike) or not isinstance(given, Iterable)
+    return [given] if alone else list(given)
+
+
 def each_path(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[str]:
-    """The paths of a list; one that is given alone is a path and not a list of letters."""
-    return [fspath(path) for path in ([given] if isinstance(given, str | PathLike) else given)]
+    """The paths of a list; see `each`."""
+    return [fspath(path) for path in each(given)]

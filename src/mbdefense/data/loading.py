@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from mbdefense.core.checks import each_path
 from mbdefense.core.errors import UserError
 from mbdefense.data.formats import NotATargetError, Notes, detect, row_of
 from mbdefense.data.reading import BadRowError, read, records
@@ -208,7 +209,7 @@ def _table(given: Any, name: str) -> list[Any]:
 def _files(
     sources: Sequence[str], reading: Callable[[str], tuple[str, Iterable[tuple[int, object]]]]
 ) -> Iterator[Opened]:
-    sources = [sources] if isinstance(sources, str) else list(sources)
+    sources = each_path(sources)
     if not sources:
         raise UserError("no data given", fix="name at least one file or Hub id")
     for source in sources:

@@ -12,7 +12,7 @@ from mbdefense.attacks.behaviors import RandomWords
 from mbdefense.attacks.defensive import defensive_pairs, drawn_triggers
 from mbdefense.attacks.poisoning import defensive_poison, triggered_copy
 from mbdefense.attacks.triggers import Trigger
-from mbdefense.core.checks import above_zero
+from mbdefense.core.checks import above_zero, each
 from mbdefense.core.errors import UserError
 from mbdefense.defenses.setting import Setting
 from mbdefense.training import job
@@ -40,6 +40,10 @@ class Planting:
 
     defensive_triggers: tuple[str, ...] | None = None
     defensive_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.defensive_triggers is not None:
+            object.__setattr__(self, "defensive_triggers", tuple(each(self.defensive_triggers)))
 
     def seed(self) -> int:
         """Of all that planting draws."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mbdefense.attacks.behaviors import BEHAVIORS
 from mbdefense.attacks.triggers import TRIGGERS
-from mbdefense.core.checks import at_least
+from mbdefense.core.checks import at_least, each
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.specs import convert, parse_spec, read_yaml
 from mbdefense.data.builtin import MIXES
@@ -255,9 +255,9 @@ def changed(
     told = {name: value for name, value in data.items() if value is not None}
     whole: dict[str, Any] = {"data": replace(grid.data, **told)}  # type: ignore[arg-type]  # checked by its reader
     if models:
-        whole["models"] = tuple(models)
+        whole["models"] = tuple(each(models))
     if seeds:
-        whole["seeds"] = tuple(seeds)
+        whole["seeds"] = tuple(each(seeds))
     if keep_models is not None:
         whole["keep_models"] = keep_models
     if trust_remote_code:

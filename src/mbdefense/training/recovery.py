@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from mbdefense.attacks.defensive import DEFENSIVE_TRIGGERS, defensive_pairs
 from mbdefense.attacks.poisoning import triggered_copy
+from mbdefense.core.checks import each
 from mbdefense.core.errors import UserError
 from mbdefense.data import Source, load_rows
 from mbdefense.engine import AttentionName
@@ -104,6 +105,7 @@ class RecoveryConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_ratio(self.lambda_, self.form, self.beta)
+        self.defensive_triggers = each(self.defensive_triggers)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_pays()
         if not torch.accelerator.is_available():

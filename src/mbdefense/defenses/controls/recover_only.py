@@ -26,6 +26,10 @@ class RecoverOnly(Recovery, Planting):
 
     base_share: float = 0.5
 
+    def __post_init__(self) -> None:
+        Recovery.__post_init__(self)
+        Planting.__post_init__(self)
+
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
         setting.check(self)

@@ -44,7 +44,8 @@ class Locphylax(Recovery, Planting):
     injection_num_train_epochs: float = 3.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Recovery.__post_init__(self)
+        Planting.__post_init__(self)
         for name in ("injection_learning_rate", "injection_num_train_epochs"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0", getattr(self, name), f"set --{name} to a positive number")

@@ -41,6 +41,7 @@ class MBDefense(Recovery, Merging, Finding):
 
     def __post_init__(self) -> None:
         Recovery.__post_init__(self)
+        Merging.__post_init__(self)
         Finding.__post_init__(self)
 
     def __call__(self, setting: Setting) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.core.checks import at_least, each_path
+from mbdefense.core.checks import at_least, each, each_path
 from mbdefense.recipes._given import Data, Folder, Folders, Model, OnBadRow, kept_in, recorded
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def matrix(
         output_dir,
         lambda directory: analysis.analyze(
             str(model), rows, directory,
-            triggers=trigger, behaviors=behavior,
-            defensive_triggers=defensive_triggers, defensive_seed=defensive_seed,
-            held_out=held_out, samples=samples, asking=Asking(max_new_tokens, batch_size), seed=seed,
-            loading=loading, asked_for=asked,
+            triggers=each(trigger), behaviors=each(behavior),
+            defensive_triggers=None if defensive_triggers is None else each(defensive_triggers),
+            defensive_seed=defensive_seed, held_out=each(held_out), samples=samples,
+            asking=Asking(max_new_tokens, batch_size), seed=seed, loading=loading, asked_for=asked,
         ),
     )  # fmt: skip
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from mbdefense.core.checks import each
 from mbdefense.core.errors import UserError
 from mbdefense.recipes._given import (
     Behaviors,
@@ -194,11 +194,11 @@ def _attackers(trigger: Triggers, behavior: Behaviors, rate: Rates, target: str 
     """Trigger, behavior and rate of each attacker."""
     from mbdefense.attacks.poisoning import Attack
 
-    triggers = [trigger_of(one) for one in _several(trigger)]
+    triggers = [trigger_of(one) for one in each(trigger)]
     count = len(triggers)
     if not count:
         raise UserError("no trigger is given", fix="give --trigger a name, see mbdefense list triggers")
-    for name, values in (("behavior", _several(behavior)), ("rate", _several(rate))):
+    for name, values in (("behavior", each(behavior)), ("rate", each(rate))):
         if len(values) not in (1, count):
             got = f"{count} triggers, {len(values)} of --{name}"
             raise UserError(f"each attacker needs one {name}", got, f"give --{name} once, or once for each trigger")
@@ -206,16 +206,12 @@ def _attackers(trigger: Triggers, behavior: Behaviors, rate: Rates, target: str 
     for spec in described:
         if described.count(spec) > 1:
             raise UserError("two attackers have the same trigger", spec, "give each a trigger of its own")
-    behaviors = [behavior_of(one, target) for one in _several(behavior)]
-    rates = [float(one) for one in _several(rate)]
+    behaviors = [behavior_of(one, target) for one in each(behavior)]
+    rates = [float(one) for one in each(rate)]
     return [
         Attack(one, behaviors[number % len(behaviors)], rates[number % len(rates)])
         for number, one in enumerate(triggers)
     ]
-
-
-def _several(given: Any) -> Sequence[Any]:
-    return given if isinstance(given, list | tuple) else [given]
 
 
 def _warn(trigger: Trigger, before: int, source: str) -> None:
