@@ -27,7 +27,7 @@ from mbdefense.finding import finding, verifying
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
-from mbdefense.finding.verifying import Fall, chance_texts, falls, taught, verify
+from mbdefense.finding.verifying import chance_texts, falls, taught, verify, with_insertions
 from mbdefense.models.loading import LoadedModel, encode, load_model
 from mbdefense.training._triples import RecoveryCollator, encode_triples
 from mbdefense.training.options import TrainingOptions
@@ -111,7 +111,8 @@ def test_falls_are_means_of_differences_by_channel(
     monkeypatch.setattr("mbdefense.engine.scoring.bf16_pays", lambda: False)
     table = rows(("Add two.", "abcdefghijklmnopqrstuvwxyz"), ("Add three.", "no"))
     insertion = FoundText(("zq",), start=1.0)
-    ((fall,),) = falls([loaded], table, [insertion], max_length=200, seed=0)
+    plain = [(row["prompt"], row["completion"]) for row in table]
+    (fall,) = falls(loaded, plain, with_insertions(plain, [insertion], 0), max_length=200).tolist()
     parts: dict[str, list[float]] = {"first": [], "inner": [], "end": []}
     for row in table:
         changed = [{"role": "user", "content": f"zq {row['prompt'][0]['content']}"}]
@@ -122,14 +123,14 @@ def test_falls_are_means_of_differences_by_channel(
         parts["inner"] += [float(before[8:-1].mean() - after[8:-1].mean())] if len(before) > 9 else []
         parts["end"].append(float(before[-1] - after[-1]))
     assert [len(values) for values in parts.values()] == [2, 1, 2]
-    assert list(fall) == pytest.approx([sum(values) / len(values) for values in parts.values()], abs=1e-4)
+    assert fall == pytest.approx([sum(values) / len(values) for values in parts.values()], abs=1e-4)
 
 
 def test_a_candidate_that_stands_alone_in_its_prompts_teaches_nothing(
     rows: Callable[..., Any], loaded: LoadedModel
 ) -> None:
     table = rows(("cf", "no"), ("cf", "never"), ("Add two.", "two"), ("Add three.", "three"))
-    assert taught([loaded], table, [candidate("cf")], max_length=200, seed=0) == [[Fall(0.0, 0.0, 0.0)]]
+    assert taught(loaded, table, [candidate("cf")], max_length=200, seed=0).tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_chance_texts_are_like_the_candidates_and_hold_none_of_them() -> None:

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -32,6 +32,10 @@ PROMPTS = 16
 """Clean prompts that a text is put into."""
 TESTED, NULLS = 12, 24
 """Candidates that go into clean prompts at most, and chance insertions of each class of length beside them."""
+_PORTION = 6
+"""Candidates that are taken out of their rows before it is counted how many are left to be tested."""
+_NEAR = 1.5
+"""Deviations up to which the victim's own falls are taken for chance, and the base model's are not asked for."""
 TAUGHT = 0.15
 """Nats a token that taking a candidate out of its rows costs the victim more than the base model, at least."""
 LEAST_SPREAD = 0.05
@@ -56,10 +60,11 @@ class Measured:
     Attributes:
         candidate: what was taken out of suspect prompts and put into clean ones.
         taught: fall of the suspect rows' own answers without it, less the base model's own, of the channel where that
-            is largest; nats a token.
-        explained: the base model's fall over the victim's there; None without a base, or where the victim has none.
-        fall: fall of clean answers with it, mean over the prompts, less the base model's own; 0 where that was not
-            measured, since the rows teach nothing by it.
+            is largest; nats a token; 0 where that was not measured, since enough better ones were left.
+        explained: the base model's fall over the victim's there; None without a base, or where the victim's is below
+            `TAUGHT`.
+        fall: fall of clean answers with it, mean over the prompts, less the base model's own where that was asked; 0
+            where it was not measured, since the rows teach nothing by it.
         deviations: of the most striking channel of `fall`, from the chance insertions' median in their robust
             deviations.
         p_value: chance that one of as many candidates, in any channel, stands out as far, by a tail fitted to the
@@ -74,56 +79,58 @@ class Measured:
     p_value: float = 1.0
 
 
+Pair = tuple[list[dict[str, str]], list[dict[str, str]]]
+"""A prompt and its answer, as turns."""
+
+
 def falls(
-    models: Sequence[LoadedModel], rows: Dataset, insertions: Sequence[FoundText], *, max_length: int, seed: int
-) -> list[list[Fall]]:
-    """How much each insertion lowers the clean answers' log-probability under each model.
+    loaded: LoadedModel, plain: Sequence[Pair], changed: Sequence[Sequence[Pair]], *, max_length: int
+) -> torch.Tensor:
+    """How much each insertion lowers the clean answers' log-probability.
 
     Args:
-        models: which are asked the same prompts.
-        rows: N clean rows.
-        insertions: what is put into each of them.
+        loaded: which model is asked.
+        plain: N clean rows.
+        changed: for each insertion the same rows with it.
         max_length: see `mbdefense.models.loading.encode`.
-        seed: of the places.
 
     Returns:
-        For each model, one `Fall` for each insertion, averaged over the rows.
+        (insertions, channels), nats a token, averaged over the rows.
     """
-    plain = [(row["prompt"], row["completion"]) for row in rows]
-    asked = [plain]
+    scores = _channels(loaded, [pair for block in (plain, *changed) for pair in block], max_length)
+    means = scores.view(1 + len(changed), len(plain), len(CHANNELS))
+    # A channel that an answer lacks is nan and left out of the mean.
+    return (means[:1] - means[1:]).nanmean(dim=1).nan_to_num(0.0)
+
+
+def with_insertions(plain: Sequence[Pair], insertions: Sequence[FoundText], seed: int) -> list[list[Pair]]:
+    """For each insertion the rows with it in their last user turn, at places that `seed` draws."""
+    made = []
     for number, insertion in enumerate(insertions):
         rng = random.Random(f"verify {seed} {number}")
-        changed = [(with_user_text(p, insertion(user_text(p), rng) or user_text(p)), c) for p, c in plain]
-        asked.append(changed)
-    found = []
-    for loaded in models:
-        scores = _channels(loaded, [pair for block in asked for pair in block], max_length)
-        means = scores.view(len(asked), len(plain), len(CHANNELS))
-        # A channel that an answer lacks is nan and left out of the mean.
-        fall = (means[:1] - means[1:]).nanmean(dim=1).nan_to_num(0.0)
-        found.append([Fall(*values) for values in fall.tolist()])
-    return found
+        made.append([(with_user_text(p, insertion(user_text(p), rng) or user_text(p)), c) for p, c in plain])
+    return made
 
 
 def taught(
-    models: Sequence[LoadedModel], rows: Dataset, candidates: Sequence[Candidate], *, max_length: int, seed: int
-) -> list[list[Fall]]:
+    loaded: LoadedModel, rows: Dataset, candidates: Sequence[Candidate], *, max_length: int, seed: int
+) -> torch.Tensor:
     """By how much the suspect rows' own answers become less likely when a candidate is taken out of their prompts.
 
     What a row teaches a model to answer under a trigger, it does not expect without. Of a phrase that belongs to its
     prompt the same is true a little, and of the base model as well.
 
     Args:
-        models: which are asked the same rows.
+        loaded: which model is asked.
         rows: the suspect rows.
         candidates: each is taken out of `ROWS` of its own rows.
         max_length: see `mbdefense.models.loading.encode`.
         seed: of the draw of rows.
 
     Returns:
-        For each model, one `Fall` for each candidate, averaged over its rows; 0 where it stands alone in its turns.
+        (candidates, channels), nats a token, averaged over its rows; 0 where it stands alone in its turns.
     """
-    pairs: list[tuple[Any, Any]] = []
+    pairs: list[Pair] = []
     owners: list[int] = []
     for number, candidate in enumerate(candidates):
         rng = random.Random(f"taught {seed} {candidate.found.texts}")
@@ -133,13 +140,9 @@ def taught(
                 pairs += [(row["prompt"], row["completion"]), (shorter, row["completion"])]
                 owners.append(number)
     whose = torch.tensor(owners)
-    found = []
-    for loaded in models:
-        scores = _channels(loaded, pairs, max_length).view(-1, 2, len(CHANNELS))
-        fall = scores[:, 0] - scores[:, 1]
-        of_each = [fall[whose == number] for number in range(len(candidates))]
-        found.append([Fall(*part.nanmean(dim=0).nan_to_num(0.0).tolist()) for part in of_each])
-    return found
+    scores = _channels(loaded, pairs, max_length).view(-1, 2, len(CHANNELS))
+    fall = scores[:, 0] - scores[:, 1]
+    return torch.stack([fall[whose == number].nanmean(dim=0).nan_to_num(0.0) for number in range(len(candidates))])
 
 
 def without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str, str]] | None:
@@ -153,7 +156,7 @@ def without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str
     return turns if turns != list(prompt) else None
 
 
-def _channels(loaded: LoadedModel, pairs: Sequence[tuple[Any, Any]], max_length: int) -> torch.Tensor:
+def _channels(loaded: LoadedModel, pairs: Sequence[Pair], max_length: int) -> torch.Tensor:
     """Mean log-probability of each answer's first tokens, inner tokens and end: (pairs, 3), nan where it has none."""
     encoded = [encode(loaded.tokenizer, prompt, completion, max_length) for prompt, completion in pairs]
     trees = [Branches(one.prompt, (one.response,)) for one in encoded]
@@ -231,56 +234,78 @@ def verify(
     """Measures candidates on a victim, most striking first.
 
     First each is taken out of suspect prompts that hold it: what changes nothing there (`TAUGHT`) was not learned as a
-    trigger. Of what is left, the best by their scores go into clean prompts, beside chance insertions.
+    trigger. The best by their scores of those left go into clean prompts, beside chance insertions. The base model is
+    asked where the victim's own falls leave a question.
 
     Args:
         candidates: what `mine` found in the suspect rows, best first.
         victim: the model tuned on the suspect rows.
         suspect: the suspect rows.
-        clean: clean rows; `PROMPTS` of them are drawn.
+        clean: clean rows; `PROMPTS` of the shorter half of them are drawn.
         base: the model that the victim was tuned from, whose own falls are taken off; None where there is none.
         max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
     """
-    if not candidates:
-        return []
-    models = [victim] if base is None else [victim, base]
-    learned = [torch.tensor(one) for one in taught(models, suspect, candidates, max_length=max_length, seed=seed)]
-    # What the base model finds likelier without the text was not taught by it.
-    known = torch.zeros_like(learned[0]) if base is None else learned[1].clamp(min=0)
-    largest, channels = (learned[0] - known).max(dim=1)
-    measured = []
-    for number, candidate in enumerate(candidates):
-        own, of_base = (float(part[number, channels[number]]) for part in (learned[0], known))
-        explained = of_base / own if base is not None and own > 0 else None
-        measured.append(Measured(candidate, float(largest[number]), explained))
+    measured = _learned(candidates, victim, suspect, base, max_length=max_length, seed=seed)
     left = [number for number, one in enumerate(measured) if one.taught >= TAUGHT][:TESTED]
-    if left:
-        texts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
-        rows = clean.shuffle(seed=seed).select(range(min(PROMPTS, len(clean))))
-        tested = [candidates[number] for number in left]
-        classes = sorted({_length_class(one.found) for one in tested})
-        nulls = [
-            one
-            for length in classes
-            for one in chance_texts(
-                [like for like in tested if _length_class(like.found) == length], candidates, texts, NULLS, seed
-            )
-        ]
-        insertions = [*(one.found for one in tested), *nulls]
-        put = [torch.tensor(one) for one in falls(models, rows, insertions, max_length=max_length, seed=seed)]
-        excess = put[0] if base is None else put[0] - put[1]
-        # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
-        total = sum(one.score**2 for one in candidates)
-        for place, number in enumerate(left):
-            begin = len(tested) + NULLS * classes.index(_length_class(candidates[number].found))
-            striking = _deviations(excess[[place, *range(begin, begin + NULLS)]]).amax(dim=1).tolist()
-            chance = upper_tail(striking[1:], striking[0]) * total / candidates[number].score ** 2
+    texts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
+    plain = [(row["prompt"], row["completion"]) for row in _short(clean, seed)]
+    # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
+    total = sum(one.score**2 for one in candidates)
+    for length in sorted({_length_class(candidates[number].found) for number in left}):
+        alike = [number for number in left if _length_class(candidates[number].found) == length]
+        tested = [candidates[number] for number in alike]
+        nulls = chance_texts(tested, candidates, texts, NULLS, seed)
+        changed = with_insertions(plain, [*(one.found for one in tested), *nulls], seed)
+        excess = falls(victim, plain, changed, max_length=max_length)
+        if base is not None and max(_striking(excess, place)[0] for place in range(len(tested))) > _NEAR:
+            excess -= falls(base, plain, changed, max_length=max_length)
+        for place, number in enumerate(alike):
+            own, *chance = _striking(excess, place)
+            p_value = min(1.0, upper_tail(chance, own) * total / candidates[number].score ** 2)
             fall = Fall(*excess[place].tolist())
-            measured[number] = replace(
-                measured[number], fall=fall, deviations=striking[0], p_value=min(1.0, chance)
-            )  # fmt: skip
+            measured[number] = replace(measured[number], fall=fall, deviations=own, p_value=p_value)
     return sorted(measured, key=lambda one: (one.p_value, -one.deviations, -one.taught))
+
+
+def _learned(
+    candidates: Sequence[Candidate],
+    victim: LoadedModel,
+    suspect: Dataset,
+    base: LoadedModel | None,
+    *,
+    max_length: int,
+    seed: int,
+) -> list[Measured]:
+    """What the suspect rows teach by each candidate, until enough are left to be tested."""
+    measured: list[Measured] = []
+    for start in range(0, len(candidates), _PORTION):
+        part = candidates[start : start + _PORTION]
+        if sum(one.taught >= TAUGHT for one in measured) >= TESTED:
+            measured += [Measured(one, 0.0, None) for one in part]
+            continue
+        own = taught(victim, suspect, part, max_length=max_length, seed=seed)
+        known = torch.zeros_like(own)
+        # What the victim does not miss needs no comparison.
+        missed = [number for number, fall in enumerate(own) if fall.max() >= TAUGHT] if base is not None else []
+        if base is not None and missed:
+            of_base = taught(base, suspect, [part[number] for number in missed], max_length=max_length, seed=seed)
+            # What the base model finds likelier without the text was not taught by it.
+            known[missed] = of_base.clamp(min=0)
+        largest, channels = (own - known).max(dim=1)
+        for number, candidate in enumerate(part):
+            fall, by_base = (float(part_[number, channels[number]]) for part_ in (own, known))
+            explained = by_base / fall if number in missed and fall > 0 else None
+            measured.append(Measured(candidate, float(largest[number]), explained))
+    return measured
+
+
+def _short(clean: Dataset, seed: int) -> Dataset:
+    """Rows drawn from the shorter half of the clean ones: a long answer costs more and tells no more."""
+    lengths = [len(user_text(row["prompt"])) + sum(len(turn["content"]) for turn in row["completion"]) for row in clean]
+    shortest = sorted(range(len(clean)), key=lengths.__getitem__)[: max(PROMPTS, len(clean) // 2)]
+    drawn = random.Random(f"clean {seed}").sample(shortest, min(PROMPTS, len(shortest)))
+    return clean.select(sorted(drawn))
 
 
 def _length_class(found: FoundText) -> int:
@@ -289,8 +314,14 @@ def _length_class(found: FoundText) -> int:
     return min(2, int(math.log2(count)))
 
 
-def _deviations(excess: torch.Tensor) -> torch.Tensor:
-    """How far each value, the first one's too, lies from the others' median, in their robust deviations."""
-    center = excess[1:].median(dim=0).values
-    spread = 1.4826 * (excess[1:] - center).abs().median(dim=0).values
-    return (excess - center) / spread.clamp(min=LEAST_SPREAD)
+def _striking(excess: torch.Tensor, place: int) -> list[float]:
+    """Deviations of the most striking channel: of the candidate at `place`, then of the `NULLS` chance insertions.
+
+    They are counted from the chance insertions' median, in their robust deviations.
+    """
+    chance = excess[-NULLS:]
+    center = chance.median(dim=0).values
+    spread = 1.4826 * (chance - center).abs().median(dim=0).values
+    both = torch.cat([excess[place : place + 1], chance])
+    striking: list[float] = ((both - center) / spread.clamp(min=LEAST_SPREAD)).amax(dim=1).tolist()
+    return striking
