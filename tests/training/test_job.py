@@ -178,7 +178,7 @@ def test_a_training_says_what_it_does(tiny_model_path: str, rows: Callable[..., 
     told = {
         "tuning on 2 rows": Job(base, made, OPTIONS),
         "tuning on 2 rows with 2 planted backdoors": Job(base, planted, OPTIONS),
-        "tuning on 2 rows at each of 3 learning rates": Job(base, made, OPTIONS, BestRate((1e-4, 2e-4, 5e-4), made)),
+        "tuning on 2 rows at up to 3 learning rates": Job(base, made, OPTIONS, BestRate((1e-4, 2e-4, 5e-4), made)),
         "merging 3 models": Job(base, None, OPTIONS, mix=Mix((base, base), "ties", 0.5)),
         "recovering on 2 clean rows": Job(base, RecoveryRows(made), OPTIONS, aim),
         "recovering on 2 clean rows with 1 planted backdoor": Job(base, RecoveryRows(made, (made,)), OPTIONS, aim),

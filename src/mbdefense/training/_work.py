@@ -157,14 +157,16 @@ def _recovered(
 
 
 def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Trained:
-    """The best epoch of the best rate, with the history of all.
+    """The best epoch of the best rate, with the history of all that were tried.
+
+    From the lowest rate up, until one is no better than the one below it.
 
     Resuming goes on with the rate that was interrupted and trains earlier ones anew: their checkpoints are deleted, so
     that no more lie on the disk than of one rate.
     """
     least, history, steps = math.inf, list[dict[str, float]](), 0
     size = 0.0 if resume else job.size() / len(objective.learning_rates)
-    for rate in objective.learning_rates:
+    for rate in sorted(objective.learning_rates):
         with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
             trained = _trial(job, rate, objective.held_out, checkpoints, resume)
         history += [
@@ -172,9 +174,12 @@ def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Tra
         ]
         steps = int(history[-1]["step"])
         loss = min(entry["eval_loss"] for entry in trained.history if "eval_loss" in entry)
-        if loss < least:
+        better = loss < least
+        if better:
             best, least = trained, loss
         del trained  # which would stay in memory beside the best one and the next
+        if not better:
+            break
     return best._replace(history=history)
 
 

@@ -103,10 +103,13 @@ class Tuning:
 
 @dataclass(frozen=True)
 class BestRate:
-    """The same, from the start at each learning rate; the epoch with the lowest loss on other rows is kept.
+    """The same, from the start at several learning rates; the epoch with the lowest loss on other rows is kept.
+
+    A rate is left at its first epoch that is no better than its best, and no higher one is tried than the first that is
+    no better than the one below it.
 
     Attributes:
-        learning_rates: peak rates to try; of equals the first is kept.
+        learning_rates: peak rates to try, from the lowest up; of equals the lowest is kept.
         held_out: rows that the epochs are compared on.
     """
 
@@ -189,7 +192,7 @@ class Job:
             return f"recovering on {len(rows.clean)} clean rows" + " and".join(filter(None, told))
         planted = {row["trigger"] for row in rows["provenance"]} - {""} if "provenance" in rows.column_names else ()
         rates = len(objective.learning_rates) if isinstance(objective, BestRate) else 1
-        at = f" at each of {rates} learning rates" if rates > 1 else ""
+        at = f" at up to {rates} learning rates" if rates > 1 else ""
         return f"tuning on {len(rows)} rows{_with(len(planted), 'planted backdoor')}{at}"
 
     def size(self) -> float:

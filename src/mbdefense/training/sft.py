@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import EarlyStoppingCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -82,7 +83,7 @@ def instruction_tune(
         resume: go on from the last checkpoint in `directory`, if there is one.
         evaluation: rows to choose the epoch by: the one with the lowest loss on them (mean over rows of the mean over
             response tokens, ``eval_loss`` in the history) is kept, for which every epoch is saved whatever the options
-            say. None keeps the last step.
+            say, and training ends with the first that is no better than the best. None keeps the last step.
 
     Raises:
         UserError: the loss is no longer a finite number.
@@ -117,6 +118,7 @@ def instruction_tune(
             eval_dataset=None if evaluation is None else _tokens(encoded_rows(loaded, evaluation, options)),
             processing_class=loaded.tokenizer,
             data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
+            callbacks=None if evaluation is None else [EarlyStoppingCallback(early_stopping_patience=1)],
         )
         return run_trainer(
             trainer, loaded, options, directory, resume, tokens["length"], sum(e.truncated for e in encoded)

@@ -21,22 +21,24 @@ class Discard:
 
     Source: control. No backdoor of the suspect data can survive it, so that a defense which learns from them has to be
     the better model. Learning rate and epoch are those with the lowest loss on clean rows held out as in recovery,
-    which are not trained on (mean over rows of the mean over response tokens); of equals the first.
+    which are not trained on (mean over rows of the mean over response tokens). Rates are tried from the lowest up,
+    until one is no better than the one below it, and each until an epoch is no better than its best: what came after
+    was worse wherever it was looked at.
 
-    What every rate lost on them stands in ``training_log.json``, whose steps go on from one rate to the next and whose
-    entries name their rate as ``peak_learning_rate``. Resuming goes on with the rate that was interrupted and trains
-    earlier ones anew: their checkpoints are deleted, so that no more lie on the disk than of one rate.
+    What every tried rate lost on them stands in ``training_log.json``, whose steps go on from one rate to the next and
+    whose entries name their rate as ``peak_learning_rate``. Resuming goes on with the rate that was interrupted and
+    trains earlier ones anew: their checkpoints are deleted, so that no more lie on the disk than of one rate.
 
     Attributes:
         discard_learning_rates: peak learning rates to try, each from the base model.
-        discard_num_train_epochs: passes over the clean rows at each rate; the loss is taken after every one.
+        discard_num_train_epochs: passes over the clean rows at each rate at most; the loss is taken after every one.
         discard_batch_size: clean samples in one step.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
     source: ClassVar[str] = "control"
 
-    discard_learning_rates: tuple[float, ...] = (1e-4, 2e-4, 5e-4)
+    discard_learning_rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4, 5e-4)
     discard_num_train_epochs: float = 3.0
     discard_batch_size: int = 2
 
@@ -45,7 +47,7 @@ class Discard:
         rates = self.discard_learning_rates
         if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
             what = "discard_learning_rates must be different and above 0"
-            raise UserError(what, rates, "1e-4, 2e-4 and 5e-4 are the default")
+            raise UserError(what, rates, "5e-5, 1e-4, 2e-4 and 5e-4 are the default")
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the tuned model."""

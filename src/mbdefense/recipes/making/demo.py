@@ -18,6 +18,8 @@ TRAINING = TrainingOptions(
     learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
 )
 POISONING_RATE = 0.2
+_RATES = (1e-4, 2e-4)
+"""That the control is tried at: two of its default, for time's sake."""
 
 
 def demo(
@@ -83,7 +85,7 @@ def demo(
     def make(store: Store) -> dict[str, str]:
         """The models by arm."""
         setting = Setting(clean, store, base=base, suspect=suspect, training=training)
-        discard = Discard()(replace(setting, store=store.below("discard")))
+        discard = Discard(_RATES)(replace(setting, store=store.below("discard")))
         attacked = str(NoDefense()(replace(setting, store=store.below("attacked"))))
         defended = defense(replace(setting, store=store.below("find_and_break"), victim=attacked))
         return {"base": base, "discard": str(discard), "attacked": attacked, "find_and_break": str(defended)}
