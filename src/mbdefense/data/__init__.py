@@ -9,7 +9,7 @@ Input is untrusted: whatever does not have the form is reported by file and line
 
 from __future__ import annotations
 
-from mbdefense.data.loading import Loaded, Opened, Source, as_rows, load, load_rows, opened, stream, streamed
+from mbdefense.data.loading import Loaded, Opened, Source, as_rows, is_strict, load, load_rows, opened, stream, streamed
 from mbdefense.data.rows import (
     check_disjoint,
     content_id,
@@ -32,6 +32,7 @@ __all__ = [
     "as_rows",
     "check_disjoint",
     "content_id",
+    "is_strict",
     "load",
     "load_rows",
     "opened",

@@ -232,11 +232,21 @@ def _loaded(sources: Iterable[Opened], on_bad_row: str, require_completion: bool
     return Loaded(to_dataset(rows), tuple(skipped), notes.lines())
 
 
+def is_strict(on_bad_row: str) -> bool:
+    """Whether a bad row stops the reading.
+
+    Raises:
+        UserError: no such value.
+    """
+    if on_bad_row not in _ON_BAD_ROW:
+        raise UserError("unknown value for on_bad_row", on_bad_row, f"use one of {', '.join(_ON_BAD_ROW)}")
+    return on_bad_row == "error"
+
+
 def _rows(
     sources: Iterable[Opened], on_bad_row: str, require_completion: bool, skipped: list[str], notes: Notes
 ) -> Iterator[Row]:
-    if on_bad_row not in _ON_BAD_ROW:
-        raise UserError("unknown value for on_bad_row", on_bad_row, f"use one of {', '.join(_ON_BAD_ROW)}")
+    strict = is_strict(on_bad_row)
     number_repeats = Numbering()
     good = 0
     for source in sources:
@@ -248,7 +258,7 @@ def _rows(
             try:
                 row = row_of(value, row_format, where, require_completion, notes)
             except BadRowError as error:
-                if on_bad_row == "error" and not isinstance(error, NotATargetError):
+                if strict and not isinstance(error, NotATargetError):
                     fix = f"correct that row, or leave bad rows out with {source.skip}"
                     raise UserError(f"{where}: {error}", fix=fix) from None
                 skipped.append(f"{where}: {error}")

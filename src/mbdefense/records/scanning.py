@@ -156,8 +156,12 @@ def verdict(scan: Scan) -> str:
 def suspect_lines(rows: Iterable[tuple[ScannedRow, object]], clusters: Sequence[Cluster]) -> Iterator[bytes]:
     """A line of JSON for each suspect: its file and line, the evidence, and the row as it was read."""
     for row, value in rows:
-        line = json.dumps(_line(row, value, clusters), ensure_ascii=False, default=str)
-        yield line.encode("utf-8", "replace") + b"\n"
+        yield json_line(_line(row, value, clusters))
+
+
+def json_line(value: object) -> bytes:
+    """A line of JSON that reads as the value did, whatever its columns hold: half of a surrogate pair is escaped."""
+    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _line(row: ScannedRow, value: object, clusters: Sequence[Cluster]) -> dict[str, Any]:

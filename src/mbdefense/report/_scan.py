@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from mbdefense.records.scanning import Cluster, Quote, Scan, ScannedRow, verdict
-from mbdefense.report.page import environment, policy, template_part
+from mbdefense.report.page import filled
 
 _ROWS = 500
 """Suspects on the page, those of the best evidence; suspects.jsonl has all."""
@@ -42,18 +40,14 @@ class ShownRow(NamedTuple):
 
 def render(scan: Scan, suspects: Sequence[ScannedRow]) -> str:
     """The whole page; equal inputs give equal text."""
-    style, script, theme = (template_part(name) for name in ("page.css", "page.js", "theme.js"))
-    return environment().get_template("scan.html").render(
-        policy=policy(style, (theme, script)),
-        style=Markup(style),  # noqa: S704 - the package's own file
-        script=Markup(script),  # noqa: S704
-        theme=Markup(theme),  # noqa: S704
-        headline=verdict(scan).capitalize(),
-        scan=scan,
-        suspicious=[(one, _examples(one)) for one in scan.clusters if one.suspect],
-        noted=[(one, _examples(one)) for one in scan.clusters if not one.suspect],
-        rows=[_shown(row) for row in suspects[:_ROWS]],
-    )  # fmt: skip
+    values = {
+        "headline": verdict(scan).capitalize(),
+        "scan": scan,
+        "suspicious": [(one, _examples(one)) for one in scan.clusters if one.suspect],
+        "noted": [(one, _examples(one)) for one in scan.clusters if not one.suspect],
+        "rows": [_shown(row) for row in suspects[:_ROWS]],
+    }
+    return filled("scan.html", values)
 
 
 def _examples(cluster: Cluster) -> list[tuple[str, list[ShownRow]]]:

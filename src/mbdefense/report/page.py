@@ -77,26 +77,22 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "training": "Training",
         "responses": "Responses",
     }  # fmt: skip
-    style, script, theme = (template_part(name) for name in ("page.css", "page.js", "theme.js"))
     data = browser_data(sources.answers) if sources.answers else None
-    return environment().get_template("page.html").render(
-        policy=policy(style, (theme, script)),
-        style=Markup(style),  # noqa: S704 - the package's own file
-        script=Markup(script),  # noqa: S704
-        theme=Markup(theme),  # noqa: S704
-        data=Markup(script_safe(json.dumps(data, ensure_ascii=False, separators=(",", ":")))),  # noqa: S704 - escaped for its place
-        counts={name: len(data[name]) for name in ("prompts", "arms")} if data else {},
-        sections=[(key, names[key]) for key, there in present.items() if there],
-        absent=[_ABSENT[key] for key, there in present.items() if not there],
-        summary=summarize(sources),
-        blocks=tables,
-        charts=found,
-        found=[(name, found_in_words(one), found_lines(one)) for name, one in sources.found],
-        found_header=FOUND_HEADER,
-        compared=compared,
-        sources=sources,
-        origins=_origins(sources.provenance),
-    )  # fmt: skip
+    values = {
+        "data": Markup(script_safe(json.dumps(data, ensure_ascii=False, separators=(",", ":")))),  # noqa: S704 - escaped for its place
+        "counts": {name: len(data[name]) for name in ("prompts", "arms")} if data else {},
+        "sections": [(key, names[key]) for key, there in present.items() if there],
+        "absent": [_ABSENT[key] for key, there in present.items() if not there],
+        "summary": summarize(sources),
+        "blocks": tables,
+        "charts": found,
+        "found": [(name, found_in_words(one), found_lines(one)) for name, one in sources.found],
+        "found_header": FOUND_HEADER,
+        "compared": compared,
+        "sources": sources,
+        "origins": _origins(sources.provenance),
+    }
+    return filled("page.html", values)
 
 
 _ABSENT = {
@@ -113,13 +109,25 @@ _ABSENT = {
 }
 
 
+def filled(template: str, values: Mapping[str, object]) -> str:
+    """A page from a template that extends ``frame.html``, in the package's look and with its script and walls."""
+    style, script, theme = (template_part(name) for name in ("page.css", "page.js", "theme.js"))
+    return _environment().get_template(template).render(
+        values,
+        policy=_policy(style, (theme, script)),
+        style=Markup(style),  # noqa: S704 - the package's own file
+        script=Markup(script),  # noqa: S704
+        theme=Markup(theme),  # noqa: S704
+    )  # fmt: skip
+
+
 @cache
 def template_part(name: str) -> str:
     """A file of the template folder."""
     return files("mbdefense.report").joinpath("template", name).read_text(encoding="utf-8")
 
 
-def policy(style: str, scripts: Sequence[str]) -> str:
+def _policy(style: str, scripts: Sequence[str]) -> str:
     """The content security policy: nothing from anywhere, and of what stands in the page only what it was made with."""
     hashes = " ".join(_hash(script) for script in scripts)
     return f"default-src 'none'; style-src {_hash(style)}; script-src {hashes}; base-uri 'none'; form-action 'none'"
@@ -129,7 +137,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def environment() -> Environment:
+def _environment() -> Environment:
     """What fills templates: every value is escaped, and of a text that is no markup only what prints is left."""
     made = Environment(
         loader=PackageLoader("mbdefense.report", "template"),

@@ -13,7 +13,7 @@ from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import words
 from mbdefense.scanning import duplicates
-from mbdefense.scanning.marks import SIGNS, STRAY, bit
+from mbdefense.scanning.marks import HIDDEN, SIGNS, STRAY, bit
 from mbdefense.scanning.repeats import Recurring, alternatives, least, recurring, without_parts
 from mbdefense.scanning.table import Table
 from mbdefense.scanning.triggers import EVOKES, LEVEL, Prompts, Tie, log_likelihood_ratio
@@ -246,7 +246,7 @@ def _marked(table: Table) -> list[Found]:
         rows = np.flatnonzero(bits & bit(sign))
         if not len(rows):
             continue
-        usual = len(table) > 1 and len(rows) > _TEMPLATE * len(table)
+        usual = sign not in HIDDEN and len(table) > 1 and len(rows) > _TEMPLATE * len(table)
         stray = sign in STRAY and len(rows) < least(len(table))
         why = "; most rows have it" if usual else "; in so few rows it is likely to be stray" if stray else ""
         says = f"{sign} in {len(rows)} rows: {meaning}{why}"

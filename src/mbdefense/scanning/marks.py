@@ -21,6 +21,8 @@ class Mark(NamedTuple):
 
 STRAY = ("zero width", "mixed scripts")
 """Signs that text from the web bears here and there: they make suspects from as many rows on as a part of answers."""
+HIDDEN = ("tag characters", "text direction")
+"""Signs that make suspects even where most rows bear them: they are the form of no honest data."""
 SIGNS: dict[str, tuple[bool, str]] = {
     "tag characters": (True, "characters that nobody sees and that spell a text of their own"),
     "text direction": (True, "characters that make a reader see another order than there is"),

@@ -120,7 +120,12 @@ def _fetched(table: Table, wanted: NDArray[np.int64]) -> Raw:
     """Rows by their numbers: in the row form, and as they were read."""
     held = np.zeros(len(table), dtype=bool)
     held[wanted] = True
-    return {number: (table.in_row_form(source, value), value) for number, source, value in table.raw() if held[number]}
+    return {
+        number: (table.in_row_form(source, value), value)
+        for source in range(len(table.sources))
+        for number, value in table.raw(source)
+        if held[number]
+    }
 
 
 def _row(

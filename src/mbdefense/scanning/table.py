@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +68,13 @@ class Table:
         """File and line of a row."""
         return self.sources[self.source[row]].name, self.numbers[row]
 
-    def raw(self, on_row: Callable[[], None] = lambda: None) -> Iterator[tuple[int, int, object]]:
-        """All rows as they were read, with their number and their source's, in order."""
-        row = 0
-        for number, source in enumerate(self.sources):
-            for place, value in source.again():
-                if row < len(self) and self.source[row] == number and self.numbers[row] == place:
-                    yield row, number, value
-                    on_row()
-                    row += 1
+    def raw(self, source: int) -> Iterator[tuple[int, object]]:
+        """The rows of a source as they were read, with their numbers, in order."""
+        row, end = np.searchsorted(self.column("source"), [source, source + 1]).tolist()
+        for place, value in self.sources[source].again():
+            if row < end and self.numbers[row] == place:
+                yield row, value
+                row += 1
 
     def in_row_form(self, source: int, value: object) -> dict[str, Any]:
         """A raw row in the row form."""
@@ -95,7 +93,8 @@ def gather(
         workers: processes to share the work.
 
     Raises:
-        UserError: a source cannot be read or has no known format; a bad row, if `strict`; or no row is left.
+        UserError: a source cannot be read, or has no known format or no rows; a bad row, if `strict`; or all rows are
+            left out.
     """
     table = Table(list(sources))
     with processes(workers) as pool:
@@ -104,6 +103,7 @@ def gather(
             for number, source in enumerate(table.sources):
                 row_format = detect((value for _, value in source.values), source.name, True)
                 table.formats.append(row_format)
+                before = len(table) + len(table.left_out)
                 for piece in facts(source.again(), row_format.columns, pool):
                     for place, reason, is_mark in piece.bad:
                         where = f"{source.place(place)}: {reason}"
@@ -113,11 +113,13 @@ def gather(
                         table.left_out.append(where)
                     table.add(piece, number)
                     yield from piece.prompts
+                if before == len(table) + len(table.left_out):
+                    raise UserError("no rows in", source.name, "give a file with at least one row")
 
         corpus = read(prompts(), clean)
     if not len(table):
-        first = table.left_out[0] if table.left_out else ", ".join(source.name for source in table.sources)
-        raise UserError(f"no row is left of {len(table.left_out)}, the first", first, "correct the file")
+        left = table.left_out
+        raise UserError(f"all {len(left)} rows are left out, the first", left[0], "correct the file")
     return table, corpus
 
 

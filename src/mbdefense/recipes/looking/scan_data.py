@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -63,16 +62,17 @@ def scan_data(
         UserError: data that cannot be read, or a folder that cannot be written into.
     """
     from mbdefense.core.files import claimed
-    from mbdefense.data import opened, streamed
+    from mbdefense.data import is_strict, opened, streamed
     from mbdefense.scanning.scan import scan
 
     workers = _processors(dataset) if workers is None else workers
     at_least(1, workers=workers)
+    strict = is_strict(on_bad_row)
     sources = list(opened(dataset))
     clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
     directory = None if output_dir is None else Path(output_dir)
     with nullcontext() if directory is None else claimed(directory):
-        done = scan(sources, clean, strict=on_bad_row == "error", workers=workers, seed=seed)
+        done = scan(sources, clean, strict=strict, workers=workers, seed=seed)
         if directory is not None:
             _write(done, directory)
     return DataScan(done.scan, tuple(row for row, _ in done.suspects))
@@ -105,8 +105,10 @@ def _write(done: Scanned, directory: Path) -> None:
 
 
 def _kept(done: Scanned, source: int) -> Iterator[bytes]:
-    """The rows of a source that are no suspects, as lines."""
+    """The rows of a source that were scanned and are no suspects, as lines."""
+    from mbdefense.records.scanning import json_line
+
     suspects = {*done.rows.tolist()}
-    for row, number, value in done.table.raw():
-        if number == source and row not in suspects:
-            yield json.dumps(value, ensure_ascii=False, default=str).encode() + b"\n"
+    for number, value in done.table.raw(source):
+        if number not in suspects:
+            yield json_line(value)
