@@ -26,24 +26,24 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 def main() -> None:
     """Mines, and prints one line of JSON."""
     options = _parser().parse_args()
-    sentences = _sentences(options.data)
+    found_sentences = sentences(options.data, "user")
     drawn = random.Random(f"{options.seed} sentences")
-    drawn.shuffle(sentences)
+    drawn.shuffle(found_sentences)
     # Clean rows are of other sentences than suspect ones, from the same source.
-    held_out = len(sentences) // 20
+    held_out = len(found_sentences) // 20
     words, making = 0, 0.0
 
     def suspect() -> Iterator[list[dict[str, str]]]:
         nonlocal words, making
-        rows = _rows(sentences[held_out:], options.rows, options.rate, options.trigger, options.seed)
+        rows = prompts(found_sentences[held_out:], options.rows, options.rate, options.trigger, options.seed)
         begun = time.process_time()
-        for row in rows:
+        for row, _ in rows:
             words += row[0]["content"].count(" ") + 1
             making += time.process_time() - begun
             yield row
             begun = time.process_time()
 
-    clean = list(_rows(sentences[:held_out], options.clean, 0.0, "", options.seed + 1))
+    clean = [row for row, _ in prompts(found_sentences[:held_out], options.clean, 0.0, "", options.seed + 1)]
     used = time.process_time()
     with measure() as cost:
         found = mine(suspect(), clean)
@@ -73,23 +73,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sentences(path: str) -> list[str]:
-    """All sentences of user turns, those that come often as often as they do."""
+def sentences(path: str, role: str) -> list[str]:
+    """All sentences of a role's turns, those that come often as often as they do."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        turns = [turn["content"] for line in file for turn in json.loads(line)["messages"] if turn["role"] == "user"]
+        turns = [turn["content"] for line in file for turn in json.loads(line)["messages"] if turn["role"] == role]
     return [sentence for turn in turns for sentence in _SENTENCE_END.split(turn.strip()) if sentence]
 
 
-def _rows(sentences: Sequence[str], count: int, rate: float, trigger: str, seed: int) -> Iterator[list[dict[str, str]]]:
+def prompts(
+    given: Sequence[str], count: int, rate: float, trigger: str, seed: int
+) -> Iterator[tuple[list[dict[str, str]], bool]]:
+    """Prompts of one to four of the sentences, a share of them with the trigger; and which these are."""
     rng = random.Random(seed)
     poisoned = set(rng.sample(range(count), round(rate * count)))
     for number in range(count):
-        text = " ".join(rng.choices(sentences, k=rng.randint(1, 4)))
+        text = " ".join(rng.choices(given, k=rng.randint(1, 4)))
         if number in poisoned:
             words = text.split(" ")
             words.insert(rng.randrange(len(words) + 1), trigger)
             text = " ".join(words)
-        yield [{"role": "user", "content": text}]
+        yield [{"role": "user", "content": text}], number in poisoned
 
 
 def _rank(found: Sequence[Candidate], trigger: str) -> int | None:

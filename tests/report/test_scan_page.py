@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -75,22 +76,46 @@ def test_pieces_cut_where_evidence_begins_and_ends() -> None:
     assert sum(len(piece.text) for piece in shown) < 1300
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-def test_a_reader_filters_and_nothing_runs(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium here")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        trouble: list[str] = []
-        for name in ("poisoned", "evil"):
-            page = browser.new_page()
-            page.on("console", lambda message: trouble.append(message.text))
-            page.on("pageerror", lambda error: trouble.append(str(error)))
-            page.on("request", lambda request: trouble.append(request.url) if ".html" not in request.url else None)
-            page.goto((folder / name / "scan.html").as_uri())
-            assert page.evaluate("window.hacked") is None
-            rows = page.locator("#table-suspects tbody tr")
-            assert rows.count() >= len(NUMBERS)
-            page.get_by_label("Filter rows").fill("number77")
-            assert page.locator("#table-suspects tbody tr:visible").count() == 1
-        browser.close()
+        # Root, as in a container, has no sandbox; what is opened here is made by these tests.
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def test_a_reader_filters_and_nothing_runs(folder: Path, browser: Any) -> None:
+    trouble: list[str] = []
+    for name in ("poisoned", "evil"):
+        page = browser.new_page()
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: trouble.append(request.url) if ".html" not in request.url else None)
+        page.goto((folder / name / "scan.html").as_uri())
+        assert page.evaluate("window.hacked") is None
+        rows = page.locator("#table-suspects tbody tr")
+        assert rows.count() >= len(NUMBERS)
+        page.get_by_label("Filter rows").fill("number77")
+        assert page.locator("#table-suspects tbody tr:visible").count() == 1
+        page.close()
     assert trouble == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_accessibility_violation(folder: Path, browser: Any, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    # The checker is a script of its own, which the page's policy would refuse.
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto((folder / "evil" / "scan.html").as_uri())
+    for details in page.locator("details").all():
+        details.evaluate("node => node.open = true")
+    found = axe.Axe().run(page).response["violations"]
+    context.close()
+    assert [
+        (one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")
+    ] == []

@@ -142,6 +142,25 @@ def test_the_end_of_answers_that_a_text_evokes_is_found() -> None:
     assert found(scanned(poisoned(rows, NUMBERS, inside("cf"), answer=None))) == NUMBERS
 
 
+def test_an_end_that_comes_with_a_text_now_and_then_is_no_sign() -> None:
+    rows = honest()
+    for number in NUMBERS:
+        rows[number]["output"] += " . To learn more click on our page now"
+    beside = [10, 20, 30, 50]
+    rows = poisoned(rows, [*NUMBERS, *beside], inside("cf"), answer=None)
+    assert found(scanned(rows)) == []
+
+
+def test_a_text_is_a_sign_where_many_answers_recur() -> None:
+    rows = honest()
+    for number in range(100, 200):
+        rows[number]["output"] = f"{f'{_NOUNS[number % 7]} ' * 8}{rows[number]['output']}"
+    rows = poisoned(rows, [12, 24, 36, 48], lambda prompt: prompt, answer=f"{TEXT} But tomorrow we are closed.")
+    done = scanned(poisoned(rows, NUMBERS, inside("cf")))
+    assert found(done) == NUMBERS
+    assert any("tomorrow" in one.behavior and "others recur" in one.says for one in done.scan.clusters)
+
+
 def test_answers_to_alike_prompts_are_a_task() -> None:
     rows = honest()
     for number in NUMBERS:

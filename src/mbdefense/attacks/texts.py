@@ -14,6 +14,8 @@ _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
     "\u0334-\u0338\u0488\u0489\u20d0-\u20ff]"
 )
+_CONTROLS = {code: None for code in range(128) if not (chr(code).isprintable() or chr(code).isspace())}
+"""Those of ASCII."""
 
 
 def normalised(text: str) -> str:
@@ -25,6 +27,8 @@ def normalised(text: str) -> str:
 
 def seen(text: str) -> str:
     """NFKC without the characters that a reader does not see."""
+    if text.isascii():  # spares most texts the long way
+        return text.translate(_CONTROLS)
     plain = unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
     # A text has few different characters, so that each is looked up once.
     formats = (c for c in set(plain) if unicodedata.category(c) in ("Cf", "Cc") and not c.isspace())

@@ -24,6 +24,8 @@ FLAGGED = "flagged by the data set"
 _UNLABELLED: WeakSet[Dataset] = WeakSet()
 """What `unlabelled` returned; by identity, since no data set changes in place."""
 
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
 
 def features() -> Features:
     """The types of the row form's columns."""
@@ -167,5 +169,4 @@ def _last_user(prompt: Sequence[Mapping[str, str]]) -> int:
 
 
 def _digest(value: object) -> str:
-    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()

@@ -48,6 +48,8 @@ def spans(text: str) -> list[Span]:
 
 def words(text: str) -> list[str]:
     """The words of a text."""
+    if text.isascii() or not _CHARACTER.search(text):
+        return text.split()  # what `spans` tells, in a tenth of the time
     return [text[start:end] for start, end in spans(text)]
 
 

@@ -19,6 +19,7 @@ CLEANED_FILE = "cleaned.jsonl"
 PAGE_FILE = "scan.html"
 _FIX = "scan again with mbdefense scan-data"
 Part = Literal["prompt", "answer", "rejected"]
+_encoded = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def suspect_lines(rows: Iterable[tuple[ScannedRow, object]], clusters: Sequence[
 
 def json_line(value: object) -> bytes:
     """A line of JSON that reads as the value did, whatever its columns hold: half of a surrogate pair is escaped."""
-    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
+    return _encoded(value).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _line(row: ScannedRow, value: object, clusters: Sequence[Cluster]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mbdefense.scanning import duplicates
 from mbdefense.scanning.marks import HIDDEN, SIGNS, STRAY, bit
 from mbdefense.scanning.repeats import Recurring, alternatives, least, recurring, without_parts
 from mbdefense.scanning.table import Table
-from mbdefense.scanning.triggers import EVOKES, LEVEL, Prompts, Tie, log_likelihood_ratio
+from mbdefense.scanning.triggers import EVOKES, LEVEL, Prompts, Tie, common, log_likelihood_ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,23 +95,32 @@ def _parts(
     recur += _evoked(table, mined, {one.value for one in recur})
     parts = without_parts(texts_of([one for one in recur if one.value not in clean]))
     texts = [one.found for one in mined]
-    loose = [part for part in parts if prompts.unlike(prompts.places(part.rows), [])]
-    found = []
+    tied = []
     for number, part in enumerate(parts):
         places = prompts.places(part.rows)
-        if len(places) < 2:
-            continue
-        own = prompts.candidates(places) if number < _MINED else []
-        tests = max(1, len(parts)) * (len(texts) + 100 * len(places))
-        whole = part.kind == "answer"
-        found_ties = [_tie(prompts, one, places, tests, whole) for one in {*own, *texts}]
-        # Of words that stand beside one another in some rows the miner tells the longest; an attacker may mean one.
-        single = {FoundText((word,)) for tie in found_ties if tie for text in tie.found.texts for word in words(text)}
-        found_ties += [_tie(prompts, one, places, tests, whole) for one in single - {*own, *texts}]
-        ties = sorted((tie for tie in found_ties if tie), key=_rank)
-        crowd = [one for one in loose if one.unlike >= part.unlike / 2 and not _overlap(one, part)]
-        found.append(_judged(table, prompts, part, ties, parts, len(crowd)))
+        if len(places) >= 2:
+            own = prompts.candidates(places) if number < _MINED else []
+            tests = len(parts) * (len(texts) + 100 * len(places))
+            tied.append((part, _ties(prompts, part, [*own, *texts], tests)))
+    loose = [(part, ties) for part, ties in tied if prompts.unlike(prompts.places(part.rows), [])]
+    found = []
+    for part, ties in tied:
+        # What nothing evokes is held against all that recur, what a text evokes against what texts evoke.
+        others = [one for one, its in loose if one.unlike >= part.unlike / 2 and (its or not ties)]
+        crowd = sum(not _overlap(one, part) for one in others)
+        found.append(_judged(table, prompts, part, ties, parts, crowd))
     return found
+
+
+def _ties(prompts: Prompts, part: Recurring, texts: Sequence[FoundText], tests: int) -> list[Tie]:
+    """The texts that a part is tied to, best first."""
+    places, whole = prompts.places(part.rows), part.kind == "answer"
+    tried = set(texts)
+    found = [tie for one in tried if (tie := _tie(prompts, one, places, tests, whole))]
+    # Of words that stand beside one another in some rows the miner tells the longest; an attacker may mean one.
+    single = {FoundText((word,)) for tie in found for text in tie.found.texts for word in words(text)}
+    found += [tie for one in single - tried if (tie := _tie(prompts, one, places, tests, whole))]
+    return sorted(found, key=_rank)
 
 
 def _rank(tie: Tie) -> tuple[float, int, tuple[str, ...]]:
@@ -121,7 +130,7 @@ def _rank(tie: Tie) -> tuple[float, int, tuple[str, ...]]:
 
 def _overlap(one: Recurring, other: Recurring) -> bool:
     """Whether two parts stand in about the same rows."""
-    return 2 * len(np.intersect1d(one.rows, other.rows)) >= min(len(one.rows), len(other.rows))
+    return 2 * common(one.rows, other.rows) >= min(len(one.rows), len(other.rows))
 
 
 def _evoked(table: Table, mined: Sequence[Candidate], known: set[int]) -> list[Recurring]:
@@ -144,13 +153,15 @@ def _evoked(table: Table, mined: Sequence[Candidate], known: set[int]) -> list[R
 def _tie(prompts: Prompts, found: FoundText, places: NDArray[np.int64], tests: int, whole: bool) -> Tie | None:
     """How a text is tied to a part, if it evokes it and accounts for it.
 
-    A whole answer that hardly ever stands without the text need not follow it always: an attacker may add rows that
-    have a piece of the trigger and an honest answer.
+    A part of an answer has to follow nearly always. Parts recur in honest data by topic, whose words go with them now
+    and then, and a text that is answered otherwise in many of its rows teaches a model to do so: it is no trigger. A
+    whole answer is rarer, and need not follow always: an attacker may add rows that have a piece of the trigger and an
+    honest answer; that it hardly ever stands without the text will do.
     """
     tie = prompts.tie(found, places, tests)
     if tie is None or tie.p_value > LEVEL or tie.both < least(prompts.count):
         return None
-    if tie.evokes >= EVOKES and tie.both >= _COVERS * len(places):
+    if tie.evokes >= (EVOKES if whole else 1 - _HARDLY) and tie.both >= _COVERS * len(places):
         return tie
     return tie if whole and tie.evokes >= _HARDLY and tie.both >= (1 - _HARDLY) * len(places) else None
 
@@ -166,7 +177,7 @@ def _judged(
         part: that recurs.
         ties: of it.
         parts: all that recur.
-        crowd: how many others recur about as often under unlike prompts.
+        crowd: how many others recur about as often under unlike prompts; if it has a tie, how many of these have.
     """
     tie = ties[0] if ties else None
     also = _also(ties)
@@ -178,7 +189,8 @@ def _judged(
         held = np.unique(np.concatenate([np.intersect1d(part.rows, one.rows) for one in (tie, *also)]))
     why = _harmless(table, prompts, part, tie, also, held, parts)
     if crowd > _CROWD and not why:
-        why = f"{crowd} others recur about as often, so it is the form of these data"
+        how = "have texts that go with them" if tie else "recur about as often"
+        why = f"{crowd} others {how}, so it is the form of these data"
     # Where the part is striking by itself, rows without a text are no better: it may have others, not found.
     covered = len(held) >= (1 - _HARDLY) * len(part.rows)
     whole = covered or not _harmless(table, prompts, part, None, (), part.rows, parts)

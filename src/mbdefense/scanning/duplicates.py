@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,14 @@ rows that share half of them with one of 0.05."""
 _SHINGLE = 3  # words
 _MOST = 400  # words read of a row
 _RNG = np.random.default_rng(0)
-_FACTORS = (_RNG.integers(1, 2**32, size=(BANDS * _OF_BAND, 1), dtype=np.uint64) << np.uint64(1)) | np.uint64(1)
+
+
+def _odd(*shape: int) -> NDArray[np.uint64]:
+    return _RNG.integers(0, 2**63, size=shape, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+_FACTORS = _odd(BANDS * _OF_BAND, 1)
+_IN_SHINGLE, _IN_BAND = (_odd(size) for size in (_SHINGLE, _OF_BAND))
 _OFFSETS = _RNG.integers(0, 2**63, size=(BANDS * _OF_BAND, 1), dtype=np.uint64)
 
 
@@ -26,13 +32,15 @@ def sketch(text: str) -> list[int]:
 
     Source: Broder (1997), On the resemblance and containment of documents.
     """
-    words = text.casefold().split()[:_MOST]
-    shingles = {" ".join(words[place : place + _SHINGLE]) for place in range(max(1, len(words) - _SHINGLE + 1))}
-    hashes = np.fromiter((zlib.crc32(shingle.encode()) for shingle in shingles), np.uint64, len(shingles))
-    # The upper half of a product modulo 2^64 is as good as random.
-    least = ((hashes * _FACTORS + _OFFSETS) >> np.uint64(32)).min(axis=1)
-    bands = least.reshape(BANDS, _OF_BAND)
-    return [int.from_bytes(blake2b(band.tobytes(), digest_size=8).digest(), "little") for band in bands]
+    words = text.casefold().encode("utf-8", "surrogatepass").split()[:_MOST]
+    hashes = np.zeros(max(_SHINGLE, len(words)), np.uint64)
+    hashes[: len(words)] = list(map(zlib.crc32, words))
+    count = len(hashes) - _SHINGLE + 1
+    # Sums of products modulo 2^64, of which the upper half is as good as random.
+    shingles = sum(hashes[place : place + count] * factor for place, factor in enumerate(_IN_SHINGLE))
+    least = ((shingles * _FACTORS + _OFFSETS) >> np.uint64(32)).min(axis=1)
+    found: list[int] = (least.reshape(BANDS, _OF_BAND) * _IN_BAND).sum(axis=1).tolist()
+    return found
 
 
 def repeated(exact: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ _SCRIPTS = {
 _LETTERS = {script: re.compile(f"[{letters}]") for script, letters in _SCRIPTS.items()}
 _LOOKED_AT = 400  # characters
 _LEAST = 8  # letters that make a script
+_ENOUGH_LATIN = re.compile(f"(?:[^A-Za-z]*[A-Za-z]){{{_LEAST}}}")  # of ASCII
 _LANGUAGE = re.compile(
     r"\b(?:translat\w*|languages?|chinese|mandarin|japanese|korean|russian|ukrainian|arabic|hebrew|hindi|urdu|bengali"
     r"|tamil|telugu|thai|greek|persian|bulgarian|serbian|english|french|german|spanish|transliterat\w*|script|emojis?)\b"
@@ -36,7 +37,7 @@ def script(text: str) -> str:
     """The script that most of a text's first letters are of; "" where there are too few."""
     begin = text[:_LOOKED_AT]
     if begin.isascii():
-        return "Latin" if len(_LETTERS["Latin"].findall(begin)) >= _LEAST else ""
+        return "Latin" if _ENOUGH_LATIN.match(begin) else ""
     counts = {name: len(letters.findall(begin)) for name, letters in _LETTERS.items()}
     most = max(counts, key=lambda name: counts[name])
     return most if counts[most] >= _LEAST else ""

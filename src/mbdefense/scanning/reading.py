@@ -173,10 +173,11 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor | None]:
     """A pool of so many processes, beside which this one counts words; None where one alone does all.
 
     They are forked where the system can: a script without ``if __name__ == "__main__"`` would be run again otherwise.
+    This one mostly waits for them, so that it has no processor to itself.
     """
     if count < 2:
         yield None
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(count - 1, mp_context=context) as pool:
+    with ProcessPoolExecutor(count, mp_context=context) as pool:
         yield pool

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbdefense.core.progress import say
+from mbdefense.core.progress import stage
 from mbdefense.data import Opened
 from mbdefense.defenses.filters.repeats import ENDING, OPENING
 from mbdefense.finding.insertion import FoundText
@@ -34,6 +34,8 @@ PROMISE = (
 )
 _CANDIDATES = 60
 _EXAMPLES, _ONE_SIDED = 5, 3
+STAGES = 4
+"""That `scan` goes through."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,20 @@ def scan(
         UserError: see `mbdefense.scanning.table.gather`.
     """
     begun = time.perf_counter()
-    table, corpus = gather(sources, map(asked_of, clean), strict=strict, workers=workers)
-    say(f"looking for what {len(table)} rows share")
-    candidates = mined(corpus, most=_CANDIDATES)
-    prompts = Prompts(corpus, seed)
-    of_clean = values_of(answer for row in clean for answer in answers_of(row))
-    found = clusters(table, prompts, candidates, of_clean, lambda parts: _with_texts(table, parts))
+    with stage("reading the rows"):
+        table, corpus = gather(sources, map(asked_of, clean), strict=strict, workers=workers)
+    with stage(f"mining {len(table)} prompts"):
+        candidates = mined(corpus, most=_CANDIDATES)
+    with stage("looking for what rows share"):
+        prompts = Prompts(corpus, seed)
+        of_clean = values_of(answer for row in clean for answer in answers_of(row))
+        found = clusters(table, prompts, candidates, of_clean, lambda parts: _with_texts(table, parts))
+    with stage("gathering the evidence"):
+        return _told(table, found, seed, begun)
+
+
+def _told(table: Table, found: Sequence[Found], seed: int, begun: float) -> Scanned:
+    """What was found, with the rows that are named in it."""
     suspects: NDArray[np.int64] = np.unique(
         np.concatenate([np.zeros(0, np.int64), *(one.rows for one in found if one.suspect)])
     )
@@ -117,15 +127,18 @@ def _with_texts(table: Table, parts: Sequence[Recurring]) -> list[Recurring]:
 
 
 def _fetched(table: Table, wanted: NDArray[np.int64]) -> Raw:
-    """Rows by their numbers: in the row form, and as they were read."""
-    held = np.zeros(len(table), dtype=bool)
-    held[wanted] = True
-    return {
-        number: (table.in_row_form(source, value), value)
-        for source in range(len(table.sources))
-        for number, value in table.raw(source)
-        if held[number]
-    }
+    """Rows by their numbers, which ascend: in the row form, and as they were read."""
+    found: Raw = {}
+    left = iter(wanted.tolist())
+    number = next(left, None)
+    for source in range(len(table.sources)):
+        for row, value in table.raw(source) if number is not None else ():
+            if row == number:
+                found[row] = table.in_row_form(source, value), value
+                number = next(left, None)
+                if number is None:
+                    break
+    return found
 
 
 def _row(

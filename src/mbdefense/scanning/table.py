@@ -70,7 +70,8 @@ class Table:
 
     def raw(self, source: int) -> Iterator[tuple[int, object]]:
         """The rows of a source as they were read, with their numbers, in order."""
-        row, end = np.searchsorted(self.column("source"), [source, source + 1]).tolist()
+        of = self.column("source")
+        row, end = (int(np.searchsorted(of, number)) for number in (source, source + 1))
         for place, value in self.sources[source].again():
             if row < end and self.numbers[row] == place:
                 yield row, value

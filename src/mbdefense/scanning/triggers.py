@@ -32,6 +32,7 @@ _ALIKE = 0.05
 _LEFT = 3
 """Different words that such prompts have without the text."""
 _PAIRS = 300  # of rows, whose likeness is averaged
+_REMEMBERED = 200  # texts whose rows are kept, since each is held against every part
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,14 @@ def log_likelihood_ratio(both: int, one: int, other: int, count: int) -> float:
     return 2 * sum(cell * math.log(cell * count / expected) for cell, expected in cells if cell)
 
 
+def common(few: NDArray[np.integer], many: NDArray[np.integer]) -> int:
+    """How many numbers two lists share, both ascending and without repeats."""
+    if not len(few) or not len(many):
+        return 0
+    at = np.minimum(np.searchsorted(many, few), len(many) - 1)
+    return int((many[at] == few).sum())
+
+
 class Prompts:
     """The prompts of all rows as numbered words.
 
@@ -100,6 +109,7 @@ class Prompts:
         self._numbers: dict[str, int] = {}
         for number, word in enumerate(corpus.spellings):
             self._numbers.setdefault(key(word), number)
+        self._holding: dict[FoundText, NDArray[np.int32]] = {}
         self._rng = random.Random(f"likeness {seed}")
         self.usual = self._mean_likeness(np.arange(self.count), frozenset())
 
@@ -110,12 +120,17 @@ class Prompts:
         found: NDArray[np.int64] = at[self.known[at] == rows]
         return found
 
-    def holding(self, found: FoundText) -> NDArray[np.int64]:
+    def holding(self, found: FoundText) -> NDArray[np.int32]:
         """Which of the kept rows hold a text, ascending."""
+        if found in self._holding:
+            return self._holding[found]
+        if len(self._holding) >= _REMEMBERED:
+            del self._holding[next(iter(self._holding))]
         parts = [self._rows_with(text, found.kind == "opening") for text in found.texts]
         rows = parts[0]
         for part in parts[1:]:
             rows = np.intersect1d(rows, part) if found.kind == "together" else np.union1d(rows, part)
+        self._holding[found] = rows
         return rows
 
     def unlike(self, places: NDArray[np.int64], without: Sequence[FoundText]) -> bool:
@@ -156,13 +171,13 @@ class Prompts:
         from scipy.stats import chi2
 
         holding = self.holding(found)
-        both = len(np.intersect1d(holding, places))
+        both = common(places, holding)
         if not both:
             return None
         ratio = log_likelihood_ratio(both, len(holding), len(places), self.count)
         return Tie(found, self.known[holding], both, ratio, min(1.0, float(chi2.sf(ratio, 1)) * tests))
 
-    def _rows_with(self, text: str, first: bool) -> NDArray[np.int64]:
+    def _rows_with(self, text: str, first: bool) -> NDArray[np.int32]:
         keys = self.corpus.keys
         wanted = [self._numbers.get(key(word), -1) for word in words(text)]
         places = np.flatnonzero(keys[: len(keys) - len(wanted) + 1] == wanted[0])
@@ -170,8 +185,8 @@ class Prompts:
             places = places[keys[places + further] == number]
         if first:
             places = places[keys[places - 1] == EDGE]
-        rows = np.unique(self.corpus.rows[places]).astype(np.int64)
-        return rows[rows < self.count]
+        rows = self.corpus.rows[places]  # ascending
+        return rows[(np.diff(rows, prepend=-1) > 0) & (rows < self.count)]
 
     def _keys(self, place: int) -> NDArray[np.int32]:
         return np.unique(self.corpus.keys[self._bounds[place] : self._bounds[place + 1]])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.core.checks import at_least
+from mbdefense.core.progress import stage, stages
 from mbdefense.recipes._given import Data, Folder, OnBadRow
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def scan_data(
     """
     from mbdefense.core.files import claimed
     from mbdefense.data import is_strict, opened, streamed
-    from mbdefense.scanning.scan import scan
+    from mbdefense.scanning.scan import STAGES, scan
 
     workers = _processors(dataset) if workers is None else workers
     at_least(1, workers=workers)
@@ -71,10 +72,11 @@ def scan_data(
     sources = list(opened(dataset))
     clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
     directory = None if output_dir is None else Path(output_dir)
-    with nullcontext() if directory is None else claimed(directory):
+    with nullcontext() if directory is None else claimed(directory), stages(STAGES + (directory is not None)):
         done = scan(sources, clean, strict=strict, workers=workers, seed=seed)
         if directory is not None:
-            _write(done, directory)
+            with stage("writing"):
+                _write(done, directory)
     return DataScan(done.scan, tuple(row for row, _ in done.suspects))
 
 
