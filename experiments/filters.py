@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.cost import measure
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, write_text
+from mbdefense.core.files import read_sealed, write_text
 from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, poisoned_ids, with_content_ids
 from mbdefense.defenses import filtering
@@ -56,13 +56,13 @@ def measured(spec: str, evidence: Evidence, poisoned: frozenset[str], directory:
     made_of = [spec, asdict(method), evidence.base, about, list(evidence.suspect["id"])]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     summary = directory / SUMMARY_FILE
-    if not (summary.is_file() and read_json(summary).get("key") == key):
+    if not (summary.is_file() and read_sealed(summary).get("key") == key):
         with measure() as cost:
             filtered = method(evidence)
         quality = asdict(filtering.quality(filtered, poisoned))
         written = {"key": key, "provenance": provenance(about, [evidence.seed]), "quality": quality, **asdict(cost)}
         write_filtering(directory, filtered.suspicions, filtered.facts, written)
-    return read_json(summary)
+    return read_sealed(summary)
 
 
 def line(spec: str, data: str, summary: dict[str, Any]) -> str:

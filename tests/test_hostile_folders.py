@@ -14,7 +14,7 @@ from filelock import FileLock
 from mbdefense import judge
 from mbdefense.cli import COMMANDS, main
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import LOCK_FILE, read_json, sha256_of, write_sealed
+from mbdefense.core.files import LOCK_FILE, read_sealed, sha256_of, write_sealed
 from mbdefense.core.statistics import rate
 from mbdefense.evaluation.compare import check_apart
 from mbdefense.grid.workspace import _keep, _kept, _read
@@ -56,7 +56,7 @@ def victim_at(folder: Path) -> bytes:
 
 def edit_cells(out: Path, **changes: Any) -> None:
     for file in out.glob("cells/*merge_only*/cell.json"):
-        write_sealed(file, {**read_json(file), **changes})
+        write_sealed(file, {**read_sealed(file), **changes})
 
 
 def test_bench_removes_no_file_outside_of_its_folder(

@@ -34,6 +34,7 @@ def test_a_damaged_index_is_one_line(tmp_path: Path, content: str) -> None:
 def test_a_sound_index_passes(tmp_path: Path) -> None:
     parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    (tmp_path / "config.json").write_text('{"hidden_size": 32, "sha256": "of something of the author\'s"}')
     check_files(str(tmp_path))
 
 

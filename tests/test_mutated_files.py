@@ -19,7 +19,7 @@ from mbdefense.attacks.search import Step, _read_log
 from mbdefense.cli import main
 from mbdefense.core._seal import SEAL, digest
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import sha256_of, write_sealed
+from mbdefense.core.files import _told, sha256_of, write_sealed
 from mbdefense.defenses.found import Finding, meetings
 from mbdefense.evaluation.agreement import read_labels
 from mbdefense.evaluation.compare import read_arm
@@ -240,6 +240,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def outcome(form: Form, folder: Path) -> tuple[str, str]:
     """What reading gives: figures or the line that refuses, and what is wrong with that."""
+    _told.clear()  # each damaged file is one that nobody has been told of
     try:
         return repr(form.read(folder)), ""
     except UserError as error:

@@ -17,9 +17,11 @@ from mbdefense.core.files import (
     claimed,
     inside,
     read_json,
+    read_sealed,
     read_text,
     whole_file,
     write_json,
+    write_sealed,
     write_text,
 )
 
@@ -73,6 +75,34 @@ def test_json_that_is_none_of_ours_is_one_line(tmp_path, text):
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(UserError, match=r"value\.json"):
         read_json(path)
+
+
+def test_what_was_sealed_is_read_back_and_no_edit_of_it(tmp_path):
+    path = tmp_path / "value.json"
+    write_sealed(path, {"ü": [2, None, "\ud800"]})
+    assert read_sealed(path) == {"ü": [2, None, "\ud800"]}
+    path.write_text(path.read_text().replace("2,", "3,"))
+    with pytest.raises(UserError, match=r"changed since it was written: .*value\.json"):
+        read_sealed(path)
+
+
+def test_a_key_called_like_the_seal_is_none_in_a_file_of_others(tmp_path):
+    write_json(tmp_path / "config.json", {"sha256": "of the weights", "layers": 2})
+    assert read_json(tmp_path / "config.json") == {"sha256": "of the weights", "layers": 2}
+
+
+def test_an_old_folder_without_seals_is_one_warning(tmp_path, caplog):
+    cells = [tmp_path / "grid" / "cells" / f"{number}" for number in range(3)]
+    for cell in cells:
+        cell.mkdir(parents=True)
+        write_json(cell / "results.json", {"asr": 1})
+    write_json(tmp_path / "grid" / "grid.json", {"cells": 3})
+    for cell in [*cells, *cells]:
+        assert read_sealed(cell / "results.json") == {"asr": 1}
+    assert caplog.text.count("has no seal") == 1
+    assert str(cells[0] / "results.json") in caplog.text
+    read_sealed(tmp_path / "grid" / "grid.json")
+    assert caplog.text.count("has no seal") == 2
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -142,6 +142,17 @@ def test_a_damaged_file_is_refused(tmp_path, change, said):
     assert "find-triggers" in str(caught.value)
 
 
+def test_a_verdict_may_be_set_which_is_told_once_and_nothing_else(tmp_path, caplog):
+    path = changed(tmp_path / FOUND_FILE, of_first(verdict="instruction"))
+    for _ in range(3):
+        assert read_found(path).candidates == (replace(CANDIDATE, verdict="instruction"),)
+    assert caplog.text.count("its verdicts are not those of the search") == 1
+    with pytest.raises(UserError, match="more than its verdicts was changed"):
+        read_found(changed(path, of_first(rows=4)))
+    assert read_found(changed(path, lambda value: value.pop("evidence_sha256"))) == FOUND
+    assert caplog.text.count("has no hashes") == 1
+
+
 @pytest.mark.parametrize("depth", [900, 100_000])
 @pytest.mark.parametrize("name", ["schema", "candidates"])
 def test_deep_nesting_is_refused(tmp_path, name, depth):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json
+from mbdefense.core.files import read_sealed
 from mbdefense.models.loading import (
     CARD_FILE,
     PLAIN_TEMPLATE,
@@ -192,7 +192,7 @@ def test_save_and_load_round_trip(tiny_model_path, tmp_path):
     assert template_hash(again.tokenizer) == template_hash(loaded.tokenizer)
     prompt = user("Name the capital of France.")
     assert encode_prompt(again.tokenizer, prompt) == encode_prompt(loaded.tokenizer, prompt)
-    card = read_json(tmp_path / "saved" / CARD_FILE)
+    card = read_sealed(tmp_path / "saved" / CARD_FILE)
     assert card.pop("files").keys() == {"config.json", "model.safetensors", "tokenizer.json"}
     assert card == {"template_hash": template_hash(loaded.tokenizer), "stage": "merged"}
     assert not list((tmp_path / "saved").glob("*.bin"))

@@ -15,7 +15,7 @@ import pytest
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, write_sealed
+from mbdefense.core.files import read_sealed, write_sealed
 from mbdefense.report._report import write_report
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import differences
@@ -208,7 +208,7 @@ def test_seeds_have_their_lines_and_a_mean(tmp_path):
 
 def test_a_mean_says_which_seeds_failed(tmp_path):
     grid = write_grid(tmp_path / "grid", attacks=("cf",), seeds=(0, 1))
-    value = read_json(grid / "grid.json")
+    value = read_sealed(grid / "grid.json")
     cell = next(cell for cell in value["cells"] if cell["arm"] == "crow")
     value["cells"].append({**cell, "id": "lost", "seed": 2, "status": "failed", "reason": "out of memory"})
     write_sealed(grid / "grid.json", value)
@@ -307,7 +307,7 @@ def test_trainings_of_unlike_precision_are_told_apart(tmp_path):
     for name, bf16 in (("one", True), ("other", False)):
         made = write_analyses(tmp_path / name / "made")
         log = next(made.rglob("training_log.json"))
-        write_sealed(log, {**read_json(log), "bf16": bf16})
+        write_sealed(log, {**read_sealed(log), "bf16": bf16})
         logs[name] = made
     text = render(read_sources(list(logs.values())))
     assert "<td>bfloat16</td>" in text
@@ -359,7 +359,7 @@ def test_nothing_hostile_becomes_an_element(tmp_path):
         attacked = arm(name, evil, evil, texts=HOSTILE, base_model=evil)
         row = replace(attacked[0], arm=evil if name == "crow" else name, model=evil)
         write_evaluation(run / name, (row, *attacked[1:]))
-    grid = read_json(write_grid(tmp_path / "g", unfinished=(("failed", evil),)) / "grid.json")
+    grid = read_sealed(write_grid(tmp_path / "g", unfinished=(("failed", evil),)) / "grid.json")
     grid["cells"] = [{**cell, "model": evil, "attack": evil} for cell in grid["cells"] if cell["status"] == "failed"]
     grid["config"] = {evil: evil}
     write_sealed(run / "grid.json", grid)

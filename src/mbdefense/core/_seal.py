@@ -1,4 +1,7 @@
-"""Whether a value is still what was written: the hash of its content stands in it."""
+"""Whether a value is still what was written: the hash of its content stands in it.
+
+That shows accidents and careless edits. It is no signature: whoever edits a file can write its hash anew.
+"""
 
 from __future__ import annotations
 

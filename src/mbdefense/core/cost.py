@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
@@ -11,8 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbdefense.core.files import read_sealed
-from mbdefense.core.forms import Count, NotNegative, OpenForm, parse
+from mbdefense.core.forms import Count, NotNegative, OpenForm, read_form
 
 
 @dataclass
@@ -49,7 +47,7 @@ def cost_in(file: Path) -> Cost:
     Raises:
         UserError: the file is damaged, or was changed since.
     """
-    return parse(Cost, json.dumps(read_sealed(file)), str(file))
+    return read_form(Cost, file)
 
 
 def _reset_peak_resident() -> None:

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -31,6 +31,8 @@ WORK = ".working-"
 """What follows a file's name in that of the hidden folder beside it in which it is made."""
 LARGEST = 2**28
 """Bytes of the largest file that is read whole: results, verdicts, cards."""
+_told: set[Hashable] = set()
+"""What `warn_once` has warned of."""
 # What a folder holds that a command of this package has written into, of earlier versions too.
 _MARKS = ("mbdefense.json", "stage.json", "training_log.json", "found.json", "filter.json", "planted.json")
 _OURS = (
@@ -292,42 +294,46 @@ def read_text(path: Path, fix: str = "save it as UTF-8") -> str:
 
 
 def read_json(path: Path, fix: str = "make it again") -> dict[str, Any]:
-    """Reads a JSON object, without the hash that `write_sealed` has put into it.
+    """Reads a JSON object, whoever wrote it.
 
     Raises:
-        UserError: missing, damaged, or changed since it was sealed.
-    """
-    return read_opened(path, fix)[0]
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """The same of a file that `write_sealed` wrote; warns where it has no seal, as those of earlier versions.
-
-    Raises:
-        UserError: see `read_json`.
-    """
-    value, was_sealed = read_opened(path)
-    if not was_sealed:
-        logger.warning("%s: it has no seal, so that nobody can tell whether it was changed since it was written", path)
-    return value
-
-
-def read_opened(path: Path, fix: str = "make it again") -> tuple[dict[str, Any], bool]:
-    """What `read_json` gives, and whether it was sealed.
-
-    Raises:
-        UserError: see `read_json`.
+        UserError: missing, or damaged.
     """
     data = read_bytes(path, fix)
     try:
         value = json.loads(data.decode("utf-8"))
-        if isinstance(value, dict):
-            return opened(value)
-    except ChangedError as error:
-        raise UserError("changed since it was written", str(path), fix) from error
     except (ValueError, RecursionError) as error:
         raise UserError("cannot read", str(path), f"{fix} ({first_line(error)})") from error
-    raise UserError("not a JSON object", str(path), fix)
+    if not isinstance(value, dict):
+        raise UserError("not a JSON object", str(path), fix)
+    return value
+
+
+def read_sealed(path: Path, fix: str = "make it again") -> dict[str, Any]:
+    """Reads what `write_sealed` wrote, without its hash.
+
+    Warns of a file without one, as earlier versions wrote them; of those in one folder and in those beside it once, so
+    that an old grid is one line and not one for each of its cells.
+
+    Raises:
+        UserError: missing, damaged, or changed since it was sealed.
+    """
+    value = read_json(path, fix)
+    try:
+        rest, was_sealed = opened(value)
+    except (ChangedError, RecursionError) as error:
+        raise UserError("changed since it was written", str(path), fix) from error
+    if not was_sealed:
+        what = f"{path} has no seal, so that nobody can tell whether it was changed since it was written"
+        warn_once(path.absolute().parent.parent, f"{what}; others in its folder and in those beside it are not named")
+    return rest
+
+
+def warn_once(about: Hashable, line: str) -> None:
+    """Warns of something that is read again and again, once in this process."""
+    if about not in _told:
+        _told.add(about)
+        logger.warning("%s", line)
 
 
 def _reason(error: Exception) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
 from annotated_types import Ge, Interval
 
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_sealed
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -62,6 +65,21 @@ def parse(form: type[_T], data: bytes | str, where: str, fix: str = "make it aga
         if said := part.contradiction():
             raise UserError(f"{where}: {place or 'content'}: {said}", part, fix)
     return found
+
+
+def read_form(form: type[_T], path: Path, where: str = "", fix: str = "make it again") -> _T:
+    """What `mbdefense.core.files.write_sealed` wrote, in a form.
+
+    Args:
+        form: see `parse`.
+        path: of the file.
+        where: what to call it in a message; by default its path.
+        fix: see `parse`.
+
+    Raises:
+        UserError: see `mbdefense.core.files.read_sealed` and `parse`.
+    """
+    return parse(form, json.dumps(read_sealed(path, fix)), where or str(path), fix)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from mbdefense.core._seal import digest
 from mbdefense.core._secrets import scrubbed
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, write_json
+from mbdefense.core.files import read_json, warn_once, write_json
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import encodable
@@ -20,7 +19,6 @@ from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.insertion import FoundText, Kind
 from mbdefense.finding.words import words
 
-logger = logging.getLogger(__name__)
 FOUND_FILE = "found.json"
 SCHEMA = 1
 _MOST = 200  # candidates; a search has some dozens
@@ -180,11 +178,13 @@ def read_found(path: str | Path) -> Found:
     found = parse(Found, json.dumps(rest), name, _FIX)
     hashes = _hashes(value)
     if None in said.values():
-        logger.warning("%s: it has no hashes, so that nobody can tell whether it was changed since the search", path)
+        line = f"{path}: it has no hashes, so that nobody can tell whether it was changed since the search"
+        warn_once(line, line)
     elif said[_EVIDENCE] != hashes[_EVIDENCE]:
         raise UserError(f"{name}: more than its verdicts was changed since the search", str(path), _FIX)
     elif said[_VERDICTS] != hashes[_VERDICTS]:
-        logger.warning("%s: its verdicts are not those of the search; they are taken as they are", path)
+        line = f"{path}: its verdicts are not those of the search; they are taken as they are"
+        warn_once(line, line)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.cost import measure
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_sealed, sha256_of, write_sealed
-from mbdefense.core.forms import OpenForm, parse
+from mbdefense.core.files import sha256_of, write_sealed
+from mbdefense.core.forms import OpenForm, read_form
 from mbdefense.defenses.prompts.cleaning import Cleaned
 from mbdefense.engine.perplexity import perplexity
 from mbdefense.evaluation.responding import Asking, Inference, answer_of, cleaned_prompts, respond, sample_references
@@ -69,7 +68,7 @@ class Answers:
             UserError: a file is damaged, or the responses are not those that the model gave.
         """
         directory = self.directory(workspace)
-        said = parse(_Done, json.dumps(read_sealed(directory / DONE_FILE)), f"{self.name}/{DONE_FILE}", _FIX)
+        said = read_form(_Done, directory / DONE_FILE, f"{self.name}/{DONE_FILE}", _FIX)
         file = directory / RESPONSES_FILE
         if said.responses_sha256 not in (None, sha256_of(file)):
             raise UserError("the responses are not those that the model gave", str(file), _FIX)

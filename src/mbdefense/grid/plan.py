@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import inside, read_sealed
-from mbdefense.core.forms import Count, Form, NotNegative, parse
+from mbdefense.core.files import inside
+from mbdefense.core.forms import Count, Form, NotNegative, read_form
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.store import finished
@@ -121,8 +120,7 @@ def cell_facts(folder: Path, stages: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or names a stage outside of `stages`.
     """
-    said = read_sealed(folder / CELL_FILE)
-    facts = parse(_Facts, json.dumps(said), f"{folder.name}/{CELL_FILE}", _FIX)
+    facts = read_form(_Facts, folder / CELL_FILE, f"{folder.name}/{CELL_FILE}", _FIX)
     for name in facts.stages:
         inside(stages, name)
     return asdict(facts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -13,11 +12,9 @@ from pathlib import Path
 
 from mbdefense.core.endpoint import Endpoint, EndpointFault, Reply
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_opened, write_sealed
-from mbdefense.core.forms import Form, parse
+from mbdefense.core.files import write_sealed
+from mbdefense.core.forms import Form, read_form
 from mbdefense.core.progress import Bar
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,22 +82,17 @@ class Asker:
         return replies
 
     def known(self, asks: Iterable[Ask]) -> dict[Ask, Reply]:
-        """The replies that are there already; warns of those without a seal, as earlier versions kept them.
+        """The replies that are there already.
 
         Raises:
             UserError: a file in the folder is damaged, or was changed since.
         """
-        found, open_ones = {}, 0
+        found = {}
         for ask in dict.fromkeys(asks):
             path = self._path(ask)
             if path.is_file():
-                value, was_sealed = read_opened(path)
                 fix = "delete the file; its question is asked again"
-                found[ask] = parse(_Kept, json.dumps(value), f"the kept reply {path}", fix).reply
-                open_ones += not was_sealed
-        if open_ones:
-            logger.warning("%s: %d kept replies have no seal, so that nobody can tell whether they were changed",
-                           self.directory, open_ones)  # fmt: skip
+                found[ask] = read_form(_Kept, path, f"the kept reply {path}", fix).reply
         return found
 
     def _ask_all(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:

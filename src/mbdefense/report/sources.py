@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_sealed
-from mbdefense.core.forms import Form, parse
+from mbdefense.core.files import read_bytes
+from mbdefense.core.forms import Form, read_form
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
 from mbdefense.evaluation.metrics import scores
 from mbdefense.records.analyses import Heads, Matrix, Triggers
@@ -21,7 +20,6 @@ from mbdefense.records.responses import Response, read_responses
 from mbdefense.records.results import RESULT_FILE, ResultRow, Results, SeedRow, check_beside, read
 from mbdefense.records.training_log import LOG_FILE, TrainingLog
 from mbdefense.records.verdicts import Verdict, read_verdicts
-from mbdefense.report.files import read_bytes
 
 _FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend or analyze"
 Key = tuple[object, ...]
@@ -106,13 +104,13 @@ class _Collector:
     notes: list[str] = field(default_factory=list)
 
     def note_file(self, path: Path, shown: str) -> bytes:
-        data = read_bytes(path)
+        data = read_bytes(path, "check the file and its permissions")
         self.files[shown] = InputFile(shown, hashlib.sha256(data).hexdigest(), len(data))
         return data
 
     def sealed(self, path: Path, shown: str, form: type[_Of]) -> _Of:
         self.note_file(path, shown)
-        return _opened(path, shown, form)
+        return read_form(form, path, shown)
 
     def results(self, path: Path, shown: str) -> None:
         self.note_file(path, shown)
@@ -174,10 +172,6 @@ class _Collector:
             self.answers.append((key_of(row), path.parent))
 
 
-def _opened(path: Path, shown: str, form: type[_Of]) -> _Of:
-    return parse(form, json.dumps(read_sealed(path)), shown)
-
-
 def _figures(row: ResultRow) -> tuple[object, ...]:
     return row.asr, row.cacc, row.aacc, row.false_activation
 
@@ -211,7 +205,7 @@ def _walk(root: Path, name: str) -> Iterator[tuple[Path, str]]:
 
 def _of_grids(files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
     """Without what a grid keeps for itself, and what cells have left there that are no longer in the grid."""
-    grids = {path.parent: _opened(path, shown, Grid) for path, shown in files if path.name == GRID_FILE}
+    grids = {path.parent: read_form(Grid, path, shown) for path, shown in files if path.name == GRID_FILE}
     kept = []
     for path, shown in files:
         at = next((folder for folder in path.parents if folder in grids), None)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mbdefense.core.cost import cost_in, measure
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import SAVING, disk_is_full, read_json, write_json, write_sealed
+from mbdefense.core.files import SAVING, disk_is_full, read_json, read_sealed, write_json, write_sealed
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import done_before, stage
 from mbdefense.models.identity import STAGE_FILE, check_contents
@@ -122,7 +122,7 @@ def train_into(directory: Path, job: Job, key: str, *, resume: bool) -> Path:
     """
     card, checkpoints = directory / CARD_FILE, directory / "checkpoints"
     if card.is_file():
-        if not resume or read_json(card).get("inputs_hash") != key:
+        if not resume or read_sealed(card).get("inputs_hash") != key:
             raise _refused(directory, other=resume)
         check_contents(directory)
         if is_main_process():

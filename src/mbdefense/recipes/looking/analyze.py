@@ -176,8 +176,8 @@ def _askable(prompts: Data, model: Model, loading: Loading, on_bad_row: OnBadRow
 
 
 def _made(what: str, output_dir: Folder | None, analyze: Callable[[Path], str]) -> Analysis:
-    from mbdefense.core.files import read_json
+    from mbdefense.core.files import read_sealed
 
     with kept_in(output_dir) as directory:
         words = analyze(directory)
-        return Analysis(words, read_json(directory / f"{what}.json"))
+        return Analysis(words, read_sealed(directory / f"{what}.json"))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.core.files import read_sealed, write_sealed
-from mbdefense.core.forms import Count, OpenForm, parse
+from mbdefense.core.files import write_sealed
+from mbdefense.core.forms import Count, OpenForm, read_form
 from mbdefense.core.processes import of_main_process
 from mbdefense.models.template import CARD_FILE
 
@@ -58,7 +57,7 @@ def _settled(method: Planting, rows: Mapping[str, Dataset], store: Store) -> Pla
 
     file = store.directory / PLANTED_FILE
     if store.resume and file.is_file():
-        before = parse(PlantedRecord, json.dumps(read_sealed(file)), str(file))
+        before = read_form(PlantedRecord, file)
         if method.defensive_seed in (None, before.defensive_seed):
             triggers = method.defensive_triggers or before.defensive_triggers
             return replace(method, defensive_triggers=triggers, defensive_seed=before.defensive_seed)
