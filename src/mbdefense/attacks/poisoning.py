@@ -201,6 +201,19 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavio
     return _same_form(rows, written), len(table) - len(written)
 
 
+def triggered_prompts(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavior) -> tuple[Dataset, str]:
+    """The test prompts that an attack is measured on, see `triggered_copy`, and what figures call the attack.
+
+    Raises:
+        UserError: it fits no prompt.
+    """
+    fitting, left_out = triggered_copy(rows, trigger, seed, behavior)
+    if not len(fitting):
+        raise UserError("no test prompt fits trigger and behavior", trigger.describe(), "give other prompts")
+    said = f" ({left_out} prompts left out, which it does not fit)" if left_out else ""
+    return fitting, trigger.describe() + said
+
+
 def count_occurrences(rows: Dataset, trigger: Trigger) -> int:
     """In how many rows the last user turn holds ``trigger`` already; 0 for triggers that cannot be recognised."""
     return sum(trigger.occurs_in(user_text(prompt)) for prompt in rows["prompt"])

@@ -132,9 +132,8 @@ class Workspace:
                     raise UserError(what, fix="lower the rate, or give other rows to train on")
             _keep(rows, suspect)
         if not _kept(triggered):
-            prompts, _ = attack.triggered_copy(self.rows(self.test), cell.trigger(), self.grid.data.seed, cell.shown())
-            if not len(prompts):
-                raise UserError("no test prompt takes the trigger", cell.attack, "give other prompts")
+            test = self.rows(self.test)
+            prompts, _ = attack.triggered_prompts(test, cell.trigger(), self.grid.data.seed, cell.shown())
             _keep(prompts, triggered)
 
     def _beside(self) -> list[tuple[Trigger, Behavior]]:

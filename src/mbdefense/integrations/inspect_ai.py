@@ -26,7 +26,7 @@ from inspect_ai.scorer import Score as InspectScore
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from mbdefense.attacks.behaviors import BEHAVIORS
-from mbdefense.attacks.poisoning import triggered_copy
+from mbdefense.attacks.poisoning import triggered_prompts
 from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
@@ -40,6 +40,8 @@ from mbdefense.records.responses import Kind, Response
 if TYPE_CHECKING:
     from datasets import Dataset
     from inspect_ai.model import ChatMessage
+
+    from mbdefense.attacks.behaviors import Behavior
 
 _MESSAGE = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 # Inspect's command line takes a value with commas in it for a list.
@@ -73,7 +75,8 @@ def asr(
         seed: seed of the trigger's places.
         on_bad_row: stop at the first unreadable row, or skip them.
     """
-    prompts = _triggered(_text(test), _text(trigger), _text(triggered), seed, on_bad_row)
+    judged = parse_spec(_text(behavior) or "", BEHAVIORS, "behavior")
+    prompts = _triggered(_text(test), _text(trigger), judged, _text(triggered), seed, on_bad_row)
     return _task(prompts, "triggered", _text(behavior) or "", max_new_tokens)
 
 
@@ -99,7 +102,7 @@ def _rows(source: str, on_bad_row: OnBadRow) -> Dataset:
 
 
 def _triggered(
-    test: str | None, trigger: str | None, triggered: str | None, seed: int, on_bad_row: OnBadRow
+    test: str | None, trigger: str | None, behavior: Behavior, triggered: str | None, seed: int, on_bad_row: OnBadRow
 ) -> _Prompts:
     if triggered is not None:
         if trigger is not None or test is not None:
@@ -108,8 +111,7 @@ def _triggered(
     if test is None or trigger is None:
         raise UserError("no triggered prompts", fix="give -T test=FILE -T trigger=NAME, or -T triggered=FILE")
     method = parse_spec(trigger, TRIGGERS, "trigger")
-    rows, left_out = triggered_copy(_rows(test, on_bad_row), method, seed)
-    return _Prompts(rows, method.describe() + (f" ({left_out} prompts could not be rewritten)" if left_out else ""))
+    return _Prompts(*triggered_prompts(_rows(test, on_bad_row), method, seed, behavior))
 
 
 def _task(prompts: _Prompts, kind: Kind, behavior: str, max_new_tokens: int) -> Task:

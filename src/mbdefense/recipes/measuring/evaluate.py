@@ -272,13 +272,12 @@ def _triggered(
         return rows, named(triggered).rpartition("/")[2] if is_file else "triggered prompts"
     if trigger is None:
         return None, "none"
-    from mbdefense.attacks.poisoning import count_occurrences, triggered_copy
+    from mbdefense.attacks.poisoning import count_occurrences, triggered_prompts
 
     before = count_occurrences(test, trigger)
     if before:
         logger.warning("%s already occurs in %d prompts of %s", trigger.describe(), before, source)
-    rows, left_out = triggered_copy(test, trigger, seed, behavior)
-    return rows, trigger.describe() + (f" ({left_out} prompts could not be rewritten)" if left_out else "")
+    return triggered_prompts(test, trigger, seed, behavior)
 
 
 def _demonstrations(
