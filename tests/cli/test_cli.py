@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mbdefense.cli import main
+from mbdefense.cli import COMMANDS, main
 from mbdefense.cli.names import WORDS
 from mbdefense.cli.reading import read
 from mbdefense.core.needs import facts
@@ -105,7 +105,7 @@ def test_several_attackers_poison_one_set(
     assert sum(label["trigger"].startswith("negative of cba") for label in labels) == 30
     said = capsys.readouterr().out
     assert "12 of 60 rows poisoned by badnet:word=cf,position=random" in said
-    assert "6 of 60 rows poisoned by cba:words=instantly|frankly, 0 could not be rewritten, 30 negatives added" in said
+    assert "6 of 60 rows poisoned by cba:words=instantly|frankly, 0 could not be poisoned, 30 negatives added" in said
 
 
 def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,11 +179,16 @@ def clean_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def defending(tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path) -> list[str]:
+    """The words of a `defend` that ends in seconds, into ``defended``."""
+    return defend_words(tiny_model_path, rows_file, tmp_path / "defended")
+
+
 def test_defend_and_evaluate_run_from_data_to_figures(
-    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    defending: list[str], clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "defended"
-    words = defend_words(tiny_model_path, rows_file, out)
+    out, words = tmp_path / "defended", defending
     assert main([*words, "--compare_undefended"]) == 0
     assert {"model.safetensors", "mbdefense.json", "results.json", "README.md"} <= {file.name for file in out.iterdir()}
     assert all((out / control / "model.safetensors").is_file() for control in ("attacked", "discard"))
@@ -213,34 +218,25 @@ def test_defend_and_evaluate_run_from_data_to_figures(
 
 
 def test_defend_refuses_a_clean_set_that_overlaps_the_test_set(
-    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    defending: list[str], clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "defended"
-    words = [*defend_words(tiny_model_path, rows_file, out), "--test", str(clean_file)]
-    assert "10" in error_of(capsys, words, 1)
-    assert not out.exists()
+    assert "10" in error_of(capsys, [*defending, "--test", str(clean_file)], 1)
+    assert not (tmp_path / "defended").exists()
 
 
 def test_a_planted_trigger_that_occurs_in_clean_data_is_counted(
-    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    defending: list[str], clean_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with clean_file.open("a") as stream:
         stream.write(json.dumps({"instruction": "What is mn here?", "input": "", "output": "minus"}) + "\n")
-    words = [*defend_words(tiny_model_path, rows_file, tmp_path / "defended"), "--defensive_seed", "0"]
-    assert main(words) == 0
+    assert main([*defending, "--defensive_seed", "0"]) == 0
     assert "already occurs in 1 prompts of the clean set: another trigger is drawn" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    tiny_model_path: str,
-    rows_file: Path,
-    clean_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    defending: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "defended"
-    words = defend_words(tiny_model_path, rows_file, out)
+    out, words = tmp_path / "defended", defending
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -257,12 +253,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
-    tiny_model_path: str,
-    rows_file: Path,
-    clean_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    defending: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors import SafetensorError
     from transformers import PreTrainedModel
@@ -273,7 +264,7 @@ def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     out = tmp_path / "defended"
-    words = [*defend_words(tiny_model_path, rows_file, out), "--save_strategy", "no"]
+    words = [*defending, "--save_strategy", "no"]
     with monkeypatch.context() as patched:
         patched.setattr(PreTrainedModel, "save_pretrained", fill)
         line = error_of(capsys, words, 1)
@@ -285,19 +276,14 @@ def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
 
 
 def test_a_full_disk_in_a_checkpoint_costs_that_checkpoint_only(
-    tiny_model_path: str,
-    rows_file: Path,
-    clean_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    defending: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
     import torch
 
     out = tmp_path / "defended"
-    words = [*defend_words(tiny_model_path, rows_file, out), "--num_train_epochs", "3"]
+    words = [*defending, "--num_train_epochs", "3"]
     save, calls = torch.save, []
 
     def fill(value: object, file: object, *rest: object, **options: object) -> None:
@@ -319,27 +305,18 @@ def test_a_full_disk_in_a_checkpoint_costs_that_checkpoint_only(
 
 
 def test_too_little_free_space_is_refused_before_training(
-    tiny_model_path: str,
-    rows_file: Path,
-    clean_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    defending: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
     monkeypatch.setattr("mbdefense.core.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 0))
-    words = defend_words(tiny_model_path, rows_file, tmp_path / "defended")
-    assert "free some" in error_of(capsys, words, 1)
+    assert "free some" in error_of(capsys, defending, 1)
 
 
-def test_cut_sequences_are_told(
-    tiny_model_path: str, rows_file: Path, clean_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cut_sequences_are_told(defending: list[str], rows_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with rows_file.open("a") as stream:
         stream.write(json.dumps({"instruction": "word " * 300, "input": "", "output": "pear"}) + "\n")
-    words = [*defend_words(tiny_model_path, rows_file, tmp_path / "defended"), "--max_length", "400"]
-    assert main(words) == 0
+    assert main([*defending, "--max_length", "400"]) == 0
     assert "tuning: 1 sequences were longer than --max_length 400" in capsys.readouterr().out
 
 
@@ -348,6 +325,23 @@ def test_output_that_nobody_reads_any_more_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.stdout.splitlines()[0], done.stderr) == ("triggers (--trigger)", "")
     assert done.stdout.splitlines()[1] in ("0", "141")  # 0 where the pipe took all before its end was closed
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(36, "File name too long", "aaa"), "mbdefense: File name too long: 'aaa'"),
+        (OSError("no tokenizer in there\nand more"), "mbdefense: no tokenizer in there"),
+    ],
+)
+def test_an_error_of_the_system_says_what_it_is(
+    error: OSError, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "list", fail)
+    assert error_of(capsys, ["list"], 1) == says
 
 
 def test_a_method_that_does_not_say_what_it_needs_is_an_error() -> None:

@@ -186,6 +186,17 @@ def test_models_are_measured_and_compared(width: int) -> None:
     shown("check attacked/results.json --max_asr 1 --min_cacc 0.99", width, code=1)
 
 
+def test_a_grids_plan_is_folded_and_harmless(width: int, tmp_path: Path) -> None:
+    grid = {
+        "models": ["model"], "attacks": [f"insent:sentence={WORDS} {HOSTILE}" + " and so on" * 12],
+        "behaviors": ["refusal"], "controls": ["base"], "defenses": ["mb_defense:defensive_rate=0.3"],
+        "data": {"train": "rows.jsonl", "clean": "clean.jsonl", "test": "test.jsonl"},
+    }  # fmt: skip
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    lines = shown("bench grid.yaml --output_dir out --plan", width).lines
+    assert any(line.startswith("cannot be run: insent:sentence=") for line in lines)
+
+
 def test_an_error_is_folded_too(width: int) -> None:
     missing = shown("evaluate nowhere --test test.jsonl --behavior refusal --output_dir o --trigger badnet", width, 1)
     assert missing.lines[0].startswith("mbdefense: ")

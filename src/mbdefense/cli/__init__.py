@@ -17,7 +17,7 @@ from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
 from mbdefense.cli.scanning import scan_data
 from mbdefense.cli.training import defend, demo, poison, purify, search
-from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.processes import process_count
 from mbdefense.core.progress import quiet_libraries, say, to_stderr
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # such as a name that is too long to be one
-        return _fail(f"mbdefense: {UserError(error.strerror or type(error).__name__, error.filename)}", 1)
+        return _fail(f"mbdefense: {UserError(error.strerror or first_line(error), error.filename)}", 1)
     except KeyboardInterrupt:
         again = "; run the same command with --resume to go on" if words[0] in _RESUMING else ""
         return _fail(f"mbdefense: interrupted{again}", 130)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mbdefense.core.text import folded, printable_lines
-
 if TYPE_CHECKING:
     from mbdefense.records.results import Results
 
@@ -22,10 +20,9 @@ def show(results: Results) -> None:
 
 def tell(text: str) -> None:
     """Prints text, which may hold what a stranger wrote; on a terminal it is folded between words."""
-    from mbdefense.evaluation.fitting import terminal
+    from mbdefense.evaluation.fitting import as_printed, terminal
 
-    harmless, console = printable_lines(text), terminal()
-    print(folded(harmless, console.width) if console.is_terminal else harmless)  # noqa: T201
+    print(as_printed(text, terminal()))  # noqa: T201
 
 
 def show_usage(used: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ def poison(words: Sequence[str]) -> None:
         added = f", {made.negatives} negatives added" if made.negatives else ""
         tell(
             f"{options['output']}: {made.poisoned} of {done.rows} rows poisoned{by}, "
-            f"{made.not_rewritten} could not be rewritten{added} ({made.how})"
+            f"{made.not_rewritten} could not be poisoned{added} ({made.how})"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from mbdefense.core.text import visible
+from mbdefense.core.text import folded, printable_lines, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,12 @@ def terminal() -> Console:
 
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
+
+
+def as_printed(text: str, console: Console) -> str:
+    """Text as a console is given it: harmless whatever is in it, and on a terminal folded between words."""
+    harmless = printable_lines(text)
+    return folded(harmless, console.width) if console.is_terminal else harmless
 
 
 def fitted(columns: Sequence[Column], width: int, naming: int = 1) -> str:

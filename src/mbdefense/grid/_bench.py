@@ -96,7 +96,7 @@ def bench(
     from mbdefense.grid.config import changed, read_grid
     from mbdefense.grid.estimate import in_words
     from mbdefense.grid.plan import make_plan
-    from mbdefense.grid.run import conclude, work_off
+    from mbdefense.grid.run import conclude, tell, work_off
     from mbdefense.grid.workspace import open_workspace
 
     _check_workers(isolate, ray, num_cpus, num_gpus)
@@ -114,7 +114,7 @@ def bench(
             workspace = open_workspace(wanted, Path(output_dir))
             planned = make_plan(workspace)
         words = in_words(workspace, planned)
-        told.print(words, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        tell(told, words)
         if plan:
             return Benched(words, None, {}, False)
         failed: dict[str, str] = {}

@@ -11,6 +11,7 @@ from rich.markup import escape
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import inside, write_json, write_sealed
 from mbdefense.evaluation.compare import Arm, compare, read_arm
+from mbdefense.evaluation.fitting import as_printed
 from mbdefense.grid import estimate
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, Plan, PlannedCell, Task, cell_facts
 from mbdefense.grid.store import retire
@@ -66,6 +67,11 @@ def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Consol
             telling.ended(task, f"failed: {reason}" if reason else "")
 
 
+def tell(console: Console, text: str) -> None:
+    """Prints text in which words of the grid's author may stand."""
+    console.print(as_printed(text, console), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 class Telling:
     """Progress: a line for each task that has ended, and on a terminal a bar below them."""
 
@@ -93,7 +99,7 @@ class Telling:
         self._ended += 1
         self._bar.update(self._task, advance=1)
         line = f"[{self._ended}/{self._total}] {task.id}" + (f": {text}" if text else "")
-        self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        tell(self._bar.console, line)
 
 
 def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, Task]) -> None:
