@@ -365,6 +365,7 @@ def test_what_is_kept_depends_on_all_code_below_it(rooms: tuple[str, ...]) -> No
         "core/_http",
         "core/_secrets",
         "core/_seal",
+        "core/_bounded",
     )
     beside += ("training/options", "defenses/_needs")
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from mbdefense.core._bounded import _in_memory
 from mbdefense.core.errors import UserError
-from mbdefense.models import _bounded
-from mbdefense.models.loading import load_model
+from mbdefense.models.loading import encode_prompt, load_model, load_tokenizer
 
 DEEP = "[" * 100_000
 RUNS = "import pathlib; pathlib.Path({marker!r}).touch()\nclass M: pass\n"
@@ -317,12 +317,9 @@ def ended() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", [*FOLDERS, *ADAPTERS])
 @pytest.mark.usefixtures("ended")
-def test_a_hostile_model_folder_is_one_line(
-    name: str, copied_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(_bounded, "BYTES", 2**31)
+def test_a_hostile_model_folder_is_one_line(name: str, copied_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ({**FOLDERS, **ADAPTERS}[name])(copied_model)
-    with _bounded._in_memory(), pytest.raises(UserError) as caught:
+    with _in_memory(2**31), pytest.raises(UserError) as caught:
         load_model(str(copied_model))
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).isprintable()
@@ -358,3 +355,11 @@ def test_the_model_and_its_adapter_are_loaded_as_they_are(copied_model: Path, tm
     adapted = load_model(str(tmp_path / "copy")).model.state_dict()
     changed = {name for name in plain if not torch.equal(plain[name], adapted[name])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+
+
+def test_an_expression_that_tries_without_end_is_one_line(copied_model: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a|a)*$"}, "behavior": "Isolated", "invert": False}
+    edit("tokenizer.json", pre_tokenizer=split)(copied_model)
+    tokenizer = load_tokenizer(str(copied_model))
+    with pytest.raises(UserError, match=r"the tokenizer fails on a text: .*retry-limit-in-match"):
+        encode_prompt(tokenizer, [{"role": "user", "content": "a" * 40 + "b"}])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import resource
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mbdefense.core import _bounded
 from mbdefense.core.errors import UserError
-from mbdefense.models import _bounded
 from mbdefense.models.loading import load_tokenizer
 from mbdefense.models.template import checked
 
@@ -118,6 +121,31 @@ def test_a_hostile_template_is_one_line(name: str, tiny_model_path: str, tmp_pat
     template, says = HOSTILE[name]
     (tmp_path / "template.jinja").write_text(template)
     refused(says, lambda: load_tokenizer(tiny_model_path, chat_template=str(tmp_path / "template.jinja")))
+
+
+def test_the_time_holds_in_other_threads_too(tiny_model_path: str, tmp_path: Path) -> None:
+    (tmp_path / "template.jinja").write_text(LOOP + GOOD)
+    with ThreadPoolExecutor(1) as pool:
+        load = partial(load_tokenizer, tiny_model_path, chat_template=str(tmp_path / "template.jinja"))
+        refused(TIME, lambda: pool.submit(load).result())
+        assert pool.submit(sum, [1, 2]).result() == 3  # nothing is on its way that would end what comes next
+
+
+def test_two_threads_at_once_leave_no_limit_behind() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    second = threading.Event()
+
+    def work() -> None:
+        with _bounded.bounded():
+            second.set()
+
+    with _bounded.bounded():
+        thread = threading.Thread(target=work)
+        thread.start()
+        second.wait(0.1)  # the second begins within the first and ends after it, if it can
+    thread.join()
+    assert second.is_set()
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])

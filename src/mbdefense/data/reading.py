@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mbdefense.core._bounded import BYTES, LimitError, bounded_memory
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_bytes
 
@@ -111,8 +112,12 @@ def _unzipped(file: IO[bytes], name: str) -> IO[bytes]:
 def _check_size(unpacked: int, packed: int, times: int, name: str) -> None:
     """Refuses a small file that unpacks to more than a memory holds."""
     if unpacked > max(_UNPACKED, times * packed):
-        what = f"{name} unpacks to more than {_UNPACKED >> 20} MiB and {times} times its own size"
-        raise UserError(what, fix="unpack it yourself if you trust it, and give the plain file")
+        raise _too_large(times, name)
+
+
+def _too_large(times: int, name: str) -> UserError:
+    what = f"{name} unpacks to more than {_UNPACKED >> 20} MiB and {times} times its own size"
+    return UserError(what, fix="unpack it yourself if you trust it, and give the plain file")
 
 
 def _unreadable(source: str, error: Exception) -> UserError:
@@ -171,7 +176,7 @@ def _rows_of(batches: Iterable[Any], packed: int, name: str) -> Iterator[tuple[i
     at one by one.
     """
     unpacked = number = 0
-    for batch in batches:
+    for batch in _one_by_one(iter(batches), packed, name):
         unpacked += batch.nbytes
         _check_size(unpacked, packed, _TIMES_ARROW, name)
         shared = _SHARING.search(str(batch.schema))
@@ -183,6 +188,19 @@ def _rows_of(batches: Iterable[Any], packed: int, name: str) -> Iterator[tuple[i
                     _check_size(unpacked, packed, _TIMES_ARROW, name)
                 number += 1
                 yield number, row
+
+
+def _one_by_one(batches: Iterator[Any], packed: int, name: str) -> Iterator[Any]:
+    """Arrow's batches within the same limits: a compressed one is unpacked before anybody can look at its size."""
+    while True:
+        try:
+            with bounded_memory(max(BYTES, _TIMES_ARROW * packed)):
+                batch = next(batches, None)
+        except LimitError as error:
+            raise _too_large(_TIMES_ARROW, name) from error
+        if batch is None:
+            return
+        yield batch
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
+from mbdefense.core._bounded import LimitError, bounded
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import read_json
+from mbdefense.core.files import read_sealed
 from mbdefense.data.turns import ATTACHED, TOOLS, WEIGHT, for_template
-from mbdefense.models._bounded import LimitError, bounded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +85,7 @@ def check_template(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
     card = Path(path) / CARD_FILE
     if not card.is_file():
         return
-    trained = read_json(card).get("template_hash")
+    trained = read_sealed(card).get("template_hash")
     asked = template_hash(tokenizer)
     if trained != asked:
         raise UserError(
@@ -320,7 +320,7 @@ def _render(
 def _adds_start(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts its start token in front of every text."""
     if tokenizer not in _ADDS_START:
-        ids = list(tokenizer("a")["input_ids"])
+        ids = _ids(tokenizer, "a")
         _ADDS_START[tokenizer] = bool(ids) and ids[0] == tokenizer.bos_token_id
     return _ADDS_START[tokenizer]
 
@@ -368,15 +368,29 @@ def _unfolded(tokenizer: PreTrainedTokenizerBase, text: str, pattern: re.Pattern
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, literal: Mapping[str, str]) -> list[int]:
     """Tokens of a rendered text; what stands for the text of a special token gives that text's tokens."""
     if not literal:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return _ids(tokenizer, text, add_special_tokens=False)
     ids: list[int] = []
     for piece in re.split(f"([{''.join(literal)}])", text):
         as_text = piece in literal
         if piece:
-            ids += tokenizer(literal.get(piece, piece), add_special_tokens=False, split_special_tokens=as_text)[
-                "input_ids"
-            ]
+            piece = literal.get(piece, piece)
+            ids += _ids(tokenizer, piece, add_special_tokens=False, split_special_tokens=as_text)
     return ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> list[int]:
+    """What a tokenizer makes of a text.
+
+    Raises:
+        UserError: its own parts fail, such as an expression in ``tokenizer.json`` that tries without end.
+    """
+    try:
+        return list(tokenizer(text, **options)["input_ids"])
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust: no Exception, and not to be imported
+            raise
+        fix = "give a model with another tokenizer.json"
+        raise UserError("the tokenizer fails on a text", first_line(error), fix) from error
 
 
 def _missing(text: str, messages: Messages, last: bool = False) -> str | None:

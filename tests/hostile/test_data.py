@@ -61,6 +61,20 @@ def test_one_text_that_every_row_names_is_counted_for_each(tmp_path: Path, kind:
         reading.read(str(place))
 
 
+def test_a_batch_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    import pyarrow
+
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    place = saved(pyarrow.table({"prompt": ["x" * 100_000], "completion": ["y"]}), tmp_path / "rows", options)
+    data = (place / "data.arrow").read_bytes()
+    packed = b"\x28\xb5\x2f\xfd"  # how what zstd has packed begins; its size stands in front
+    said, claimed = (size.to_bytes(8, "little") + packed for size in (100_000, 2**31))
+    assert data.count(said) == 1
+    (place / "data.arrow").write_bytes(data.replace(said, claimed))
+    with pytest.raises(UserError, match="unpacks to more than 8 MiB and 1000 times its own size"):
+        reading.read(str(place))
+
+
 def test_a_data_set_whose_file_is_a_pipe_is_refused(tmp_path: Path) -> None:
     import pyarrow
 
@@ -72,12 +86,12 @@ def test_a_data_set_whose_file_is_a_pipe_is_refused(tmp_path: Path) -> None:
         reading.read(str(place))
 
 
-def saved(table: Any, folder: Path) -> Path:
+def saved(table: Any, folder: Path, options: Any = None) -> Path:
     """A table as `Dataset.save_to_disk` leaves it, as far as it is read."""
     import pyarrow
 
     folder.mkdir()
-    with pyarrow.ipc.new_stream(str(folder / "data.arrow"), table.schema) as stream:
+    with pyarrow.ipc.new_stream(str(folder / "data.arrow"), table.schema, options=options) as stream:
         stream.write_table(table)
     (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     return folder

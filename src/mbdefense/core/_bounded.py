@@ -1,0 +1,112 @@
+"""What a stranger wrote, such as a chat template, held to a time and an amount of memory."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SECONDS = 3
+"""A template takes a thousandth of it for a long conversation."""
+BYTES = 2**30
+"""More than the process has at the start."""
+_AGAIN = 0.1
+"""Seconds from one end to the next: where the first is raised somebody may catch it."""
+_ONE = threading.Lock()
+"""Held by the body: the limits are the process's own, and of two threads one would put back what the other has set."""
+
+
+class LimitError(Exception):
+    """A limit was broken, which is named."""
+
+
+class _TooLongError(LimitError):
+    def __init__(self) -> None:
+        super().__init__(f"takes longer than {SECONDS} s")
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Ends the body when it takes longer than `SECONDS`, or more memory than `BYTES`.
+
+    In threads other than the main one a single step of the interpreter, such as a power of powers, is not ended: it
+    holds all of them up. The memory is limited on Linux alone, and that of the process: other threads that need more
+    meanwhile are refused it too.
+
+    Raises:
+        LimitError: names the limit.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    with bounded_memory(BYTES), _in_time() if is_main else _in_time_of_thread():
+        yield
+
+
+@contextmanager
+def bounded_memory(size: int) -> Iterator[None]:
+    """Ends the body when it takes `size` bytes more than the process has; see `bounded`.
+
+    Raises:
+        LimitError: it does.
+    """
+    try:
+        with _ONE, _in_memory(size):
+            yield
+    except MemoryError as error:
+        raise LimitError(f"needs more than {size / 2**30:g} GiB") from error
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    def end(_: int, __: FrameType | None) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, _AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _in_time_of_thread() -> Iterator[None]:
+    """The same without signals, which reach the main thread alone."""
+    me, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+
+    def watch() -> None:
+        wait = float(SECONDS)
+        while not over.wait(wait):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(me, ctypes.py_object(_TooLongError))
+            wait = _AGAIN
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(me, None)  # one that is on its way
+
+
+@contextmanager
+def _in_memory(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        # For each row, and a third of the time that pathlib takes.
+        with open("/proc/self/statm", "rb", buffering=0) as stream:
+            held = int(stream.read().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        yield
+        return
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([held + size, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
