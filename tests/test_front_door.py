@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -51,6 +52,13 @@ def test_naming_what_is_usual_is_quick(tmp_path):
     assert min(float(fresh(code, **kept)[0]) for _ in range(3)) < 0.5
 
 
+def test_another_kind_of_system_is_told_at_once(monkeypatch):
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        with pytest.raises(ImportError, match="needs a POSIX system"):
+            runpy.run_path(mbdefense.__file__)
+
+
 def test_only_what_trains_loads_torch_when_it_is_named():
     code = f"import sys; from mbdefense import {', '.join(LIGHT)}; print(*[n for n in {HEAVY!r} if n in sys.modules])"
     assert fresh(code) == []
@@ -66,6 +74,7 @@ def test_every_name_is_there_and_typed():
         for block in tree.body
         if isinstance(block, ast.If)
         for node in block.body
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
     assert typed == mbdefense._PLACES  # a type checker reads the one, Python the other

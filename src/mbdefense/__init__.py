@@ -6,7 +6,11 @@ Functions do a command's work, classes are the methods with their options; all a
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+if os.name != "posix":  # limits on memory and time, and locks, are the system's own
+    raise ImportError("mbdefense needs a POSIX system, such as Linux; on Windows use the Windows Subsystem for Linux")
 
 __version__ = "0.1.0"
 
