@@ -38,7 +38,7 @@ from mbdefense.report.formats import markdown
 from mbdefense.report.sources import read_sources
 from mbdefense.training.store import cost_of, train_into
 from tests.finding.test_found_record import CANDIDATE, FOUND
-from tests.mutating import mutated, resealed
+from tests.hostile.mutating import mutated, resealed
 from tests.report.report_runs import PROVENANCE, arm, write_analyses, write_evaluation, write_grid
 
 NO_JOB: Any = SimpleNamespace(words=str)
