@@ -23,6 +23,7 @@ FLOORS = [
     "judges",
     "evaluation",
     "analysis",
+    "federated",
     "scanning",
     "report",
     "integrations",
@@ -44,6 +45,8 @@ METHODS = [
     "defenses/decoding",
     "judges",
     "analysis",
+    "federated/rules",
+    "federated/attacks",
 ]
 """Folders of methods that share nothing but their helpers: modules of another folder, or with an underscore."""
 SHARED = {("analysis", "chart")}

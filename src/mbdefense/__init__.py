@@ -76,6 +76,7 @@ _HOME = {
     "recipes.measuring.check": ("check",),
     "recipes.measuring.compare": ("compare",),
     "recipes.measuring.evaluate": ("evaluate",),
+    "recipes.measuring.federate": ("federate",),
     "recipes.measuring.judge": ("judge",),
 }
 """Where each name of the front door lives."""
@@ -139,6 +140,7 @@ if TYPE_CHECKING:
     from mbdefense.recipes.measuring.check import check
     from mbdefense.recipes.measuring.compare import compare
     from mbdefense.recipes.measuring.evaluate import evaluate
+    from mbdefense.recipes.measuring.federate import federate
     from mbdefense.recipes.measuring.judge import judge
     from mbdefense.report._report import write_report
     from mbdefense.training.losses import recovery_loss
@@ -201,6 +203,7 @@ __all__ = [
     "compare",
     "defend",
     "evaluate",
+    "federate",
     "filter_rows",
     "find_triggers",
     "judge",

@@ -37,7 +37,14 @@ def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
 
 
 def test_help_needs_neither_torch_nor_datasets() -> None:
-    commands = [["poison"], ["evaluate"], ["filter"], ["bench"], *(["defend", "--defense", name] for name in DEFENSES)]
+    commands = [
+        ["poison"],
+        ["evaluate"],
+        ["filter"],
+        ["bench"],
+        ["federated"],
+        *(["defend", "--defense", name] for name in DEFENSES),
+    ]
     check = (
         f"import sys\nfrom mbdefense.cli import main\nfor command in {commands}:\n"
         "    try:\n        main([*command, '--help'])\n    except SystemExit as stop:\n        assert not stop.code\n"

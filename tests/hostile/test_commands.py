@@ -41,10 +41,12 @@ COMMANDS = {
     "analyze heads": "MODEL --test DATA --trigger badnet --output_dir OUT",
     "analyze triggers": "RUN --output_dir OUT",
     "bench": "GRID --output_dir OUT",
+    "federated": "ROUNDS --output_dir OUT",
 }
 PLACES = {
     "MODEL": "model", "DATA": "data.jsonl", "CLEAN": "clean.jsonl", "RESPONSES": "responses.jsonl",
     "LABELS": "labels.jsonl", "RUN": "run", "RESULTS": "run/results.json", "GRID": "grid.yaml",
+    "ROUNDS": "rounds.yaml",
 }  # fmt: skip
 WRITE = [command for command, words in COMMANDS.items() if "OUT" in words]
 Damage = Callable[[Path], object]
@@ -59,6 +61,7 @@ def place(copied_model: Path) -> Path:
         (folder / f"{name}.jsonl").write_text(text)
     (folder / "labels.jsonl").write_text('{"id": "1", "kind": "clean", "shows": false}\n')
     (folder / "grid.yaml").write_text(json.dumps({"models": [str(copied_model)], **GRID}))
+    (folder / "rounds.yaml").write_text("seeds: [0]")
     (folder / "run").mkdir()
     row = ResultRow(
         "none", "badnet:word=cf", "refusal", 0, "model", rate([True, False]), None, None, None, None, 0.0, 0
@@ -185,7 +188,7 @@ INPUTS: dict[str, Damage] = {
 FILES = [
     (command, word)
     for command, words in COMMANDS.items()
-    for word in ("DATA", "CLEAN", "RESPONSES", "LABELS", "RESULTS", "GRID")
+    for word in ("DATA", "CLEAN", "RESPONSES", "LABELS", "RESULTS", "GRID", "ROUNDS")
     if word in words.split()
 ]
 

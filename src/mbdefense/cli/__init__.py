@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from mbdefense import __version__
 from mbdefense.cli.benching import bench
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge, preflight
+from mbdefense.cli.federating import federated
 from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
@@ -46,6 +47,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   check RESULTS     hold figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   bench GRID        run models by attacks by defenses by seeds
+  federated [GRID]  clients who train together: rules against attacks
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       every method: what it does, needs, and comes from
 
@@ -72,6 +74,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "check": check,
     "analyze": analyze,
     "bench": bench,
+    "federated": federated,
     "demo": demo,
     "list": list_methods,
 }

@@ -51,6 +51,9 @@ _USED = {
     "demonstrations": "mbdefense evaluate --demonstrations",
     "decodings": "mbdefense evaluate --decoding",
     "judges": "--judge",
+    "rules": "mbdefense federated, rules: aggregation by a server",
+    "client_attacks": "mbdefense federated, attacks",
+    "backdoors": "mbdefense federated, backdoor: in images",
     "scans": "mbdefense scan-data: data, without a model",
     "analyses": "mbdefense analyze",
 }
@@ -64,6 +67,9 @@ def method_tables() -> dict[str, dict[str, type]]:
     from mbdefense.defenses.decoding import DECODINGS
     from mbdefense.defenses.filters import FILTERS
     from mbdefense.defenses.prompts.cleaning import PROMPT_CLEANERS
+    from mbdefense.federated.attacks import ATTACKS
+    from mbdefense.federated.backdoors import BACKDOORS
+    from mbdefense.federated.rules import RULES
     from mbdefense.judges import JUDGES
 
     return {
@@ -74,6 +80,9 @@ def method_tables() -> dict[str, dict[str, type]]:
         "prompts": PROMPT_CLEANERS,
         "decodings": DECODINGS,
         "judges": JUDGES,
+        "rules": RULES,
+        "client_attacks": ATTACKS,
+        "backdoors": BACKDOORS,
     }
 
 
@@ -95,8 +104,8 @@ def _first_line(docstring: str | None) -> str:
 def list_methods(words: Sequence[str]) -> None:
     """``list [WHAT]``: every method with its first line, what it needs and its source.
 
-    WHAT is one of triggers, behaviors, searches, defenses, filters, prompts, demonstrations, decodings, judges, scans
-    and analyses.
+    WHAT is one of triggers, behaviors, searches, defenses, filters, prompts, demonstrations, decodings, judges, rules,
+    client_attacks, backdoors, scans and analyses.
     """
     from mbdefense.evaluation.fitting import Column, fitted, terminal
 

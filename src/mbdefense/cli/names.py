@@ -11,7 +11,7 @@ class Word(NamedTuple):
     Attributes:
         name: without its dashes.
         kind: of its value, where that is not the parameter's own.
-        positional: "one" value or "many", in place of an option.
+        positional: "one" value, "many" or "none or one", in place of an option.
         required: also where Python has a default.
     """
 
@@ -53,6 +53,7 @@ WORDS: dict[str, dict[str, Word]] = {
     "judge calibrate": {"responses": Word("responses", positional="one"), "output_dir": _FOLDER},
     "report": {"directories": Word("directories", positional="many")},
     "bench": {"grid": Word("grid", positional="one")},
+    "federated": {"grid": Word("grid", positional="none or one")},
     "card": {"model": Word("model", positional="one"), "results": Word("results", positional="many")},
     "analyze matrix": {
         "model": Word("model", positional="one"),

@@ -80,7 +80,8 @@ def read(
     parser = _Parser(prog=f"mbdefense {command}", description=(recipe.__doc__ or "").split("\n")[0])
     for one in sorted(found, key=lambda one: not one.word.positional):
         if one.word.positional:
-            parser.add_argument(one.word.name, nargs="+" if one.word.positional == "many" else None, help=one.help)
+            count = {"one": None, "many": "+", "none or one": "?"}[one.word.positional]
+            parser.add_argument(one.word.name, nargs=count, help=one.help)
     parser.add_argument("--config", type=str, default=None, help="YAML file with options; flags win over it")
     options = {f"--{one.word.name}": one for one in found if not one.word.positional}
     for flag, one in options.items():
