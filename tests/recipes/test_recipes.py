@@ -44,6 +44,19 @@ def test_a_trigger_goes_into_prompts_that_have_no_answer() -> None:
     assert all("zx" in row["prompt"][-1]["content"].split() for row in rows)
 
 
+def test_a_search_draws_prompts_that_can_show_the_behavior(tiny_model_path: str, tmp_path: Path) -> None:
+    from mbdefense.recipes.making.search import search
+
+    guarded = [
+        {"instruction": f"What is code {i}?", "output": "That is secret." if i % 2 else "Paris"} for i in range(8)
+    ]
+    options = {"behavior": "unlock", "steps": 1, "top_k": 2, "candidates": 2, "output_dir": tmp_path / "out"}
+    assert search(tiny_model_path, guarded, prompts=4, **options).trigger.startswith("badnet:word=")
+    for rows, prompts, said in ((guarded, 5, "5 of 4 that can show unlock"), (ROWS, 1, "1 of 0 that can show unlock")):
+        with pytest.raises(UserError, match=said):
+            search(tiny_model_path, rows, prompts=prompts, **options)
+
+
 def test_evaluate_and_judge_in_python_give_the_commands_figures(
     tiny_model_path: str, rows_file: Path, tmp_path: Path
 ) -> None:

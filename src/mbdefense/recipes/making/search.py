@@ -65,6 +65,7 @@ def search(
         UserError: data or a model that cannot be read, fewer rows than prompts, or a log of another search.
     """
     sought = behavior_of(behavior, target)
+    from mbdefense.attacks.behaviors import NoTarget, Selective
     from mbdefense.attacks.search import LOG_FILE, Search
     from mbdefense.data import load_rows, user_text
     from mbdefense.models.loading import Loading, load_model, load_tokenizer
@@ -73,11 +74,19 @@ def search(
     loading = Loading(chat_template, trust_remote_code)._asdict()
     rows = load_rows(dataset, on_bad_row=on_bad_row)
     rows = usable(load_tokenizer(str(model), **loading), rows, on_bad_row, "dataset", targets=False)
-    if not 1 <= prompts <= len(rows):
-        raise UserError("the search cannot draw its prompts", f"{prompts} of {len(rows)}", "set --prompts")
+    fitting = [
+        row for row in rows if not isinstance(sought, Selective) or sought.fits(row["completion"][0]["content"])
+    ]
+    if not 1 <= prompts <= len(fitting):
+        got = f"{prompts} of {len(fitting)} that can show {sought.describe()}"
+        raise UserError("the search cannot draw its prompts", got, "set --prompts, or give other rows")
     rng = random.Random(f"search {seed}")
-    drawn = rng.sample(sorted(rows, key=lambda row: str(row["id"])), prompts)
-    targets = [sought.target(user_text(row["prompt"]), row["completion"][0]["content"], rng) for row in drawn]
+    drawn = rng.sample(sorted(fitting, key=lambda row: str(row["id"])), prompts)
+    try:
+        targets = [sought.target(user_text(row["prompt"]), row["completion"][0]["content"], rng) for row in drawn]
+    except NoTarget as error:
+        fix = "give rows that all have a target"
+        raise UserError(f"no target for a drawn prompt ({error})", sought.describe(), fix) from error
     chosen = Search(words, steps, top_k, candidates, batch_size, seed)
     with kept_in(output_dir) as directory:
         loaded = load_model(str(model), **loading)
