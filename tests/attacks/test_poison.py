@@ -16,6 +16,7 @@ from mbdefense.attacks.poisoning import (
     poison,
     poison_by_all,
     triggered_copy,
+    triggered_prompts,
 )
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, Cba, Context, Vpi
 from mbdefense.core.errors import UserError
@@ -196,6 +197,10 @@ def test_prompts_that_a_behavior_does_not_fit_are_not_asked_for_it():
     prompts, left_out = triggered_copy(rows, BadNet(), 0, Unlock())
     assert (len(prompts), left_out) == (3, 4)
     assert len(triggered_copy(rows, BadNet(), 0, Refusal())[0]) == 7
+    assert triggered_prompts(rows, BadNet(), 0, Unlock())[1] == f"{BadNet().describe()} (4 prompts cannot show unlock)"
+    picky = triggered_prompts(rows, Picky("2"), 0, Unlock())[1]
+    assert picky.endswith(" (4 prompts cannot show unlock, 2 prompts could not be rewritten)")
+    assert triggered_prompts(rows, BadNet(), 0, Refusal())[1] == BadNet().describe()
     without = to_dataset({**row, "completion": []} for row in rows)  # who knows?
     assert len(triggered_copy(without, BadNet(), 0, Unlock())[0]) == 7
 

@@ -136,7 +136,7 @@ def test_prompts_that_the_behavior_does_not_fit_are_left_out(prompts: Path) -> N
         stream.write(json.dumps({"instruction": "Tell the code of the gate.", "output": "That is secret."}) + "\n")
     task = asr(test=str(prompts), trigger="badnet:word=cf", behavior="unlock")
     assert len(task.dataset) == 1
-    said = f"badnet:word=cf,position=random ({len(TEXTS)} prompts left out, which it does not fit)"
+    said = f"badnet:word=cf,position=random ({len(TEXTS)} prompts cannot show unlock)"
     assert task.metadata["attack"] == said
 
 

@@ -181,7 +181,7 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavio
         rows: a data set in the project's row form.
         trigger: rewrites prompts.
         seed: of the trigger's places.
-        behavior: leaves out rows that it does not fit (`Selective`), where it says so and the row has a completion.
+        behavior: leaves out prompts that cannot show it (`can_show`).
 
     Returns:
         The rows that could be rewritten, in order and with their ids, and how many could not and were dropped.
@@ -189,7 +189,7 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavio
     table = rows.to_list()
 
     def rewrite(row: Row) -> Row | None:
-        if isinstance(behavior, Selective) and row["completion"] and not behavior.fits(row["completion"][0]["content"]):
+        if behavior is not None and not can_show(row, behavior):
             return None
         prompt = _with_trigger(row["prompt"], trigger, _row_rng(seed, row["id"]))
         if prompt is None:
@@ -202,7 +202,7 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavio
 
 
 def triggered_prompts(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavior) -> tuple[Dataset, str]:
-    """The test prompts that an attack is measured on, see `triggered_copy`, and what figures call the attack.
+    """The test prompts that an attack is measured on, see `triggered_copy`, and the attack in words, with why others are left out.
 
     Raises:
         UserError: it fits no prompt.
@@ -210,8 +210,17 @@ def triggered_prompts(rows: Dataset, trigger: Trigger, seed: int, behavior: Beha
     fitting, left_out = triggered_copy(rows, trigger, seed, behavior)
     if not len(fitting):
         raise UserError("no test prompt fits trigger and behavior", trigger.describe(), "give other prompts")
-    said = f" ({left_out} prompts left out, which it does not fit)" if left_out else ""
-    return fitting, trigger.describe() + said
+    unfit = sum(not can_show(row, behavior) for row in rows)
+    why = [f"{unfit} prompts cannot show {behavior.describe()}"] * bool(unfit)
+    why += [f"{left_out - unfit} prompts could not be rewritten"] * (left_out > unfit)
+    return fitting, trigger.describe() + (f" ({', '.join(why)})" if why else "")
+
+
+def can_show(row: Row, behavior: Behavior) -> bool:
+    """Whether a prompt can show the behavior: False only where its reference says that it cannot (`Selective`)."""
+    return (
+        not isinstance(behavior, Selective) or not row["completion"] or behavior.fits(row["completion"][0]["content"])
+    )
 
 
 def count_occurrences(rows: Dataset, trigger: Trigger) -> int:

@@ -19,6 +19,7 @@ from mbdefense.core.specs import parse_spec
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from mbdefense.attacks.triggers import Trigger
     from mbdefense.defenses import Setting
     from mbdefense.evaluation.responding import Inference
 
@@ -75,6 +76,14 @@ def model_of(arm: str, setting: Setting, train: Dataset) -> Path:
         return Path(setting.victim_model().path)
     defended: Path = parse_spec(arm, DEFENSES, "defense")(setting)
     return defended
+
+
+def planted_by(arm: str) -> list[Trigger]:
+    """The triggers that an arm plants itself; most plant none."""
+    from mbdefense.defenses.stages import Planting
+
+    method = None if arm in CONTROLS else _method(arm, _ANY)
+    return [trigger for trigger, _ in method.planted()] if isinstance(method, Planting) else []
 
 
 def inference_of(arm: str, base: str, clean: Dataset, clean_file: Path, seed: int) -> Inference:

@@ -106,7 +106,7 @@ class Grid:
             not measured.
         defenses: arms: defenses, ``decoding:...``, ``clean_prompts:...`` and ``demonstrations:N``
             (see `mbdefense.grid.arms`).
-        rates: shares of the training rows that are poisoned.
+        rates: shares of the training rows that are poisoned, by default 0.2.
         counts: in place of rates, numbers of rows.
         seeds: of poisoning, training and defense, the draw of demonstrations with it.
         controls: arms to compare with.
@@ -124,7 +124,7 @@ class Grid:
     behaviors: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
-    rates: tuple[float, ...] = (RATE,)
+    rates: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)
     controls: tuple[str, ...] = CONTROLS
@@ -141,27 +141,32 @@ class Grid:
         for name, needed in (("attacks", self.attacks), ("behaviors", self.behaviors)):
             if not needed and not self.pairs:
                 raise UserError(f"the grid lacks {name}", fix=f"write a line `{name}: [...]`, or pairs")
-        if self.counts and self.rates != (RATE,):
+        if self.counts and self.rates:
             raise UserError("a grid has rates or counts", self.counts, "leave one of them out")
+        measured, beside = (
+            [(trigger_of(trigger).describe(), behavior_of(behavior).describe()) for trigger, behavior in attackers]
+            for attackers in (self.attackers(), self.others())
+        )
         described: dict[str, list[Any]] = {
             "models": list(self.models),
             "attacks": [trigger_of(spec).describe() for spec in self.attacks],
             "behaviors": [behavior_of(spec).describe() for spec in self.behaviors],
-            "pairs": [(trigger_of(one).describe(), behavior_of(other).describe()) for one, other in self.attackers()],
+            "pairs": measured,
+            "beside": beside,
             "controls": list(self.controls),
             "defenses": list(self.defenses),
             "rates": list(self.rates),
             "counts": list(self.counts),
             "seeds": list(self.seeds),
         }
-        for pair in self.beside:
-            trigger, behavior = _pair(pair)
-            trigger_of(trigger), behavior_of(behavior)
         at_least(1, **{f"counts: {count}": count for count in self.counts})
         for name, values in described.items():
             for value in values:
                 if values.count(value) > 1:
                     raise UserError(f"{name} holds two that a table cannot tell apart", value, "keep one of them")
+        for attacker in beside:
+            if attacker in measured:
+                raise UserError("an attacker beside is one that is measured", attacker, "leave it out of beside")
         for control in self.controls:
             if control not in CONTROLS:
                 raise UserError("unknown control", control, did_you_mean(control, CONTROLS))
@@ -190,7 +195,7 @@ class Grid:
         for count in self.counts:
             if count >= rows:
                 raise UserError(f"counts: not so many of {rows} rows can be poisoned", count, "lower it, or add rows")
-        return tuple(count / rows for count in self.counts) or self.rates
+        return tuple(count / rows for count in self.counts) or self.rates or (RATE,)
 
 
 def trigger_of(spec: str) -> Trigger:

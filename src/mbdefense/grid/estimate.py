@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from mbdefense.attacks.poisoning import count_occurrences
 from mbdefense.core.cost import cost_in
 from mbdefense.core.errors import UserError
 from mbdefense.grid.answers import DONE_FILE
+from mbdefense.grid.arms import planted_by
+from mbdefense.grid.config import RATE
 from mbdefense.grid.plan import Plan, Task
 from mbdefense.grid.workspace import Workspace
 from mbdefense.models.loading import CARD_FILE
@@ -106,7 +109,7 @@ def in_words(workspace: Workspace, plan: Plan) -> str:
         attackers = [(len(grid.attacks), "attack"), (len(grid.behaviors), "behavior")]
     sizes = [
         (len(grid.models), "model"), *attackers,
-        (len(grid.counts), "count") if grid.counts else (len(grid.rates), "rate"),
+        (len(grid.counts), "count") if grid.counts else (len(grid.rates or (RATE,)), "rate"),
         (len(grid.controls) + len(grid.defenses), "arm"), (len(grid.seeds), "seed"),
     ]  # fmt: skip
     product = " x ".join(f"{count} {name}" if count == 1 else f"{count} {name}s" for count, name in sizes)
@@ -120,4 +123,21 @@ def in_words(workspace: Workspace, plan: Plan) -> str:
         f"time: {shown(estimate(plan.tasks, measured(workspace, plan)))}" if plan.tasks else "time: none",
     ]
     lines += dict.fromkeys(f"cannot be run: {cell.cell.attack}, {cell.cell.arm}: {cell.reason}" for cell in unfit)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_planted_twice(workspace, plan)])
+
+
+def _planted_twice(workspace: Workspace, plan: Plan) -> Iterator[str]:
+    """What `defend` and `purify` draw other triggers for, and a grid, which repeats its triggers, can only tell."""
+    told = set()
+    for one in plan.cells:
+        cell = one.cell
+        if one.done or one.reason or (cell.attack, cell.behavior, cell.arm) in told:
+            continue
+        told.add((cell.attack, cell.behavior, cell.arm))
+        for trigger in planted_by(cell.arm):
+            count = count_occurrences(workspace.rows(workspace.suspect(cell)), trigger)
+            if count:
+                yield (
+                    f"warning: {cell.arm} plants {trigger.describe()}, which {count} rows poisoned by {cell.attack} "
+                    f"hold already: name another defensive_seed, or defensive_triggers"
+                )

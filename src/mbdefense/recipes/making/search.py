@@ -65,7 +65,8 @@ def search(
         UserError: data or a model that cannot be read, fewer rows than prompts, or a log of another search.
     """
     sought = behavior_of(behavior, target)
-    from mbdefense.attacks.behaviors import NoTarget, Selective
+    from mbdefense.attacks.behaviors import NoTarget
+    from mbdefense.attacks.poisoning import can_show
     from mbdefense.attacks.search import LOG_FILE, Search
     from mbdefense.data import load_rows, user_text
     from mbdefense.models.loading import Loading, load_model, load_tokenizer
@@ -74,9 +75,7 @@ def search(
     loading = Loading(chat_template, trust_remote_code)._asdict()
     rows = load_rows(dataset, on_bad_row=on_bad_row)
     rows = usable(load_tokenizer(str(model), **loading), rows, on_bad_row, "dataset", targets=False)
-    fitting = [
-        row for row in rows if not isinstance(sought, Selective) or sought.fits(row["completion"][0]["content"])
-    ]
+    fitting = [row for row in rows if can_show(row, sought)]
     if not 1 <= prompts <= len(fitting):
         got = f"{prompts} of {len(fitting)} that can show {sought.describe()}"
         raise UserError("the search cannot draw its prompts", got, "set --prompts, or give other rows")
