@@ -66,6 +66,22 @@ def drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(secrets, "randbelow", random.Random(request.node.nodeid).randrange)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_fingerprints() -> Iterator[None]:
+    """Draws the names of data sets for a cache that none in memory uses; datasets hashes all of their rows for them."""
+    from datasets import arrow_dataset, fingerprint
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrow_dataset, "generate_fingerprint", lambda _: fingerprint.generate_random_fingerprint())
+        yield
+
+
+@pytest.fixture
+def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends answers early where a defense asks what is left of planted backdoors: a tiny model has learned none."""
+    monkeypatch.setattr("mbdefense.evaluation.planted.survival._MAX_NEW_TOKENS", 3)
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A directory with a random two-layer Llama (hidden size 32) and a ChatML tokenizer of 300 entries.

@@ -20,6 +20,8 @@ from mbdefense.recipes.making.defend import defend
 from mbdefense.records.results import read as read_results
 from mbdefense.training.options import TrainingOptions
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 
 @pytest.fixture
 def rows_file(tmp_path: Path) -> Path:
@@ -36,7 +38,7 @@ def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
     return lines[0]
 
 
-def test_help_needs_neither_torch_nor_datasets() -> None:
+def test_help_and_the_list_need_neither_torch_nor_datasets() -> None:
     commands = [
         ["poison"],
         ["evaluate"],
@@ -46,7 +48,7 @@ def test_help_needs_neither_torch_nor_datasets() -> None:
         *(["defend", "--defense", name] for name in DEFENSES),
     ]
     check = (
-        f"import sys\nfrom mbdefense.cli import main\nfor command in {commands}:\n"
+        f"import sys\nfrom mbdefense.cli import main\nmain(['list'])\nfor command in {commands}:\n"
         "    try:\n        main([*command, '--help'])\n    except SystemExit as stop:\n        assert not stop.code\n"
         "    heavy = {'torch', 'datasets', 'transformers', 'sklearn'} & set(sys.modules)\n"
         "    assert not heavy, (command, heavy)"
@@ -158,7 +160,7 @@ def test_flags_win_over_the_config_file(rows_file: Path, tmp_path: Path) -> None
 def test_one_number_of_the_config_file_is_a_list_of_one(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("seeds: 3\noutput_dir: out\n")
-    assert read(["grid.yaml", "--config", str(config)], "bench", bench, leave=["console"]).of(bench)["seeds"] == [3]
+    assert read(["grid.yaml", "--config", str(config)], "bench", bench, leave=["tell"]).of(bench)["seeds"] == [3]
 
 
 def test_unknown_keys_of_the_config_file_are_errors(

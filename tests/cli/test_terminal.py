@@ -20,6 +20,9 @@ import pytest
 from rich.cells import cell_len
 
 from mbdefense.cli import main
+from mbdefense.core.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("few_words")
 
 HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e"
 """A terminal's title, a color, and text that runs backwards."""
@@ -62,15 +65,15 @@ class Terminal:
         streams, kept = (sys.stdout, sys.stderr), [os.dup(number) for number in range(3)]
         for number in range(3):
             os.dup2(self.slave, number)
-        with open(1, "w", buffering=1, closefd=False) as out, open(2, "w", buffering=1, closefd=False) as err:
-            sys.stdout, sys.stderr = out, err
-            try:
+        try:
+            with open(1, "w", buffering=1, closefd=False) as out, open(2, "w", buffering=1, closefd=False) as err:
+                sys.stdout, sys.stderr = out, err
                 yield
-            finally:
-                sys.stdout, sys.stderr = streams
-        for number, old in enumerate(kept):
-            os.dup2(old, number)
-            os.close(old)
+        finally:
+            sys.stdout, sys.stderr = streams
+            for number, old in enumerate(kept):
+                os.dup2(old, number)
+                os.close(old)
 
     @property
     def lines(self) -> list[str]:
@@ -195,6 +198,34 @@ def test_a_grids_plan_is_folded_and_harmless(width: int, tmp_path: Path) -> None
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     lines = shown("bench grid.yaml --output_dir out --plan", width).lines
     assert any(line.startswith("cannot be run: insent:sentence=") for line in lines)
+
+
+def test_the_tasks_of_a_grid_have_numbers(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, where what is below a task is said too; one task fails, and so does what needs it."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise UserError("no luck at all " * 10, fix="try again")
+
+    monkeypatch.setattr("mbdefense.training.consistency.tune_consistently", broken)
+    said = " ".join(f"word{number}" for number in range(20))
+    grid = {
+        "models": ["model"], "attacks": ["badnet"], "behaviors": [f"fixed_text:text={said}"],
+        "controls": ["attacked"], "defenses": ["crow"],
+        "data": {"train": "rows.jsonl", "clean": "clean.jsonl", "test": "test.jsonl"},
+        "training": {"num_train_epochs": 1, "max_length": 128, "bf16": False, "save_strategy": "no"},
+        "evaluation": {"max_new_tokens": 2},
+    }  # fmt: skip
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    benched = shown("bench grid.yaml --output_dir out --isolate false", width, code=1)
+    tasks = [task.split(" under badnet -> ")[0] for task in benched.stages()]
+    assert tasks == [
+        "training tuned for attacked", "asking attacked", "judging attacked",
+        "training crow for crow", "asking crow", "judging crow",
+    ]  # fmt: skip
+    told = " ".join(line.strip() for line in benched.lines)
+    assert "  tuning on 24 rows" in benched.lines
+    assert "word19: cannot be done, for what it needs failed" in told
+    assert "word19: no luck at all no luck at all no luck" in told
 
 
 def test_an_error_is_folded_too(width: int) -> None:

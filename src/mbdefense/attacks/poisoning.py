@@ -202,7 +202,7 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavio
 
 
 def triggered_prompts(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavior) -> tuple[Dataset, str]:
-    """The test prompts that an attack is measured on, see `triggered_copy`, and the attack in words, with why others are left out.
+    """The test prompts that an attack is measured on (`triggered_copy`), and the attack with what is left out in words.
 
     Raises:
         UserError: it fits no prompt.

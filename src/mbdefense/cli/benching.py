@@ -13,10 +13,8 @@ def bench(words: Sequence[str]) -> int:
     """``bench GRID``: 1 if a cell failed, 130 if interrupted, else 0."""
     from mbdefense.grid._bench import bench as recipe
 
-    options = read(words, "bench", recipe, leave=["console"]).of(recipe)
-    from rich.console import Console
-
-    done = recipe(**options, console=Console())
+    options = read(words, "bench", recipe, leave=["tell"]).of(recipe)
+    done = recipe(**options, tell=tell)
     if options["plan"]:
         return 0
     if done.results is not None:

@@ -91,17 +91,30 @@ def stage(what: str, *, kind: str = "", size: float = 0.0) -> Iterator[None]:
         kind: shared by stages whose time grows with their size alike.
         size: in any unit of the kind's; 0 is not measured.
     """
-    course, number, indent = _course.get(), _next_number(), "  " if _within.get() else ""
+    course = _course.get()
     before, seconds = course.measured.get(kind, (0.0, 0.0)) if course else (0.0, 0.0)
-    about = f", about {duration(size * seconds / before)}" if size and before else ""
-    say(f"{number}{what}{about}", indent=indent)
-    token, begun = _within.set(True), time.monotonic()
+    begin(what, size * seconds / before if size and before else None)
+    begun = time.monotonic()
+    with within_stage():
+        yield
+    if course is not None and size:
+        course.measured[kind] = before + size, seconds + time.monotonic() - begun
+
+
+def begin(what: str, seconds: float | None = None) -> None:
+    """Says that a stage begins, and how long it will take where that is known; `stage` for one that ends here too."""
+    about = "" if seconds is None else f", about {duration(seconds)}"
+    say(f"{_next_number()}{what}{about}", indent="  " if _within.get() else "")
+
+
+@contextlib.contextmanager
+def within_stage() -> Iterator[None]:
+    """What is said meanwhile is part of a stage that has begun: indented, and without a number."""
+    token = _within.set(True)
     try:
         yield
     finally:
         _within.reset(token)
-    if course is not None and size:
-        course.measured[kind] = before + size, seconds + time.monotonic() - begun
 
 
 def done_before(what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from mbdefense.core.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mbdefense.grid.local import Workers
     from mbdefense.grid.workspace import Workspace
     from mbdefense.records.results import Results
@@ -61,7 +59,7 @@ def bench(
     num_gpus: float = NUM_GPUS,
     trust_remote_code: bool = False,
     api_key_env: str | None = None,
-    console: Console | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Benched:
     """Run a grid: every model under every attack with every defense, sharing what is alike (docs/howto/grids.md).
 
@@ -85,22 +83,20 @@ def bench(
         trust_remote_code: allow a Hub repository to run code of its own; a grid cannot say so.
         api_key_env: environment variable that holds the key for the endpoints that the grid names; a grid cannot name
             one. By default none is sent (to OpenAI itself, that in OPENAI_API_KEY).
-        console: where to tell how far it is.
+        tell: takes the plan in words, before the work begins.
 
     Raises:
         UserError: the grid cannot be read, or holds what cannot work.
     """
-    from rich.console import Console
-
     from mbdefense.core.files import claimed
+    from mbdefense.core.progress import stage
     from mbdefense.grid.config import changed, read_grid
     from mbdefense.grid.estimate import in_words
     from mbdefense.grid.plan import make_plan
-    from mbdefense.grid.run import conclude, tell, work_off
+    from mbdefense.grid.run import conclude, work_off
     from mbdefense.grid.workspace import open_workspace
 
     _check_workers(isolate, ray, num_cpus, num_gpus)
-    told = console or Console(quiet=True)
     data = {
         "train": train, "clean": clean, "test": test,
         "train_rows": train_rows, "clean_rows": clean_rows, "test_rows": test_rows,
@@ -110,18 +106,19 @@ def bench(
         trust_remote_code=trust_remote_code, api_key_env=api_key_env,
     )  # fmt: skip
     with claimed(Path(output_dir)):
-        with told.status("making rows and a plan"):
+        with stage("making rows and a plan"):
             workspace = open_workspace(wanted, Path(output_dir))
             planned = make_plan(workspace)
         words = in_words(workspace, planned)
-        tell(told, words)
+        if tell is not None:
+            tell(words)
         if plan:
             return Benched(words, None, {}, False)
         failed: dict[str, str] = {}
         interrupted = False
         workers = _workers(workspace, isolate, ray, num_cpus, num_gpus)
         try:
-            work_off(workspace, planned, workers, told, failed)
+            work_off(workspace, planned, workers, failed)
         except KeyboardInterrupt:
             interrupted = True
         finally:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from filelock import FileLock
 
+from mbdefense.core.progress import within_stage
 from mbdefense.grid.plan import Task
 from mbdefense.grid.work import attempt
 from mbdefense.grid.workspace import Workspace
@@ -52,7 +53,8 @@ class InProcess:
     def wait(self) -> tuple[Task, str]:
         """See `Workers`."""
         task = self._tasks.pop(0)
-        return task, attempt(self._workspace, task)
+        with within_stage():
+            return task, attempt(self._workspace, task)
 
     def close(self) -> None:
         """See `Workers`."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import inside, write_json, write_sealed
+from mbdefense.core.progress import Bar, begin, say, stages
 from mbdefense.evaluation.compare import Arm, compare, read_arm
-from mbdefense.evaluation.fitting import as_printed
 from mbdefense.grid import estimate
+from mbdefense.grid.config import Grid
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, Plan, PlannedCell, Task, cell_facts
 from mbdefense.grid.store import retire
 from mbdefense.grid.workspace import Workspace
@@ -21,21 +20,18 @@ from mbdefense.records.provenance import provenance
 from mbdefense.records.results import RESULT_FILE, Results, write
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mbdefense.grid.local import Workers
 
 SCHEMA = 1
 
 
-def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Console, failed: dict[str, str]) -> None:
-    """Does the tasks of a plan; one that fails stops only those that need it.
+def work_off(workspace: Workspace, plan: Plan, workers: Workers, failed: dict[str, str]) -> None:
+    """Does the tasks of a plan, each a stage with a number; one that fails stops only those that need it.
 
     Args:
         workspace: of the plan.
         plan: what to do.
         workers: who do it.
-        console: for progress.
         failed: takes the reasons, by id, of the tasks that failed or could not be done because another one had; what
             is in it when the work is interrupted stands.
     """
@@ -43,63 +39,47 @@ def work_off(workspace: Workspace, plan: Plan, workers: Workers, console: Consol
     unfinished = dict(waiting)
     running = 0
     _retire_unneeded(workspace, plan, unfinished)
-    with Telling(console, len(waiting)) as telling:
+    if not waiting:
+        return
+    with stages(len(waiting)), Bar("tasks", len(waiting)) as bar:
         while waiting or running:
             for task in list(waiting.values()):
                 blocked = next((failed[name] for name in task.needs if name in failed), None)
                 if blocked is not None:
                     failed[waiting.pop(task.id).id] = blocked
-                    telling.ended(task, f"failed: {blocked}")
+                    begin(f"{_words(task, workspace.grid)}: cannot be done, for what it needs failed")
+                    bar.advance()
                 elif running < workers.slots and not any(name in unfinished for name in task.needs):
+                    _begin(workspace, plan, task)
                     workers.submit(waiting.pop(task.id))
                     running += 1
             if not running:
                 continue
-            left = estimate.estimate(unfinished.values(), estimate.measured(workspace, plan))
-            telling.at_work(running, left)
             task, reason = workers.wait()
             running -= 1
+            bar.advance()
             if reason:
                 failed[task.id] = reason
+                say(f"failed: {_words(task, workspace.grid)}: {reason}")
             else:
                 del unfinished[task.id]
                 _retire_unneeded(workspace, plan, unfinished)
-            telling.ended(task, f"failed: {reason}" if reason else "")
 
 
-def tell(console: Console, text: str) -> None:
-    """Prints text in which words of the grid's author may stand."""
-    console.print(as_printed(text, console), markup=False, emoji=False, highlight=False, soft_wrap=True)
+def _begin(workspace: Workspace, plan: Plan, task: Task) -> None:
+    """Says that a task begins, and how long it will take by what the like of it took."""
+    expected = estimate.estimate([task], estimate.measured(workspace, plan))
+    begin(_words(task, workspace.grid), expected.seconds or None)
 
 
-class Telling:
-    """Progress: a line for each task that has ended, and on a terminal a bar below them."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=total)
-        self._total, self._ended = total, 0
-
-    def __enter__(self) -> Telling:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def at_work(self, running: int, left: estimate.Estimate) -> None:
-        """Says how many tasks are being done, and how long all that is left will take."""
-        self._bar.update(self._task, description=escape(f"{running} at work; left: {estimate.shown(left)}"))
-
-    def ended(self, task: Task, text: str) -> None:
-        """Says that a task has ended, and how if not well."""
-        self._ended += 1
-        self._bar.update(self._task, advance=1)
-        line = f"[{self._ended}/{self._total}] {task.id}" + (f": {text}" if text else "")
-        tell(self._bar.console, line)
+def _words(task: Task, grid: Grid) -> str:
+    """A task for people: "judging crow under badnet -> refusal"; of what a grid has one of, it says nothing."""
+    cell = task.cell
+    rate, seed = f"rate {cell.rate:g}", f"seed {cell.seed}"
+    told: list[tuple[Sized, str]] = [(grid.models, cell.model), (grid.counts or grid.rates, rate), (grid.seeds, seed)]
+    which = "".join(f", {text}" for values, text in told if len(values) > 1)
+    does = {"train": f"training {task.stage.rpartition('-')[0]} for", "answer": "asking", "judge": "judging"}
+    return f"{does[task.kind]} {cell.arm} under {cell.attack} -> {cell.behavior}{which}"
 
 
 def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, Task]) -> None:
