@@ -23,7 +23,7 @@ def launch(profile: str, words: Sequence[str]) -> int:
     """Runs a command of this package in several processes of its own; returns its exit code.
 
     Args:
-        profile: name of a file in ``mbdefense/accelerate``.
+        profile: name of a file in ``mbdefense/core/accelerate``.
         words: the command and its options.
 
     Raises:
