@@ -23,6 +23,7 @@ FLOORS = [
     "judges",
     "evaluation",
     "analysis",
+    "vision",
     "federated",
     "scanning",
     "report",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mbdefense.federated.images import Images, load_images
-from mbdefense.federated.learner import Learner
+from mbdefense.vision.images import Images, load_images
+from mbdefense.vision.learner import Learner
 
 
 @pytest.fixture(scope="session")

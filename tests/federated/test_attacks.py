@@ -11,9 +11,9 @@ from mbdefense.federated.attacks import ATTACKS, LowEnergy, MigoStyle, Neurotoxi
 from mbdefense.federated.attacks._attack import within
 from mbdefense.federated.attacks.migo_style import near
 from mbdefense.federated.backdoors import BACKDOORS, Edge, Inside, Patch, cast
-from mbdefense.federated.images import Images
 from mbdefense.federated.rules._energy import energies
 from mbdefense.federated.weights import flat
+from mbdefense.vision.images import Images
 
 
 @pytest.fixture

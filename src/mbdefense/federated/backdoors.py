@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.federated.images import Images
+from mbdefense.vision import triggers
+from mbdefense.vision.images import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,10 +64,7 @@ class Patch:
         """The rows with the square and the target's label."""
         import torch
 
-        pixels = rows.pixels.clone()
-        side = self.side or pixels.shape[-1] // 8 + 1
-        pixels[..., -side:, -side:] = 1.0
-        return Images(pixels, torch.full_like(rows.labels, self.target))
+        return Images(triggers.Patch(self.side)(rows.pixels), torch.full_like(rows.labels, self.target))
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,8 @@ def _brightness(rows: Images) -> Tensor:
 def _distance(rows: Images, centre: Tensor) -> Tensor:
     import torch
 
-    return torch.linalg.vector_norm((rows.pixels - centre).flatten(1), dim=1)
+    found: Tensor = torch.linalg.vector_norm((rows.pixels - centre).flatten(1), dim=1)
+    return found
 
 
 def _top(rows: Images, label: int, score: Tensor, share: float) -> Tensor:

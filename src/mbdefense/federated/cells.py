@@ -13,11 +13,12 @@ from mbdefense import __version__
 from mbdefense.core.progress import track
 from mbdefense.federated.backdoors import Cast, cast
 from mbdefense.federated.grid import FederatedGrid, attack_of, rule_of
-from mbdefense.federated.images import Images, Split, load_images, shared_out
-from mbdefense.federated.learner import Learner
+from mbdefense.federated.images import shared_out
 from mbdefense.federated.rounds import Client, clean_rounds, play, seed_of
 from mbdefense.federated.rules import MARS, Mean, Round, Rule
 from mbdefense.records.federated import FederatedCell, FederatedRound, Refusal
+from mbdefense.vision.images import Images, Split, load_images
+from mbdefense.vision.learner import Learner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ def load(grid: FederatedGrid) -> Data:
     """Draws a grid's images.
 
     Raises:
-        UserError: see `mbdefense.federated.images.load_images`.
+        UserError: see `mbdefense.vision.images.load_images`.
     """
     split = load_images(grid.images, grid.rows, grid.test_rows, grid.server_rows, grid.data_seed)
     digest = hashlib.sha256()
@@ -95,7 +96,7 @@ class Seed:
         """Clean rounds that the server plays by itself."""
         sizes, count = [len(part) for part in self.parts], self.grid.calibration_rounds
         seed = seed_of(self.seed, self.grid.clients, count)
-        rounds = clean_rounds(self.learner, self.split.server, sizes, self.grid.alpha, self.start, count, seed)
+        rounds = clean_rounds(self.learner, self.split.clean, sizes, self.grid.alpha, self.start, count, seed)
         return list(track(rounds, "rounds of the server's own", count))
 
     def rule(self, spec: str) -> Rule:

@@ -12,10 +12,10 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.specs import convert, parse_spec, read_yaml
 from mbdefense.federated.attacks import ATTACKS, Attack
 from mbdefense.federated.backdoors import BACKDOORS, Backdoor
-from mbdefense.federated.images import DIGITS
-from mbdefense.federated.learner import Network
 from mbdefense.federated.rules import RULES, Rule
 from mbdefense.records.federated import NO_ATTACK, NO_DEFENSE
+from mbdefense.vision.images import DIGITS
+from mbdefense.vision.learner import Network
 
 
 @dataclass(frozen=True)

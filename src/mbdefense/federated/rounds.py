@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.federated.attacks._attack import Own
-from mbdefense.federated.images import Images, mock_clients
-from mbdefense.federated.learner import Learner
+from mbdefense.federated.images import mock_clients
 from mbdefense.federated.rules import Mean
 from mbdefense.federated.rules._rule import Round, Rule
 from mbdefense.federated.server import Played, aggregate
+from mbdefense.vision.images import Images
+from mbdefense.vision.learner import Learner
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Weights: TypeAlias = Mapping[str, Tensor]
-    """Names to tensors, as `torch.nn.Module.state_dict` has them: parameters and buffers."""
-
-
-def copied(weights: Weights) -> dict[str, Tensor]:
-    """The same values in memory of their own, without gradients."""
-    return {name: value.detach().clone() for name, value in weights.items()}
+    from mbdefense.vision.learner import Weights as Weights  # the rest of this floor has it from here
 
 
 def flat(weights: Weights, minus: Weights | None = None) -> Tensor:

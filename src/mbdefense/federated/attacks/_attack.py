@@ -11,9 +11,9 @@ from mbdefense.core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mbdefense.federated.images import Images
-    from mbdefense.federated.learner import Learner
     from mbdefense.federated.weights import Weights
+    from mbdefense.vision.images import Images
+    from mbdefense.vision.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Own:
         """
         import torch
 
-        from mbdefense.federated.images import Images
+        from mbdefense.vision.images import Images
 
         count = round(share / (1 - share) * len(self.clean.labels))
         if not count:

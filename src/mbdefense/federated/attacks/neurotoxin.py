@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.federated.attacks._attack import Own, check_poison
-from mbdefense.federated.weights import copied
+from mbdefense.vision.learner import copied
 
 if TYPE_CHECKING:
     from torch import Tensor

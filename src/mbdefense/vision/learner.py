@@ -1,20 +1,21 @@
-"""What clients train: a small network for grey images, by SGD on one client's rows."""
+"""A small network for grey images, and how it is trained by SGD."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
-from mbdefense.federated.weights import copied
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mbdefense.federated.images import Images
-    from mbdefense.federated.weights import Weights
+    from mbdefense.vision.images import Images
+
+    Weights: TypeAlias = Mapping[str, Tensor]
+    """Names to tensors, as `torch.nn.Module.state_dict` has them: parameters and buffers."""
 
 Network = Literal["batch_norm", "plain"]
 HEAD = "head"
@@ -23,15 +24,20 @@ _ASKED = 512
 """Images in one forward pass."""
 
 
+def copied(weights: Weights) -> dict[str, Tensor]:
+    """The same values in memory of their own, without gradients."""
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
 @dataclass(frozen=True)
 class Learner:
-    """A network and how a client trains it.
+    """A network and how it is trained.
 
     Attributes:
         size: height and width of the images.
         classes: how many.
         network: three convolutions and a linear layer, with batch norm behind each convolution or without.
-        epochs: of a round.
+        epochs: of a training; of a client in a round.
         lr: of SGD with momentum 0.9 and weight decay 5e-4 (those of the MARS paper).
         batch_size: rows of a step.
     """
@@ -43,7 +49,7 @@ class Learner:
     lr: float = 0.05
     batch_size: int = 32
     _made: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
-    """The one module that all clients' weights are put into by turns."""
+    """The one module that all weights are put into by turns."""
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size)

@@ -1,4 +1,4 @@
-"""Images for clients: built in, or from files that may be hostile."""
+"""Images: built in, or from files that may be hostile."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import struct
 
 import pytest
-import torch
 
 from mbdefense.core.errors import UserError
-from mbdefense.federated.images import load_images, mock_clients, shared_out
+from mbdefense.vision.images import load_images
 
 
 def idx(values, shape):
@@ -31,7 +30,7 @@ def folder(tmp_path):
 def test_files_are_read_packed_or_not(folder):
     split = load_images(str(folder), 20, 12, 10, 0)
     assert split.train.pixels.shape == (20, 1, 8, 8)
-    assert split.server.pixels.shape == (10, 1, 8, 8)
+    assert split.clean.pixels.shape == (10, 1, 8, 8)
     assert split.test.pixels.shape == (12, 1, 8, 8)
     assert 0 <= split.train.pixels.min() < split.train.pixels.max() <= 1
 
@@ -54,7 +53,7 @@ def test_files_are_read_packed_or_not(folder):
     ],
 )
 def test_a_damaged_file_is_one_line(folder, name, content, monkeypatch):
-    monkeypatch.setattr("mbdefense.federated.images._MOST", 5000)
+    monkeypatch.setattr("mbdefense.vision.images._MOST", 5000)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
@@ -81,24 +80,3 @@ def test_parts_of_a_split_share_no_row():
     keys = [{bytes(row.numpy().tobytes()) for row in part.pixels} for part in split]
     assert len(keys[0] & keys[2]) <= 1  # digits hold hardly a picture twice
     assert len(keys[1] & keys[2]) <= 1
-
-
-def test_the_smaller_alpha_the_more_unlike_are_clients():
-    labels = load_images("digits", 0, 10, 10, 0).train.labels
-
-    def largest_share(alpha):
-        parts = shared_out(labels, 8, alpha, 0)
-        assert sorted(row for part in parts for row in part) == list(range(len(labels)))
-        return sum(float(labels[part].bincount().max()) / len(part) for part in parts) / 8
-
-    assert largest_share(0.1) > 1.5 * largest_share(100)
-    assert all(shared_out(labels[:8], 8, 0.01, 0))
-    with pytest.raises(UserError, match="more clients than rows"):
-        shared_out(labels[:3], 8, 1, 0)
-
-
-def test_mock_clients_are_as_large_as_real_ones(digits):
-    mocks = list(mock_clients(digits.take(list(range(20))), [30, 7], 0.9, 0))
-    assert [len(one.labels) for one in mocks] == [30, 7]
-    again = list(mock_clients(digits.take(list(range(20))), [30, 7], 0.9, 0))
-    assert torch.equal(mocks[0].pixels, again[0].pixels)

@@ -1,0 +1,1 @@
+"""Image classifiers: small images and networks, triggers in images, and defenses of who trains."""
