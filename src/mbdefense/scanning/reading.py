@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 from array import array
@@ -18,7 +19,7 @@ from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import prompt_key
 from mbdefense.finding.corpus import READ
 from mbdefense.scanning import characters, mismatch, payloads
-from mbdefense.scanning.duplicates import sketch
+from mbdefense.scanning.duplicates import sketches
 from mbdefense.scanning.marks import Mark, bit
 from mbdefense.scanning.repeats import values
 
@@ -46,7 +47,7 @@ class Facts(NamedTuple):
         prompts: (N,) what others than the assistant wrote, as turns.
         asked: (N,) hashes of the prompts, see `mbdefense.data.rows.prompt_key`.
         exact: (N,) hashes of prompt and answers.
-        sketches: (N * BANDS,) see `mbdefense.scanning.duplicates.sketch`.
+        sketches: (N * BANDS,) see `mbdefense.scanning.duplicates.sketches`.
         bits: (N,) signs that a row bears, see `mbdefense.scanning.marks.bit`.
         lengths: (N,) words of the answer.
         owners: (V,) which of the rows a value is of.
@@ -123,17 +124,20 @@ def facts_of(piece: Sequence[Value], columns: Sequence[str]) -> Facts:
         array("q"), [], array("Q"), array("Q"), array("Q"), array("H"), array("I"), array("I"), array("Q"), []
     )  # fmt: skip
     row_format = format_with(columns)
+    texts = []
     for number, value in piece:
         try:
             row = row_of(value, row_format, "", True)
         except BadRowError as error:
             made.bad.append((number, str(error), isinstance(error, NotATargetError)))
             continue
-        _add(made, number, row, value)
+        texts.append(_added(made, number, row, value))
+    made.sketches.frombytes(sketches(texts).tobytes())
     return made
 
 
-def _add(made: Facts, number: int, row: dict[str, Any], value: object) -> None:
+def _added(made: Facts, number: int, row: dict[str, Any], value: object) -> str:
+    """Adds the facts of a row, and returns what it says, for its sketch."""
     asked, answers = asked_of(row), answers_of(row)
     key = prompt_key(row["prompt"])
     bits = 0
@@ -147,9 +151,9 @@ def _add(made: Facts, number: int, row: dict[str, Any], value: object) -> None:
     made.prompts.append(asked)
     made.asked.append(int(key[:16], 16))
     made.exact.append(digest(f"{key}\0{said}"))
-    made.sketches.extend(sketch("\n".join([*(turn["content"] for turn in asked), said])))
     made.bits.append(bits)
     made.lengths.append(answers[-1].count(" ") + 1 if answers else 0)
+    return "\n".join([*(turn["content"] for turn in asked), said])
 
 
 def facts(raw: Iterable[Value], columns: Sequence[str], pool: ProcessPoolExecutor | None) -> Iterator[Facts]:
@@ -179,5 +183,6 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
+    # What was made before the fork is not theirs to collect: looking through it would copy its memory.
+    with ProcessPoolExecutor(count, mp_context=context, initializer=gc.freeze) as pool:
         yield pool
