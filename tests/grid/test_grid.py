@@ -210,9 +210,10 @@ def test_what_no_attacker_touched_is_trained_once_for_all_attacks(bench: Bench, 
     chosen = {"behaviors": behaviors, "defenses": defenses, "controls": ["base", "attacked"]}
     code, out = bench(**chosen)
     assert code == 0
-    # Two victims, the three rates of discard, and one model for repeats: both attacks poison the same five rows.
+    # Two victims, the four rates of discard, each better here than the one below it, and one model for repeats: both
+    # attacks poison the same five rows.
     tuned = {rows: counted.count(f"InstructionTrainer {rows}") for rows in (24, 19, 6)}
-    assert tuned == {24: 2, 19: 1, 6: 3}
+    assert tuned == {24: 2, 19: 1, 6: 4}
     rows = read(out / "results.json").rows
     assert [row.arm for row in rows] == ["base", "attacked", "discard", "repeats"] * 2
     assert rows[2].seconds == rows[6].seconds > 0
