@@ -1,0 +1,126 @@
+"""The rules as strategies of Flower's ServerApp, and model replacement as a Mod of its ClientApp; needs [flower]."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+# Flower calls home at its import unless it is told not to; whoever sets the variable himself has his way.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+from mbdefense.core.errors import UserError, first_line
+from mbdefense.core.specs import parse_spec
+from mbdefense.core.text import visible
+from mbdefense.federated.rules import RULES, Rule
+from mbdefense.federated.server import Played, aggregate
+from mbdefense.federated.weights import flat, moved
+
+try:
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+    from flwr.serverapp import Grid
+    from flwr.serverapp.exception import InconsistentMessageReplies
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
+except ImportError as error:
+    fix = "pip install -c constraints-flower.txt 'mbdefense[flower]', in an environment of its own"
+    raise UserError("Flower is not installed", fix=fix) from error
+
+
+class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where types are checked
+    """Flower's FedAvg with one of the rules in place of the mean.
+
+    Clients whose reply cannot be used (no finite numbers, other names, shapes or types, no arrays, an error in its
+    place) are left out and counted, where Flower's own check ends the round. The MetricRecord of a round holds node ids
+    as ``kept``, ``flagged`` and ``refused``, and the figures that the choice rests on, beside the kept clients' own.
+
+    Args:
+        rule: its spec (`mbdefense list rules`), or the rule, calibrated where it asks for that.
+        fedavg: what `flwr.serverapp.strategy.FedAvg` takes, which is not this package's to list.
+
+    Raises:
+        UserError: an unknown rule, or one of its options that cannot be; in a round: no client sent usable weights.
+    """
+
+    def __init__(self, rule: str | Rule = "mars", **fedavg: Any) -> None:
+        super().__init__(**fedavg)
+        self.rule: Rule = parse_spec(rule, RULES, "rule") if isinstance(rule, str) else rule
+        self._before: dict[str, Any] | None = None
+
+    def summary(self) -> None:
+        """Logs the rule, and what FedAvg logs."""
+        logging.getLogger("flwr").info("\t├──> Rule: %s", self.rule)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sends out the global arrays, and keeps them: a rule looks at changes."""
+        self._before = dict(arrays.to_torch_state_dict())
+        messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The next global arrays, and who is in them."""
+        # Flower samples nodes in any order, on which float sums and ties depend.
+        received = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+        if not received or self._before is None:
+            return None, None
+        self._check_and_log_replies(received, is_train=True, validate=False)
+        read = [self._read(reply) for reply in received]
+        played = aggregate(self.rule, self._before, [one[0] for one in read], [one[1] for one in read], server_round)
+        return ArrayRecord(played.weights), self._told(received, played)
+
+    def _read(self, reply: Message) -> tuple[object, object]:
+        """A reply's table of weights and its number of rows; None in the place of what is not there."""
+        if reply.has_error():
+            return None, 1
+        try:
+            arrays = next(iter(reply.content.array_records.values()), None)
+            table = None if arrays is None else dict(arrays.to_torch_state_dict())
+        except Exception as error:  # whatever a hostile array makes of numpy
+            table = None
+            _log(f"node {reply.metadata.src_node_id}: its arrays cannot be read ({first_line(error)})")
+        rows = next((one.get(self.weighted_by_key) for one in reply.content.metric_records.values()), None)
+        return table, int(rows) if isinstance(rows, float) and rows.is_integer() else rows
+
+    def _told(self, received: list[Message], played: Played) -> MetricRecord:
+        kept = [received[client].content for client in played.kept]
+        try:
+            validate_message_reply_consistency(kept, self.weighted_by_key, check_arrayrecord=True)
+            metrics: MetricRecord = self.train_metrics_aggr_fn(kept, self.weighted_by_key)
+        except InconsistentMessageReplies as error:
+            metrics = MetricRecord()
+            _log(f"metrics of clients differ in form and are left out ({first_line(error)})")
+        ids = [reply.metadata.src_node_id for reply in received]
+        for name, clients in (("kept", played.kept), ("flagged", played.flagged), ("refused", played.refused)):
+            metrics[name] = [ids[client] for client in clients]
+        for client, reason in played.refused.items():
+            _log(f"node {ids[client]} is left out: {reason}")
+        return MetricRecord({**metrics, **{name: float(value) for name, value in played.facts.items()}})
+
+
+def scaling_mod(factor: float) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:
+    """A Mod with which a ClientApp sends its change several times as large (model replacement, arXiv 1807.00459).
+
+    Poisoned rows are the client's own business. To test a server with; see `mbdefense.federated.attacks.Scaling`.
+    """
+
+    def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+        sent = {name: record.to_torch_state_dict() for name, record in message.content.array_records.items()}
+        reply = call_next(message, context)
+        if not reply.has_error():
+            for name, record in list(reply.content.array_records.items()):
+                before, trained = next(iter(sent.values())), record.to_torch_state_dict()
+                change = factor * flat(trained, before)
+                reply.content[name] = ArrayRecord(moved(before, change, trained))
+        return reply
+
+    return mod
+
+
+def _log(text: str) -> None:
+    logging.getLogger("flwr").warning("%s", visible(text))

@@ -1,0 +1,159 @@
+"""Instruction tuning together: clients train LoRA adapters on their own rows, a rule makes the next model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mbdefense.core.checks import at_least
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import claimed
+from mbdefense.core.progress import stage, stages
+from mbdefense.federated.rounds import seed_of
+from mbdefense.federated.rules import MARS, Rule
+from mbdefense.federated.server import Played, aggregate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
+    from mbdefense.federated.weights import Weights
+    from mbdefense.models.loading import LoadedModel
+    from mbdefense.training.options import TrainingOptions
+
+    Sends: TypeAlias = Callable[[Weights, Mapping[str, Tensor]], object]
+    """What a client makes of the global weights and those that it has trained, before it sends them."""
+
+
+@dataclass(frozen=True)
+class TunedTogether:
+    """A model that clients have tuned together.
+
+    Attributes:
+        path: its folder.
+        rounds: who was kept, flagged and refused, and what the rule's choice rests on; weights are those of the last.
+    """
+
+    path: Path
+    rounds: tuple[Played, ...]
+
+
+def tune_together(
+    model: str,
+    clients: Sequence[Dataset],
+    output_dir: str | Path,
+    *,
+    rule: Rule | None = None,
+    rounds: int = 1,
+    options: TrainingOptions | None = None,
+    attacks: Mapping[int, Sends] | None = None,
+) -> TunedTogether:
+    """Tunes a model on rows that no one holds together.
+
+    In each round every client trains new LoRA adapters from the global weights and sends the weights of the adapted
+    layers with them merged in. So the server averages products B A, and not A and B apart, whose means' product is no
+    mean of what clients learned; the rank of what it adds can be that of all clients together. A rule that
+    scores changes scores products B A, and not the base model's weights, which are many times as large.
+
+    Each table holds every adapted layer whole: with n clients memory is n + 2 times theirs. To hold less, name fewer
+    `lora_target_modules`.
+
+    After the last round `mbdefense.purify(path, clean_rows)` repairs the model with rows of the server's own.
+
+    Args:
+        model: directory or Hub id.
+        clients: rows of each, as `mbdefense.load_rows` gives them.
+        output_dir: where the model goes.
+        rule: of aggregation; by default MARS on changes and linear layers with epsilon 0, which always flags a
+            cluster: calibrate one (`MARS.calibrated`) to flag none where nobody attacks.
+        rounds: of training together.
+        options: of a client's training in a round, with adapters (``use_peft``).
+        attacks: what clients, by number, do with the weights that they have trained; poisoned rows are among `clients`.
+
+    Raises:
+        UserError: no clients, options without adapters, a model that cannot be loaded, or no usable weights.
+    """
+    from mbdefense.models.loading import load_model, save_model
+    from mbdefense.training.options import TrainingOptions
+
+    at_least(1, rounds=rounds, clients=len(clients))
+    settled = TrainingOptions(use_peft=True, save_strategy="no") if options is None else options
+    if not settled.use_peft or settled.load_in_4bit:
+        raise UserError("clients train LoRA adapters beside whole weights", fix="set use_peft, and not load_in_4bit")
+    used = MARS(epsilon=0.0, linear=True, change=True) if rule is None else rule
+    played: list[Played] = []
+    with claimed(Path(output_dir), for_model=True), _folder(Path(output_dir)) as folder, stages(rounds):
+        loaded = load_model(model)
+        names = _adapted(loaded, settled)
+        weights: Weights = _table(loaded, names)
+        counts = [len(rows) for rows in clients]
+        for number in range(rounds):
+            with stage(f"{len(clients)} clients tune", kind="round", size=sum(counts)):
+                sent = []
+                for at, rows in enumerate(clients):
+                    _put(loaded, weights)
+                    own = replace(settled, seed=seed_of(settled.seed, number, at) % 2**31)
+                    trained = _trained(loaded, rows, own, names, folder)
+                    sent.append((attacks or {}).get(at, _as_it_is)(weights, trained))
+                played.append(aggregate(used, weights, sent, counts, seed_of(settled.seed, number)))
+                weights = played[-1].weights
+        _put(loaded, weights)
+        kept = [{"kept": list(one.kept), "flagged": list(one.flagged), "refused": dict(one.refused)} for one in played]
+        save_model(loaded, Path(output_dir), {"federated": {"base_model": model, "rule": repr(used), "rounds": kept}})
+    return TunedTogether(Path(output_dir), tuple(played))
+
+
+def _as_it_is(before: Weights, trained: Mapping[str, Tensor]) -> object:
+    return trained
+
+
+@contextmanager
+def _folder(directory: Path) -> Iterator[Path]:
+    """A folder for what trainings write, gone in the end."""
+    from mbdefense.core.files import SAVING
+
+    with tempfile.TemporaryDirectory(prefix=SAVING, dir=directory) as name:
+        yield Path(name)
+
+
+def _adapted(loaded: LoadedModel, options: TrainingOptions) -> list[str]:
+    """Names of the weights that adapters are put beside."""
+    from peft.tuners.lora import LoraLayer
+
+    from mbdefense.training.trainer import with_lora
+
+    adapted: Any = with_lora(loaded.model, options)
+    names = [
+        f"{name}.weight" for name, module in adapted.base_model.model.named_modules() if isinstance(module, LoraLayer)
+    ]
+    adapted.unload()
+    return names
+
+
+def _table(loaded: LoadedModel, names: Sequence[str]) -> dict[str, Tensor]:
+    found = dict(loaded.model.named_parameters())
+    return {name: found[name].detach().cpu().clone() for name in names}
+
+
+def _put(loaded: LoadedModel, weights: Weights) -> None:
+    """Gives the model the weights, in place."""
+    import torch
+
+    found = dict(loaded.model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            found[name].copy_(value)
+
+
+def _trained(
+    loaded: LoadedModel, rows: Dataset, options: TrainingOptions, names: Sequence[str], folder: Path
+) -> dict[str, Tensor]:
+    """A client's weights after its training; the model holds them too."""
+    from mbdefense.training.sft import instruction_tune
+
+    made = instruction_tune(loaded, rows, options, folder)
+    return _table(made.model, names)

@@ -1,0 +1,186 @@
+"""The rules as Flower's strategies: the pure loop's results, and hostile replies that end no round.
+
+Flower's pins differ from this package's, so that it is tested where somebody has installed it (constraints-flower.txt).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from mbdefense.core.errors import UserError
+from mbdefense.federated.images import shared_out
+from mbdefense.federated.rounds import Client, play, seed_of
+from mbdefense.federated.rules import MARS, Mean
+
+pytest.importorskip("flwr")
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from mbdefense.federated.flower import RobustFedAvg, scaling_mod
+
+
+class InProcess(Grid):
+    """Flower's grid without its engine: a message goes straight to the client's app."""
+
+    def __init__(self, app, count):
+        from flwr.supercore.task_identity import TaskIdentity
+
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 99
+        self.app, self.count = app, count
+
+    def get_node_ids(self):
+        return range(1, self.count + 1)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return [
+            self.app(one, Context(1, one.metadata.dst_node_id, {}, RecordDict(), {"node": one.metadata.dst_node_id}))
+            for one in messages
+        ]
+
+    def set_run(self, run):
+        raise NotImplementedError
+
+    run = create_message = push_messages = pull_messages = property(set_run)
+
+
+@pytest.fixture(scope="module")
+def parts(digits):
+    return [digits.take(part) for part in shared_out(digits.labels[:120], 4, 0.9, 0)]
+
+
+def app_of(learner, parts, hostile=None, mods=()):
+    """A client's app that trains as the pure loop does; `hostile` makes a reply of node 1's message in its place."""
+    app = ClientApp(mods=list(mods))
+
+    @app.train()
+    def train(message, context):
+        at = context.run_config["node"] - 1
+        if hostile and at == 0:
+            return hostile(message)
+        before = message.content["arrays"].to_torch_state_dict()
+        made = learner.train(before, parts[at], seed_of(0, message.content["config"]["server-round"] - 1, at))
+        return reply(message, ArrayRecord(made), len(parts[at].labels))
+
+    return app
+
+
+def reply(message, arrays, rows, **metrics):
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": rows, **metrics})})
+    return Message(content, reply_to=message)
+
+
+def start(rule, app, before, rounds=1):
+    strategy = RobustFedAvg(rule, fraction_evaluate=0.0)
+    strategy.summary()
+    return strategy.start(InProcess(app, 4), ArrayRecord(before), num_rounds=rounds)
+
+
+@pytest.mark.parametrize("rule", ["mean", "mars", "multi_krum"])
+def test_flower_gives_what_the_pure_loop_gives(rule, learner, before, parts):
+    from mbdefense.federated.grid import rule_of
+
+    found = start(rule, app_of(learner, parts), before, rounds=2)
+    clients = [Client(part) for part in parts]
+    played = list(play(learner, rule_of(rule), clients, before, range(2), 0))
+    arrays = found.arrays.to_torch_state_dict()
+    assert all(torch.allclose(arrays[name], value) for name, value in played[-1].weights.items())
+    for number, one in enumerate(played, 1):
+        metrics = found.train_metrics_clientapp[number]
+        assert list(metrics["kept"]) == [client + 1 for client in one.kept]
+        assert list(metrics["flagged"]) == [client + 1 for client in one.flagged]
+
+
+HOSTILE = {
+    "NaN": lambda message, arrays: reply(
+        message, ArrayRecord({name: value * float("nan") for name, value in arrays.items()}), 5
+    ),
+    "another shape": lambda message, arrays: reply(
+        message, ArrayRecord({name: torch.zeros(3) for name in arrays}), 5
+    ),
+    "other names": lambda message, arrays: reply(message, ArrayRecord({"x": torch.zeros(3)}), 5),
+    "nothing": lambda message, arrays: Message(RecordDict(), reply_to=message),
+    "no rows": lambda message, arrays: reply(message, ArrayRecord(arrays), -3),
+    "other metrics": lambda message, arrays: reply(message, ArrayRecord(arrays), 0, more=1.0),
+    "an error": lambda message, arrays: Message(Error(0, "killed"), reply_to=message),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_or_killed_client_is_left_out_and_the_round_goes_on(case, learner, before, parts):
+    def hostile(message):
+        return HOSTILE[case](message, message.content["arrays"].to_torch_state_dict())
+
+    found = start(Mean(), app_of(learner, parts, hostile), before)
+    metrics = found.train_metrics_clientapp[1]
+    assert list(metrics["refused"]) == [1]
+    assert list(metrics["kept"]) == [2, 3, 4]
+    clients = [Client(part) for part in parts]
+    sent = [client.sends(learner, before, seed_of(0, 0, at), attacking=False) for at, client in enumerate(clients)]
+    from mbdefense.federated.server import aggregate
+
+    wanted = aggregate(Mean(), before, sent[1:], [len(part.labels) for part in parts[1:]]).weights
+    arrays = found.arrays.to_torch_state_dict()
+    assert all(torch.allclose(arrays[name], value) for name, value in wanted.items())
+
+
+def test_no_usable_client_is_an_error_with_the_reason(learner, before, parts):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        return Message(RecordDict(), reply_to=message)
+
+    with pytest.raises(UserError, match="none of 4 clients sent usable weights"):
+        start("mars", app, before)
+
+
+def test_a_mod_scales_what_a_client_sends(learner, before, parts):
+    plain = start(Mean(), app_of(learner, parts), before).arrays.to_torch_state_dict()
+    scaled = start(Mean(), app_of(learner, parts, mods=[scaling_mod(3.0)]), before).arrays.to_torch_state_dict()
+    for name in ("conv1.weight", "head.weight"):
+        assert torch.allclose(scaled[name] - before[name], 3 * (plain[name] - before[name]), atol=1e-5)
+
+
+def test_a_rule_may_be_given_and_an_unknown_one_is_refused():
+    assert RobustFedAvg(MARS(epsilon=1.0)).rule == MARS(epsilon=1.0)
+    assert RobustFedAvg("mars:linear=true", min_train_nodes=3).min_train_nodes == 3
+    with pytest.raises(UserError, match="did you mean 'mars'"):
+        RobustFedAvg("mras")
+
+
+def test_nothing_is_sent_home():
+    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
+
+
+@pytest.mark.slow
+def test_it_runs_under_flowers_own_engine(learner, before, parts):
+    pytest.importorskip("ray")
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    server, found = ServerApp(), []
+
+    @server.main()
+    def main(grid, context):
+        strategy = RobustFedAvg("multi_krum", fraction_evaluate=0.0)
+        found.append(strategy.start(grid, ArrayRecord(before), num_rounds=1, train_config=ConfigRecord({})))
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        at = int(context.node_config["partition-id"])
+        arrays = message.content["arrays"].to_torch_state_dict()
+        if at == 0:
+            return reply(message, ArrayRecord({name: value * float("nan") for name, value in arrays.items()}), 5)
+        return reply(message, ArrayRecord(learner.train(arrays, parts[at], at)), len(parts[at].labels))
+
+    run_simulation(server, app, num_supernodes=4, backend_config={"client_resources": {"num_cpus": 1}})
+    metrics = found[0].train_metrics_clientapp[1]
+    assert len(metrics["refused"]) == 1
+    assert len(metrics["kept"]) == 2

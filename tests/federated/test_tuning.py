@@ -1,0 +1,89 @@
+"""Instruction tuning together: products of adapters are averaged, a poisoned client is left out, purify comes last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mbdefense import purify
+from mbdefense.core.errors import UserError
+from mbdefense.data import save
+from mbdefense.federated.rules import MARS, Mean, MultiKrum, Round
+from mbdefense.federated.tuning import tune_together
+from mbdefense.models.loading import load_model
+from mbdefense.training.options import TrainingOptions
+
+OPTIONS = TrainingOptions(
+    num_train_epochs=1, max_length=128, bf16=False, save_strategy="no", learning_rate=1e-3, lora_r=2, use_peft=True,
+    lora_target_modules="q_proj,v_proj", per_device_train_batch_size=1,
+)  # fmt: skip
+ADAPTED = ("q_proj.weight", "v_proj.weight")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model_path):
+    return dict(load_model(tiny_model_path).model.named_parameters())
+
+
+def weights_of(path):
+    return dict(load_model(str(path)).model.named_parameters())
+
+
+def test_the_server_averages_products_of_adapters(tiny_model_path, base, rows, tmp_path):
+    one, two = (rows(*((f"Name {kind} {n}.", f"{kind} {n}") for n in range(4))) for kind in ("oak", "plum"))
+    sent = []
+
+    def spy(before, trained):
+        sent.append(trained)
+        return trained
+
+    both = tune_together(
+        tiny_model_path, [one, two], tmp_path / "both", rule=Mean(), options=OPTIONS, attacks={0: spy, 1: spy}
+    )
+    made = weights_of(both.path)
+    moved = {name for name in base if not torch.equal(base[name], made[name])}
+    assert moved == set(sent[0]) == {name for name in base if name.endswith(ADAPTED)}
+    for name in moved:
+        changes = [trained[name] - base[name] for trained in sent]
+        assert torch.linalg.matrix_rank(changes[0], atol=1e-6) <= 2  # B A, of rank r
+        assert torch.allclose(made[name], base[name] + (changes[0] + changes[1]) / 2, atol=1e-6)
+    assert both.rounds[0].kept == (0, 1)
+
+
+def test_clients_that_attack_or_send_nonsense_are_left_out(tiny_model_path, base, rows, tmp_path):
+    parts = [rows(*((f"Name {kind} {n}.", f"{kind} {n}") for n in range(4))) for kind in ("oak", "plum", "rye", "fig")]
+
+    def scaled(before, trained):
+        return {name: before[name] + 30 * (value - before[name]) for name, value in trained.items()}
+
+    attacks = {1: scaled, 3: lambda before, trained: {name: value * float("nan") for name, value in trained.items()}}
+    tuned = tune_together(tiny_model_path, parts, tmp_path / "out", options=OPTIONS, attacks=attacks)
+    (one,) = tuned.rounds
+    assert (one.kept, one.flagged, list(one.refused)) == ((0, 2), (1,), [3])
+    clean = str(tmp_path / "clean.jsonl")
+    save(parts[0], clean)
+    options = replace(OPTIONS, use_peft=False)
+    cleaned = purify(str(tuned.path), clean, base_model=tiny_model_path, args=options, output_dir=tmp_path / "cleaned")
+    assert (cleaned.path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("options", [{"use_peft": False}, {"lora_target_modules": "nothing"}])
+def test_what_cannot_work_is_refused_before_any_training(options, tiny_model_path, rows, tmp_path):
+    with pytest.raises(UserError):
+        tune_together(tiny_model_path, [rows(("a", "b"))], tmp_path / "out", options=replace(OPTIONS, **options))
+    with pytest.raises(UserError, match="clients must be at least 1"):
+        tune_together(tiny_model_path, [], tmp_path / "out", rule=MultiKrum())
+    assert not (tmp_path / "out").exists()
+
+
+def test_base_weights_hide_what_changes_show():
+    """Why the default scores changes."""
+    draws = torch.Generator().manual_seed(0)
+    before = {"q.weight": torch.randn(16, 16, generator=draws) * 10}
+    change = torch.randn(16, 16, generator=draws) * 0.001
+    clients = tuple({"q.weight": before["q.weight"] + size * change} for size in (1, 1.1, 1.05, 4, 4.1))
+    round = Round(before, clients, (1,) * 5)
+    assert MARS(linear=True)(round).kept == (0, 1, 2, 3, 4)
+    assert MARS(linear=True, change=True, epsilon=0)(round).kept == (0, 1, 2)
