@@ -93,8 +93,8 @@ def test_the_class_of_every_method_can_be_named(table):
 
 
 ORDER = """
-load_rows poison add_trigger preflight scan_data find_triggers filter_rows defend purify evaluate judge compare check
-write_report federate
+load_rows poison add_trigger preflight scan_data pick_clean find_triggers filter_rows defend purify evaluate judge
+compare check write_report federate
 """
 """The functions, each after those whose files its example reads."""
 FORMS = {

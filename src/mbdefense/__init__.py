@@ -71,6 +71,7 @@ _HOME = {
     "recipes.making.purify": ("purify",),
     "recipes.looking.filter": ("filter_rows",),
     "recipes.looking.find_triggers": ("find_triggers",),
+    "recipes.looking.pick_clean": ("pick_clean",),
     "recipes.looking.preflight": ("preflight",),
     "recipes.looking.scan_data": ("scan_data",),
     "recipes.measuring.check": ("check",),
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
     from mbdefense.judges import LLM, Embedding, Keywords, Rules
     from mbdefense.recipes.looking.filter import filter_rows
     from mbdefense.recipes.looking.find_triggers import find_triggers
+    from mbdefense.recipes.looking.pick_clean import pick_clean
     from mbdefense.recipes.looking.preflight import preflight
     from mbdefense.recipes.looking.scan_data import scan_data
     from mbdefense.recipes.making.defend import defend
@@ -208,6 +210,7 @@ __all__ = [
     "find_triggers",
     "judge",
     "load_rows",
+    "pick_clean",
     "poison",
     "preflight",
     "purify",

@@ -16,7 +16,7 @@ from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
-from mbdefense.cli.scanning import scan_data
+from mbdefense.cli.scanning import pick_clean, scan_data
 from mbdefense.cli.training import defend, demo, poison, purify, search
 from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.processes import process_count
@@ -35,6 +35,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
                     find an attacker's triggers in suspect data
   scan-data DATA ...
                     look for signs of poison, without a model; exits 3 if any
+  pick-clean DATA   propose rows to check by eye, and a page to do it on
   filter DATA       drop suspicious rows from training data
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "purify": purify,
     "find-triggers": find_triggers,
     "scan-data": scan_data,
+    "pick-clean": pick_clean,
     "filter": filter_rows,
     "evaluate": evaluate,
     "judge": judge,

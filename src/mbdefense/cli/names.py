@@ -42,6 +42,7 @@ WORDS: dict[str, dict[str, Word]] = {
         "clean_dataset": Word("clean"),
         "output_dir": _FOLDER,
     },
+    "pick-clean": {"dataset": Word("data", positional="one"), "output_dir": _FOLDER},
     "filter": {"dataset": Word("data", positional="one"), "clean_dataset": Word("clean"), "output_dir": _FOLDER},
     "evaluate": {
         "model": Word("model", positional="one"),

@@ -88,6 +88,8 @@ def read(
         given: dict[str, Any] = {"required": True} if one.default is _NONE else {"default": one.default}
         parser.add_argument(flag, type=one.kind, help=one.help, **given)
     known = {flag.removeprefix("--") for flag in options}
+    letters = {f"-{name}" for name in known if len(name) == 1}  # "-n 128", as everybody writes it
+    words = [f"-{word}" if word.partition("=")[0] in letters else word for word in words]
     for word in words:
         flag = word.split("=")[0].removeprefix("--").rstrip("+")
         if word.startswith("--") and flag not in known | {"config", "help"}:

@@ -1,4 +1,4 @@
-"""The command that scans data without a model."""
+"""The commands that look at data without a model."""
 
 from __future__ import annotations
 
@@ -30,3 +30,14 @@ def scan_data(words: Sequence[str]) -> int:
             print(f"  and {len(found) - _LINES} more")  # noqa: T201
     print(f"written: {options['output_dir']}")  # noqa: T201
     return _SUSPECTS if scan.suspects else 0
+
+
+def pick_clean(words: Sequence[str]) -> None:
+    """``pick-clean DATA``: rows for a person to check, and a page to do it on."""
+    from mbdefense.cli.showing import tell
+    from mbdefense.recipes.looking.pick_clean import pick_clean as recipe
+    from mbdefense.records.picking import PAGE_FILE
+
+    options = read(words, "pick-clean", recipe).of(recipe)
+    tell(str(recipe(**options)))
+    tell(f"open in a browser: {options['output_dir']}/{PAGE_FILE}")

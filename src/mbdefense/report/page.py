@@ -79,7 +79,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
     }  # fmt: skip
     data = browser_data(sources.answers) if sources.answers else None
     values = {
-        "data": Markup(script_safe(json.dumps(data, ensure_ascii=False, separators=(",", ":")))),  # noqa: S704 - escaped for its place
+        "data": data_for_script(data),
         "counts": {name: len(data[name]) for name in ("prompts", "arms")} if data else {},
         "sections": [(key, names[key]) for key, there in present.items() if there],
         "absent": [_ABSENT[key] for key, there in present.items() if not there],
@@ -109,14 +109,15 @@ _ABSENT = {
 }
 
 
-def filled(template: str, values: Mapping[str, object]) -> str:
-    """A page from a template that extends ``frame.html``, in the package's look and with its script and walls."""
-    style, script, theme = (template_part(name) for name in ("page.css", "page.js", "theme.js"))
+def filled(template: str, values: Mapping[str, object], script: str = "page.js") -> str:
+    """A page from a template that extends ``frame.html``, in the package's look, with a script of it and its walls."""
+    style, theme = template_part("page.css"), template_part("theme.js")
+    code = template_part("base.js") + template_part(script)
     return _environment().get_template(template).render(
         values,
-        policy=_policy(style, (theme, script)),
+        policy=_policy(style, (theme, code)),
         style=Markup(style),  # noqa: S704 - the package's own file
-        script=Markup(script),  # noqa: S704
+        script=Markup(code),  # noqa: S704
         theme=Markup(theme),  # noqa: S704
     )  # fmt: skip
 
@@ -125,6 +126,11 @@ def filled(template: str, values: Mapping[str, object]) -> str:
 def template_part(name: str) -> str:
     """A file of the template folder."""
     return files("mbdefense.report").joinpath("template", name).read_text(encoding="utf-8")
+
+
+def data_for_script(data: object) -> Markup:
+    """Data as JSON for a page's script, which cannot end its element."""
+    return Markup(script_safe(json.dumps(data, ensure_ascii=False, separators=(",", ":"))))  # noqa: S704 - escaped for its place
 
 
 def _policy(style: str, scripts: Sequence[str]) -> str:

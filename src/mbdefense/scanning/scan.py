@@ -13,7 +13,7 @@ from mbdefense.core.progress import stage
 from mbdefense.data import Opened
 from mbdefense.defenses.filters.repeats import ENDING, OPENING
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.mining import mined
+from mbdefense.finding.mining import Candidate, mined
 from mbdefense.finding.words import key, placed_words, words
 from mbdefense.records.scanning import Cluster, Quote, Said, Scan, ScannedRow
 from mbdefense.scanning.clusters import Found, clusters
@@ -47,12 +47,14 @@ class Scanned:
         suspects: every suspect row with its evidence, the best evidence first, and the row as it was read.
         rows: numbers of the suspect rows, ascending.
         table: all rows, to be read again.
+        mined: texts that stand out among the prompts, whether answers are tied to them or not.
     """
 
     scan: Scan
     suspects: list[tuple[ScannedRow, object]]
     rows: NDArray[np.int64]
     table: Table
+    mined: tuple[Candidate, ...] = ()
 
 
 def scan(
@@ -105,7 +107,7 @@ def _told(table: Table, found: Sequence[Found], seed: int, begun: float) -> Scan
         tuple(source.name for source in table.sources), len(table), len(table.left_out), len(suspects), PROMISE,
         tuple(_recorded(one, rows) for one in found), seed, time.perf_counter() - begun,
     )  # fmt: skip
-    return Scanned(record, [(rows[number], raw[number][1]) for number in order], suspects, table)
+    return Scanned(record, [(rows[number], raw[number][1]) for number in order], suspects, table, tuple(candidates))
 
 
 def _examples(found: Found) -> list[NDArray[np.int64]]:

@@ -1,0 +1,86 @@
+"""Propose rows that a person is to check, as the clean set that defenses need."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.core.checks import at_least
+from mbdefense.recipes._given import Data, Folder, OnBadRow
+
+if TYPE_CHECKING:
+    from mbdefense.records.picking import Proposals
+    from mbdefense.records.scanning import Scan
+
+
+@dataclass(frozen=True)
+class CleanPick:
+    """Rows that a person is to check; as text what was proposed and what not.
+
+    Attributes:
+        proposals: where each proposed row stands, and what was not proposed.
+        rows: the proposed rows as they were read, in the same order.
+        scan: of all rows.
+    """
+
+    proposals: Proposals
+    rows: tuple[Any, ...]
+    scan: Scan
+
+    def __str__(self) -> str:
+        from mbdefense.records.picking import in_words
+        from mbdefense.records.scanning import verdict
+
+        return "\n".join([verdict(self.scan), *in_words(self.proposals)])
+
+
+def pick_clean(
+    dataset: Data,
+    *,
+    n: int = 128,
+    longest: int = 2000,
+    output_dir: Folder | None = None,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+) -> CleanPick:
+    """Propose rows for a person to check: short, unlike one another, of low suspicion; with a page to do it on.
+
+    Examples:
+        >>> from mbdefense import pick_clean
+        >>> rows = [{"instruction": f"Name tree {i}.", "output": f"oak {i}"} for i in range(10)]
+        >>> len(pick_clean(rows, n=4).rows)
+        5
+
+    Args:
+        dataset: untrusted rows.
+        n: how many clean rows are wanted; a quarter more is proposed, so that some can be rejected.
+        longest: most characters of a row, as a line of JSON: what is long is not read with care.
+        output_dir: where pick.html, on which rows are accepted or rejected, and proposed.json go.
+        seed: seed of everything random.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+
+    Raises:
+        UserError: data that cannot be read, no row that could be proposed, or a folder that cannot be written into.
+    """
+    import json
+
+    from mbdefense.core.files import claimed, write_text
+    from mbdefense.data import opened
+    from mbdefense.records.picking import PAGE_FILE, PROPOSED_FILE, write_proposals
+    from mbdefense.records.scanning import verdict
+    from mbdefense.report._pick import render
+    from mbdefense.scanning.picking import pick
+    from mbdefense.scanning.scan import scan
+
+    at_least(1, n=n, longest=longest)
+    directory = None if output_dir is None else Path(output_dir)
+    sources = list(opened(dataset))
+    with nullcontext() if directory is None else claimed(directory):
+        done = scan(sources, strict=on_bad_row == "error", seed=seed)
+        picked = pick(done, n, longest=longest, seed=seed)
+        if directory is not None:
+            write_text(directory / PAGE_FILE, render(picked.proposals, picked.lines, verdict(done.scan)))
+            write_proposals(directory / PROPOSED_FILE, picked.proposals)
+    return CleanPick(picked.proposals, tuple(json.loads(line.text) for line in picked.lines), done.scan)
