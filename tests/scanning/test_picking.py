@@ -14,7 +14,8 @@ import pytest
 
 from mbdefense import UserError, pick_clean
 from mbdefense.cli import main
-from mbdefense.scanning.picking import line_of, spread
+from mbdefense.records.scanning import json_line
+from mbdefense.scanning.picking import spread
 from tests.scanning.test_scan import NUMBERS, honest, inside, poisoned, written
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_rows_keep_their_form_and_ids(tmp_path: Path) -> None:
     for row, one in zip(found.rows, found.proposals.proposed, strict=True):
         assert row == rows[one.line - 1]
         assert (one.file, one.id) == ("rows.jsonl", row["id"])
-        assert one.sha256 == hashlib.sha256(line_of(row).encode()).hexdigest()
+        assert one.sha256 == hashlib.sha256(json_line(row).rstrip()).hexdigest()
 
 
 def test_nothing_to_propose_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,6 @@ WORDS: dict[str, dict[str, Word]] = {
         "clean_dataset": Word("clean"),
         "prompts": Word("test"),
     },
-    "check": {"results": Word("results", positional="one")},
+    "check": {"results": Word("results", positional="one"), "data": Word("data", list[str] | None)},
 }
 """By command and parameter; every other parameter is an option of its own name."""

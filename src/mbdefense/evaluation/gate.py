@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mbdefense.core.errors import UserError
@@ -11,14 +13,29 @@ from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
 from mbdefense.evaluation.landing import CONTROLS, Landing, shown
 from mbdefense.evaluation.tables import groups, landing_of
+from mbdefense.records.release import changes, read_release
 from mbdefense.records.results import UNDEFENDED, Origin, ResultRow, Results
 
 
 class Condition(NamedTuple):
-    """Whether one condition holds, and why, in one line."""
+    """Whether one condition holds, and why.
+
+    Attributes:
+        holds: whether it does.
+        reason: in one line, which begins with the option that asks for it.
+        score: the figure that was held against the limit; None where there is none.
+        file: that the condition is about, where it is not the result file.
+    """
 
     holds: bool
     reason: str
+    score: Score | None = None
+    file: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The option that asks for it."""
+        return self.reason.partition(":")[0]
 
 
 class _Checked(NamedTuple):
@@ -82,7 +99,30 @@ def check(
     if max_found_asr is not None:
         found += _found(results, checked, max_found_asr)
     # Text of a result file may be anybody's.
-    return [Condition(holds, visible(reason)) for holds, reason in found]
+    return [one._replace(reason=visible(one.reason)) for one in found]
+
+
+def pinned(path: Path, results: Path) -> list[Condition]:
+    """Whether the files of a release are those that were pinned; a condition for each that is not.
+
+    Args:
+        path: of the pins.
+        results: the result file that is checked, which has to be one of them.
+
+    Raises:
+        UserError: the pins cannot be read, or lead out of their folder.
+    """
+    release = read_release(path)
+    failed = [
+        Condition(False, visible(f"pinned: {one.kind} {one.path} {one.what}"), file=str(path.parent / one.path))
+        for one in changes(path, release)
+    ]
+    own = {(path.parent / one.path).resolve() for one in release.pins if one.kind == "result"}
+    if results.resolve() not in own:
+        failed.append(Condition(False, visible(f"pinned: result {results} is not the pinned one"), file=str(results)))
+    kinds = Counter(one.kind for one in release.pins)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return failed or [Condition(True, f"pinned: {len(release.pins)} files are as they were pinned ({told})")]
 
 
 def _only_arm(results: Results) -> str:
@@ -104,7 +144,7 @@ def _attacks(results: Results, checked: _Checked, limit: float) -> Iterator[Cond
         condition = _at_most("max_asr", row, score, limit, checked)
         if condition.holds and not found.landed:
             what = "not discriminating" if found.landed is False else "cannot be evaluated"
-            condition = Condition(False, f"max_asr: {_named(row)}: {what}: {found.reason}")
+            condition = condition._replace(holds=False, reason=f"max_asr: {_named(row)}: {what}: {found.reason}")
         yield condition
 
 
@@ -157,7 +197,8 @@ def _each(results: Results, checked: _Checked, origin: Literal["canary", "found"
         condition = _at_most(option, row, score, limit, checked)
         landed += found.landed is True
         if found.landed is None and condition.holds:
-            condition = Condition(False, f"{option}: {_named(row)}: cannot be evaluated: {found.reason}")
+            why = f"{option}: {_named(row)}: cannot be evaluated: {found.reason}"
+            condition = condition._replace(holds=False, reason=why)
         if found.landed is not False or not condition.holds:  # one that did not land and is gone says nothing
             yield condition
     yield Condition(landed > 0, f"{option}: {landed} of {len(measured)} {what} landed; others prove nothing")
@@ -174,7 +215,9 @@ def _accuracies(results: Results, checked: _Checked, limit: float) -> Iterator[C
             continue
         value = row.cacc.low if checked.strict else row.cacc.value
         compared = "at least" if value >= limit else "below"
-        yield Condition(value >= limit, f"{name}: CACC {shown(row.cacc)} is {compared} {limit}{_which(checked)}")
+        yield Condition(
+            value >= limit, f"{name}: CACC {shown(row.cacc)} is {compared} {limit}{_which(checked)}", row.cacc
+        )
 
 
 def _measured(results: Results, checked: _Checked, origin: Origin) -> Iterator[tuple[ResultRow, Score, Landing]]:
@@ -191,7 +234,7 @@ def _at_most(option: str, row: ResultRow, score: Score, limit: float, checked: _
     value = score.high if checked.strict else worst
     compared = "at most" if value <= limit else "above"
     return Condition(
-        value <= limit, f"{option}: {_named(row)}: ASR {shown(score)} is {compared} {limit}{_which(checked)}"
+        value <= limit, f"{option}: {_named(row)}: ASR {shown(score)} is {compared} {limit}{_which(checked)}", score
     )
 
 

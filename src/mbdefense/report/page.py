@@ -22,6 +22,8 @@ from markupsafe import Markup, escape
 from mbdefense.analysis.chart import require
 from mbdefense.core.text import printable, printable_lines, script_safe
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
+from mbdefense.records.results import RATES
+from mbdefense.records.standards import AS_OF, evidence_lines
 from mbdefense.report import charts, heads, training
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences
@@ -91,6 +93,9 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "compared": compared,
         "sources": sources,
         "origins": _origins(sources.provenance),
+        "standards_as_of": AS_OF,
+        "standards_header": ("Figure", "Says", "Bears on"),
+        "standards": evidence_lines(RATES),
     }
     return filled("page.html", values)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from mbdefense.core.errors import UserError
 from mbdefense.finding.words import key, words
 from mbdefense.records.picking import Proposal, Proposals
+from mbdefense.records.scanning import json_line
 from mbdefense.scanning import duplicates
 from mbdefense.scanning.marks import SIGNS, bit
 from mbdefense.scanning.reading import Text, texts_of
@@ -140,10 +140,11 @@ def _drawn(done: Scanned, again: NDArray[np.bool_], longest: int, most: int, see
     rng = random.Random(f"pick {seed}")
     held: list[Line] = []
     seen = long = 0
-    for number, source, value in done.table.raw():
+    rows = ((source, *row) for source in range(len(done.table.sources)) for row in done.table.raw(source))
+    for source, number, value in rows:
         if away[number]:
             continue
-        text = line_of(value)
+        text = json_line(value).decode().rstrip("\n")
         if len(text) > longest:
             long += 1
             continue
@@ -155,12 +156,6 @@ def _drawn(done: Scanned, again: NDArray[np.bool_], longest: int, most: int, see
             own = value.get("id", row["id"]) if isinstance(value, dict) else row["id"]
             held[place : place + 1] = [Line(number, str(own), text, tuple(texts_of(row, value)))]
     return held, long
-
-
-def line_of(value: object) -> str:
-    """A row as a line of JSON that UTF-8 can hold."""
-    line = json.dumps(value, ensure_ascii=False, default=str)
-    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _proposal(done: Scanned, line: Line) -> Proposal:

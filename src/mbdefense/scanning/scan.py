@@ -87,7 +87,7 @@ def scan(
         of_clean = values_of(answer for row in clean for answer in answers_of(row))
         found = clusters(table, prompts, candidates, of_clean, lambda parts: _with_texts(table, parts))
     with stage("gathering the evidence"):
-        return _told(table, found, seed, begun)
+        return replace(_told(table, found, seed, begun), mined=tuple(candidates))
 
 
 def _told(table: Table, found: Sequence[Found], seed: int, begun: float) -> Scanned:
@@ -107,7 +107,7 @@ def _told(table: Table, found: Sequence[Found], seed: int, begun: float) -> Scan
         tuple(source.name for source in table.sources), len(table), len(table.left_out), len(suspects), PROMISE,
         tuple(_recorded(one, rows) for one in found), seed, time.perf_counter() - begun,
     )  # fmt: skip
-    return Scanned(record, [(rows[number], raw[number][1]) for number in order], suspects, table, tuple(candidates))
+    return Scanned(record, [(rows[number], raw[number][1]) for number in order], suspects, table)
 
 
 def _examples(found: Found) -> list[NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.checks import at_least
+from mbdefense.core.progress import stage, stages
 from mbdefense.recipes._given import Data, Folder, OnBadRow
 
 if TYPE_CHECKING:
@@ -67,19 +68,21 @@ def pick_clean(
     import json
 
     from mbdefense.core.files import claimed, write_text
-    from mbdefense.data import opened
+    from mbdefense.data import is_strict, opened
     from mbdefense.records.picking import PAGE_FILE, PROPOSED_FILE, write_proposals
     from mbdefense.records.scanning import verdict
     from mbdefense.report._pick import render
     from mbdefense.scanning.picking import pick
-    from mbdefense.scanning.scan import scan
+    from mbdefense.scanning.scan import STAGES, scan
 
     at_least(1, n=n, longest=longest)
+    strict = is_strict(on_bad_row)
     directory = None if output_dir is None else Path(output_dir)
     sources = list(opened(dataset))
-    with nullcontext() if directory is None else claimed(directory):
-        done = scan(sources, strict=on_bad_row == "error", seed=seed)
-        picked = pick(done, n, longest=longest, seed=seed)
+    with nullcontext() if directory is None else claimed(directory), stages(STAGES + 1):
+        done = scan(sources, strict=strict, seed=seed)
+        with stage("choosing rows to check"):
+            picked = pick(done, n, longest=longest, seed=seed)
         if directory is not None:
             write_text(directory / PAGE_FILE, render(picked.proposals, picked.lines, verdict(done.scan)))
             write_proposals(directory / PROPOSED_FILE, picked.proposals)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +40,7 @@ def scan_data(
     workers: int | None = None,
     seed: int = 0,
     on_bad_row: OnBadRow = "error",
+    sarif: Folder | None = None,
 ) -> DataScan:
     """Look for signs of poison in data, without a model.
 
@@ -58,12 +58,16 @@ def scan_data(
         workers: processes that read the rows; by default one for each processor where the files are large.
         seed: seed of everything random.
         on_bad_row: stop at the first unreadable row, or skip and count them.
+        sarif: where to write the suspects as SARIF 2.1.0 too, for code hosts and dashboards.
 
     Raises:
-        UserError: data that cannot be read, or a folder that cannot be written into.
+        UserError: data that cannot be read, or a folder or file that cannot be written into.
     """
-    from mbdefense.core.files import claimed
+    from contextlib import ExitStack
+
+    from mbdefense.core.files import claimed, claimed_file, write_json
     from mbdefense.data import is_strict, opened, streamed
+    from mbdefense.integrations.sarif import of_suspects
     from mbdefense.scanning.scan import STAGES, scan
 
     workers = _processors(dataset) if workers is None else workers
@@ -72,18 +76,30 @@ def scan_data(
     sources = list(opened(dataset))
     clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
     directory = None if output_dir is None else Path(output_dir)
-    with nullcontext() if directory is None else claimed(directory), stages(STAGES + (directory is not None)):
+    with ExitStack() as stack:
+        if directory is not None:
+            stack.enter_context(claimed(directory))
+        if sarif:
+            stack.enter_context(claimed_file(Path(sarif)))
+        stack.enter_context(stages(STAGES + (directory is not None)))
         done = scan(sources, clean, strict=strict, workers=workers, seed=seed)
         if directory is not None:
             with stage("writing"):
                 _write(done, directory)
+        if sarif:
+            paths = {path.name: str(path) for path in _paths(dataset)}
+            write_json(Path(sarif), of_suspects(done.scan, [row for row, _ in done.suspects], paths))
     return DataScan(done.scan, tuple(row for row, _ in done.suspects))
+
+
+def _paths(dataset: Data) -> list[Path]:
+    given = dataset if isinstance(dataset, list | tuple) else [dataset]
+    return [Path(one) for one in given if isinstance(one, str | os.PathLike)]
 
 
 def _processors(dataset: Data) -> int:
     """A process for each processor where files are large; else one."""
-    given = dataset if isinstance(dataset, list | tuple) else [dataset]
-    paths = [Path(one) for one in given if isinstance(one, str | os.PathLike)]
+    paths = _paths(dataset)
     size = sum(path.stat().st_size for path in paths if path.is_file())
     return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) or 1 if size > _LARGE else 1
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbdefense.recipes._given import Measured
+from mbdefense.core.errors import UserError
+from mbdefense.recipes._given import Folder, Folders, Measured, Model
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.gate import Condition
@@ -19,6 +22,12 @@ def check(
     max_found_asr: float | None = None,
     arm: str | None = None,
     strict: bool = False,
+    pin: Folder | None = None,
+    write_pin: Folder | None = None,
+    data: Folders | None = None,
+    base: Model | None = None,
+    model: Model | None = None,
+    sarif: Folder | None = None,
 ) -> list[Condition]:
     """Hold the figures of a result file against limits, for use in continuous integration.
 
@@ -34,6 +43,12 @@ def check(
         max_found_asr: highest attack success rate, of every trigger that was found in the suspect data.
         arm: the model that is checked; by default the defense that `defend` made the file with, or the only one in it.
         strict: hold the limits against the interval's unfavorable end, not against the value.
+        pin: a file of pins: the files of the release have to be those that it names, this result file among them.
+        write_pin: where to pin the result file and the three below by their hashes, if all conditions hold.
+        data: files of rows to pin.
+        base: directory of the base model to pin.
+        model: directory of the released model or adapter to pin.
+        sarif: where to write the conditions as SARIF 2.1.0 too, for code hosts and dashboards.
 
     Returns:
         Each condition, whether it holds, and why. What cannot be evaluated does not hold.
@@ -41,10 +56,36 @@ def check(
     Raises:
         UserError: no limit is given or one is no share, the file is damaged, or it is not clear which model is meant.
     """
-    from mbdefense.evaluation import gate
-    from mbdefense.recipes._given import results_of
+    from contextlib import ExitStack
 
-    return gate.check(
-        results_of(results), max_asr=max_asr, min_cacc=min_cacc, max_canary_asr=max_canary_asr,
-        max_found_asr=max_found_asr, arm=arm, strict=strict,
-    )  # fmt: skip
+    from mbdefense.core.checks import each_path
+    from mbdefense.core.files import claimed_file, write_json
+    from mbdefense.evaluation import gate
+    from mbdefense.integrations.sarif import of_conditions
+    from mbdefense.recipes._given import results_of
+    from mbdefense.records.release import pin as write_pins
+
+    file = Path(results) if isinstance(results, str | PathLike) else None
+    if (pin or write_pin) and file is None:
+        raise UserError("pins are of files", type(results).__name__, "give the path of results.json")
+    if (data or base or model) and not write_pin:
+        raise UserError("data, base and model are what is pinned", fix="name the file of the pins with --write_pin")
+    limits = {
+        "max_asr": max_asr, "min_cacc": min_cacc, "max_canary_asr": max_canary_asr, "max_found_asr": max_found_asr
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for output in (sarif, write_pin):
+            if output:
+                stack.enter_context(claimed_file(Path(output)))
+        conditions = gate.pinned(Path(pin), file) if pin and file else []
+        # Figures of other files than those that are released say nothing.
+        if all(one.holds for one in conditions) and (not pin or any(limit is not None for limit in limits.values())):
+            conditions += gate.check(results_of(results), **limits, arm=arm, strict=strict)
+        if sarif:
+            write_json(Path(sarif), of_conditions(conditions, None if file is None else str(file)))
+        if write_pin and file and all(one.holds for one in conditions):
+            write_pins(
+                Path(write_pin), results=file, data=[Path(one) for one in each_path(data or [])],
+                base=None if base is None else Path(base), model=None if model is None else Path(model),
+            )  # fmt: skip
+    return conditions

@@ -1,0 +1,136 @@
+"""The files that a release consists of, pinned by their hashes in one file: data, base, model, adapter and so on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Len
+
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import inside, read_sealed, sha256_of, write_sealed
+from mbdefense.core.forms import Form, parse
+
+Kind = Literal["data", "base", "model", "adapter", "tokenizer", "template", "result"]
+_TEMPLATES = ("chat_template.", "additional_chat_templates")
+_TOKENIZERS = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece", "sentencepiece")
+_READ = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".txt", ".model", ".py")
+"""Endings of what loaders read; a card or a log may change."""
+_RECORDS = ("results.json", "found.json", "training_log.json", "planted.json")
+"""Of the package, beside a model: no part of it; figures are pinned by their result file."""
+
+
+@dataclass(frozen=True)
+class Pin(Form):
+    """A file: which part of the release it is, where it lies below the folder of the pins, and its content's hash."""
+
+    kind: Kind
+    path: str
+    sha256: Annotated[str, Len(64, 64)]
+
+
+@dataclass(frozen=True)
+class Release(Form):
+    """All pins, and the folders of models, in which no further file may be that a loader reads."""
+
+    pins: tuple[Pin, ...]
+    folders: tuple[str, ...]
+
+
+class Change(NamedTuple):
+    """What is no longer as it was pinned."""
+
+    kind: str
+    path: str
+    what: str
+
+
+def pin(
+    path: Path, *, results: Path, data: Iterable[Path] = (), base: Path | None = None, model: Path | None = None
+) -> Release:
+    """Pins files and writes them down, sealed.
+
+    Args:
+        path: where to write; all files lie in its folder or below.
+        results: the result file.
+        data: files of rows.
+        base: directory of the base model.
+        model: directory of the released model or adapter.
+
+    Raises:
+        UserError: a file is missing, or lies elsewhere.
+    """
+    found: list[tuple[Kind, Path]] = [("result", results), *(("data", file) for file in data)]
+    folders = []
+    for whole, folder in (("base", base), ("model", model)):
+        if folder is None:
+            continue
+        files = sorted(_loaded(folder))
+        if not files:
+            raise UserError("no model to pin", str(folder), "name its directory")
+        folders.append(_below(path.parent, folder))
+        found += [("base" if whole == "base" else _kind(file.relative_to(folder)), file) for file in files]
+    pins = tuple(Pin(kind, _below(path.parent, file), sha256_of(file)) for kind, file in found)
+    made = Release(pins, tuple(folders))
+    write_sealed(path, asdict(made))
+    return made
+
+
+def read_release(path: Path) -> Release:
+    """Reads pins strictly.
+
+    Raises:
+        UserError: unreadable, changed since they were written, or of another form.
+    """
+    return parse(Release, json.dumps(read_sealed(path)), path.name, "pin again with mbdefense check --write_pin")
+
+
+def changes(path: Path, release: Release) -> Iterator[Change]:
+    """What is no longer as it was pinned: changed, missing, or added to a model's folder.
+
+    Raises:
+        UserError: a name in the file leads out of its folder.
+    """
+    for one in release.pins:
+        file = inside(path.parent, one.path)
+        if not file.is_file():
+            yield Change(one.kind, one.path, "is missing")
+        elif sha256_of(file) != one.sha256:
+            yield Change(one.kind, one.path, "has changed")
+    known = {one.path for one in release.pins}
+    for name in release.folders:
+        folder = inside(path.parent, name)
+        for file in sorted(_loaded(folder)):
+            below = _below(path.parent, file)
+            if below not in known:
+                yield Change(_kind(file.relative_to(folder)), below, "was added")
+
+
+def _loaded(folder: Path) -> Iterator[Path]:
+    """The files of a model's folder that a loader reads."""
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.suffix in _READ and file.name not in _RECORDS and not hidden and file.is_file():
+            yield file
+
+
+def _kind(name: Path) -> Kind:
+    """Which part of a model a file of its folder is."""
+    first = name.parts[0]
+    if first.startswith(_TEMPLATES):
+        return "template"
+    if first.startswith("adapter_"):
+        return "adapter"
+    return "tokenizer" if first.startswith(_TOKENIZERS) else "model"
+
+
+def _below(folder: Path, path: Path) -> str:
+    """A path as it is written down: below the folder of the pins."""
+    try:
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        fix = "write the pins into a folder that holds all of it, and copy in what lies elsewhere"
+        raise UserError("a file to pin lies outside of the folder of the pins", str(path), fix) from None
