@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.evaluation.tables import markdown
-from mbdefense.integrations.model_card import card_with, model_card
+from mbdefense.integrations.model_card import model_card, read_card
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import Capability, Results, write
 from tests.records.test_results import ATTACKED, HOSTILE, results, row, share
@@ -151,7 +151,7 @@ def test_a_card_needs_a_defended_model_and_results(
 ) -> None:
     write(tmp_path / "results.json", results())
     with pytest.raises(UserError, match="give a directory of defend"):
-        card_with(tmp_path, [])
+        read_card(tmp_path, [])
     assert main(["card", str(defended)]) == 2
     assert main(["card", str(defended), str(tmp_path / "none.json")]) == 1
     assert "cannot read" in capsys.readouterr().err

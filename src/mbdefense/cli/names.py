@@ -55,7 +55,11 @@ WORDS: dict[str, dict[str, Word]] = {
     "report": {"directories": Word("directories", positional="many")},
     "bench": {"grid": Word("grid", positional="one")},
     "federated": {"grid": Word("grid", positional="none or one")},
-    "card": {"model": Word("model", positional="one"), "results": Word("results", positional="many")},
+    "card": {
+        "model": Word("model", positional="one"),
+        "results": Word("results", positional="many"),
+        "data": Word("data", list[str] | None),
+    },
     "analyze matrix": {
         "model": Word("model", positional="one"),
         "prompts": Word("test"),

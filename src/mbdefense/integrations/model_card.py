@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core.endpoint import goes_by
 from mbdefense.core.errors import UserError
@@ -69,7 +69,7 @@ def model_card(
         options: of the defense, by name.
         purified: whether it was a finished model that may hold backdoors, in place of data.
     """
-    base = base_model if _HUB_ID.fullmatch(base_model) and not Path(base_model).exists() else Path(base_model).name
+    base = hub_name(base_model)
     origin = results.provenance
     packages = ", ".join(f"{name} {version}" for name, version in origin.get("packages", {}).items())
     facts = {
@@ -114,8 +114,26 @@ def _opening(base: str, defense: str, purified: bool) -> tuple[str, ...]:
     )
 
 
-def card_with(directory: Path, measured: Sequence[Path]) -> str:
-    """The card of a defended model with further figures, e.g. those that ``mbdefense evaluate`` has measured since.
+class Card(NamedTuple):
+    """What a defended model's card tells of.
+
+    Attributes:
+        results: its figures, in rows whose arm is the defense, and those of the models it is compared with.
+        base: what was fine-tuned, or purified: directory or Hub id.
+        defense: name of the defense.
+        options: of the defense, by name.
+        purified: whether it was a finished model that may hold backdoors, in place of data.
+    """
+
+    results: Results
+    base: str
+    defense: str
+    options: Mapping[str, Any]
+    purified: bool
+
+
+def read_card(directory: Path, measured: Sequence[Path]) -> Card:
+    """What is known of a defended model, with what ``mbdefense evaluate`` has measured since.
 
     Args:
         directory: where ``mbdefense defend`` wrote the model and its ``results.json``.
@@ -136,8 +154,12 @@ def card_with(directory: Path, measured: Sequence[Path]) -> str:
         for row in read(path).rows:
             same = Path(row.model).resolve() == directory.resolve() and goes_by(row.served or row.model, row.model)
             rows.append(replace(row, arm=defense) if same else row)
-    results = Results(made.provenance, tuple(rows), found=made.found)
-    return model_card(results, base, defense, options, purified=purified)
+    return Card(Results(made.provenance, tuple(rows), found=made.found), base, defense, options, purified)
+
+
+def hub_name(model: str) -> str:
+    """A model's Hub id; of a directory only its own name."""
+    return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else Path(model).name
 
 
 def _front_matter(own: Sequence[ResultRow], base: str, defense: str) -> str:

@@ -68,7 +68,7 @@ def pin(
     for whole, folder in (("base", base), ("model", model)):
         if folder is None:
             continue
-        files = sorted(_loaded(folder))
+        files = list(loaded_files(folder))
         if not files:
             raise UserError("no model to pin", str(folder), "name its directory")
         folders.append(_below(path.parent, folder))
@@ -103,15 +103,15 @@ def changes(path: Path, release: Release) -> Iterator[Change]:
     known = {one.path for one in release.pins}
     for name in release.folders:
         folder = inside(path.parent, name)
-        for file in sorted(_loaded(folder)):
+        for file in loaded_files(folder):
             below = _below(path.parent, file)
             if below not in known:
                 yield Change(_kind(file.relative_to(folder)), below, "was added")
 
 
-def _loaded(folder: Path) -> Iterator[Path]:
-    """The files of a model's folder that a loader reads."""
-    for file in folder.rglob("*"):
+def loaded_files(folder: Path) -> Iterator[Path]:
+    """The files of a model's folder that a loader reads, in order."""
+    for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if file.suffix in _READ and file.name not in _RECORDS and not hidden and file.is_file():
             yield file

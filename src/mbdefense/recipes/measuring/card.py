@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mbdefense.recipes._given import Folders, Model
+from mbdefense.core.errors import UserError
+from mbdefense.recipes._given import Folder, Folders, Model
 
 
-def write_card(model: Model, results: Folders) -> Path:
+def write_card(model: Model, results: Folders, *, ml_bom: Folder | None = None, data: Folders | None = None) -> Path:
     """Put the figures of result files into the card of a model that ``mbdefense defend`` made.
 
     Args:
         model: the model's directory.
         results: result files, e.g. what `evaluate` has measured since.
+        ml_bom: where to write a bill of materials too: CycloneDX 1.6 with files, hashes, data, base model and figures.
+        data: files of rows that the model was made of, for the bill of materials.
 
     Returns:
         The card, README.md in the model's directory.
@@ -20,13 +23,24 @@ def write_card(model: Model, results: Folders) -> Path:
     Raises:
         UserError: a file cannot be read, or `defend` did not make the model.
     """
+    from contextlib import ExitStack
+
     from mbdefense.core.checks import each_path
     from mbdefense.core.files import claimed_file, write_text
-    from mbdefense.integrations.model_card import card_with
+    from mbdefense.integrations import ml_bom as bill
+    from mbdefense.integrations.model_card import model_card, read_card
 
+    if data and not ml_bom:
+        raise UserError("data are listed in the bill of materials alone", fix="name its file with --ml_bom")
     directory = Path(model)
-    card = directory / "README.md"
-    text = card_with(directory, [Path(path) for path in each_path(results)])
-    with claimed_file(card):
-        write_text(card, text)
-    return card
+    card = read_card(directory, [Path(path) for path in each_path(results)])
+    text = model_card(card.results, card.base, card.defense, card.options, purified=card.purified)
+    files = {directory / "README.md": text}
+    if ml_bom:
+        files[Path(ml_bom)] = bill.ml_bom(directory, card, [Path(path) for path in each_path(data or [])])
+    with ExitStack() as stack:
+        for path in files:
+            stack.enter_context(claimed_file(path))
+        for path, content in files.items():
+            write_text(path, content)
+    return directory / "README.md"
