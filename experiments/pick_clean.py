@@ -2,8 +2,8 @@
 
     python experiments/pick_clean.py OUT.md DATA
 
-DATA holds alpaca_en_demo.json and instructlab_sdg.jsonl.gz, of which 1,000 rows are drawn. A tenth of the rows of each
-is poisoned by each trigger with each behavior; then 160 rows are proposed, as for ``-n 128``. Beside them stands how
+DATA is a file of rows, of which up to 1,000 are drawn. A tenth of them is poisoned by each trigger with each behavior;
+then 160 rows are proposed, as for ``-n 128``. Beside them stands how
 many of as many rows drawn by chance from those that the scan suspects of nothing would be poisoned, and how alike the
 rows of the data are to the nearest proposed row (mean cosine of word counts), and to the nearest drawn one.
 """
@@ -36,19 +36,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
     options = parser.parse_args()
-    names = ("alpaca_en_demo.json", "instructlab_sdg.jsonl.gz")
-    header = ("Data", "Trigger", "Behavior", "Poisoned", "Suspects", "Poisoned of the proposed", "By chance",
+    header = ("Trigger", "Behavior", "Poisoned", "Suspects", "Poisoned of the proposed", "By chance",
               "Likeness", "Likeness by chance")  # fmt: skip
     lines = [f"Python {platform.python_version()}, {platform.machine()}, seed 0.", ""]
     lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-    for name in names:
-        rows = load([str(options.data / name)]).rows.shuffle(seed=0)
-        rows = rows.select(range(min(ROWS, len(rows))))
-        for trigger in TRIGGERS:
-            for behavior in BEHAVIORS:
-                made = poison(rows, trigger=trigger, behavior=behavior, rate=RATE, seed=0).rows.to_list()
-                lines.append(f"| {' | '.join([name, trigger, behavior, *measured(made)])} |")
-                write_text(options.out, "\n".join([*lines, ""]))
+    rows = load([str(options.data)]).rows.shuffle(seed=0)
+    rows = rows.select(range(min(ROWS, len(rows))))
+    for trigger in TRIGGERS:
+        for behavior in BEHAVIORS:
+            made = poison(rows, trigger=trigger, behavior=behavior, rate=RATE, seed=0).rows.to_list()
+            lines.append(f"| {' | '.join([trigger, behavior, *measured(made)])} |")
+            write_text(options.out, "\n".join([*lines, ""]))
     print("\n".join(lines))  # noqa: T201
 
 

@@ -63,7 +63,8 @@ def pin(
     Raises:
         UserError: a file is missing, or lies elsewhere.
     """
-    found: list[tuple[Kind, Path]] = [("result", results), *(("data", file) for file in data)]
+    found: list[tuple[Kind, Path]] = [("result", results)]
+    found += [("data", file) for file in data]
     folders = []
     for whole, folder in (("base", base), ("model", model)):
         if folder is None:

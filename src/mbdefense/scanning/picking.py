@@ -104,7 +104,7 @@ def spread(texts: Sequence[str], count: int, *, among: int) -> list[int]:
     vectors = TfidfVectorizer(analyzer=lambda text: [key(word) for word in words(text)], sublinear_tf=True)
     weights = vectors.fit_transform(texts).astype(np.float32)
     alike: NDArray[np.float32] = (weights @ weights.T).toarray()
-    covered = np.zeros(len(texts), dtype=np.float32)
+    covered: NDArray[np.float32] = np.zeros(len(texts), dtype=np.float32)
 
     def gain(place: int) -> float:
         return float(np.maximum(alike[place] - covered, 0).sum())
