@@ -10,9 +10,9 @@ import pytest
 
 from mbdefense.cli import main
 from mbdefense.core.statistics import rate
+from mbdefense.records._standards import AS_OF, EVIDENCE, STANDARDS
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
-from mbdefense.records.standards import AS_OF, EVIDENCE, STANDARDS
 from tests.report.report_runs import HOSTILE
 from tests.scanning.test_scan import NUMBERS, honest, inside, poisoned, written
 

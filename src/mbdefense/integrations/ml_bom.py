@@ -17,9 +17,9 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import sha256_of
 from mbdefense.core.text import visible
 from mbdefense.integrations.model_card import Card, hub_name
+from mbdefense.records._standards import AS_OF, EVIDENCE
 from mbdefense.records.release import loaded_files
 from mbdefense.records.results import RATES, ResultRow
-from mbdefense.records.standards import AS_OF, EVIDENCE
 
 _LIMITS = (
     "The figures hold for the attacks, prompts and seeds that are named. Other triggers and behaviors may have "

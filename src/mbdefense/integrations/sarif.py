@@ -14,8 +14,8 @@ from urllib.parse import quote
 from mbdefense import __version__
 from mbdefense.core.text import encodable, short
 from mbdefense.evaluation.gate import Condition
+from mbdefense.records._standards import AS_OF, EVIDENCE, STANDARDS, Reference
 from mbdefense.records.scanning import Scan, ScannedRow
-from mbdefense.records.standards import AS_OF, EVIDENCE, STANDARDS, Reference
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _MESSAGE = 1000  # characters

@@ -22,8 +22,8 @@ from markupsafe import Markup, escape
 from mbdefense.analysis.chart import require
 from mbdefense.core.text import printable, printable_lines, script_safe
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
+from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
-from mbdefense.records.standards import AS_OF, evidence_lines
 from mbdefense.report import charts, heads, training
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences

@@ -67,7 +67,6 @@ def scan_data(
 
     from mbdefense.core.files import claimed, claimed_file, write_json
     from mbdefense.data import is_strict, opened, streamed
-    from mbdefense.integrations.sarif import of_suspects
     from mbdefense.scanning.scan import STAGES, scan
 
     workers = _processors(dataset) if workers is None else workers
@@ -87,6 +86,8 @@ def scan_data(
             with stage("writing"):
                 _write(done, directory)
         if sarif:
+            from mbdefense.integrations.sarif import of_suspects
+
             paths = {path.name: str(path) for path in _paths(dataset)}
             write_json(Path(sarif), of_suspects(done.scan, [row for row, _ in done.suspects], paths))
     return DataScan(done.scan, tuple(row for row, _ in done.suspects))
