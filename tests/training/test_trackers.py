@@ -58,7 +58,7 @@ def test_a_tracker_is_told_each_rate_that_discard_tries(
     training = replace(OPTIONS, report_to="tensorboard")
     setting = Setting(data, Store(tmp_path / "model"), base=tiny_model_path, suspect=data, training=training)
     model = Discard(discard_learning_rates=(1e-3, 2e-4), discard_num_train_epochs=1)(setting)
-    assert Recorder.runs == ["rate-0.001", "rate-0.0002"]
+    assert Recorder.runs == ["rate-0.0002", "rate-0.001"]  # the lowest first
     events = [file.relative_to(model).as_posix() for file in model.rglob("events")]
     assert sorted(events) == ["runs/rate-0.0002/one/events", "runs/rate-0.001/one/events"]
 
