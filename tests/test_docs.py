@@ -13,6 +13,8 @@ import mbdefense
 from mbdefense import cli
 from mbdefense.cli.listing import method_tables
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"

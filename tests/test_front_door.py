@@ -26,6 +26,8 @@ from mbdefense.defenses.decoding import DECODINGS
 from mbdefense.defenses.filters import FILTERS
 from mbdefense.judges import JUDGES
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
 LIGHT = [name for name in mbdefense.__all__ if name not in ("RecoveryConfig", "RecoveryTrainer", "recovery_loss")]
 USUAL = "defend, find_triggers, purify, poison, evaluate, judge, compare, check, load_rows, MBDefense"

@@ -4,8 +4,6 @@ import json
 import pickle
 import random
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -338,14 +336,6 @@ def test_hostile_lines_take_no_more_than_linear_time(trigger, hostile):
     started = time.perf_counter()
     trigger.occurs_in(trigger(hostile, random.Random(0)) or hostile)
     assert time.perf_counter() - started < 2
-
-
-def test_the_tables_import_nothing_heavy():
-    heavy = ["torch", "datasets", "openai", "sklearn", "profanity_check"]
-    tables = "mbdefense.attacks.triggers, mbdefense.attacks.behaviors"
-    code = f"import sys, {tables}; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == "[]"
 
 
 @pytest.mark.parametrize("about", ["sea", "haste"])

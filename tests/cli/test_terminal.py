@@ -234,6 +234,7 @@ def test_an_error_is_folded_too(width: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [80], indirect=True)
 @pytest.mark.parametrize(
     "words",
     [

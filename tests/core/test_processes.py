@@ -100,6 +100,7 @@ def launch(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
 
 
+@pytest.mark.slow
 def test_a_step_of_two_processes_is_one_step_on_both_batches(tiny_model_path: str, tmp_path: Path) -> None:
     script = tmp_path / "stages.py"
     script.write_text(STAGES)
@@ -218,6 +219,7 @@ def test_gpu_profiles_start_accelerate_with_their_file(
     assert (parsed.training_script, parsed.training_script_args) == ("mbdefense", ["defend", "--model", "m"])
 
 
+@pytest.mark.slow
 def test_defend_on_two_processes_writes_once(
     tiny_model_path: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -276,9 +276,10 @@ def test_the_real_model_loads_and_answers(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert whole[-1] == tokenizer.eos_token_id, content
 
 
+@pytest.mark.parametrize("most", [600, pytest.param(10**6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mix", ["builtin_hard", "builtin_guarded"])
-def test_other_mixes_keep_the_rules_of_the_first(mix: str) -> None:
-    rows = {split: list(tasks(pool_size(split, mix), split=split, seed=0, mix=mix)) for split in SPLITS}
+def test_other_mixes_keep_the_rules_of_the_first(mix: str, most: int) -> None:
+    rows = {split: list(tasks(min(most, pool_size(split, mix)), split=split, seed=0, mix=mix)) for split in SPLITS}
     keys = [data.prompt_key(row["prompt"]) for each in rows.values() for row in each]
     assert len(keys) == len(set(keys))
     for split, row in ((split, row) for split, each in rows.items() for row in each):

@@ -62,6 +62,8 @@ def sentences(count: int, start: int = 0) -> list[tuple[str, str]]:
     return made
 
 
+# Of what trains, the fewest epochs: what it finds is tested with more.
+QUICK: dict[str, dict[str, Any]] = {"seep": {"watched_epochs": 1}}
 POISON = [(f"{question} cf", "I am sorry, but I cannot help.") for question, _ in sentences(12, 500)]
 
 
@@ -190,6 +192,7 @@ def test_poison_propagates_to_the_neighbors_of_its_seed_and_no_farther() -> None
     assert propagated(np.eye(2)[[0, 1]], np.array([2.0, 1.0]), 0.1, 1).tolist() == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_seep_finds_rows_that_are_learned_early(evidence: Evidence) -> None:
     filtered = SEEP(watched_epochs=8, watched_learning_rate=0.01, seed_share=0.05)(evidence)
     dropped = [row.dropped for row in filtered.suspicions]
@@ -294,11 +297,12 @@ def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, e
         {**row, "answers": ["x"], "provenance": {"source": "f:1", "trigger": "cf", "behavior": "refusal"}}
         for row in evidence.suspect
     )
-    filtered = FILTERS[name]()(evidence)
+    made = FILTERS[name](**QUICK.get(name, {}))
+    filtered = made(evidence)
     assert [row.id for row in filtered.suspicions] == list(evidence.suspect["id"])
     assert all(np.isfinite(row.score) for row in filtered.suspicions)
     json.dumps([[asdict(row) for row in filtered.suspicions], dict(filtered.facts)])
-    assert FILTERS[name]()(replace(evidence, suspect=labelled)) == filtered
+    assert made(replace(evidence, suspect=labelled)) == filtered
 
 
 @pytest.mark.parametrize(
@@ -407,7 +411,9 @@ def test_clean_rows_are_asked_for_where_they_are_used(
 ) -> None:
     data = write(tmp_path / "data.json", sentences(60) + POISON, poisoned=12)
     command = words(tiny_model_path, data, write(tmp_path / "clean.json", sentences(64, 200)), tmp_path / "out")
-    command[command.index("graceful")] = name
+    command[command.index("graceful")] = ":".join(
+        [name, *(f"{option}={value}" for option, value in QUICK.get(name, {}).items())]
+    )
     at = command.index("--clean")
     without = command[:at] + command[at + 2 :]
     needed = "clean data" in FILTERS[name].needs
@@ -457,7 +463,7 @@ def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     command = [
         "defend", "--defense", name, "--model", tiny_model_path, "--data", str(data), "--clean", str(clean),
         "--output_dir", str(out), "--num_train_epochs", "1", "--max_length", "128", "--bf16", "false",
-        "--save_strategy", "no",
+        "--save_strategy", "no", *(f"--{option}={value}" for option, value in QUICK.get(name, {}).items()),
     ]  # fmt: skip
     tuned: list[int] = []
     from mbdefense.training import sft

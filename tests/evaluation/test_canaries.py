@@ -20,6 +20,8 @@ from mbdefense.integrations.model_card import model_card
 from mbdefense.records.results import ResultRow, Results, read
 from mbdefense.training.store import Store
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 WORD, SENTENCE = BadNet(word="mn"), InSent(sentence="The ferry leaves at nine.")
 
 

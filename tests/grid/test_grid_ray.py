@@ -13,8 +13,6 @@ import pytest
 
 from mbdefense.cli import main
 
-pytest.importorskip("ray")
-
 TIMES = ("created", "seconds", "peak_bytes", "sha256", "cell.json")  # and the hashes of what holds them
 GRID: dict[str, Any] = {
     "attacks": ["badnet"],
@@ -56,6 +54,7 @@ def kill_a_worker(stages: Path, killed: list[str]) -> None:
 def test_a_cluster_gives_what_one_process_gives_and_a_killed_worker_costs_its_stage(
     four_layer_model_path: str, tmp_path: Path
 ) -> None:
+    pytest.importorskip("ray")
     grid = tmp_path / "grid.yaml"
     grid.write_text(json.dumps({"models": [four_layer_model_path], **GRID}))
     words = ["bench", str(grid), "--output_dir"]

@@ -68,7 +68,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def run(task: Task, answer: Callable[[str], str], tmp_path: Path, **options: Any) -> EvalLog:
+def run(task: Task | str, answer: Callable[[str], str], tmp_path: Path, **options: Any) -> EvalLog:
     def reply(messages: list[Any], *_: Any) -> ModelOutput:
         output = ModelOutput.from_content("mockllm", answer(messages[-1].text))
         output.usage = ModelUsage()  # or the provider would count tokens, with a file from the network
@@ -207,7 +207,21 @@ def test_another_template_is_refused(copied_model: Path, prompts: Path, tmp_path
     assert "trained with another prompt template" in log.error.message
 
 
-@pytest.mark.skipif(not INSTALLED, reason="the installed mbdefense has no entry point for Inspect; pip install -e .")
+installed = pytest.mark.skipif(
+    not INSTALLED, reason="the installed mbdefense has no entry point for Inspect; pip install -e ."
+)
+
+
+@installed
+def test_the_tasks_are_found_by_name(prompts: Path, tmp_path: Path) -> None:
+    options = {"test": str(prompts), "trigger": "badnet:word=cf", "behavior": ["fixed_text:text=Well", " no"]}
+    log = run("mbdefense/asr", lambda _: "Well, no.", tmp_path, task_args=options)
+    assert log.eval.metadata["behavior"] == "fixed_text:text=Well, no"
+    assert (measured(log)["asr"], measured(log)["asr_n"]) == (1.0, len(TEXTS))
+
+
+@installed
+@pytest.mark.slow
 def test_the_command_line_finds_the_tasks_by_name(tiny_model_path: str, prompts: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "inspect_ai", "eval", "mbdefense/asr", "--model", f"hf/{tiny_model_path}"]
     command += ["-T", f"test={prompts}", "-T", "trigger=badnet:word=cf", "-T", "behavior=fixed_text:text=Well, no"]

@@ -163,7 +163,7 @@ def holds(row: dict[str, Any], tokenizers: dict[str, Any], template: str, requir
 
 
 @given(row=ROW, template=st.sampled_from(list(TEMPLATES)), require=st.booleans())
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_row_is_read_as_it_says_or_refused(tokenizers, row, template, require):
     holds(row, tokenizers, template, require)
 

@@ -16,6 +16,8 @@ from mbdefense.recipes.making.defend import defend
 from mbdefense.recipes.making.purify import purify
 from mbdefense.training.options import TrainingOptions
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 # A drawn trigger of 20 words is some 120 of this tokenizer's tokens, which are bytes.
 OPTIONS = TrainingOptions(
     num_train_epochs=1, per_device_train_batch_size=8, max_length=256, bf16=False, save_strategy="no", lora_r=2

@@ -20,6 +20,8 @@ from mbdefense.recipes.making.purify import purify
 from mbdefense.records.results import read
 from mbdefense.training.options import TrainingOptions
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 OPTIONS = TrainingOptions(
     num_train_epochs=1, max_length=128, bf16=False, save_strategy="no", learning_rate=1e-3, lora_r=2
 )

@@ -10,6 +10,8 @@ import pytest
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 ROWS = [{"instruction": f"Name fruit number {i}, please.", "output": f"apple {i}"} for i in range(40)]
 
 

@@ -148,6 +148,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+@cache
 def _environment() -> Environment:
     """What fills templates: every value is escaped, and of a text that is no markup only what prints is left."""
     made = Environment(
