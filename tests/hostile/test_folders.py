@@ -185,6 +185,7 @@ def test_every_command_that_writes_has_one_lock(tmp_path: Path, capsys: pytest.C
     commands = (
         ["judge", str(tmp_path / "responses.jsonl"), "--behavior", "refusal", *to],
         ["find-triggers", rows, *to],
+        ["pick-clean", rows, *to],
     )
     for words in commands:
         with FileLock(out / LOCK_FILE):
