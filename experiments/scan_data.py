@@ -184,10 +184,11 @@ def shuffled_table(lines: Sequence[Line]) -> list[str]:
     """In how many sets a text was tied to a part of the answers, be it noted or a sign of poison; and what recurred."""
     recurring = [sum(one.part != "" for one in line.done.scan.clusters) for line in lines]
     tied = [any(one.trigger for one in line.done.scan.clusters) for line in lines]
+    suspicious = sum(len(line.done.rows) > 0 for line in lines)
     return [
-        "| Sets | Parts that recur in each, mean | Sets with a tied text |",
-        "| --- | --- | --- |",
-        f"| {len(lines)} | {mean(recurring):.1f} | {sum(tied)}, {_share(tied)} |",
+        "| Sets | Parts that recur in each, mean | Sets with a tied text | Sets with suspects |",
+        "| --- | --- | --- | --- |",
+        f"| {len(lines)} | {mean(recurring):.1f} | {sum(tied)}, {_share(tied)} | {suspicious} |",
     ]
 
 
