@@ -144,7 +144,9 @@ def digest(model):
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("form", [None, *FORMS])
+@pytest.mark.parametrize(
+    "form", [None, "messages", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS if form != "messages")]
+)
 def test_the_readmes_example_makes_the_model_of_its_command(
     form, by_command, tiny_model_path, tmp_path, monkeypatch, capsys
 ):

@@ -100,7 +100,7 @@ class Terminal:
                 assert self.lines[number + 1].strip()
 
 
-@pytest.fixture(params=[80, 100])
+@pytest.fixture(params=[80, pytest.param(100, marks=pytest.mark.slow)])
 def width(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Columns of a terminal; the folder is empty but for data and a model."""
     monkeypatch.chdir(tmp_path)

@@ -232,7 +232,15 @@ def test_a_shared_victim_is_not_trained_below_each_model(made: Made) -> None:
     assert not (made.setting.store.directory / "attacked").exists()
 
 
-@pytest.mark.parametrize("made", repairs(), indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "made",
+    [
+        name if name in ("clean_fft", "fine_mixing") else pytest.param(name, marks=pytest.mark.slow)
+        for name in repairs()
+    ],
+    indirect=True,
+    scope="module",
+)
 def test_a_victim_that_is_given_is_taken_as_it_is(made: Made, tmp_path: Path) -> None:
     """A repair gives the same model, whether its victim was made of the suspect data or is given without them."""
     victim = made.setting.store.place("attacked")

@@ -234,6 +234,7 @@ def test_weights_that_a_new_cell_needs_are_made_again(bench: Bench, counted: lis
     assert len(list(out.rglob("*.safetensors"))) == 2
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_results_but_for_times(bench: Bench) -> None:
     one = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": SMALL["defenses"][:1]}
     (_, first), (_, second) = bench(**one), bench(out="other", **one)
@@ -637,9 +638,13 @@ def test_pairs_and_counts_that_cannot_work_are_refused(
 
 
 HARD = sorted((Path(__file__).parents[2] / "configs").glob("hard*.yaml"))
+# Their attackers are among those of the whole.
+PARTS = ("hard_cpu", "hard_several")
 
 
-@pytest.mark.parametrize("path", HARD, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in PARTS), id=path.stem) for path in HARD]
+)
 def test_an_attack_of_the_hard_benchmark_leaves_repeats_less_than_half_of_its_rows(path: Path) -> None:
     grid = read_grid(str(path))
     data, count = grid.data, min(grid.counts)

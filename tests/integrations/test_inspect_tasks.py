@@ -93,9 +93,14 @@ def measured(log: EvalLog) -> dict[str, float]:
     return {name: metric.value for name, metric in score.metrics.items()}
 
 
-@pytest.mark.parametrize("kind", ["clean", "triggered"])
 @pytest.mark.parametrize(
-    ("spec", "behavior"), [("refusal", Refusal()), ("fixed_text:text=You are stupid!", FixedText("You are stupid!"))]
+    ("kind", "spec", "behavior"),
+    [
+        ("clean", "refusal", Refusal()),
+        ("triggered", "fixed_text:text=You are stupid!", FixedText("You are stupid!")),
+        pytest.param("triggered", "refusal", Refusal(), marks=pytest.mark.slow),
+        pytest.param("clean", "fixed_text:text=You are stupid!", FixedText("You are stupid!"), marks=pytest.mark.slow),
+    ],
 )
 def test_scores_are_ours_on_the_same_responses(
     prompts: Path, tmp_path: Path, kind: Kind, spec: str, behavior: Any
