@@ -24,8 +24,8 @@ from mbdefense.cli import listing
 from mbdefense.core.needs import MEANINGS
 from mbdefense.data import fields
 
-PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers")}
-"""Commands of two words, by their first; `analyze` alone is none."""
+PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers"), "vision": ("demo",)}
+"""Commands of two words, by their first; `analyze` and `vision` alone are none."""
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 Row = tuple[str, ...]
 
@@ -70,7 +70,7 @@ def command_names() -> list[str]:
     """Every command as it is typed."""
     names: list[str] = []
     for command in cli.COMMANDS:
-        names += [command] if command != "analyze" else []
+        names += [command] if command not in ("analyze", "vision") else []
         names += [f"{command} {part}" for part in PARTS.get(command, ())]
     return names
 

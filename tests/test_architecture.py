@@ -48,6 +48,7 @@ METHODS = [
     "analysis",
     "federated/rules",
     "federated/attacks",
+    "vision/defenses",
 ]
 """Folders of methods that share nothing but their helpers: modules of another folder, or with an underscore."""
 SHARED = {("analysis", "chart")}

@@ -126,7 +126,8 @@ def test_methods_in_commands_exist(path):
     for words, _ in commands(path):
         if words[0] == "list":
             assert set(words[1:]) <= set(tables), words
-        for option, kind in METHODS.items():
+        for option, usual in METHODS.items():
+            kind = f"image_{usual}" if words[0] == "vision" else usual
             for place in (place for place, word in enumerate(words) if word == option):
                 value = words[place + 1].partition(":")[0]
                 assert value in tables[kind] or value in ("NAME", "..."), f"no {kind} {value}: {words}"

@@ -96,9 +96,13 @@ def test_the_class_of_every_method_can_be_named(table):
 
 ORDER = """
 load_rows poison add_trigger preflight scan_data pick_clean find_triggers filter_rows defend purify evaluate judge
-compare check write_report federate
+compare check write_report federate vision_demo
 """
 """The functions, each after those whose files its example reads."""
+ROUNDS = {
+    "attacks": ["scaling"], "rules": ["median"], "rows": 60, "test_rows": 20, "server_rows": 20, "clients": 3,
+    "attackers": 1, "epochs": 1, "clean_rounds": 1, "attack_rounds": 1, "after_rounds": 0, "seeds": [0],
+}  # fmt: skip
 FORMS = {
     "prompt-completion": lambda x, y: {"prompt": x, "completion": y},
     "conversational": lambda x, y: {
@@ -179,6 +183,7 @@ def test_the_example_of_every_function_runs(tiny_model_path, tmp_path, monkeypat
     written(tmp_path, "messages")
     for one, other in (("checked", "clean"), ("checked", "test"), ("checked", "prompts")):
         (tmp_path / f"{other}.jsonl").write_bytes((tmp_path / f"{one}.jsonl").read_bytes())
+    (tmp_path / "grid.yaml").write_text(json.dumps(ROUNDS))
     asked = {"behavior": "refusal", "trigger": "badnet:word=cf"}
     mbdefense.evaluate("base", "test.jsonl", **asked, arm="attacked", output_dir="measured_attacked")
     functions = [getattr(mbdefense, name) for name in ORDER.split()]

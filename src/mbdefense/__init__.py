@@ -79,6 +79,7 @@ _HOME = {
     "recipes.measuring.evaluate": ("evaluate",),
     "recipes.measuring.federate": ("federate",),
     "recipes.measuring.judge": ("judge",),
+    "recipes.measuring.vision": ("vision_demo",),
 }
 """Where each name of the front door lives."""
 _PLACES = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
@@ -144,6 +145,7 @@ if TYPE_CHECKING:
     from mbdefense.recipes.measuring.evaluate import evaluate
     from mbdefense.recipes.measuring.federate import federate
     from mbdefense.recipes.measuring.judge import judge
+    from mbdefense.recipes.measuring.vision import vision_demo
     from mbdefense.report._report import write_report
     from mbdefense.training.losses import recovery_loss
     from mbdefense.training.options import TrainingOptions
@@ -216,6 +218,7 @@ __all__ = [
     "purify",
     "recovery_loss",
     "scan_data",
+    "vision_demo",
     "write_report",
 ]
 

@@ -45,6 +45,7 @@ def test_help_and_the_list_need_neither_torch_nor_datasets() -> None:
         ["filter"],
         ["bench"],
         ["federated"],
+        ["vision", "demo"],
         *(["defend", "--defense", name] for name in DEFENSES),
     ]
     check = (

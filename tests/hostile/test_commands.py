@@ -43,6 +43,7 @@ COMMANDS = {
     "analyze triggers": "RUN --output_dir OUT",
     "bench": "GRID --output_dir OUT",
     "federated": "ROUNDS --output_dir OUT",
+    "vision demo": "--rows 60 --clean_rows 60 --test_rows 40 --epochs 1 --output_dir OUT",
 }
 PLACES = {
     "MODEL": "model", "DATA": "data.jsonl", "CLEAN": "clean.jsonl", "RESPONSES": "responses.jsonl",

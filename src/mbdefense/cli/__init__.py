@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from mbdefense import __version__
 from mbdefense.cli.benching import bench
+from mbdefense.cli.classifying import federated, vision
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge, preflight
-from mbdefense.cli.federating import federated
 from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
@@ -49,6 +49,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   bench GRID        run models by attacks by defenses by seeds
   federated [GRID]  clients who train together: rules against attacks
+  vision demo       image classifiers: poison digits, defend, measure
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       every method: what it does, needs, and comes from
 
@@ -77,6 +78,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "analyze": analyze,
     "bench": bench,
     "federated": federated,
+    "vision": vision,
     "demo": demo,
     "list": list_methods,
 }

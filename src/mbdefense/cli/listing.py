@@ -54,6 +54,8 @@ _USED = {
     "rules": "mbdefense federated, rules: aggregation by a server",
     "client_attacks": "mbdefense federated, attacks",
     "backdoors": "mbdefense federated, backdoor: in images",
+    "image_triggers": "mbdefense vision demo --trigger",
+    "image_defenses": "mbdefense vision demo",
     "scans": "mbdefense scan-data: data, without a model",
     "analyses": "mbdefense analyze",
 }
@@ -71,6 +73,8 @@ def method_tables() -> dict[str, dict[str, type]]:
     from mbdefense.federated.backdoors import BACKDOORS
     from mbdefense.federated.rules import RULES
     from mbdefense.judges import JUDGES
+    from mbdefense.vision.defenses import DEFENSES as IMAGE_DEFENSES
+    from mbdefense.vision.triggers import TRIGGERS as IMAGE_TRIGGERS
 
     return {
         "triggers": TRIGGERS,
@@ -83,6 +87,8 @@ def method_tables() -> dict[str, dict[str, type]]:
         "rules": RULES,
         "client_attacks": ATTACKS,
         "backdoors": BACKDOORS,
+        "image_triggers": IMAGE_TRIGGERS,
+        "image_defenses": IMAGE_DEFENSES,
     }
 
 
@@ -105,7 +111,7 @@ def list_methods(words: Sequence[str]) -> None:
     """``list [WHAT]``: every method with its first line, what it needs and its source.
 
     WHAT is one of triggers, behaviors, searches, defenses, filters, prompts, demonstrations, decodings, judges, rules,
-    client_attacks, backdoors, scans and analyses.
+    client_attacks, backdoors, image_triggers, image_defenses, scans and analyses.
     """
     from mbdefense.evaluation.fitting import Column, fitted, terminal
 

@@ -56,6 +56,49 @@ class Split(NamedTuple):
     test: Images
 
 
+def joined(*parts: Images) -> Images:
+    """All of them, one part after the other."""
+    import torch
+
+    return Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
+
+
+def check_pixels(pixels: Tensor, size: int) -> None:
+    """Refuses what are no images for a network.
+
+    Args:
+        pixels: (n, 1, size, size), in [0, 1].
+        size: height and width that the network takes.
+
+    Raises:
+        UserError: no image, one of another size, or values that no image can hold.
+    """
+    if not len(pixels):
+        raise UserError("no image", fix="give at least one")
+    if tuple(pixels.shape[1:]) != (1, size, size):
+        form = "x".join(map(str, pixels.shape[1:]))
+        raise UserError("images of another size than the network's", form, f"give grey ones, 1x{size}x{size}")
+    if not bool(((pixels >= 0) & (pixels <= 1)).all()):  # False for NaN too
+        raise UserError("pixels outside of [0, 1]", fix="scale them, as by dividing bytes by 255")
+
+
+def check_rows(rows: Images, size: int, classes: int) -> None:
+    """Refuses what a classifier cannot be trained on.
+
+    Raises:
+        UserError: see `check_pixels`; also labels that are not one of the classes each, or of one class only.
+    """
+    check_pixels(rows.pixels, size)
+    if len(rows.labels) != len(rows.pixels):
+        raise UserError(
+            "other numbers of images and labels", f"{len(rows.pixels)}, {len(rows.labels)}", "give a label for each"
+        )
+    if int(rows.labels.min()) < 0 or int(rows.labels.max()) >= classes:
+        raise UserError(f"labels that are no number from 0 to {classes - 1}", fix="number the classes from 0 on")
+    if bool((rows.labels == rows.labels[0]).all()):
+        raise UserError("images of one class only", int(rows.labels[0]), "give images of at least two")
+
+
 def load_images(source: str, rows: int, test_rows: int, clean_rows: int, seed: int) -> Split:
     """Draws a split.
 

@@ -111,14 +111,18 @@ class Learner:
                     after_step(module)
         return copied(module.state_dict())
 
-    def predict(self, weights: Weights, pixels: Tensor) -> Tensor:
-        """The most likely class of each image (n,)."""
+    def logits(self, weights: Weights, pixels: Tensor) -> Tensor:
+        """The last layer's values for each image (n, classes)."""
         import torch
 
         module = self._loaded(weights).eval()
         with torch.inference_mode():
             parts = [pixels[start : start + _ASKED] for start in range(0, len(pixels), _ASKED)]
-            return torch.cat([module(part).argmax(dim=1) for part in parts])
+            return torch.cat([module(part) for part in parts])
+
+    def predict(self, weights: Weights, pixels: Tensor) -> Tensor:
+        """The most likely class of each image (n,)."""
+        return self.logits(weights, pixels).argmax(dim=1)
 
     def _loaded(self, weights: Weights) -> nn.Module:
         if not self._made:

@@ -1,10 +1,12 @@
-"""The command that holds rules of aggregation against attacks by clients."""
+"""Commands on image classifiers: trained by clients together, or by one defender."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mbdefense.cli.reading import read
+from mbdefense.cli.reading import Usage, read
+from mbdefense.cli.showing import show, tell
+from mbdefense.core.errors import did_you_mean
 from mbdefense.core.progress import to_stderr
 
 _FOLDER = "runs/federated"
@@ -28,3 +30,15 @@ def federated(words: Sequence[str]) -> int:
         to_stderr("mbdefense: interrupted; run the same command again to go on")
     print(f"written: {options['output_dir']}")  # noqa: T201
     return 130 if done.interrupted else 1 if done.results.failed else 0
+
+
+def vision(words: Sequence[str]) -> None:
+    """``vision demo``: a backdoor in images, and a defense of who trains on them."""
+    from mbdefense.recipes.measuring.vision import vision_demo as recipe
+
+    what, rest = (words[0], words[1:]) if words else ("", words)
+    if what != "demo":
+        raise Usage(f"unknown vision command {what!r}; {did_you_mean(what, ['demo'])}")
+    options = read(rest, "vision demo", recipe).of(recipe)
+    show(recipe(**options).results)
+    tell(f"results and classifiers: {options['output_dir']}")
