@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-real lint docs
+.PHONY: setup demo test test-slow test-real test-flower lint docs
 
 setup: .venv/.ready
 
@@ -28,6 +28,13 @@ test-slow: .venv/.ready
 
 test-real: .venv/.ready
 	$(BIN)/pytest -m real_model
+
+# In an environment of its own: Flower's pins differ, and its engine needs another Ray.
+test-flower:
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/pip install torch==2.13.0
+	.venv-flower/bin/pip install -c constraints-flower.txt -e '.[flower]' 'flwr[simulation]' pytest
+	OMP_NUM_THREADS=1 .venv-flower/bin/pytest -m 'slow or not slow' tests/federated/test_flower.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check
