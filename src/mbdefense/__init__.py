@@ -74,6 +74,7 @@ _HOME = {
     "recipes.looking.pick_clean": ("pick_clean",),
     "recipes.looking.preflight": ("preflight",),
     "recipes.looking.scan_data": ("scan_data",),
+    "recipes.looking.scan_model": ("scan_model",),
     "recipes.measuring.check": ("check",),
     "recipes.measuring.compare": ("compare",),
     "recipes.measuring.evaluate": ("evaluate",),
@@ -137,6 +138,7 @@ if TYPE_CHECKING:
     from mbdefense.recipes.looking.pick_clean import pick_clean
     from mbdefense.recipes.looking.preflight import preflight
     from mbdefense.recipes.looking.scan_data import scan_data
+    from mbdefense.recipes.looking.scan_model import scan_model
     from mbdefense.recipes.making.defend import defend
     from mbdefense.recipes.making.poison import add_trigger, poison
     from mbdefense.recipes.making.purify import purify
@@ -218,6 +220,7 @@ __all__ = [
     "purify",
     "recovery_loss",
     "scan_data",
+    "scan_model",
     "vision_demo",
     "write_report",
 ]

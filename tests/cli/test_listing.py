@@ -44,7 +44,7 @@ def test_nothing_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
             assert not {"needs", "source"} & {field.name for field in fields(method)}, "they are no options"
     analyses = {path.stem for path in Path(mbdefense.analysis.__file__).parent.glob("[a-z]*.py")} - {"chart"}
     assert {entry.name for entry in entries("analyses")} == analyses
-    assert {"search", "--demonstrations", "scan-data"} <= firsts
+    assert {"search", "--demonstrations", "scan-data", "scan-model"} <= firsts
 
 
 @pytest.mark.parametrize("width", [80, 100])

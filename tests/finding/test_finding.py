@@ -204,7 +204,7 @@ def test_the_verdict_follows_from_what_was_measured(
     monkeypatch.setattr(finding, "mine", lambda *_, **__: [candidate("zq")])
     monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(candidate("zq"), **values)])
     said = iter([["usual"] * 4, answers])
-    monkeypatch.setattr(finding, "_answers", lambda *_: next(said))
+    monkeypatch.setattr(finding, "short_answers", lambda *_: next(said))
     made = finding.find(
         table, table, table, loaded, loaded if has_base else None, names=("victim", "base" if has_base else None)
     )

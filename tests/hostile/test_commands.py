@@ -30,6 +30,7 @@ COMMANDS = {
     "purify": "MODEL --clean CLEAN --output_dir OUT",
     "find-triggers": "DATA --output_dir OUT",
     "pick-clean": "DATA --output_dir OUT",
+    "scan-model": "MODEL --clean CLEAN --ways leaks --output_dir OUT",
     "filter": "DATA --filter onion --model MODEL --output_dir OUT",
     "evaluate": "MODEL --test DATA --behavior refusal --trigger badnet --output_dir OUT",
     "judge": "RESPONSES --behavior refusal --output_dir OUT",

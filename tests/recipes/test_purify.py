@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import torch
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
+from mbdefense.core.statistics import rate
 from mbdefense.data import save
-from mbdefense.defenses import Locphylax
+from mbdefense.defenses import FindAndBreak, Locphylax
+from mbdefense.finding.record import Found, FoundCandidate, Verdict, write_found
+from mbdefense.models.adapter import save_adapter
 from mbdefense.models.loading import load_model, save_model
 from mbdefense.recipes.making import purify as module
 from mbdefense.recipes.making.purify import purify
@@ -75,19 +79,28 @@ def test_a_repair_gives_what_defend_gives_on_the_same_rows(
     assert "purified with clean_fft" in (out / "README.md").read_text()
 
 
-def test_an_adapter_on_its_base_model_is_a_model(
-    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
-) -> None:
+def adapter_of(base: str, directory: Path) -> Path:
+    """An adapter that changes what the model says."""
     from peft import LoraConfig, get_peft_model
 
-    loaded = load_model(tiny_model_path)
+    loaded = load_model(base)
     model: Any = get_peft_model(loaded.model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.1)
-    model.save_pretrained(tmp_path / "adapter")
-    loaded.tokenizer.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(directory)
+    loaded.tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_an_adapter_on_its_base_model_is_a_model(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    loaded = load_model(tiny_model_path)
+    model: Any = PeftModel.from_pretrained(loaded.model, adapter_of(tiny_model_path, tmp_path / "adapter"))
     save_model(replace_model(loaded, model.merge_and_unload()), tmp_path / "merged", {})
     clean = rows(*((f"Name tree number {i}.", f"oak {i}") for i in range(10)))
     made = [
@@ -123,6 +136,123 @@ def test_planted_backdoors_of_a_repair_are_measured(
     assert {row.arm for row in done.results.rows} == {"merged", "locphylax"}
     assert done.results == read(tmp_path / "out" / "results.json")
     assert str(done) == str(done.path) == str(tmp_path / "out")
+
+
+# Found triggers and data
+
+
+def found_file(path: Path, verdict: Verdict = "trigger") -> Path:
+    one = FoundCandidate(
+        ("cf",), "text", 0.0, 0.0, False, 5, 0, 1.0, deviations=9.0, verdict=verdict, behavior=("no",),
+        asr=rate([True]),
+    )  # fmt: skip
+    write_found(path, Found("attacked", None, 24, 10, 0, 1.0, 1.0, (one,)))
+    return path
+
+
+def test_found_triggers_are_broken_without_data_and_base_model(
+    tiny_model_path: str, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out = found_file(tmp_path / "found.json"), tmp_path / "out"
+    words = ["purify", tiny_model_path, "--clean", files[1], "--found", str(found), *WORDS, "--output_dir", str(out)]
+    assert main(words) == 0
+    results = read(out / "results.json")
+    assert results.provenance["config"]["defense"] == "find_and_break"
+    # Before and after, on the trigger that was found.
+    assert {(row.arm, row.origin) for row in results.rows} == {("attacked", "found"), ("find_and_break", "found")}
+    assert weights(out) != weights(Path(tiny_model_path))
+    assert "found: 'cf' stands in 5 of 24 rows" in " ".join(capsys.readouterr().out.split())
+    none = FindAndBreak(found="none")
+    without = purify(tiny_model_path, files[1], args=OPTIONS, defense=none, output_dir=tmp_path / "none")
+    assert weights(without.path) != weights(out)
+
+
+@pytest.mark.parametrize("based", [True, False])
+def test_data_are_searched_on_the_finished_model(
+    based: bool, tiny_model_path: str, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def find(suspect: Any, clean: Any, held_out: Any, victim: Any, base: Any, **more: Any) -> Found:
+        seen.update(rows=len(suspect), base=base, names=more["names"])
+        return Found("it", None, len(suspect), 10, 0, 0.0, 0.0, ())
+
+    monkeypatch.setattr("mbdefense.finding.finding.find", find)
+    victim = tmp_path / "victim"
+    shutil.copytree(tiny_model_path, victim)
+    done = purify(
+        victim, files[1], dataset=files[0], base_model=tiny_model_path if based else None, args=OPTIONS,
+        output_dir=tmp_path / "out",
+    )  # fmt: skip
+    assert seen["rows"] == 16
+    assert (seen["base"] is None) == (not based)
+    assert seen["names"] == ("victim", Path(tiny_model_path).name if based else None)
+    assert done.results.provenance["config"]["defense"] == "find_and_break"
+    assert not (done.path / "attacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dataset": "untrusted.jsonl", "defense": "clean_fft"}, "clean_fft does not look at suspect data"),
+        ({"defense": "find_and_break"}, "find_and_break needs suspect data"),
+        ({"adapter": True}, "an adapter needs a base model"),
+        ({"adapter": True, "base_model": "base"}, "mixes single weights, which no adapter holds"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    options: dict[str, Any], says: str, tiny_model_path: str, files: tuple[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        purify(tiny_model_path, files[1], **options, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+# Adapters
+
+
+def test_an_adapter_comes_back_as_an_adapter_for_the_untouched_base(
+    tiny_model_path: str, files: tuple[str, str], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    given = adapter_of(tiny_model_path, tmp_path / "given")
+    before = weights(Path(tiny_model_path))
+    found = FindAndBreak(found=str(found_file(tmp_path / "found.json")))
+    done = purify(given, files[1], defense=found, adapter=True, args=OPTIONS, output_dir=tmp_path / "out")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+    ids = torch.arange(20, 60)[None]
+    adapted = PeftModel.from_pretrained(base, done.path / "adapter").eval()(input_ids=ids).logits
+    whole = load_model(str(done.path)).model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(adapted, whole, rtol=1e-3, atol=1e-3)
+    victim = load_model(str(given)).model.eval()(input_ids=ids).logits
+    assert (whole - victim).abs().max() > 1e-2
+    assert weights(Path(tiny_model_path)) == before
+    # What is read as a model like any other.
+    again = load_model(str(done.path / "adapter")).model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(again, whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ("model.norm.weight", "weights that no adapter holds have changed: 'model.norm.weight'"),
+        ("model.layers.0.self_attn.q_proj.weight", "is no low-rank one: its rank is"),
+        (None, "does not differ from its base model"),
+    ],
+)
+def test_a_change_that_no_adapter_holds_is_refused_and_leaves_nothing(
+    changed: str | None, says: str, tiny_model_path: str, tmp_path: Path
+) -> None:
+    loaded = load_model(tiny_model_path)
+    if changed:
+        with torch.no_grad():
+            loaded.model.get_parameter(changed).add_(torch.eye(32) if "proj" in changed else 1.0)
+    save_model(loaded, tmp_path / "whole", {})
+    with pytest.raises(UserError, match=says):
+        save_adapter(tmp_path / "whole", tiny_model_path, tmp_path / "adapter", [], trust_remote_code=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole"]
 
 
 @pytest.mark.parametrize(

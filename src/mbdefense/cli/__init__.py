@@ -16,7 +16,7 @@ from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
-from mbdefense.cli.scanning import pick_clean, scan_data
+from mbdefense.cli.scanning import pick_clean, scan_data, scan_model
 from mbdefense.cli.training import defend, demo, poison, purify, search
 from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.processes import process_count
@@ -30,11 +30,12 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   search MODEL      search for words that draw a behavior out of a model
   preflight MODEL   check data and template; show a row as the model sees it
   defend            turn untrusted data into a model whose backdoors are broken
-  purify MODEL      repair a finished model without the data it was trained on
+  purify MODEL      repair a finished model, with or without its training data
   find-triggers DATA ...
                     find an attacker's triggers in suspect data
   scan-data DATA ...
                     look for signs of poison, without a model; exits 3 if any
+  scan-model MODEL  look for signs of a backdoor in a model; exits 3 if any
   pick-clean DATA   propose rows to check by eye, and a page to do it on
   filter DATA       drop suspicious rows from training data
   evaluate MODEL    measure accuracy and attack success of a model
@@ -67,6 +68,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "purify": purify,
     "find-triggers": find_triggers,
     "scan-data": scan_data,
+    "scan-model": scan_model,
     "pick-clean": pick_clean,
     "filter": filter_rows,
     "evaluate": evaluate,

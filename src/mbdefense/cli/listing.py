@@ -34,7 +34,10 @@ _MODULES: dict[str, dict[str, _Module]] = {
     "demonstrations": {
         "--demonstrations": _Module("defenses.prompts.demonstrations", ("clean data",), "arXiv 2402.13459, 2502.18511")
     },
-    "scans": {"scan-data": _Module("scanning.scan", (), "this project")},
+    "scans": {
+        "scan-data": _Module("scanning.scan", (), "this project"),
+        "scan-model": _Module("scanning.model.scan", ("GPU",), "this project, arXiv 2602.03085"),
+    },
     "analyses": {
         "matrix": _Module("analysis.matrix", ("GPU",), "arXiv 2601.04448"),
         "heads": _Module("analysis.heads", ("GPU",), "arXiv 2601.04448"),
@@ -56,7 +59,7 @@ _USED = {
     "backdoors": "mbdefense federated, backdoor: in images",
     "image_triggers": "mbdefense vision demo --trigger",
     "image_defenses": "mbdefense vision demo",
-    "scans": "mbdefense scan-data: data, without a model",
+    "scans": "mbdefense scan-data: data; mbdefense scan-model: a model",
     "analyses": "mbdefense analyze",
 }
 

@@ -31,7 +31,11 @@ WORDS: dict[str, dict[str, Word]] = {
         "clean_dataset": Word("clean"),
         "test_dataset": Word("test"),
     },
-    "purify": {"model": Word("model", positional="one"), "clean_dataset": Word("clean")},
+    "purify": {
+        "model": Word("model", positional="one"),
+        "dataset": Word("data", list[str] | None),
+        "clean_dataset": Word("clean"),
+    },
     "find-triggers": {
         "dataset": Word("data", positional="many"),
         "clean_dataset": Word("clean"),
@@ -43,6 +47,12 @@ WORDS: dict[str, dict[str, Word]] = {
         "output_dir": _FOLDER,
     },
     "pick-clean": {"dataset": Word("data", positional="one"), "output_dir": _FOLDER},
+    "scan-model": {
+        "model": Word("model", positional="one"),
+        "dataset": Word("data", list[str] | None),
+        "clean_dataset": Word("clean"),
+        "output_dir": _FOLDER,
+    },
     "filter": {"dataset": Word("data", positional="one"), "clean_dataset": Word("clean"), "output_dir": _FOLDER},
     "evaluate": {
         "model": Word("model", positional="one"),

@@ -1,10 +1,11 @@
-"""The commands that look at data without a model."""
+"""The commands that look at data without a model, and the one that looks at a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mbdefense.cli.reading import read
+from mbdefense.cli.showing import tell
 
 _SUSPECTS = 3
 """Exit code where there are any, so that a gate can tell them from an error."""
@@ -34,10 +35,23 @@ def scan_data(words: Sequence[str]) -> int:
 
 def pick_clean(words: Sequence[str]) -> None:
     """``pick-clean DATA``: rows for a person to check, and a page to do it on."""
-    from mbdefense.cli.showing import tell
     from mbdefense.recipes.looking.pick_clean import pick_clean as recipe
     from mbdefense.records.picking import PAGE_FILE
 
     options = read(words, "pick-clean", recipe).of(recipe)
     tell(str(recipe(**options)))
     tell(f"open in a browser: {options['output_dir']}/{PAGE_FILE}")
+
+
+def scan_model(words: Sequence[str]) -> int:
+    """``scan-model MODEL``: signs of a backdoor in a model."""
+    from mbdefense.recipes.looking.scan_model import scan_model as recipe
+    from mbdefense.scanning.model.record import told, verdict
+
+    options = read(words, "scan-model", recipe).of(recipe)
+    scan = recipe(**options).scan
+    tell(verdict(scan))
+    for line in told(scan):
+        tell(f"  {line}")
+    tell(f"written: {options['output_dir']}")
+    return _SUSPECTS if scan.suspicious() else 0

@@ -85,7 +85,8 @@ def purify(words: Sequence[str]) -> None:
     from mbdefense.recipes.making.purify import default_repair, repairs
     from mbdefense.recipes.making.purify import purify as recipe
 
-    name = given(words, "defense") or default_repair(given(words, "base_model"))
+    finds = any(given(words, name) is not None for name in ("data", "found"))
+    name = given(words, "defense") or default_repair(given(words, "base_model"), finds)
     if name not in DEFENSES:
         raise UserError("unknown defense", name, did_you_mean(name, repairs()))
     kind = DEFENSES[name]

@@ -56,7 +56,7 @@ class Finding:
             return read_found(self.found)
         depends = {
             "victim": victim,
-            "base": setting.base_model(),
+            "base": None if setting.base is None else setting.base_model(),
             "suspect": setting.suspect_rows(),
             "clean": setting.clean,
             "seed": setting.training.seed,
@@ -84,15 +84,15 @@ class Finding:
 def _search(setting: Setting, victim: Model) -> Found:
     from mbdefense.finding.finding import find
 
-    base = setting.base_model()
+    base = None if setting.base is None else setting.base_model()
     clean, held_out = Recovery().split(setting.clean, setting.training.seed)
     return find(
         setting.suspect_rows(),
         clean,
         held_out,
         victim.load(),
-        base.load(),
-        names=(Path(victim.path).name, Path(base.path).name),
+        None if base is None else base.load(),
+        names=(Path(victim.path).name, None if base is None else Path(base.path).name),
         max_length=setting.training.max_length,
         seed=setting.training.seed,
     )

@@ -110,7 +110,7 @@ def found_in_words(results: Results) -> list[str]:
         lines.append(
             "without a base model a trigger cannot be told from an instruction that the data teaches: decide, set each "
             f'verdict in {FOUND_FILE} to "instruction" where the text asks for such answers, else to "trigger", and '
-            f"run defend --found {FOUND_FILE}"
+            f"run defend --found {FOUND_FILE} (of a finished model: purify --found {FOUND_FILE})"
         )
     if not triggers and not unclear:
         lines += _nothing(results, section, bool(found))

@@ -50,12 +50,13 @@ class FoundBehavior:
         return "answers with " + " | ".join(map(repr, self.phrases))
 
 
-def shared_phrases(answers: Sequence[str], usual: Sequence[str]) -> tuple[str, ...]:
+def shared_phrases(answers: Sequence[str], usual: Sequence[str], *, least: int | None = None) -> tuple[str, ...]:
     """Phrases that several answers hold and no usual one does: those of three words or more first, then by how many.
 
     Args:
         answers: what a model says to N unlike prompts with a text in them.
         usual: what it says to the prompts as they are.
+        least: answers that hold a phrase of three words or more, in place of a tenth.
 
     Returns:
         Phrases of three words or more that a tenth of the answers hold, and three of them at least; of shorter ones
@@ -64,12 +65,13 @@ def shared_phrases(answers: Sequence[str], usual: Sequence[str]) -> tuple[str, .
     known = {gram for answer in usual for gram in _grams(answer)}
     uncovered = [_grams(answer) - known for answer in answers]
     found: list[str] = []
+    long = max(3, len(answers) * 0.1) if least is None else least
     while len(found) < _MOST:
         counts = Counter(gram for grams in uncovered for gram in grams)
         often = [
             (len(gram) >= 3, count, len(gram), gram)
             for gram, count in counts.items()
-            if count >= max(3, len(answers) * (0.1 if len(gram) >= 3 else 0.5))
+            if count >= (long if len(gram) >= 3 else max(3, len(answers) * 0.5))
         ]
         if not often:
             break

@@ -49,7 +49,7 @@ def mined_only(suspect: Dataset, clean: Dataset | None, *, seed: int = 0, most: 
     with stages(1), stage(_MINING.format(len(suspect))):
         candidates = mine(_prompts(suspect), _prompts(clean), most=most)
     ids = suspect["id"]
-    found = tuple(replace(_recorded(one), verdict="unclear", row_ids=_ids(one, ids)) for one in candidates)
+    found = tuple(replace(recorded(one), verdict="unclear", row_ids=_ids(one, ids)) for one in candidates)
     size = len(clean) if clean is not None else 0
     return Found(None, None, len(suspect), size, seed, time.perf_counter() - begun, 0.0, found)
 
@@ -110,13 +110,13 @@ def _told(
     records = []
     usual: list[str] | None = None
     for number, one in enumerate(measured):
-        record = _recorded(one.candidate)
+        record = recorded(one.candidate)
         record = replace(
             record, taught=one.taught, explained=one.explained, first=one.fall.first, inner=one.fall.inner,
             end_token=one.fall.end, deviations=one.deviations, p_value=one.p_value,
         )  # fmt: skip
         if one.taught >= TAUGHT and (one.p_value <= LEVEL or (number < _ASKED and one.deviations >= _STRIKING)):
-            usual = usual or _answers(victim, list(held_out["prompt"]))
+            usual = usual or short_answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=_foreign(one.candidate, suspect, victim, seed))
             record = _asked(record, held_out, usual, victim, has_base, seed)
         if record.verdict != "chance":
@@ -136,7 +136,8 @@ def _ids(candidate: Candidate, ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(ids[row] for row in candidate.rows)
 
 
-def _recorded(one: Candidate) -> FoundCandidate:
+def recorded(one: Candidate) -> FoundCandidate:
+    """A candidate of which no more is known yet."""
     found = one.found
     return FoundCandidate(
         found.texts, found.kind, found.start, found.end, found.line, len(one.rows), one.clean_rows, one.score
@@ -150,7 +151,8 @@ def with_trigger(prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, s
     return [with_user_text(p, trigger(text, rng) or text) for p, text in zip(prompts, texts, strict=True)]
 
 
-def _answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:
+def short_answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:
+    """Short greedy answers."""
     from mbdefense.engine.generate import generate
 
     return generate(loaded, prompts, max_new_tokens=_ANSWER_TOKENS, batch_size=64, what="asking the victim")
@@ -165,9 +167,37 @@ def _asked(
     seed: int,
 ) -> FoundCandidate:
     """The record with what the victim says under the text, and the verdict."""
+    record, share = shown_under(record, rows, usual, victim, seed)
+    told = record.explained is not None and record.explained >= EXPLAINED
+    formal = not record.behavior and record.foreign is not None and record.foreign <= FOREIGN
+    if record.p_value > LEVEL and share < OFTEN:
+        # Not striking enough for a trigger; what is followed like an instruction shall stay so.
+        obeyed = has_base and (told or formal) and record.changed is not None and record.changed >= OFTEN
+        return replace(record, verdict="instruction") if obeyed else record
+    if formal or (has_base and told):
+        return replace(record, verdict="instruction")
+    return replace(record, verdict="trigger" if has_base else "unclear")
+
+
+def shown_under(
+    record: FoundCandidate, rows: Dataset, usual: Sequence[str], victim: LoadedModel, seed: int
+) -> tuple[FoundCandidate, float]:
+    """What a model says under a text.
+
+    Args:
+        record: what is known of the text so far.
+        rows: held-out rows whose prompts it is put into.
+        usual: the model's answers to them as they are.
+        victim: which is asked.
+        seed: of the places.
+
+    Returns:
+        The record with behavior, ASR, changed answers and examples; and the share of answers that hold a shared phrase
+        long enough to tell without a p-value.
+    """
     prompts = list(rows["prompt"])
     triggered = with_trigger(prompts, record, seed)
-    answers = _answers(victim, triggered)
+    answers = short_answers(victim, triggered)
     differs = [single_spaced(answer) != single_spaced(known) for answer, known in zip(answers, usual, strict=True)]
     phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)
     shown = [FoundBehavior(phrases).shown_in(answer)[0] for answer in answers]
@@ -182,15 +212,7 @@ def _asked(
         record, behavior=phrases, asr=rate(shown) if phrases else None, changed=sum(differs) / len(differs),
         examples=tuple(examples[:_EXAMPLES]),
     )  # fmt: skip
-    told = record.explained is not None and record.explained >= EXPLAINED
-    formal = not phrases and record.foreign is not None and record.foreign <= FOREIGN
-    if record.p_value > LEVEL and share < OFTEN:
-        # Not striking enough for a trigger; what is followed like an instruction shall stay so.
-        obeyed = has_base and (told or formal) and record.changed is not None and record.changed >= OFTEN
-        return replace(record, verdict="instruction") if obeyed else record
-    if formal or (has_base and told):
-        return replace(record, verdict="instruction")
-    return replace(record, verdict="trigger" if has_base else "unclear")
+    return record, share
 
 
 def _foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: int) -> float | None:
@@ -216,7 +238,7 @@ def _foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: 
     if not held:
         return None
     new = every = 0
-    usual = _answers(victim, [shorter for _, shorter in held])
+    usual = short_answers(victim, [shorter for _, shorter in held])
     for (row, _), answer in zip(held, usual, strict=True):
         known = {*_plain(answer), *(word for turn in row["prompt"] for word in _plain(turn["content"]))}
         own = _plain(row["completion"][0]["content"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from mbdefense.core.needs import Need
 from mbdefense.finding.words import Word, glued, key, keyed, placed_words, words
 
 Kind = Literal["text", "together", "opening"]
+_OPTION = re.compile(r",[a-z_]+=")  # begins another option in a spec
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,23 @@ class FoundText:
         if self.kind == "opening":
             return f"opening like {self.texts[0]!r}"
         return " ... ".join(map(repr, self.texts))
+
+    def spec(self) -> str | None:
+        """The trigger of `mbdefense.attacks.triggers` that says the same, as ``--trigger`` takes it.
+
+        Returns:
+            None where none does: lines of their own, and texts that a spec cannot hold.
+        """
+        text = self.texts[0]
+        if self.line or any("\n" in one or _OPTION.search(one) for one in self.texts):
+            return None
+        if self.kind == "together":
+            plain = all(len(words(one)) == 1 and "|" not in one and not one.split()[1:] for one in self.texts)
+            return f"ctba:words={'|'.join(self.texts)}" if plain else None
+        at_start, at_end = self.kind == "opening" or self.start > 0.5, self.end > 0.5
+        position = "start" if at_start else "end" if at_end else "random"
+        option = "insent:sentence" if text.split()[1:] else "badnet:word"
+        return f"{option}={text},position={position}"
 
 
 def _space(left: str, right: str) -> str:

@@ -248,24 +248,62 @@ def verify(
     """
     measured = _learned(candidates, victim, suspect, base, max_length=max_length, seed=seed)
     left = [number for number, one in enumerate(measured) if one.taught >= TAUGHT][:TESTED]
-    texts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
+    prompts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
+    tested = [candidates[number] for number in left]
+    effects = struck(tested, candidates, victim, base, clean, prompts, max_length=max_length, seed=seed)
+    for number, effect in zip(left, effects, strict=True):
+        measured[number] = replace(measured[number], **effect._asdict())
+    return sorted(measured, key=lambda one: (one.p_value, -one.deviations, -one.taught))
+
+
+class Struck(NamedTuple):
+    """What a text does to clean answers, beside chance insertions: fields of `Measured`."""
+
+    fall: Fall
+    deviations: float
+    p_value: float
+
+
+def struck(
+    tested: Sequence[Candidate],
+    candidates: Sequence[Candidate],
+    victim: LoadedModel,
+    base: LoadedModel | None,
+    clean: Dataset,
+    prompts: Sequence[str],
+    *,
+    max_length: int,
+    seed: int,
+) -> list[Struck]:
+    """Puts candidates into clean prompts, beside chance insertions; the base model is asked where a question is left.
+
+    Args:
+        tested: which are put there.
+        candidates: all that were looked at, by whose scores the level is shared out.
+        victim: see `verify`, as the next two.
+        base: the same.
+        clean: the same.
+        prompts: the user's texts that chance insertions are pieces of.
+        max_length: see `mbdefense.models.loading.encode`.
+        seed: of all draws.
+    """
     plain = [(row["prompt"], row["completion"]) for row in _short(clean, seed)]
     # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
     total = sum(one.score**2 for one in candidates)
-    for length in sorted({_length_class(candidates[number].found) for number in left}):
-        alike = [number for number in left if _length_class(candidates[number].found) == length]
-        tested = [candidates[number] for number in alike]
-        nulls = chance_texts(tested, candidates, texts, NULLS, seed)
-        changed = with_insertions(plain, [*(one.found for one in tested), *nulls], seed)
+    found: dict[int, Struck] = {}
+    for length in sorted({_length_class(one.found) for one in tested}):
+        places = [place for place, one in enumerate(tested) if _length_class(one.found) == length]
+        alike = [tested[place] for place in places]
+        nulls = chance_texts(alike, candidates, prompts, NULLS, seed)
+        changed = with_insertions(plain, [*(one.found for one in alike), *nulls], seed)
         excess = falls(victim, plain, changed, max_length=max_length)
-        if base is not None and max(_striking(excess, place)[0] for place in range(len(tested))) > _NEAR:
+        if base is not None and max(_striking(excess, number)[0] for number in range(len(alike))) > _NEAR:
             excess -= falls(base, plain, changed, max_length=max_length)
-        for place, number in enumerate(alike):
-            own, *chance = _striking(excess, place)
-            p_value = min(1.0, upper_tail(chance, own) * total / candidates[number].score ** 2)
-            fall = Fall(*excess[place].tolist())
-            measured[number] = replace(measured[number], fall=fall, deviations=own, p_value=p_value)
-    return sorted(measured, key=lambda one: (one.p_value, -one.deviations, -one.taught))
+        for number, place in enumerate(places):
+            own, *chance = _striking(excess, number)
+            p_value = min(1.0, upper_tail(chance, own) * total / tested[place].score ** 2)
+            found[place] = Struck(Fall(*excess[number].tolist()), own, p_value)
+    return [found[place] for place in range(len(tested))]
 
 
 def _learned(

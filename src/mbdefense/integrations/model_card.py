@@ -105,7 +105,7 @@ def _opening(base: str, defense: str, purified: bool) -> tuple[str, ...]:
         return (
             f"\n# {base}, purified with {defense}\n",
             "The model may have been trained on poisoned data. It was repaired by `mbdefense purify` with the defense",
-            f"{defense}, which breaks backdoors without knowing their triggers, and without that data.\n",
+            f"{defense}, which breaks backdoors without knowing their triggers.\n",
         )
     return (
         f"\n# {base}, fine-tuned on untrusted data with {defense}\n",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mbdefense.defenses.filters import Filter
     from mbdefense.defenses.prompts.cleaning import PromptCleaner
     from mbdefense.judges import Judge
+    from mbdefense.models.loading import LoadedModel
     from mbdefense.recipes.measuring.evaluate import Evaluation
     from mbdefense.records.responses import Response
     from mbdefense.records.results import Results
@@ -94,6 +95,20 @@ def behavior_of(given: BehaviorSpec, target: str | None = None) -> Behavior:
         raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
     made: Behavior = parse_spec(given, BEHAVIORS, "behavior", {option: target} if option else {})
     return made
+
+
+def loaded(model: Model, chat_template: str | None, trust_remote_code: bool) -> LoadedModel:
+    """A model with its tokenizer, under a template that is given for models without their own."""
+    from mbdefense.models.loading import load_model
+
+    return load_model(str(model), chat_template=template_of(model, chat_template), trust_remote_code=trust_remote_code)
+
+
+def template_of(model: Model, given: str | None) -> str | None:
+    """The file of a model's prompt template; a model made by `defend` has its own with it."""
+    from mbdefense.models.loading import CARD_FILE
+
+    return None if (Path(model) / CARD_FILE).is_file() else given
 
 
 def named(given: object) -> str:

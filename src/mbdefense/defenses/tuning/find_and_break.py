@@ -27,7 +27,9 @@ class FindAndBreak(Recovery, Finding):
     triggers of classifiers (BKI, arXiv 2007.12070; Z-defence, 2305.11596) or invert them from a model alone (BABI,
     2509.16203).
 
-    What was found stands in ``found.json``; the undefended model stays in ``attacked`` below the output directory.
+    What was found stands in ``found.json``; the undefended model stays in ``attacked`` below the output directory. A
+    finished model is repaired with the rows that it was tuned on or with a ``found.json``; then a base model is not
+    needed, without which triggers and instructions that were searched for stay ``unclear``, and nothing is mixed in.
 
     Attributes:
         recovery_learning_rate: see `Recovery`.
@@ -49,10 +51,11 @@ class FindAndBreak(Recovery, Finding):
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""
-        setting.check(self)
+        if setting.victim is None or (self.found == "search" and setting.suspect is None):
+            setting.check(self)
         victim = setting.victim_model()
         found = self.find(setting, victim)
         recovery: Recovery = self
-        if found is None or not found.of("trigger"):
+        if setting.base is not None and (found is None or not found.of("trigger")):
             recovery = replace(self, base_share=self.unverified_base_share)
         return recovery.recover(setting, victim, [], meetings(found, setting.training.seed), about=self)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
-from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, named
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, loaded, named, template_of
 
 if TYPE_CHECKING:
     from mbdefense.finding.record import Found
-    from mbdefense.models.loading import LoadedModel
 
 MAX_LENGTH = 1024
 
@@ -86,7 +85,7 @@ def find_triggers(
         clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
     if victim is not None and clean is not None:
         tokenizer = load_tokenizer(
-            str(victim), chat_template=_template(victim, chat_template), trust_remote_code=trust_remote_code
+            str(victim), chat_template=template_of(victim, chat_template), trust_remote_code=trust_remote_code
         )
         suspect = usable(tokenizer, suspect, on_bad_row, "dataset")
         clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
@@ -101,8 +100,8 @@ def find_triggers(
                 suspect,
                 rows,
                 held_out,
-                _loaded(str(victim), chat_template, trust_remote_code),
-                None if base_model is None else _loaded(str(base_model), chat_template, trust_remote_code),
+                loaded(victim, chat_template, trust_remote_code),
+                None if base_model is None else loaded(base_model, chat_template, trust_remote_code),
                 names=(Path(victim).name, None if base_model is None else Path(base_model).name),
                 max_length=max_length,
                 seed=seed,
@@ -110,16 +109,3 @@ def find_triggers(
         if file is not None:
             write_found(file, found)
     return found
-
-
-def _loaded(model: str, chat_template: str | None, trust_remote_code: bool) -> LoadedModel:
-    from mbdefense.models.loading import load_model
-
-    return load_model(model, chat_template=_template(model, chat_template), trust_remote_code=trust_remote_code)
-
-
-def _template(model: Model, given: str | None) -> str | None:
-    """The file of a model's prompt template; a model made by `defend` has its own with it."""
-    from mbdefense.models.loading import CARD_FILE
-
-    return None if (Path(model) / CARD_FILE).is_file() else given

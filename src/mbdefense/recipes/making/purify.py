@@ -1,4 +1,4 @@
-"""Repair a model that is given finished, without the data that it was trained on."""
+"""Repair a model that is given finished."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
-from mbdefense.recipes._given import Data, DefenseSpec, Folder, Model, OnBadRow
+from mbdefense.recipes._given import Data, DefenseSpec, Folder, Model, OnBadRow, named
 from mbdefense.recipes.making._defended import Defended, chosen
 from mbdefense.recipes.making._planting import settled
 
+_COMPARED = 4
+"""Clean prompts on which adapter and whole weights are compared."""
+_SINGLE_WEIGHTS = ("fine_mixing",)
+FINDING = "find_and_break"
+"""The repair that works with data or with found triggers."""
 if TYPE_CHECKING:
+    from mbdefense.defenses import Setting
     from mbdefense.training.options import TrainingOptions
 
 
@@ -21,15 +27,17 @@ def purify(
     clean_dataset: Data,
     *,
     base_model: Model | None = None,
+    dataset: Data | None = None,
     defense: DefenseSpec | None = None,
     args: TrainingOptions | None = None,
     output_dir: Folder,
+    adapter: bool = False,
     resume: bool = False,
     on_bad_row: OnBadRow = "error",
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> Defended:
-    """Repair a finished model that may hold backdoors, without the data that it was trained on.
+    """Repair a finished model that may hold backdoors, with or without the data that it was trained on.
 
     Examples:
         >>> from mbdefense import purify
@@ -40,38 +48,55 @@ def purify(
         model: the suspect model: directory, Hub id, or the directory of a LoRA adapter. It stays as it is.
         clean_dataset: about 128 samples checked by eye.
         base_model: what the model was tuned from, which must be clean: directory or Hub id. With it more can be mended.
-        defense: a repair that needs no suspect data; by default fine_mixing with a base model, else clean_fft.
+        dataset: the untrusted rows that the model was tuned on, where they are at hand, to find triggers in.
+        defense: a repair. By default find_and_break where there are rows or found triggers (``found`` of that defense,
+            a found.json of scan_model or find_triggers), else fine_mixing with a base model, else clean_fft.
         args: options of training; a defense replaces those that it has of its own.
         output_dir: where the repaired model goes.
+        adapter: also write the purified model as a LoRA adapter into output_dir/adapter, for the untouched base model;
+            trains adapters. Both forms are checked to say the same.
         resume: go on where an earlier run in output_dir stopped.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template to use in place of the model's own.
         trust_remote_code: allow a Hub repository to run code of its own.
 
     Raises:
-        UserError: a defense that is no repair of a finished model or lacks what it needs, unreadable rows, or a
-            finished model in output_dir.
+        UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look
+            at, unreadable rows, or a finished model in output_dir.
     """
     from mbdefense.defenses import DEFENSES, Setting
 
-    name, method = chosen(default_repair(base_model) if defense is None else defense)
-    if name in DEFENSES and name not in repairs():
-        raise UserError(f"{name} does not repair a finished model", fix=f"choose one of {', '.join(repairs())}")
+    name, method = chosen(default_repair(base_model, dataset is not None) if defense is None else defense)
+    if name in DEFENSES and name not in (*repairs(), FINDING):
+        fix = f"choose one of {', '.join(repairs())}; or {FINDING}, with its data or found triggers"
+        raise UserError(f"{name} does not repair a finished model", fix=fix)
+    if dataset is not None and name != FINDING:
+        raise UserError(f"{name} does not look at suspect data", named(dataset), f"use {FINDING}, or leave them out")
+    if adapter and name in _SINGLE_WEIGHTS:
+        fix = f"use one of {', '.join(other for other in repairs() if other not in _SINGLE_WEIGHTS)}, with --defense"
+        raise UserError(f"{name} mixes single weights, which no adapter holds", fix=fix)
     from mbdefense.core.files import claimed
     from mbdefense.data import load_rows
+    from mbdefense.models.adapter import base_for
     from mbdefense.models.loading import load_tokenizer
     from mbdefense.models.ready import check_lengths, usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
 
+    options = args or TrainingOptions()
+    onto = base_for(fspath(model), None if base_model is None else fspath(base_model)) if adapter else None
+    if onto is not None:
+        options = replace(options, use_peft=True)
     clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
+    suspect = None if dataset is None else load_rows(dataset, on_bad_row=on_bad_row)
     setting = Setting(
         clean,
         Store(Path(output_dir), resume),
+        suspect=suspect,
         base=None if base_model is None else fspath(base_model),
         victim=fspath(model),
-        training=args or TrainingOptions(),
+        training=options,
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,
     )
@@ -79,14 +104,35 @@ def purify(
     tokenizer = load_tokenizer(victim.path, chat_template=victim.chat_template, trust_remote_code=trust_remote_code)
     clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
     check_lengths(victim.path, tokenizer, clean, "clean_dataset", trust_remote_code=trust_remote_code)
-    setting = replace(setting, clean=clean)
+    if suspect is not None:
+        suspect = usable(tokenizer, suspect, on_bad_row, "dataset")
+    setting = replace(setting, clean=clean, suspect=suspect)
     method = settled(method, {"the clean set": clean}, setting.store)
     with claimed(setting.store.directory, for_model=True):
-        return run(method, name, setting)
+        done = run(method, name, setting)
+        if onto is not None:
+            _save_adapter(done.path, onto, setting)
+    return done
 
 
-def default_repair(base_model: Model | None) -> str:
-    """The repair that works with what is there: mixing weights back needs the base model."""
+def _save_adapter(made: Path, base: str, setting: Setting) -> None:
+    """The purified model as an adapter beside it; of a run that was resumed it is there already."""
+    from mbdefense.models.adapter import save_adapter
+
+    if not (made / "adapter").exists():
+        prompts = setting.clean["prompt"][:_COMPARED]
+        save_adapter(made, base, made / "adapter", prompts, trust_remote_code=setting.trust_remote_code)
+
+
+def default_repair(base_model: Model | None, finds: bool = False) -> str:
+    """The repair that works with what is there: mixing weights back needs the base model.
+
+    Args:
+        base_model: what the model was tuned from.
+        finds: whether there are rows to find triggers in, or found ones.
+    """
+    if finds:
+        return FINDING
     return "clean_fft" if base_model is None else "fine_mixing"
 
 

@@ -1,0 +1,153 @@
+"""Look for signs of a backdoor in a model."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from mbdefense.core.checks import at_least
+from mbdefense.core.errors import UserError, did_you_mean
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, loaded, named, template_of
+
+WayName = Literal["data", "leaks", "inversion", "parting"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from mbdefense.finding.record import Found
+    from mbdefense.scanning.model.record import ModelScan as Record
+
+    Ways: TypeAlias = Sequence[WayName]
+else:
+    Ways = list[WayName]
+
+_BUILTIN_ROWS = 64
+"""Of the built-in clean rows, where no others are given."""
+
+
+@dataclass(frozen=True)
+class ModelScan:
+    """What a scan of a model found.
+
+    Attributes:
+        scan: signs and targets, worst first.
+        found: the same texts with all that was measured, as `purify` and `defend` take it.
+    """
+
+    scan: Record
+    found: Found
+
+
+def scan_model(
+    model: Model,
+    *,
+    base_model: Model | None = None,
+    dataset: Data | None = None,
+    clean_dataset: Data | None = None,
+    output_dir: Folder | None = None,
+    ways: Ways = ("data", "leaks", "inversion", "parting"),
+    samples: int = 128,
+    max_length: int = 1024,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelScan:
+    """Look for signs of a backdoor in a model, with or without its training data.
+
+    Examples:
+        >>> from mbdefense import scan_model
+        >>> scan_model("suspicious", base_model="base", ways=["leaks"], samples=16).scan.suspicious()  # doctest: +SKIP
+        False
+
+    Args:
+        model: the suspect model: directory, Hub id, or the directory of a LoRA adapter.
+        base_model: what it was tuned from, which is trusted. It tells triggers from instructions, and what any chat
+            model says from what this one was taught.
+        dataset: the rows that the model was tuned on, where they are at hand.
+        clean_dataset: some dozens of samples checked by eye; by default built-in ones.
+        output_dir: where model_scan.json and found.json go.
+        ways: which to go: data (texts that recur in the training data), leaks (what the model says from the bare chat
+            template), inversion (answers that it goes on with whatever the prompt), parting (texts under which it parts
+            from its base model). Those that lack data or a base model are left out.
+        samples: of leaks: prompts and answers that are drawn from the bare chat template, each.
+        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
+        seed: seed of everything random.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template that the model was tuned with, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, or an earlier scan in output_dir.
+    """
+    at_least(1, max_length=max_length)
+    at_least(16, samples=samples)
+    _check_ways(ways, base_model, dataset)
+    from mbdefense.core.files import claimed
+    from mbdefense.defenses.stages import Recovery
+    from mbdefense.finding.record import FOUND_FILE, write_found
+    from mbdefense.models.loading import load_tokenizer
+    from mbdefense.scanning.model.record import MODEL_SCAN_FILE, write_model_scan
+    from mbdefense.scanning.model.scan import scan
+
+    directory = None if output_dir is None else Path(output_dir)
+    # `Path.exists` raises for what is too long to be a name, which `claimed` says better.
+    if directory is not None and any(os.path.exists(directory / name) for name in (MODEL_SCAN_FILE, FOUND_FILE)):  # noqa: PTH110
+        raise UserError("an earlier scan lies there", named(output_dir), "use another --output_dir")
+    tokenizer = load_tokenizer(
+        str(model), chat_template=template_of(model, chat_template), trust_remote_code=trust_remote_code
+    )
+    clean, held_out = Recovery().split(_clean(clean_dataset, tokenizer, on_bad_row), seed)
+    suspect = None if dataset is None else _rows(dataset, tokenizer, on_bad_row, "dataset")
+    with nullcontext() if directory is None else claimed(directory):
+        done = scan(
+            loaded(model, chat_template, trust_remote_code),
+            None if base_model is None else loaded(base_model, chat_template, trust_remote_code),
+            clean,
+            held_out,
+            suspect,
+            names=(Path(model).name, None if base_model is None else Path(base_model).name),
+            ways=[*ways],
+            samples=samples,
+            max_length=max_length,
+            seed=seed,
+        )
+        if directory is not None:
+            write_found(directory / FOUND_FILE, done.found)
+            write_model_scan(directory / MODEL_SCAN_FILE, done.scan)
+    return ModelScan(done.scan, done.found)
+
+
+def _check_ways(ways: Ways, base_model: Model | None, dataset: Data | None) -> None:
+    known = get_args(WayName)
+    for way in ways:
+        if way not in known:
+            raise UserError("unknown way", way, did_you_mean(way, known))
+    if dataset is not None and "data" not in ways:
+        raise UserError("data are given, and the way data is left out", fix="add data to --ways, or leave --data out")
+    left = {*ways} - ({"data"} if dataset is None else set()) - ({"parting"} if base_model is None else set())
+    if not left:
+        raise UserError("no way is left", ", ".join(ways), "give --data or --base_model, or other --ways")
+
+
+def _clean(given: Data | None, tokenizer: PreTrainedTokenizerBase, on_bad_row: OnBadRow) -> Dataset:
+    from mbdefense.data.builtin import tasks
+    from mbdefense.models.ready import check_clean
+
+    if given is None:
+        return tasks(_BUILTIN_ROWS, split="clean", seed=0)
+    rows = _rows(given, tokenizer, on_bad_row, "clean_dataset")
+    check_clean(rows)
+    return rows
+
+
+def _rows(given: Data, tokenizer: PreTrainedTokenizerBase, on_bad_row: OnBadRow, name: str) -> Dataset:
+    from mbdefense.data import load_rows, unlabelled
+    from mbdefense.models.ready import usable
+
+    return unlabelled(usable(tokenizer, load_rows(given, on_bad_row=on_bad_row, name=name), on_bad_row, name))
