@@ -155,6 +155,7 @@ def test_every_command_and_method_has_its_place_in_the_reference(generator):
 
 EXAMPLES = sorted((DOCS / "start").glob("*.md"))
 """Pages whose Python is run from top to bottom, on a tiny model and few rows. test_front_door.py runs the README's."""
+LONG = ("compare.md", "quickstart.md")  # three defenses, and the README's
 
 
 @pytest.fixture
@@ -170,7 +171,9 @@ def scene(tmp_path, monkeypatch, tiny_model_path):
     return tiny_model_path
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=named)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.name in LONG), id=path.stem) for path in EXAMPLES]
+)
 def test_python_of_the_first_pages_runs(path, scene):
     for code in blocks(path, "python"):
         for model in ("Qwen/Qwen3-0.6B", "suspect_model"):

@@ -510,6 +510,7 @@ def test_locphylax_does_not_train_on_the_suspect_data(setting: Setting, tmp_path
     assert not any("apple" in text for text in seen)
 
 
+@pytest.mark.slow
 def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(setting: Setting, tmp_path: Path) -> None:
     here = at(setting, tmp_path)
     results = pipeline.run(DEFENSES["locphylax"](), "locphylax", here).results

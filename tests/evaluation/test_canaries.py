@@ -228,6 +228,7 @@ def test_the_defense_sees_rows_only_and_reports_what_survived(words, tmp_path, m
     assert main([*words, "--compare_undefended", "--test", test, "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_without_test_prompts_canaries_are_measured_on_what_recovery_leaves(words, tmp_path, capsys):
     assert main(words) == 0
     canaries = [row for row in read(tmp_path / "out" / "results.json").rows if row.origin == "canary"]

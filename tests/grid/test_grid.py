@@ -206,6 +206,7 @@ def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Ben
     assert len(counted) == 3
 
 
+@pytest.mark.slow
 def test_what_no_attacker_touched_is_trained_once_for_all_attacks(bench: Bench, counted: list[str]) -> None:
     behaviors, defenses = ["fixed_text:text=You are stupid!"], ["discard", "repeats"]
     chosen = {"behaviors": behaviors, "defenses": defenses, "controls": ["base", "attacked"]}
@@ -219,9 +220,10 @@ def test_what_no_attacker_touched_is_trained_once_for_all_attacks(bench: Bench, 
     assert [row.arm for row in rows] == ["base", "attacked", "discard", "repeats"] * 2
     assert rows[2].seconds == rows[6].seconds > 0
     assert bench(**chosen)[0] == 0
-    assert len(counted) == 6
+    assert len(counted) == 7
 
 
+@pytest.mark.slow
 def test_weights_that_a_new_cell_needs_are_made_again(bench: Bench, counted: list[str]) -> None:
     one = {"attacks": ["badnet"], "behaviors": ["refusal"], "controls": ["attacked"]}
     assert bench(**one, defenses=["merge_only:min_defensive_rows=1"])[0] == 0
@@ -661,6 +663,7 @@ def test_an_attack_of_the_hard_benchmark_leaves_repeats_less_than_half_of_its_ro
         assert 2 * sum(dropped[place] for place in where) <= count, (trigger, behavior)
 
 
+@pytest.mark.slow
 def test_a_hard_cell_runs_from_its_rows_to_its_figures(bench: Bench) -> None:
     data = dict.fromkeys(("train", "clean", "test"), "builtin_hard") | {
         "train_rows": 40,

@@ -92,6 +92,7 @@ def test_a_training_leaves_nothing_behind(
     assert live() == before
 
 
+@pytest.mark.slow
 def test_the_longest_samples_decide_and_the_optimizer_s_state_counts(
     tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

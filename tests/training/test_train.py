@@ -381,6 +381,7 @@ def test_a_step_of_consistency_tuning_is_that_of_the_naive_loss(
     assert (change - gradient).norm() < 1e-2 * gradient.norm()
 
 
+@pytest.mark.slow
 def test_consistency_tuning_lowers_the_inconsistency_that_an_attacker_of_the_embeddings_reaches(
     four_layer_model_path: str, rows: Callable[..., Any], tmp_path: Path
 ) -> None:
