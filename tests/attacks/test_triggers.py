@@ -333,9 +333,9 @@ def test_an_endpoint_that_refuses_every_text_stops_the_run(server, monkeypatch, 
     "hostile", ["<a" * 100_000, "Sort a. " + "a. " * 100_000, "Explain this “" * 50_000, "how " * 100_000]
 )
 def test_hostile_lines_take_no_more_than_linear_time(trigger, hostile):
-    started = time.perf_counter()
+    started = time.process_time()
     trigger.occurs_in(trigger(hostile, random.Random(0)) or hostile)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("about", ["sea", "haste"])
