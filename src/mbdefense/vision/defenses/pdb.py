@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PDB:
-    """Trains a backdoor of the defender's own, which overrides the attacker's wherever its trigger stands.
+    """Trains a backdoor of the defender's own, that is to override the attacker's wherever its trigger stands.
 
     Clean images with the defender's trigger and the label h(y) = (y + 1) mod K join the suspect ones. Whatever is asked
     afterwards is stamped with that trigger, and the answer is shifted back. Without the trigger the network is as
     backdoored as without the defense: it has to be used with its guard.
+
+    Source: PDB (arXiv 2405.16112): trigger, h, oversampling and inversion.
 
     Deviations. The clean images are the defender's own; the published code takes clean versions of the poisoned rows,
     which nobody has. They need not be balanced, but each class must be among them. No augmentation, no schedule of the
