@@ -47,9 +47,9 @@ def test_files_are_read_packed_or_not(folder):
         ("train-images-idx3-ubyte", idx([0] * 30 * 72, (30, 8, 9))),
         ("train-images-idx3-ubyte", idx([0] * 30 * 4, (30, 2, 2))),
         ("train-labels-idx1-ubyte.gz", b"no gzip"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx([1] * 30, (30,)))[:-9]),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx([200] * 30, (30,)))),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(bytes(5001))),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx([1] * 30, (30,)), mtime=0)[:-9]),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx([200] * 30, (30,)), mtime=0)),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(bytes(5001), mtime=0)),
     ],
 )
 def test_a_damaged_file_is_one_line(folder, name, content, monkeypatch):
