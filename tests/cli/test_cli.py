@@ -45,7 +45,9 @@ def test_help_and_the_list_need_neither_torch_nor_datasets() -> None:
         ["filter"],
         ["bench"],
         ["federated"],
+        ["vision"],
         ["vision", "demo"],
+        ["analyze"],
         *(["defend", "--defense", name] for name in DEFENSES),
     ]
     check = (

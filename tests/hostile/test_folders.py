@@ -242,5 +242,5 @@ def test_an_interrupt_advises_resuming_where_the_command_can(
             assert not advised
             continue
         with pytest.raises(SystemExit):
-            main([command, *(["heads"] if command == "analyze" else []), "--help"])
+            main([command, *{"analyze": ["heads"], "vision": ["demo"]}.get(command, []), "--help"])
         assert advised is ("--resume" in capsys.readouterr().out), command

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mbdefense.cli.reading import Usage, read
+from mbdefense.cli.reading import chosen, read
 from mbdefense.cli.showing import show, tell
-from mbdefense.core.errors import did_you_mean
 from mbdefense.core.progress import to_stderr
 
 _FOLDER = "runs/federated"
@@ -36,9 +35,7 @@ def vision(words: Sequence[str]) -> None:
     """``vision demo``: a backdoor in images, and a defense of who trains on them."""
     from mbdefense.recipes.measuring.vision import vision_demo as recipe
 
-    what, rest = (words[0], words[1:]) if words else ("", words)
-    if what != "demo":
-        raise Usage(f"unknown vision command {what!r}; {did_you_mean(what, ['demo'])}")
+    _, rest = chosen(words, "vision", ["demo"])
     options = read(rest, "vision demo", recipe).of(recipe)
     show(recipe(**options).results)
     tell(f"results and classifiers: {options['output_dir']}")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from mbdefense.cli.reading import Usage, read
+from mbdefense.cli.reading import chosen, read
 from mbdefense.cli.showing import show, show_usage, tell
-from mbdefense.core.errors import did_you_mean
 from mbdefense.core.progress import to_stderr
 
 if TYPE_CHECKING:
@@ -87,9 +86,7 @@ def analyze(words: Sequence[str]) -> None:
     from mbdefense.recipes.looking.analyze import heads, matrix, triggers
 
     recipes: dict[str, Callable[..., Analysis]] = {"matrix": matrix, "heads": heads, "triggers": triggers}
-    what, rest = (words[0], list(words[1:])) if words else ("", [])
-    if what not in recipes:
-        raise Usage(f"unknown analysis {what!r}; {did_you_mean(what, recipes)}")
+    what, rest = chosen(words, "analyze", recipes)
     if what == "triggers":
         # The folders may also stand in the file of --config.
         folders = list(takewhile(lambda word: not word.startswith("--"), rest))

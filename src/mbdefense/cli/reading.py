@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import MISSING, fields
 from inspect import Parameter, signature
 from types import MappingProxyType, SimpleNamespace, UnionType
@@ -21,6 +21,22 @@ _NONE = object()
 
 class Usage(Exception):  # noqa: N818 - carries the exit code 2
     """The command line itself is wrong."""
+
+
+def chosen(words: Sequence[str], command: str, choices: Collection[str]) -> tuple[str, list[str]]:
+    """The second word of a command that is several, and what stands behind it.
+
+    Raises:
+        Usage: it is none of the choices.
+        SystemExit: help was asked for, and printed.
+    """
+    what, rest = (words[0], list(words[1:])) if words else ("", [])
+    if what in ("-h", "--help"):
+        print(f"usage: mbdefense {command} {'|'.join(choices)} ...; --help behind one of them shows its options")  # noqa: T201
+        raise SystemExit(0)
+    if what not in choices:
+        raise Usage(f"unknown {command} command {what!r}; {did_you_mean(what, choices)}")
+    return what, rest
 
 
 class _Parser(ArgumentParser):
