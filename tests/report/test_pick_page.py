@@ -99,6 +99,7 @@ def test_hostile_rows_are_text(page: Any, made: Any) -> None:
     assert page.evaluate("window.hacked") is None
 
 
+@pytest.mark.slow
 def test_no_serious_accessibility_violation(browser: Any, made: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     context = browser.new_context(bypass_csp=True)

@@ -105,6 +105,7 @@ def test_a_reader_filters_and_nothing_runs(folder: Path, browser: Any) -> None:
     assert trouble == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_accessibility_violation(folder: Path, browser: Any, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
