@@ -82,6 +82,15 @@ def test_the_same_seed_plays_the_same_rounds(learner, before, clients):
     assert not torch.equal(apart.weights["conv1.weight"], twice[0][0]["conv1.weight"])
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_client_trains_whatever_the_size_of_its_batches(batch_size, learner, before, clients):
+    small = replace(learner, batch_size=batch_size)
+    for count in (1, 3):  # of which one is left over
+        sent = small.train(before, clients[0].rows.take(list(range(count))), 0)
+        assert not torch.equal(sent["head.weight"], before["head.weight"])
+        assert all(torch.isfinite(value).all() for value in sent.values())
+
+
 def test_an_attacker_reads_no_other_clients_update(learner, before, clients, digits):
     """What it is given in its first round does not depend on the others, and holds nothing of them."""
     seen = []

@@ -62,7 +62,7 @@ class Seed:
         self.grid, self.seed, self.split = grid, seed, data.split
         self.backdoor = grid.made_backdoor()
         self.cast: Cast = cast(self.backdoor, data.split.train, data.split.test, seed)
-        size, classes = data.split.train.pixels.shape[-1], int(data.split.train.labels.max()) + 1
+        size, classes = data.split.train.pixels.shape[-1], data.split.classes
         self.learner = Learner(size, classes, grid.network, grid.epochs, grid.lr, grid.batch_size)
         self.parts = shared_out(self.cast.clients.labels, grid.clients, grid.alpha, seed)
 

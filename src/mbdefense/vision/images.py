@@ -55,6 +55,11 @@ class Split(NamedTuple):
     clean: Images
     test: Images
 
+    @property
+    def classes(self) -> int:
+        """How many there are, of which few training rows may lack the last."""
+        return int(max(part.labels.max() for part in self)) + 1
+
 
 def joined(*parts: Images) -> Images:
     """All of them, one part after the other."""

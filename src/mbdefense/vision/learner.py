@@ -96,7 +96,7 @@ class Learner:
             order = torch.randperm(len(rows.labels), generator=draws)
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                if len(batch) < 2 <= len(rows.labels):  # batch norm has no variance of one image
+                if start and len(batch) < min(2, self.batch_size):  # one left over, of which batch norm has no variance
                     continue
                 optimizer.zero_grad()
                 loss = cross_entropy(module(_paired(rows.pixels[batch])), _paired(rows.labels[batch]))

@@ -79,8 +79,7 @@ def vision_demo(
     at_least(1, test_rows=test_rows, clean_rows=clean_rows)
     made = parse_spec(trigger, TRIGGERS, "image trigger")
     split = load_images(images, rows, test_rows, clean_rows, 0)
-    classes = int(max(part.labels.max() for part in split)) + 1
-    learner = Learner(split.train.pixels.shape[-1], classes, epochs=epochs)
+    learner = Learner(split.train.pixels.shape[-1], split.classes, epochs=epochs)
     for part in (split.train, split.test):
         check_rows(part, learner.size, learner.classes)
     poisoned = {seed: poison(split.train, made, target, rate, seed, clean_label=clean_label) for seed in tried}
