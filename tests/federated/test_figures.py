@@ -10,7 +10,7 @@ import pytest
 from mbdefense import federate
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
-from mbdefense.federated.figures import cad, markdown, over_cells
+from mbdefense.federated.figures import as_text, cad, markdown, over_cells
 from mbdefense.federated.grid import FederatedGrid, read_grid
 from mbdefense.records.federated import (
     FEDERATED_FILE,
@@ -77,7 +77,7 @@ def test_a_cell_that_contradicts_itself_is_refused(wrong, tmp_path):
     from mbdefense.records.federated import write_cell
 
     write_cell(tmp_path / "cell.json", replace(CELL, **wrong))
-    with pytest.raises(UserError, match=r"cell.json: content"):
+    with pytest.raises(UserError, match=r"cell.json: content.*delete this file"):
         read_cell(tmp_path / "cell.json")
     write_cell(tmp_path / "good.json", CELL)
     assert read_cell(tmp_path / "good.json") == CELL
@@ -85,9 +85,10 @@ def test_a_cell_that_contradicts_itself_is_refused(wrong, tmp_path):
 
 def test_hostile_text_stays_text_in_a_table():
     cell = replace(CELL, attack="<b>|x")
-    text = markdown(FederatedResults({"commit": "<i>"}, (over_cells([cell]),), ("a",), {}), [cell])
-    assert "<b>" not in text
-    assert "<i>" not in text
+    results = FederatedResults({"commit": "<i>"}, (over_cells([cell]),), ("a",), {"a \x1b[2J": "<u>"})
+    text = markdown(results, [cell])
+    assert not [mark for mark in ("<b>", "<i>", "<u>", "\x1b") if mark in text]
+    assert "\x1b" not in as_text(results, 80)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,16 @@ def test_a_cell_that_fails_does_not_stop_the_others(ran, monkeypatch):
     done = federate(str(ran / "grid.yaml"), seeds=[3])
     assert [(one.attack, one.rule) for one in done.results.figures] == [("none", "mean"), ("scaling", "mean")]
     assert list(done.results.failed) == ["mars against none, seed 3", "mars against scaling, seed 3"]
+
+
+def test_a_class_that_only_the_server_has_is_one_of_the_networks():
+    from mbdefense.federated.cells import Data, Seed
+    from mbdefense.vision.images import Split, load_images
+
+    split = load_images("digits", 60, 20, 40, 0)
+    train = split.train.take(split.train.labels < 9)
+    grid = FederatedGrid(clients=2, attackers=1, clean_rounds=0, calibration_rounds=1, epochs=1)
+    assert len(Seed(grid, Data(Split(train, split.clean, split.test), ""), 0).clean) == 1
 
 
 def test_an_interrupt_keeps_what_is_done(ran, monkeypatch, capsys, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from mbdefense.core.statistics import Score, over_seeds, rate
-from mbdefense.core.text import escaped
+from mbdefense.core.text import escaped, visible
 from mbdefense.evaluation.fitting import Column, fitted
 from mbdefense.evaluation.landing import share, shown
 from mbdefense.records.federated import NO_ATTACK, FederatedCell, FederatedFigures, FederatedResults, Rate
@@ -18,7 +18,8 @@ REACHED, OUTLIVED = 0.9, 0.5
 def cad(accuracy: float, backdoor: float, tpr: float, fpr: float) -> float:
     """One figure of a defense, CAD of MARS (arXiv 2509.20383): (ACC + (1 - ASR) + TPR + (1 - FPR)) / 4, all in [0, 1].
 
-    Nothing done at all has about .5.
+    Nothing done at all has about .5. Deviation: the paper's ASR counts test images of the attacker's class too, and is
+    1 / K at the least; here the backdoor's tests hold none of them, so that figures are not the paper's.
     """
     return (accuracy + (1 - backdoor) + tpr + (1 - fpr)) / 4
 
@@ -117,7 +118,7 @@ def as_text(results: FederatedResults, width: int) -> str:
     """The figures as a table in so many columns."""
     lines = [_line(one) for one in results.figures]
     columns = [Column(name, [line[at] for line in lines], at > 1) for at, name in enumerate(HEADER)]
-    return f"{fitted(columns, width, 2)}\n\n{_words(results)}"
+    return f"{fitted(columns, width, 2)}\n\n{visible(_words(results))}"
 
 
 def markdown(results: FederatedResults, cells: Sequence[FederatedCell]) -> str:
@@ -131,7 +132,7 @@ def markdown(results: FederatedResults, cells: Sequence[FederatedCell]) -> str:
         values += [share(one.backdoor) + ("" if one.attacked else "\\*") for one in cell.rounds]
         rounds.append(f"| {escaped(cell.attack)} | {escaped(cell.rule)} | {cell.seed} | {' '.join(values)} |")
     told = ["", "The first is before the attack; \\* after it.", "", _origin(results), ""]
-    return "\n".join([*lines, "", _words(results), "", *rounds, *told])
+    return "\n".join([*lines, "", escaped(_words(results)), "", *rounds, *told])
 
 
 def _words(results: FederatedResults) -> str:

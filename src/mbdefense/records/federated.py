@@ -20,6 +20,7 @@ TABLE_FILE = "federated.md"
 NO_ATTACK, NO_DEFENSE = "none", "mean"
 """The controls: no client attacks; all are averaged."""
 _FIX = "run mbdefense federated again"
+_FIX_CELL = f"delete this file, and {_FIX}"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def read_cell(path: Path) -> FederatedCell:
     Raises:
         UserError: unreadable, changed since, or a value of the wrong type or range.
     """
-    return parse(FederatedCell, json.dumps(read_sealed(path)), path.name, _FIX)
+    return parse(FederatedCell, json.dumps(read_sealed(path, _FIX_CELL)), path.name, _FIX_CELL)
 
 
 def write_federated(path: Path, results: FederatedResults) -> None:

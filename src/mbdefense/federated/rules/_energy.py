@@ -118,14 +118,14 @@ def wasserstein(one: Tensor, other: Tensor) -> Tensor:
 def two_groups(samples: Tensor) -> list[bool]:
     """K-means with two clusters under the 1-Wasserstein distance.
 
-    The centre of a cluster is the mean of its quantile functions, the barycentre on the line. It starts from the two
-    samples that are farthest apart, so that nothing is random and the order does not matter.
+    The centre of a cluster is the mean of its quantile functions, on the line the 2-Wasserstein barycentre. It starts
+    from the two samples that are farthest apart, so that nothing is random and the order does not matter.
 
     Args:
         samples: ascending, (n, m).
 
     Returns:
-        For each sample whether it is in the second cluster; neither is empty where n > 1.
+        For each sample whether it is in the second cluster, which is empty where all are equal.
     """
     import torch
 
