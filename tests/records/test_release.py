@@ -95,3 +95,22 @@ def test_the_pages_python_runs(place: Path, capsys: pytest.CaptureFixture[str]) 
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(code.replace("0.05", "0.2"), {})  # noqa: S102 - our own text
     assert capsys.readouterr().out.startswith("True pinned: 8 files")
+
+
+def test_pins_may_lie_in_the_models_own_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "defended"
+    measured(folder)
+    (folder / "model.safetensors").write_text("weights")
+    results, pins = folder / "results.json", folder / "release.json"
+    for _ in range(2):  # the second time they lie there already
+        check(results, max_asr=0.2, write_pin=pins, model=folder)
+        assert [one.holds for one in check(results, pin=pins)] == [True]
+    (folder / "qwen.tiktoken").write_text("read by a tokenizer")
+    (one,) = check(results, pin=pins)
+    assert one.reason == "pinned: model qwen.tiktoken was added"
+
+
+@pytest.mark.parametrize("option", ["--pin", "--write_pin", "--sarif"])
+def test_a_name_that_is_empty_as_of_an_unset_variable_is_not_passed_over(option: str, place: Path) -> None:
+    assert main(["check", "measured/results.json", "--max_asr", "0.2"]) == 0
+    assert main(["check", "measured/results.json", "--max_asr", "0.2", option, ""]) == 1

@@ -17,7 +17,10 @@ from mbdefense.core.forms import Form, parse
 Kind = Literal["data", "base", "model", "adapter", "tokenizer", "template", "result"]
 _TEMPLATES = ("chat_template.", "additional_chat_templates")
 _TOKENIZERS = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece", "sentencepiece")
-_READ = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".txt", ".model", ".py")
+_READ = (
+    ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".pkl", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe",
+    ".py",
+)  # fmt: skip
 """Endings of what loaders read; a card or a log may change."""
 _RECORDS = ("results.json", "found.json", "training_log.json", "planted.json")
 """Of the package, beside a model: no part of it; figures are pinned by their result file."""
@@ -69,7 +72,7 @@ def pin(
     for whole, folder in (("base", base), ("model", model)):
         if folder is None:
             continue
-        files = list(loaded_files(folder))
+        files = [file for file in loaded_files(folder) if file.resolve() != path.resolve()]
         if not files:
             raise UserError("no model to pin", str(folder), "name its directory")
         folders.append(_below(path.parent, folder))
@@ -101,9 +104,9 @@ def changes(path: Path, release: Release) -> Iterator[Change]:
             yield Change(one.kind, one.path, "is missing")
         elif sha256_of(file) != one.sha256:
             yield Change(one.kind, one.path, "has changed")
-    known = {one.path for one in release.pins}
+    known = {one.path for one in release.pins} | {path.name}  # pins may lie in a model's folder
     for name in release.folders:
-        folder = inside(path.parent, name)
+        folder = path.parent if name == "." else inside(path.parent, name)
         for file in loaded_files(folder):
             below = _below(path.parent, file)
             if below not in known:

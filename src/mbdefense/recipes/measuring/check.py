@@ -66,24 +66,26 @@ def check(
     from mbdefense.records.release import pin as write_pins
 
     file = Path(results) if isinstance(results, str | PathLike) else None
-    if (pin or write_pin) and file is None:
+    if not (pin is None and write_pin is None) and file is None:
         raise UserError("pins are of files", type(results).__name__, "give the path of results.json")
-    if (data or base or model) and not write_pin:
+    if (data or base or model) and write_pin is None:
         raise UserError("data, base and model are what is pinned", fix="name the file of the pins with --write_pin")
     limits = {
         "max_asr": max_asr, "min_cacc": min_cacc, "max_canary_asr": max_canary_asr, "max_found_asr": max_found_asr
     }  # fmt: skip
     with ExitStack() as stack:
         for output in (sarif, write_pin):
-            if output:
+            if output is not None:
                 stack.enter_context(claimed_file(Path(output)))
-        conditions = gate.pinned(Path(pin), file) if pin and file else []
+        conditions = gate.pinned(Path(pin), file) if pin is not None and file else []
         # Figures of other files than those that are released say nothing.
-        if all(one.holds for one in conditions) and (not pin or any(limit is not None for limit in limits.values())):
+        if all(one.holds for one in conditions) and (
+            pin is None or any(limit is not None for limit in limits.values())
+        ):
             conditions += gate.check(results_of(results), **limits, arm=arm, strict=strict)
-        if sarif:
+        if sarif is not None:
             write_json(Path(sarif), of_conditions(conditions, None if file is None else str(file)))
-        if write_pin and file and all(one.holds for one in conditions):
+        if write_pin is not None and file and all(one.holds for one in conditions):
             write_pins(
                 Path(write_pin), results=file, data=[Path(one) for one in each_path(data or [])],
                 base=None if base is None else Path(base), model=None if model is None else Path(model),
