@@ -132,6 +132,17 @@ def test_suspect_rows_stand_at_their_file_and_line(tmp_path: Path) -> None:
     assert {one["id"] for one in run["tool"]["driver"]["rules"]} == {"suspect_row"}
 
 
+def test_files_of_one_name_have_no_place_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    files = [written(folder, "train.jsonl", honest(20)) for folder in folders]
+    out = tmp_path / "scan.sarif"
+    assert main(["scan-data", *files, "--output_dir", str(tmp_path / "scan"), "--sarif", str(out)]) == 1
+    assert "several files of one name" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_every_reference_is_of_a_known_standard_and_in_the_how_to() -> None:
     page = (Path(__file__).parents[2] / "docs/howto/evidence.md").read_text("utf-8")
     assert AS_OF in page

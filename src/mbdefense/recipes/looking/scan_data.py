@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.core.checks import at_least
+from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stage, stages
 from mbdefense.recipes._given import Data, Folder, OnBadRow
 
@@ -72,23 +73,25 @@ def scan_data(
     workers = _processors(dataset) if workers is None else workers
     at_least(1, workers=workers)
     strict = is_strict(on_bad_row)
+    paths = {path.name: str(path) for path in _paths(dataset)}
+    if sarif is not None and len(paths) < len(_paths(dataset)):  # rows know their file by its name alone
+        raise UserError("several files of one name, whose findings SARIF could not place", fix="scan each by itself")
     sources = list(opened(dataset))
     clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
     directory = None if output_dir is None else Path(output_dir)
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(claimed(directory))
-        if sarif:
+        if sarif is not None:
             stack.enter_context(claimed_file(Path(sarif)))
         stack.enter_context(stages(STAGES + (directory is not None)))
         done = scan(sources, clean, strict=strict, workers=workers, seed=seed)
         if directory is not None:
             with stage("writing"):
                 _write(done, directory)
-        if sarif:
+        if sarif is not None:
             from mbdefense.integrations.sarif import of_suspects
 
-            paths = {path.name: str(path) for path in _paths(dataset)}
             write_json(Path(sarif), of_suspects(done.scan, [row for row, _ in done.suspects], paths))
     return DataScan(done.scan, tuple(row for row, _ in done.suspects))
 
