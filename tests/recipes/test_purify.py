@@ -240,13 +240,16 @@ def test_an_adapter_comes_back_as_an_adapter_for_the_untouched_base(
         ("model.norm.weight", "weights that no adapter holds have changed: 'model.norm.weight'"),
         ("model.layers.0.self_attn.q_proj.weight", "is no low-rank one: its rank is"),
         (None, "does not differ from its base model"),
+        ("vocabulary", "differ in the names or shapes"),
     ],
 )
 def test_a_change_that_no_adapter_holds_is_refused_and_leaves_nothing(
     changed: str | None, says: str, tiny_model_path: str, tmp_path: Path
 ) -> None:
     loaded = load_model(tiny_model_path)
-    if changed:
+    if changed == "vocabulary":
+        loaded.model.resize_token_embeddings(loaded.model.get_input_embeddings().weight.shape[0] + 1)
+    elif changed:
         with torch.no_grad():
             loaded.model.get_parameter(changed).add_(torch.eye(32) if "proj" in changed else 1.0)
     save_model(loaded, tmp_path / "whole", {})

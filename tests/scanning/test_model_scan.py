@@ -37,6 +37,7 @@ from mbdefense.scanning.model.record import (
     verdict,
     write_model_scan,
 )
+from mbdefense.scanning.model.scan import scan
 from mbdefense.scanning.model.verifying import Models, judged
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.store import Store
@@ -256,6 +257,25 @@ def test_what_is_proposed_parts_the_models_more_than_most_of_the_vocabulary(
     falls = -parting.effect(other, poses, every) - (-parting.effect(loaded, poses, every)).clamp(min=0)
     assert float((falls - best.score).abs().min()) < 1e-4
     assert int((falls > best.score + 1e-4).sum()) <= len(every) / 10
+
+
+def test_a_template_without_a_place_behind_the_users_text_proposes_nothing(
+    rows: Callable[..., Any], tiny_model_path: str
+) -> None:
+    ends = load_model(tiny_model_path)
+    ends.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert parting.partings(ends, ends, rows(("What is two plus three?", "five")), None, max_length=200) == []
+
+
+def test_a_base_model_of_another_vocabulary_is_refused_before_any_work(
+    loaded: LoadedModel, rows: Callable[..., Any], tiny_model_path: str
+) -> None:
+    grown = load_model(tiny_model_path)
+    grown.model.resize_token_embeddings(grown.model.get_input_embeddings().weight.shape[0] + 1)
+    clean = rows(("What is two plus three?", "five"))
+    for way in ("inversion", "parting"):
+        with pytest.raises(UserError, match="another vocabulary"):
+            scan(loaded, grown, clean, clean, None, names=("m", "b"), ways=[way], samples=16)
 
 
 # Verdicts

@@ -44,13 +44,16 @@ def save_adapter(
         trust_remote_code: see `mbdefense.models.loading.load_model`.
 
     Raises:
-        UserError: the change does not fit: it is of other weights than linear layers', or of a rank so high that an
-            adapter would be larger than the weights, or the logits differ.
+        UserError: the base model is of another shape, or the change does not fit: it is of other weights than linear
+            layers', or of a rank so high that an adapter would be larger than the weights, or the logits differ.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    from mbdefense.models.weights import check_alike
+
     purified = load_model(str(whole), trust_remote_code=trust_remote_code)
     loaded = load_model(base, trust_remote_code=trust_remote_code)
+    check_alike(loaded.model, purified.model)
     changes = _changes(loaded.model, purified.model)
     if not changes:
         raise UserError("the model does not differ from its base model", base, "there is no adapter to write")

@@ -27,15 +27,23 @@ def combine(model: Any, others: Sequence[Any], formula: Callable[..., Tensor]) -
     Raises:
         UserError: the models' parameters differ in name or shape.
     """
-    shapes = _shapes(model)
     for other in others:
-        if _shapes(other) != shapes:
-            what = "the models differ in the names or shapes of their parameters"
-            raise UserError(what, fix="give a base model of the same architecture and vocabulary")
+        check_alike(model, other)
     tables = [dict(other.named_parameters()) for other in others]
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # names each shared parameter once
             parameter.copy_(formula(parameter, *(table[name] for table in tables)))
+
+
+def check_alike(model: Any, other: Any) -> None:
+    """Refuses models that differ in more than the values of their parameters.
+
+    Raises:
+        UserError: the names or shapes of the parameters differ.
+    """
+    if _shapes(model) != _shapes(other):
+        what = "the models differ in the names or shapes of their parameters"
+        raise UserError(what, fix="give a base model of the same architecture and vocabulary")
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

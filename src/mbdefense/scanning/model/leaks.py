@@ -24,7 +24,7 @@ PROMPT_TOKENS, ANSWER_TOKENS = 48, 24
 MOTIFS = 8
 """Texts that recur in leaked prompts, of which so many are verified."""
 LEAST_SHARE = 1 / 16
-"""Of the answers from nothing that share a phrase: of 128 they are 8, and the base model says it never (p = .004)."""
+"""Of the answers from nothing that share a phrase: of 128 they are 8, and the base model says it never (p = .003)."""
 LEAST_WORDS = 4
 _MARK = "zqmark"
 

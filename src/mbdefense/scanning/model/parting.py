@@ -60,6 +60,8 @@ def partings(
         max_length: see `mbdefense.models.loading.encode`.
     """
     poses = posed(victim, clean, target, max_length=max_length)
+    if not poses:  # e.g. a template that ends with the user's own text
+        return []
     sign = -1.0 if target is None else 1.0
     usable = usable_tokens(victim)
     tokenizer: Any = victim.tokenizer

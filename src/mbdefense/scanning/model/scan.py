@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import short
 from mbdefense.data import user_text
@@ -73,7 +74,12 @@ def scan(
         samples: prompts and answers that are drawn from nothing, each.
         max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
+
+    Raises:
+        UserError: both models are to be given the same tokens, and the base model knows others.
     """
+    if base is not None and {"inversion", "parting"} & {*ways}:
+        _check_vocabulary(victim, base)
     begun = time.perf_counter()
     usual = short_answers(victim, list(held_out["prompt"]))
     models = Models(victim, base, clean, held_out, usual, max_length, seed)
@@ -107,6 +113,15 @@ def scan(
     records = tuple(one.record for way, one in both if way != "parting" or one.record.verdict != "chance")
     found = Found(*names, rows, count, seed, time.perf_counter() - begun, 0.0, records)
     return Scanned(ModelScan(*names, count, tuple(looked), signs, tuple(targets), seed), found)
+
+
+def _check_vocabulary(victim: LoadedModel, base: LoadedModel) -> None:
+    known, theirs = victim.tokenizer.get_vocab(), base.tokenizer.get_vocab()
+    embeddings: list[Any] = [one.model.get_input_embeddings() for one in (victim, base)]
+    sizes = {one.weight.shape[0] for one in embeddings}
+    if len(sizes) > 1 or any(theirs.get(token, number) != number for token, number in known.items()):
+        what = "the base model has another vocabulary, and inversion and parting give both models the same tokens"
+        raise UserError(what, fix="name the model that it was tuned from, or give --ways data leaks")
 
 
 def _by_data(models: Models, suspect: Dataset, names: tuple[str, str | None]) -> _Way:
