@@ -92,6 +92,8 @@ def test_nothing_to_propose_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
         pick_clean([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
     assert main(["pick-clean", str(tmp_path / "a.jsonl"), "-n", "0", "--output_dir", str(tmp_path / "out")]) == 1
     assert "n must be at least 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="n is at most 1,000"):  # of many more the comparison would fill the memory
+        pick_clean(tmp_path / "a.jsonl", n=1001)
     assert not (tmp_path / "out").exists()
 
 

@@ -27,6 +27,8 @@ _SPARE = 4
 """For each so many rows that are wanted a further one is proposed: some will be rejected."""
 _POOL, _TIMES = 2000, 8
 """Rows that are drawn to choose from: so many, and so many times those proposed."""
+MOST = 1000
+"""Rows that may be asked for: each row that is drawn is compared with each other, 10,000 of them in 400 MB."""
 
 
 class Line(NamedTuple):

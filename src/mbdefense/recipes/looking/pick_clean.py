@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.checks import at_least
+from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stage, stages
 from mbdefense.recipes._given import Data, Folder, OnBadRow
 
@@ -56,7 +57,7 @@ def pick_clean(
 
     Args:
         dataset: untrusted rows.
-        n: how many clean rows are wanted; a quarter more is proposed, so that some can be rejected.
+        n: how many clean rows are wanted, 1,000 at most; a quarter more is proposed, so that some can be rejected.
         longest: most characters of a row, as a line of JSON: what is long is not read with care.
         output_dir: where pick.html, on which rows are accepted or rejected, and proposed.json go.
         seed: seed of everything random.
@@ -72,10 +73,12 @@ def pick_clean(
     from mbdefense.records.picking import PAGE_FILE, PROPOSED_FILE, write_proposals
     from mbdefense.records.scanning import verdict
     from mbdefense.report._pick import render
-    from mbdefense.scanning.picking import pick
+    from mbdefense.scanning.picking import MOST, pick
     from mbdefense.scanning.scan import STAGES, scan
 
     at_least(1, n=n, longest=longest)
+    if n > MOST:
+        raise UserError(f"n is at most {MOST:,}: somebody has to read the rows", n, "pick from parts of the data")
     strict = is_strict(on_bad_row)
     directory = None if output_dir is None else Path(output_dir)
     sources = list(opened(dataset))
