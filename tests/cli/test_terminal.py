@@ -222,7 +222,8 @@ def test_the_tasks_of_a_grid_have_numbers(width: int, tmp_path: Path, monkeypatc
         "training tuned for attacked", "asking attacked", "judging attacked",
         "training crow for crow", "asking crow", "judging crow",
     ]  # fmt: skip
-    told = " ".join(line.strip() for line in benched.lines)
+    # A terminal draws the bar anew below each line.
+    told = " ".join(line.strip() for line in benched.lines if not line.startswith("tasks ━"))
     assert "  tuning on 24 rows" in benched.lines
     assert "word19: cannot be done, for what it needs failed" in told
     assert "word19: no luck at all no luck at all no luck" in told
