@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mbdefense.core.errors import UserError
+from mbdefense.federated.attacks import LowEnergy, Own
 from mbdefense.federated.backdoors import Patch
 from mbdefense.federated.images import shared_out
 from mbdefense.federated.rounds import Client, clean_rounds, play
 from mbdefense.federated.rules import MARS, Mean
-from mbdefense.federated.server import aggregate
+from mbdefense.federated.server import aggregate, unusable
 
 GOOD = {"a.weight": torch.ones(2, 3), "n": torch.tensor(1)}
 HOSTILE = {
@@ -126,3 +127,11 @@ def test_a_server_plays_clean_rounds_with_its_own_rows(learner, before, digits):
     assert [one.rows for one in rounds] == [(12, 8, 5)] * 2
     assert rounds[0].before is before
     assert MARS(epsilon="calibrated").calibrated(rounds)(rounds[0]).kept == (0, 1, 2)
+
+
+def test_training_that_diverges_is_an_error_and_no_crash(learner, before, digits):
+    lost = {**before, "conv1.weight": torch.full_like(before["conv1.weight"], float("nan"))}
+    with pytest.raises(UserError, match="lower lr"):
+        list(clean_rounds(learner, digits.take(list(range(30))), [12, 8], 0.9, lost, 1, 0))
+    own = Own(lost, digits.take(list(range(8))), digits.take(list(range(8))), learner, 0)
+    assert "no finite numbers" in unusable(before, LowEnergy()(own), 1)

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mbdefense.core.errors import UserError
 from mbdefense.federated.attacks._attack import Own
 from mbdefense.federated.images import mock_clients
 from mbdefense.federated.rules import Mean
 from mbdefense.federated.rules._rule import Round, Rule
-from mbdefense.federated.server import Played, aggregate
+from mbdefense.federated.server import Played, aggregate, unusable
 from mbdefense.vision.images import Images
 from mbdefense.vision.learner import Learner
 
@@ -99,10 +100,15 @@ def clean_rounds(
         weights: to begin with.
         count: of rounds.
         seed: of everything random.
+
+    Raises:
+        UserError: training gave no finite weights.
     """
     for number in range(count):
         mocks = list(mock_clients(server, sizes, alpha, seed_of(seed, number)))
         sent = [learner.train(weights, rows, seed_of(seed, number, at)) for at, rows in enumerate(mocks)]
+        if reason := next(filter(None, (unusable(weights, one, 1) for one in sent)), ""):
+            raise UserError("training on the server's own rows went astray", reason, "lower lr")
         round = Round(weights, tuple(sent), tuple(sizes))
         yield round
         weights = Mean()(round).weights

@@ -84,6 +84,8 @@ def _energy(layer: _Layer, weights: Weights, before: Weights, variances: Varianc
 
     weight = layer.weight.double() - (before[layer.name].double() if change else 0.0)
     rows = weight.reshape(len(weight), weight.shape[1], -1)
+    if not bool(rows.isfinite().all()):  # a training that diverged: there are no singular values
+        return torch.full((len(rows),), torch.nan, dtype=rows.dtype)
     found: Tensor = torch.linalg.matrix_norm(rows, ord=2) if rows.shape[2] > 1 else rows.norm(dim=(1, 2))
     if change or not layer.norm:
         return found
