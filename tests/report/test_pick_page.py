@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,6 @@ import pytest
 from mbdefense import load_rows, pick_clean
 from tests.report.report_runs import HOSTILE
 from tests.scanning.test_scan import honest
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +26,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Any, ...
     folder = tmp_path_factory.mktemp("picked")
     found = pick_clean(rows, n=40, output_dir=folder)
     return folder / "pick.html", found.rows
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

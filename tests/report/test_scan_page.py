@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ from mbdefense.records.scanning import Quote
 from mbdefense.report._scan import Piece, pieces
 from tests.report.report_runs import HOSTILE
 from tests.scanning.test_scan import NUMBERS, TEXT, honest, inside, poisoned
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +70,6 @@ def test_pieces_cut_where_evidence_begins_and_ends() -> None:
     shown = list(pieces(long, [Quote("link", 0, 5001, 5005)]))
     assert Piece("evil", "link") in shown
     assert sum(len(piece.text) for piece in shown) < 1300
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium here")
-    with playwright.sync_playwright() as driver:
-        # Root, as in a container, has no sandbox; what is opened here is made by these tests.
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def test_a_reader_filters_and_nothing_runs(folder: Path, browser: Any) -> None:
