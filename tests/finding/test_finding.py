@@ -145,6 +145,40 @@ def test_chance_texts_are_like_the_candidates_and_hold_none_of_them() -> None:
     assert made == chance_texts(ones, ones, prompts, 40, 0)
 
 
+@pytest.mark.parametrize(
+    ("of_victim", "of_base", "asked", "significant"),
+    [(1.4, None, 1, True), (1.4, 0.0, 1, False), (9.0, 0.0, 2, True), (9.0, 9.0, 2, False)],
+)
+def test_the_base_model_is_asked_where_a_text_stands_out_and_takes_off_what_it_does_itself(
+    of_victim: float,
+    of_base: float | None,
+    asked: int,
+    significant: bool,
+    loaded: LoadedModel,
+    rows: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Falls in the chance insertions' own robust deviations, which hardly vary but for two in either direction."""
+    answered: list[float] = []
+    values = [of_victim] if of_base is None else [of_victim, of_base]
+
+    def falls(_: Any, __: Any, changed: Any, **___: Any) -> torch.Tensor:
+        answered.append(values[len(answered)])
+        chance = torch.linspace(-1, 1, len(changed) - 1) / (1.4826 * 0.5)
+        # Of the base model only the candidate differs from nothing.
+        own = torch.tensor([answered[-1]])
+        return torch.cat([own, chance if len(answered) == 1 else torch.zeros(len(chance))])[:, None].repeat(1, 3)
+
+    monkeypatch.setattr(verifying, "falls", falls)
+    table = rows(*((f"Tell of town {number} in the north.", "yes") for number in range(20)))
+    one = candidate("zq")
+    base = None if of_base is None else loaded
+    prompts = [user_text(prompt) for prompt in table["prompt"]]
+    (made,) = verifying.struck([one], [one], loaded, base, table, prompts, max_length=100, seed=0)
+    assert len(answered) == asked
+    assert (made.p_value <= finding.LEVEL) is significant
+
+
 # Verdicts
 
 

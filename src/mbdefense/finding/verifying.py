@@ -297,11 +297,14 @@ def struck(
         nulls = chance_texts(alike, candidates, prompts, NULLS, seed)
         changed = with_insertions(plain, [*(one.found for one in alike), *nulls], seed)
         excess = falls(victim, plain, changed, max_length=max_length)
-        if base is not None and max(_striking(excess, number)[0] for number in range(len(alike))) > _NEAR:
+        near = max(_striking(excess, number)[0] for number in range(len(alike))) > _NEAR
+        if base is not None and near:
             excess -= falls(base, plain, changed, max_length=max_length)
         for number, place in enumerate(places):
             own, *chance = _striking(excess, number)
-            p_value = min(1.0, upper_tail(chance, own) * total / tested[place].score ** 2)
+            # Nothing is told from chance by falls that the base model may have as well.
+            compared = base is None or near
+            p_value = min(1.0, upper_tail(chance, own) * total / tested[place].score ** 2) if compared else 1.0
             found[place] = Struck(Fall(*excess[number].tolist()), own, p_value)
     return [found[place] for place in range(len(tested))]
 
