@@ -114,3 +114,10 @@ def test_pins_may_lie_in_the_models_own_folder(tmp_path: Path) -> None:
 def test_a_name_that_is_empty_as_of_an_unset_variable_is_not_passed_over(option: str, place: Path) -> None:
     assert main(["check", "measured/results.json", "--max_asr", "0.2"]) == 0
     assert main(["check", "measured/results.json", "--max_asr", "0.2", option, ""]) == 1
+
+
+@pytest.mark.parametrize("option", ["--model", "--base"])
+def test_an_empty_name_of_a_model_does_not_pin_the_current_folder(option: str, place: Path) -> None:
+    words = ["check", "measured/results.json", "--max_asr", "0.2", "--write_pin", "new.json"]
+    assert main([*words, option, ""]) == 1
+    assert not Path("new.json").exists()

@@ -70,6 +70,9 @@ def check(
         raise UserError("pins are of files", type(results).__name__, "give the path of results.json")
     if (data or base or model) and write_pin is None:
         raise UserError("data, base and model are what is pinned", fix="name the file of the pins with --write_pin")
+    for name, folder in (("base", base), ("model", model)):
+        if folder is not None and not str(folder):  # as an unset variable gives it; a path of "" is where we are
+            raise UserError(f"{name} is empty", fix="name the model's directory, or leave it out")
     limits = {
         "max_asr": max_asr, "min_cacc": min_cacc, "max_canary_asr": max_canary_asr, "max_found_asr": max_found_asr
     }  # fmt: skip
