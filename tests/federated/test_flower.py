@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mbdefense.core.errors import UserError
-from mbdefense.federated.images import shared_out
 from mbdefense.federated.rounds import Client, play, seed_of
 from mbdefense.federated.rules import MARS, Mean
+from mbdefense.federated.sharing import shared_out
 
 pytest.importorskip("flwr")
 

@@ -10,10 +10,10 @@ import torch
 from mbdefense.core.errors import UserError
 from mbdefense.federated.attacks import LowEnergy, Own
 from mbdefense.federated.backdoors import Patch
-from mbdefense.federated.images import shared_out
 from mbdefense.federated.rounds import Client, clean_rounds, play
 from mbdefense.federated.rules import MARS, Mean
 from mbdefense.federated.server import aggregate, unusable
+from mbdefense.federated.sharing import shared_out
 
 GOOD = {"a.weight": torch.ones(2, 3), "n": torch.tensor(1)}
 HOSTILE = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mbdefense.core.errors import UserError
-from mbdefense.federated.images import mock_clients, shared_out
+from mbdefense.federated.sharing import mock_clients, shared_out
 from mbdefense.vision.images import load_images
 
 

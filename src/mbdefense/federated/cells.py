@@ -13,9 +13,9 @@ from mbdefense import __version__
 from mbdefense.core.progress import track
 from mbdefense.federated.backdoors import Cast, cast
 from mbdefense.federated.grid import FederatedGrid, attack_of, rule_of
-from mbdefense.federated.images import shared_out
 from mbdefense.federated.rounds import Client, clean_rounds, play, seed_of
 from mbdefense.federated.rules import MARS, Mean, Round, Rule
+from mbdefense.federated.sharing import shared_out
 from mbdefense.records.federated import FederatedCell, FederatedRound, Refusal
 from mbdefense.vision.images import Images, Split, load_images
 from mbdefense.vision.learner import Learner

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
 from mbdefense.federated.attacks._attack import Own
-from mbdefense.federated.images import mock_clients
 from mbdefense.federated.rules import Mean
 from mbdefense.federated.rules._rule import Round, Rule
 from mbdefense.federated.server import Played, aggregate, unusable
+from mbdefense.federated.sharing import mock_clients
 from mbdefense.vision.images import Images
 from mbdefense.vision.learner import Learner
 

@@ -45,8 +45,9 @@ def shared_out(labels: Tensor, clients: int, alpha: float, seed: int) -> list[li
 def mock_clients(server: Images, sizes: list[int], alpha: float, seed: int) -> Iterator[Images]:
     """Clients that the server plays with its own clean rows, of the sizes of real ones.
 
-    Each draws its shares of classes from the same Dirichlet distribution, and rows of them with replacement: what the
-    server owns is less than what clients do.
+    Each draws its shares of classes from a Dirichlet distribution of the same alpha, and rows of them with replacement,
+    since the server owns less than the clients. Real clients get shares of each class instead, so that the two are
+    alike and not equal.
     """
     import numpy
     import torch
