@@ -167,7 +167,8 @@ def test_it_runs_under_flowers_own_engine(learner, before, parts):
 
     @server.main()
     def main(grid, context):
-        strategy = RobustFedAvg("multi_krum", fraction_evaluate=0.0)
+        # Nodes connect one by one; the round waits for all.
+        strategy = RobustFedAvg("multi_krum", fraction_evaluate=0.0, min_available_nodes=4)
         found.append(strategy.start(grid, ArrayRecord(before), num_rounds=1, train_config=ConfigRecord({})))
 
     app = ClientApp()

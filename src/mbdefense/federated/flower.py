@@ -114,7 +114,8 @@ def scaling_mod(factor: float) -> Callable[[Message, Context, Callable[[Message,
         reply = call_next(message, context)
         if not reply.has_error():
             for name, record in list(reply.content.array_records.items()):
-                before, trained = next(iter(sent.values())), record.to_torch_state_dict()
+                # A client may give the one record that it was sent another name.
+                before, trained = sent.get(name, next(iter(sent.values()))), record.to_torch_state_dict()
                 change = factor * flat(trained, before)
                 reply.content[name] = ArrayRecord(moved(before, change, trained))
         return reply
