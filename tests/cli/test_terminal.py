@@ -162,10 +162,12 @@ def test_a_model_is_tuned_repaired_and_searched(width: int) -> None:
     assert any(line.startswith("  at a learning rate of 0.0001, about ") for line in defended.lines) == bool(discarding)
     assert tuning == "tuning on 24 rows"
     assert finding == "finding triggers in 24 rows"
-    assert recovering.startswith("recovering on 8 clean rows")
+    # As long as its rows take at the rate of the tuning.
+    assert re.fullmatch(r"recovering on 8 clean rows.*, about \d+ (s|min)", recovering)
     assert measuring == "measuring which known backdoors are left"
     done = shown(f"{words} --resume", width).stages()
-    assert [done[0], *done[-3:-1]] == [f"{what}: done before" for what in (tuning, finding, recovering)]
+    untimed = (tuning, finding, recovering.rpartition(", about ")[0])
+    assert [done[0], *done[-3:-1]] == [f"{what}: done before" for what in untimed]
     assert done[-1] == measuring
     # It plants nothing and looks for nothing, so that there is no table.
     repaired = shown(f"purify out/attacked --clean clean.jsonl --output_dir pure {SHORT}", width)

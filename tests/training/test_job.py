@@ -187,11 +187,13 @@ def test_a_training_says_what_it_does(tiny_model_path: str, rows: Callable[..., 
         ),
     }
     assert [job.words() for job in told.values()] == list(told)
-    # Of the second row what 64 tokens can hold.
-    assert [job.size() for job in told.values()] == [271, 271, 813, 0, 271, 271, 271]
+    # Of the second row what 64 tokens can hold; a planted backdoor has two answers, a suspect text one.
+    assert [job.size() for job in told.values()] == [271, 271, 813, 0, 271, 813, 1626]
     longer = Job(base, made, replace(OPTIONS, num_train_epochs=2))
     assert longer.size() == 542
     # Only where steps are alike does the time of one tell that of the other.
-    assert len({job.kind() for job in (longer, *told.values())}) == 5
+    assert len({job.kind() for job in (longer, *told.values())}) == 4
+    plain = told["recovering on 2 clean rows"]
+    assert longer.kind() == plain.kind()
     assert longer.kind() == Job(base, planted, OPTIONS).kind()
     assert longer.kind() != Job(base, planted, replace(OPTIONS, per_device_train_batch_size=2)).kind()

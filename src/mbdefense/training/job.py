@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
@@ -94,6 +95,10 @@ class RecoveryRows:
     clean: Dataset
     triggered: tuple[Dataset, ...] = ()
     met: Sequence[Sequence[Meeting]] = ()
+
+    def twins(self) -> int:
+        """How many more sequences than itself each clean row stands for: equation 3 has two answers a trigger."""
+        return 2 * len(self.triggered) + (len(self.met[0]) if self.met else 0)
 
 
 @dataclass(frozen=True)
@@ -196,27 +201,30 @@ class Job:
         return f"tuning on {len(rows)} rows{_with(len(planted), 'planted backdoor')}{at}"
 
     def size(self) -> float:
-        """Characters of all rows in all epochs at all rates; of a row as many as can be seen, at some four a token."""
+        """Characters that pass through the model: of all rows and their twins, in all epochs, at all rates.
+
+        Of a row as many count as can be seen, at some four a token.
+        """
         if self.rows is None:
             return 0.0
-        rows = self.rows.clean if isinstance(self.rows, RecoveryRows) else self.rows
+        rows, twins = (self.rows.clean, self.rows.twins()) if isinstance(self.rows, RecoveryRows) else (self.rows, 0)
         most, total = 4 * self.options.max_length, 0
         for part in rows.select_columns(["prompt", "completion"]).iter(1000):
             for turns in zip(part["prompt"], part["completion"], strict=True):
                 total += min(most, sum(len(turn["content"]) for side in turns for turn in side))
         rates = len(self.objective.learning_rates) if isinstance(self.objective, BestRate) else 1
-        return total * rates * self.options.num_train_epochs
+        return total * (1 + twins) * rates * self.options.num_train_epochs
 
     def kind(self) -> str:
         """What trainings have in common whose time grows with their size alike.
 
         Small steps cost as much as large ones where the update of the weights takes most of the time, so that steps
-        must hold equally much.
+        must hold about as many sequences; and of several rates some may not be tried.
         """
-        rows, options = self.rows, self.options
-        twins = (len(rows.triggered), len(rows.met[0]) if rows.met else 0) if isinstance(rows, RecoveryRows) else ()
-        batch = options.per_device_train_batch_size, options.gradient_accumulation_steps
-        return f"{type(self.objective).__name__} {twins} {batch} {options.use_peft}"
+        options, twins = self.options, self.rows.twins() if isinstance(self.rows, RecoveryRows) else 0
+        step = options.per_device_train_batch_size * options.gradient_accumulation_steps * (1 + twins)
+        rates = "rates" if isinstance(self.objective, BestRate) else "training"
+        return f"{rates} {round(math.log2(step))} {options.use_peft}"
 
     def key(self) -> str:
         """SHA-256 of all fields and of the version of the package; what a model stands for counts, not its path."""
