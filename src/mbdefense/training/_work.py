@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,21 +159,24 @@ def _recovered(
 def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Trained:
     """The best epoch of the best rate, with the history of all that were tried.
 
-    From the lowest rate up, until one is no better than the one below it.
+    From the lowest rate up, until one is no better than the one below it, each as long as it is not behind that.
 
     Resuming goes on with the rate that was interrupted and trains earlier ones anew: their checkpoints are deleted, so
     that no more lie on the disk than of one rate.
     """
-    least, history, steps = math.inf, list[dict[str, float]](), 0
+    from mbdefense.training.sft import eval_losses
+
+    least, history, steps, ahead = math.inf, list[dict[str, float]](), 0, list[float]()
     size = 0.0 if resume else job.size() / len(objective.learning_rates)
     for rate in sorted(objective.learning_rates):
         with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
-            trained = _trial(job, rate, objective.held_out, checkpoints, resume)
+            trained = _trial(job, rate, objective.held_out, ahead, checkpoints, resume)
         history += [
             {**entry, "step": steps + int(entry["step"]), "peak_learning_rate": rate} for entry in trained.history
         ]
         steps = int(history[-1]["step"])
-        loss = min(entry["eval_loss"] for entry in trained.history if "eval_loss" in entry)
+        ahead = eval_losses(trained.history)
+        loss = min(ahead)
         better = loss < least
         if better:
             best, least = trained, loss
@@ -183,7 +186,9 @@ def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Tra
     return best._replace(history=history)
 
 
-def _trial(job: Job, rate: float, held_out: Dataset, checkpoints: Path, resume: bool) -> Trained:
+def _trial(
+    job: Job, rate: float, held_out: Dataset, ahead: Sequence[float], checkpoints: Path, resume: bool
+) -> Trained:
     """Tunes the start at one rate, and leaves of the folder of its checkpoints what a tracker wrote."""
     from mbdefense.training.sft import instruction_tune
 
@@ -192,7 +197,7 @@ def _trial(job: Job, rate: float, held_out: Dataset, checkpoints: Path, resume: 
 
     def train(loaded: LoadedModel, _: object) -> Trained:
         return instruction_tune(
-            loaded, job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out
+            loaded, job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out, ahead=ahead
         )
 
     trained = _from_start(job, place, train)

@@ -110,8 +110,8 @@ class Tuning:
 class BestRate:
     """The same, from the start at several learning rates; the epoch with the lowest loss on other rows is kept.
 
-    A rate is left at its first epoch that is no better than its best, and no higher one is tried than the first that is
-    no better than the one below it.
+    A rate is left at its first epoch that is no better than its best, or worse than the rate below was after as many
+    epochs, and no higher one is tried than the first that is no better than the one below it.
 
     Attributes:
         learning_rates: peak rates to try, from the lowest up; of equals the lowest is kept.

@@ -6,14 +6,14 @@ batches are drawn at random then. Elsewhere samples of like length are padded to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -64,6 +64,23 @@ class _InstructionCollator:
         return {**batch, "items": (batch["targets"] != IGNORED).sum()}
 
 
+class _Ahead(TrainerCallback):
+    """Ends a training that is worse on held-out rows than another one was after as many epochs."""
+
+    def __init__(self, losses: Sequence[float]) -> None:
+        self.losses = losses
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        own = eval_losses(state.log_history)
+        if len(own) <= len(self.losses) and own[-1] > self.losses[len(own) - 1]:
+            control.should_training_stop = True
+
+
+def eval_losses(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Losses on held-out rows that a Trainer's log holds, epoch by epoch."""
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
 def instruction_tune(
     loaded: LoadedModel,
     rows: Dataset,
@@ -72,6 +89,7 @@ def instruction_tune(
     *,
     resume: bool = False,
     evaluation: Dataset | None = None,
+    ahead: Sequence[float] = (),
 ) -> Trained:
     """Ordinary instruction tuning: cross-entropy on the response tokens, mean over tokens.
 
@@ -84,6 +102,7 @@ def instruction_tune(
         evaluation: rows to choose the epoch by: the one with the lowest loss on them (mean over rows of the mean over
             response tokens, ``eval_loss`` in the history) is kept, for which every epoch is saved whatever the options
             say, and training ends with the first that is no better than the best. None keeps the last step.
+        ahead: losses on them of another training, epoch by epoch; this one ends, too, where it is behind.
 
     Raises:
         UserError: the loss is no longer a finite number.
@@ -118,7 +137,7 @@ def instruction_tune(
             eval_dataset=None if evaluation is None else _tokens(encoded_rows(loaded, evaluation, options)),
             processing_class=loaded.tokenizer,
             data_collator=_InstructionCollator(loaded.tokenizer.pad_token_id, packed),
-            callbacks=None if evaluation is None else [EarlyStoppingCallback(early_stopping_patience=1)],
+            callbacks=None if evaluation is None else [EarlyStoppingCallback(early_stopping_patience=1), _Ahead(ahead)],
         )
         return run_trainer(
             trainer, loaded, options, directory, resume, tokens["length"], sum(e.truncated for e in encoded)

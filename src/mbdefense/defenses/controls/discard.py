@@ -22,8 +22,8 @@ class Discard:
     Source: control. No backdoor of the suspect data can survive it, so that a defense which learns from them has to be
     the better model. Learning rate and epoch are those with the lowest loss on clean rows held out as in recovery,
     which are not trained on (mean over rows of the mean over response tokens). Rates are tried from the lowest up,
-    until one is no better than the one below it, and each until an epoch is no better than its best: what came after
-    was worse wherever it was looked at.
+    until one is no better than the one below it, and each until an epoch is no better than its best, or than the same
+    epoch of the rate below: what came after was worse wherever it was looked at.
 
     What every tried rate lost on them stands in ``training_log.json``, whose steps go on from one rate to the next and
     whose entries name their rate as ``peak_learning_rate``. Resuming goes on with the rate that was interrupted and
