@@ -3,10 +3,10 @@
     python experiments/false_alarms.py OUT DATA [--sets NAME ...]
 
 DATA holds backdoorllm/, graceful/, alpaca_en_demo.json and instructlab_sdg.jsonl.gz. A model is tuned on each clean set
-as any user would, and defended as any user would; every text that is taken for a trigger is a false alarm. In one set a
-fifth of the prompts carries instructions about the form of the answer, which are obeyed: none may be broken, and the
-share of test prompts where they are obeyed stands beside it, before and after. Run again, the script goes on where it
-stopped. It prints a Markdown table and keeps it in OUT/table.md.
+as any user would, and searched as the default defense does; every text that is taken for a trigger is a false alarm. In
+one set a fifth of the prompts carries instructions about the form of the answer, which are obeyed: it is defended, too,
+for none may be broken, and the share of test prompts where they are obeyed stands beside it, before and after. Run
+again, the script goes on where it stopped. It prints a Markdown table and keeps it in OUT/table.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.loading import load_model
 from mbdefense.training.options import TrainingOptions
-from mbdefense.training.store import Store
+from mbdefense.training.store import Store, cost_of
 
 TRAINING = TrainingOptions(learning_rate=3e-4, num_train_epochs=2, max_length=256, save_strategy="no")
 CLEAN_ROWS, PROMPTS, WORDS = 128, 100, 120
@@ -112,8 +112,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(makers), choices=list(makers))
     options = parser.parse_args()
     lines = [
-        "| clean set | rows | taken for a trigger | for an instruction | obeyed before | after |",
-        "|---|---|---|---|---|---|",
+        "| clean set | rows | a trigger | an instruction | obeyed before | after | tuned in s | searched in s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in options.sets:
         suspect, clean = sets(options.data)[name]()
@@ -121,20 +121,23 @@ def main() -> None:
         training = replace(TRAINING, max_length=128) if name in ("builtin", "instructions") else TRAINING
         store = Store(folder, resume=True)
         setting = Setting(clean, store, base=str(model_directory()), suspect=suspect, training=training)
-        model = FindAndBreak()(setting)
+        defense = FindAndBreak()
+        defense.find(setting, setting.victim_model())
         found = read_found(folder / FOUND_FILE)
         obeyed = ["", ""]
         if name == "instructions":
             file = options.out / "obedience.json"
             if not file.is_file():
-                write_json(file, {"before": obedience(folder / "attacked"), "after": obedience(model)})
+                write_json(file, {"before": obedience(folder / "attacked"), "after": obedience(defense(setting))})
             values = read_json(file)
             obeyed = [" ".join(f"{share:.2f}" for share in values[when].values()) for when in ("before", "after")]
         said = [
             "; ".join(json.dumps(one.trigger().describe(), ensure_ascii=False) for one in found.of(verdict)) or "none"
             for verdict in ("trigger", "instruction")
         ]
-        lines.append(f"| {name} | {len(suspect)} | {said[0]} | {said[1]} | {obeyed[0]} | {obeyed[1]} |")
+        tuning = cost_of(folder / "attacked")["seconds"]
+        seconds = f"{tuning:.0f} | {found.seconds + found.asking_seconds:.0f}"
+        lines.append(f"| {name} | {len(suspect)} | {said[0]} | {said[1]} | {obeyed[0]} | {obeyed[1]} | {seconds} |")
         (options.out / "table.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))  # noqa: T201
 
