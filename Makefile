@@ -30,10 +30,13 @@ test-real: .venv/.ready
 	$(BIN)/pytest -m real_model
 
 # In an environment of its own: Flower's pins differ, and its engine needs another Ray.
-test-flower:
+.venv-flower/.ready: pyproject.toml constraints-flower.txt
 	$(PYTHON) -m venv .venv-flower
 	.venv-flower/bin/pip install torch==2.13.0
 	.venv-flower/bin/pip install -c constraints-flower.txt -e '.[flower]' 'flwr[simulation]' pytest
+	touch $@
+
+test-flower: .venv-flower/.ready
 	OMP_NUM_THREADS=1 .venv-flower/bin/pytest -m 'slow or not slow' tests/federated/test_flower.py
 
 lint: .venv/.ready

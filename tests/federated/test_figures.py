@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mbdefense import federate
 from mbdefense.cli import main
@@ -147,6 +148,29 @@ def test_a_class_that_only_the_server_has_is_one_of_the_networks():
     train = split.train.take(split.train.labels < 9)
     grid = FederatedGrid(clients=2, attackers=1, clean_rounds=0, calibration_rounds=1, epochs=1)
     assert len(Seed(grid, Data(Split(train, split.clean, split.test), ""), 0).clean) == 1
+
+
+def test_attackers_who_work_together_send_the_same_and_are_honest_apart():
+    from mbdefense.federated.cells import Seed, load
+
+    grid = FederatedGrid(clients=4, rows=120, test_rows=40, server_rows=40, epochs=1, clean_rounds=1)
+    alike = Seed(grid, load(grid), 0)
+
+    def sent(attack, attacking):
+        return [
+            client.sends(alike.learner, alike.start, at, attacking=attacking)["head.weight"]
+            for at, client in enumerate(alike.clients(attack)[:2])
+        ]
+
+    assert torch.equal(*sent("scaling:together=true", True))
+    assert not torch.equal(*sent("scaling", True))
+    assert not torch.equal(*sent("scaling:together=true", False))
+
+
+def test_a_cell_made_by_other_code_is_made_again(ran, monkeypatch, capsys):
+    monkeypatch.setattr("mbdefense.grid.code.code_hash", lambda *rooms: "other")
+    monkeypatch.setattr("mbdefense.federated.cells.Seed.play", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["federated", str(ran / "grid.yaml"), "--output_dir", str(ran / "out")]) == 130
 
 
 def test_an_interrupt_keeps_what_is_done(ran, monkeypatch, capsys, tmp_path):

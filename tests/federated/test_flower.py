@@ -12,7 +12,7 @@ import torch
 
 from mbdefense.core.errors import UserError
 from mbdefense.federated.rounds import Client, play, seed_of
-from mbdefense.federated.rules import MARS, Mean
+from mbdefense.federated.rules import FLAME, MARS, Mean
 from mbdefense.federated.sharing import shared_out
 
 pytest.importorskip("flwr")
@@ -126,6 +126,12 @@ def test_a_hostile_or_killed_client_is_left_out_and_the_round_goes_on(case, lear
     wanted = aggregate(Mean(), before, sent[1:], [len(part.labels) for part in parts[1:]]).weights
     arrays = found.arrays.to_torch_state_dict()
     assert all(torch.allclose(arrays[name], value) for name, value in wanted.items())
+
+
+def test_no_client_can_tell_the_noise_of_a_round(learner, before, parts):
+    """Its seed is the server's own: a round's number, which all know, does not give it."""
+    once, again = (start(FLAME(noise=0.5), app_of(learner, parts), before).arrays.to_torch_state_dict() for _ in "12")
+    assert not torch.equal(once["head.weight"], again["head.weight"])
 
 
 def test_no_usable_client_is_an_error_with_the_reason(learner, before, parts):

@@ -10,10 +10,12 @@ import torch
 from mbdefense.core.errors import UserError
 from mbdefense.federated.attacks import LowEnergy, Own
 from mbdefense.federated.backdoors import Patch
+from mbdefense.federated.remembering import RememberingLearner
 from mbdefense.federated.rounds import Client, clean_rounds, play
 from mbdefense.federated.rules import MARS, Mean
 from mbdefense.federated.server import aggregate, unusable
 from mbdefense.federated.sharing import shared_out
+from mbdefense.vision.learner import Learner
 
 GOOD = {"a.weight": torch.ones(2, 3), "n": torch.tensor(1)}
 HOSTILE = {
@@ -119,6 +121,30 @@ def test_an_attacker_is_honest_before_and_after_the_attack(learner, before, clie
     (played,) = play(learner, Mean(), [bad, *clients[1:]], before, range(1), 0, attacking=False)
     (honest,) = play(learner, Mean(), clients, before, range(1), 0)
     assert torch.equal(played.weights["conv1.weight"], honest.weights["conv1.weight"])
+
+
+def test_what_cells_have_alike_is_trained_once_and_gives_the_same(learner, before, clients, monkeypatch):
+    plain, trained = Learner.train, []
+
+    def counting(self, before, rows, seed, **options):
+        trained.append(seed)
+        return plain(self, before, rows, seed, **options)
+
+    monkeypatch.setattr(Learner, "train", counting)
+    keeps = RememberingLearner(8, 10, epochs=1)
+    one, other = clients[0].rows, clients[1].rows
+    first = keeps.train(before, one, 3)
+    first["head.bias"] += 1  # what is done to a result does not reach the next one
+    again = keeps.train(before, one, 3)
+    assert trained == [3]
+    wanted = plain(learner, before, one, 3)
+    assert all(torch.equal(again[name], wanted[name]) for name in before)
+    for changed in ((before, one, 4), (before, other, 3), (wanted, one, 3)):
+        keeps.train(*changed)
+    keeps.train(before, one, 3, epochs=2)
+    for _ in range(2):
+        keeps.train(before, one, 3, after_step=lambda module: None)
+    assert len(trained) == 7
 
 
 def test_a_server_plays_clean_rounds_with_its_own_rows(learner, before, digits):

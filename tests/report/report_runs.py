@@ -8,6 +8,8 @@ from pathlib import Path
 from mbdefense.core.files import write_sealed
 from mbdefense.evaluation.compare import Arm, compare
 from mbdefense.evaluation.metrics import scores
+from mbdefense.federated.figures import over_cells
+from mbdefense.records.federated import FederatedCell, FederatedResults, FederatedRound, write_cell, write_federated
 from mbdefense.records.responses import Response, write_responses
 from mbdefense.records.results import ResultRow, Results, write, write_beside
 from mbdefense.records.verdicts import Verdict, write_verdicts
@@ -113,6 +115,27 @@ def _cell(name, row, status, reason):
         "arm": row.arm, "seed": row.seed, "status": status, "reason": reason, "stages": [], "seconds": 1.0,
         "peak_bytes": 1,
     }  # fmt: skip
+
+
+def write_federation(folder: Path, *, attack="scaling", names=None, seeds=(0, 1)) -> Path:
+    """What `mbdefense federated` leaves: four clients, of whom the first attacks in the first of two rounds."""
+    cells = []
+    for rule, backdoor in (("mean", 0.875), ("mars", 0.125)):
+        for seed in seeds:
+            rounds = tuple(
+                FederatedRound(number, number == 0, 0.5, backdoor, (1, 2, 3), (0,), (), {"distance": 1.0})
+                for number in range(2)
+            )
+            fooled = "1" * int(8 * backdoor) + "0" * int(8 - 8 * backdoor)
+            cells.append(FederatedCell("k", attack, rule, "patch", seed, 4, (0,), rounds, "1110", fooled, 0.0, 1.0))
+    files = [f"{cell.rule}-{cell.seed}.json" for cell in cells]
+    (folder / "cells").mkdir(parents=True)
+    for name, cell in zip(files, cells, strict=True):
+        write_cell(folder / "cells" / name, cell)
+    figures = tuple(over_cells([cell for cell in cells if cell.rule == rule]) for rule in ("mean", "mars"))
+    results = FederatedResults(PROVENANCE, figures, tuple(names or files), {})
+    write_federated(folder / "federated.json", results)
+    return folder
 
 
 def rate(value):

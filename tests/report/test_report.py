@@ -24,7 +24,16 @@ from mbdefense.report.page import render
 from mbdefense.report.sources import read_sources
 from mbdefense.report.summary import summarize
 from mbdefense.report.view import blocks
-from tests.report.report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_evaluations, write_grid
+from tests.report.report_runs import (
+    ARMS,
+    HOSTILE,
+    arm,
+    write_analyses,
+    write_evaluation,
+    write_evaluations,
+    write_federation,
+    write_grid,
+)
 
 
 class Page(HTMLParser):
@@ -300,6 +309,34 @@ def test_analyses_and_logs_are_shown(tmp_path):
     assert "the models also differ in lora_r" in text
     # A loss that was no number is counted, not drawn.
     assert re.search(r"<td>2\.500</td><td>2\.500</td><td>2\.000</td><td>1\.500</td><td>1</td><td>-</td>", text)
+
+
+def test_clients_who_train_together_are_shown(tmp_path):
+    sources = read_sources([write_federation(tmp_path / "run")])
+    text = render(sources)
+    page = Page(text)
+    assert page.text_of("h1") == ["Clients who train together: 2 rules of aggregation, 1 attack by clients, 2 seeds."]
+    assert "scaling: backdoor accuracy mean .88, mars .12." in text
+    assert "clients" in page.ids
+    assert "mean .00 .88 .88; mars .00 .12 .12." in text  # the picture in words
+    assert len(page.ids) == len(set(page.ids))
+    assert "run/cells/mars-1.json" in {one.path for one in sources.files}
+    assert "| scaling | mars |" in markdown(sources)
+    assert json.loads(as_json(sources))["federated"]["run"]["figures"][1]["rule"] == "mars"
+    both = Page(render(read_sources([write_evaluations(tmp_path / "other"), tmp_path / "run"])))
+    assert {"results", "clients"} <= set(both.ids)
+    assert "Clients who train together" not in both.text_of("h1")[0]
+
+
+def test_hostile_clients_files_are_text_or_refused(tmp_path):
+    page = Page(render(read_sources([write_federation(tmp_path / "run", attack=HOSTILE[1])])))
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+    write_federation(tmp_path / "other", names=["../../run/federated.json"])
+    with pytest.raises(UserError, match="outside of its folder"):
+        read_sources([tmp_path / "other"])
+    write_federation(tmp_path / "third", names=["gone.json"])
+    with pytest.raises(UserError, match=r"gone\.json"):
+        read_sources([tmp_path / "third"])
 
 
 def test_trainings_of_unlike_precision_are_told_apart(tmp_path):

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mbdefense import __version__
 from mbdefense.core.progress import track
+from mbdefense.federated.attacks import Together
 from mbdefense.federated.backdoors import Cast, cast
 from mbdefense.federated.grid import FederatedGrid, attack_of, rule_of
+from mbdefense.federated.remembering import RememberingLearner
 from mbdefense.federated.rounds import Client, clean_rounds, play, seed_of
 from mbdefense.federated.rules import MARS, Mean, Round, Rule
 from mbdefense.federated.sharing import shared_out
 from mbdefense.records.federated import FederatedCell, FederatedRound, Refusal
-from mbdefense.vision.images import Images, Split, load_images
-from mbdefense.vision.learner import Learner
+from mbdefense.vision.images import Images, Split, joined, load_images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,11 +47,11 @@ def load(grid: FederatedGrid) -> Data:
     return Data(split, digest.hexdigest())
 
 
-def key_of(grid: FederatedGrid, data: Data, seed: int, attack: str, rule: str) -> str:
-    """The hash of all that a cell depends on."""
+def key_of(grid: FederatedGrid, data: Data, seed: int, attack: str, rule: str, code: str) -> str:
+    """The hash of all that a cell depends on, the code among it by its own hash."""
     lists = ("attacks", "rules", "seeds", "images")  # of which a cell has one, or which the hash of the data stands for
     facts = {name: value for name, value in asdict(grid).items() if name not in lists}
-    told = {**facts, "data": data.sha256, "cell": [seed, attack, rule], "version": __version__}
+    told = {**facts, "data": data.sha256, "cell": [seed, attack, rule], "code": code}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -63,16 +63,23 @@ class Seed:
         self.backdoor = grid.made_backdoor()
         self.cast: Cast = cast(self.backdoor, data.split.train, data.split.test, seed)
         size, classes = data.split.train.pixels.shape[-1], data.split.classes
-        self.learner = Learner(size, classes, grid.network, grid.epochs, grid.lr, grid.batch_size)
+        self.learner = RememberingLearner(size, classes, grid.network, grid.epochs, grid.lr, grid.batch_size)
         self.parts = shared_out(self.cast.clients.labels, grid.clients, grid.alpha, seed)
 
     def clients(self, attack: str) -> list[Client]:
         """All clients, the first of which attack."""
         made = attack_of(attack)
         found = [Client(self.cast.clients.take(part)) for part in self.parts]
-        for at in range(self.grid.attackers if made is not None else 0):
-            found[at] = replace(found[at], backdoor=self._inputs(found[at].rows, at), attack=made, memory={})
-        return found
+        if made is None:
+            return found
+        bad = found[: self.grid.attackers]
+        inputs = [self._inputs(client.rows, at) for at, client in enumerate(bad)]
+        if getattr(made, "together", False):
+            made = Together(made, joined(*(client.rows for client in bad)), joined(*inputs), self.seed)
+        attacking = [
+            replace(client, backdoor=own, attack=made, memory={}) for client, own in zip(bad, inputs, strict=True)
+        ]
+        return attacking + found[self.grid.attackers :]
 
     def _inputs(self, rows: Images, attacker: int) -> Images:
         """An attacker's inputs of the backdoor: its own rows changed, or its part of what attackers alone have."""

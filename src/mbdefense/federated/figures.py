@@ -101,7 +101,8 @@ def _until(cell: FederatedCell) -> int:
 HEADER = ("Attack", "Rule", "Accuracy", "Backdoor", "TPR", "FPR", "CAD", "Rounds to .9", "Outlives")
 
 
-def _line(one: FederatedFigures) -> list[str]:
+def line_of(one: FederatedFigures) -> list[str]:
+    """The figures in words, under `HEADER`."""
     until = ", ".join("-" if count < 0 else str(count) for count in one.until)
     outlives = ", ".join(map(str, one.outlives)) + f" of {one.after}"
     return [
@@ -116,14 +117,14 @@ def _shown(value: Rate | None) -> str:
 
 def as_text(results: FederatedResults, width: int) -> str:
     """The figures as a table in so many columns."""
-    lines = [_line(one) for one in results.figures]
+    lines = [line_of(one) for one in results.figures]
     columns = [Column(name, [line[at] for line in lines], at > 1) for at, name in enumerate(HEADER)]
     return f"{fitted(columns, width, 2)}\n\n{visible(_words(results))}"
 
 
 def markdown(results: FederatedResults, cells: Sequence[FederatedCell]) -> str:
     """The same in Markdown, with backdoor accuracies round by round and where they come from."""
-    body = [[escaped(part) for part in _line(one)] for one in results.figures]
+    body = [[escaped(part) for part in line_of(one)] for one in results.figures]
     rule = ["---"] * 2 + ["---:"] * (len(HEADER) - 2)
     lines = [f"| {' | '.join(row)} |" for row in (HEADER, rule, *body)]
     rounds = ["| Attack | Rule | Seed | Backdoor accuracy, round by round |", "| --- | --- | ---: | --- |"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -71,7 +72,9 @@ class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where t
             return None, None
         self._check_and_log_replies(received, is_train=True, validate=False)
         read = [self._read(reply) for reply in received]
-        played = aggregate(self.rule, self._before, [one[0] for one in read], [one[1] for one in read], server_round)
+        tables, rows = [one[0] for one in read], [one[1] for one in read]
+        # A client knows the round's number, and could take noise drawn by it off again.
+        played = aggregate(self.rule, self._before, tables, rows, secrets.randbits(63))
         return ArrayRecord(played.weights), self._told(received, played)
 
     def _read(self, reply: Message) -> tuple[object, object]:

@@ -25,6 +25,11 @@ JUDGING = (
     "judges", "attacks/behaviors", "attacks/composing", "attacks/texts", "evaluation/metrics", "evaluation/judging",
     "records/responses", "records/verdicts", "core/statistics", "core/endpoint", "data/words",
 )  # fmt: skip
+FEDERATED = (
+    "federated/attacks", "federated/rules", "federated/backdoors", "federated/cells", "federated/remembering",
+    "federated/rounds", "federated/server", "federated/sharing", "federated/weights", "vision/images", "vision/learner",
+    "vision/triggers",
+)  # fmt: skip
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
 

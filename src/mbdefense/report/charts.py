@@ -133,14 +133,15 @@ def _scatter_painter(points: Sequence[tuple[Line, Shown, Shown]], drawn: Mapping
                 cacc.score.value, asr.score.value, _spread(asr), _spread(cacc), color=look.color, marker=look.marker,
                 markersize=6, lw=1, ls="none", mfc=look.color if role_of(line.arm) != "control" else "none",
             )  # fmt: skip
-        _share_axes(axes, "ASR (lower is better)")
+        share_axes(axes, "ASR (lower is better)")
         axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel("CACC (higher is better)")
 
     return paint
 
 
-def _share_axes(axes: Axes, name: str) -> None:
+def share_axes(axes: Axes, name: str) -> None:
+    """Axes whose height is a share, with this name."""
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel(name)
     axes.grid(color=GRID)
@@ -169,7 +170,7 @@ def trigger_curves(found: Sequence[tuple[str, Triggers]]) -> Charts | None:
                     axes.errorbar(place, score.value, spread, color=SERIES[at], marker=MARKERS[at], ls="none", lw=1)
             axes.set_xticks(sorted({one.triggers for curve in curves for one in curve.points}))
             axes.set_xlabel("defensive triggers")
-            _share_axes(axes, axis)
+            share_axes(axes, axis)
 
         return paint
 

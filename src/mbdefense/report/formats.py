@@ -13,6 +13,7 @@ from mbdefense.core.statistics import Paired, Score
 from mbdefense.core.text import escaped, spreadsheet_safe
 from mbdefense.evaluation.tables import row_verdicts
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
+from mbdefense.federated.figures import markdown as clients_markdown
 from mbdefense.records.results import RATES, ResultRow, Results
 from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
@@ -33,6 +34,9 @@ def markdown(sources: Sources, compared: Differences | None = None) -> str:
         lines += [f"## Found triggers, {escaped(name)}", ""]
         lines += [*_table([FOUND_HEADER, *found_lines(found)]), ""] if found_lines(found) else []
         lines += [*(f"- {escaped(line)}" for line in found_in_words(found)), ""]
+    for each in sources.federated:
+        lines += [f"## Clients who train together, {escaped(each.name)}", ""]
+        lines += [clients_markdown(each.results, each.cells), ""]
     if summary.words:
         lines += ["## In words", "", *(f"- {escaped(line)}" for line in summary.words), ""]
     if compared:
@@ -164,6 +168,7 @@ def as_json(sources: Sources, compared: Differences | None = None) -> str:
         "rows": [{**asdict(row), "verdict": verdict} for row, verdict in zip(sources.rows, verdicts, strict=True)],
         "over_seeds": [asdict(row) for row in sources.over_seeds],
         "found": {name: asdict(one.found) for name, one in sources.found if one.found},
+        "federated": {one.name: asdict(one.results) for one in sources.federated},
         "unfinished": [asdict(cell) for cell in sources.unfinished],
         "comparison": asdict(compared) if compared else None,
         "provenance": dict(sources.provenance),

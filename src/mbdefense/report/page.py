@@ -25,6 +25,7 @@ from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lin
 from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
 from mbdefense.report import charts, heads, training
+from mbdefense.report._federated import client_curves
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
@@ -61,6 +62,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "triggers": charts.trigger_curves(sources.triggers),
         "heads": heads.head_maps(sources.heads),
         "training": training.training_curves(sources.logs),
+        "clients": client_curves(sources.federated),
     }
     present = {
         "results": bool(tables),
@@ -72,12 +74,13 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "heads": bool(found["heads"]),
         "triggers": bool(found["triggers"]),
         "training": bool(found["training"]),
+        "clients": bool(found["clients"]),
         "responses": bool(sources.answers),
     }
     names = {
         "results": "Results", "found": "Found", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison",
         "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "training": "Training",
-        "responses": "Responses",
+        "clients": "Clients", "responses": "Responses",
     }  # fmt: skip
     data = browser_data(sources.answers) if sources.answers else None
     values = {
@@ -110,6 +113,7 @@ _ABSENT = {
     "heads": "poisoned heads (analyze heads)",
     "triggers": "number of triggers (analyze triggers)",
     "training": "training logs",
+    "clients": "clients who train together (federated)",
     "responses": "judged responses",
 }
 

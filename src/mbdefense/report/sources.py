@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_bytes
+from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Form, read_form
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
 from mbdefense.evaluation.metrics import scores
 from mbdefense.records.analyses import Heads, Matrix, Triggers
+from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
 from mbdefense.records.results import RESULT_FILE, ResultRow, Results, SeedRow, check_beside, read
 from mbdefense.records.training_log import LOG_FILE, TrainingLog
 from mbdefense.records.verdicts import Verdict, read_verdicts
 
-_FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend or analyze"
+_FIX = "give folders of mbdefense bench, evaluate, compare, demo, defend, analyze or federated"
 Key = tuple[object, ...]
 _Of = TypeVar("_Of", bound=Form)
 
@@ -49,6 +50,21 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Federation:
+    """A grid of clients who train together.
+
+    Attributes:
+        name: its folder.
+        results: its figures.
+        cells: round by round.
+    """
+
+    name: str
+    results: FederatedResults
+    cells: tuple[FederatedCell, ...]
+
+
+@dataclass(frozen=True)
 class Sources:
     """Everything found.
 
@@ -62,6 +78,7 @@ class Sources:
         triggers: curves over the number of triggers.
         logs: of trainings.
         found: result files of defenses that had triggers searched for.
+        federated: grids of clients who train together.
         provenance: of each file that carries one.
         files: all files read.
         notes: what the reader of the page must know about what was found.
@@ -76,6 +93,7 @@ class Sources:
     triggers: tuple[tuple[str, Triggers], ...] = ()
     logs: tuple[tuple[str, TrainingLog], ...] = ()
     found: tuple[tuple[str, Results], ...] = ()
+    federated: tuple[Federation, ...] = ()
     provenance: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     files: tuple[InputFile, ...] = ()
     notes: tuple[str, ...] = ()
@@ -99,6 +117,7 @@ class _Collector:
     triggers: list[tuple[str, Triggers]] = field(default_factory=list)
     logs: list[tuple[str, TrainingLog]] = field(default_factory=list)
     found: list[tuple[str, Results]] = field(default_factory=list)
+    federated: list[Federation] = field(default_factory=list)
     provenance: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     files: dict[str, InputFile] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -133,12 +152,24 @@ class _Collector:
         self.provenance.append((shown, {**grid.provenance, "config": grid.config}))
         self.unfinished += [cell for cell in grid.cells if cell.status != "done"]
 
+    def federation(self, path: Path, shown: str) -> None:
+        results = self.sealed(path, shown, FederatedResults)
+        folder = shown.rpartition("/")[0]
+        cells = [
+            self.sealed(inside(path.parent / "cells", name), f"{folder}/cells/{name}", FederatedCell)
+            for name in results.cells
+        ]
+        self.provenance.append((shown, results.provenance))
+        self.federated.append(Federation(folder, results, tuple(cells)))
+
     def file(self, path: Path, shown: str) -> None:
         """Reads a file of a known name; others are passed over."""
         if path.name == RESULT_FILE:
             self.results(path, shown)
         elif path.name == GRID_FILE:
             self.grid(path, shown)
+        elif path.name == FEDERATED_FILE:
+            self.federation(path, shown)
         elif path.name == LOG_FILE and (path.parent / "mbdefense.json").is_file():
             self.logs.append((shown.rpartition("/")[0], self.sealed(path, shown, TrainingLog)))
         elif path.name == "matrix.json":
@@ -261,7 +292,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
             if path.name == "responses.jsonl":
                 found.responses(path, shown, root)
     kinds = (found.rows, found.unfinished, found.matrices, found.heads, found.triggers, found.logs, found.found)
-    if not any(kinds):
+    if not any((*kinds, found.federated)):
         raise UserError("nothing to report in", [str(one) for one in directories], _FIX)
     check_apart(row.arm for row, _ in found.rows.values())
     order = list(found.rows)
@@ -279,6 +310,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         tuple(found.triggers),
         tuple(found.logs),
         tuple(found.found),
+        tuple(found.federated),
         tuple(found.provenance),
         tuple(found.files.values()),
         tuple(found.notes),

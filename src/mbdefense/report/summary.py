@@ -9,7 +9,9 @@ from statistics import median
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
 from mbdefense.evaluation.tables import groups, landing_of, row_verdicts, verdict_in_words
+from mbdefense.records.federated import NO_ATTACK
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results
+from mbdefense.report._federated import points_of
 from mbdefense.report.sources import Sources
 from mbdefense.report.view import SIGNIFICANT, arm_order, model_name, role_of, share
 
@@ -71,6 +73,9 @@ def summarize(sources: Sources) -> Summary:
     for model in {row.base_model for row in sources.rows}:
         told = told.replace(visible(model), visible(model_name(model))) if model else told
     words = tuple(line for line in told.splitlines() if line)
+    if not rows and sources.federated:
+        points = [point for one in sources.federated for point in points_of(one)]
+        return Summary(_of_clients(sources), tuple(points), (), words)
     if not rows:
         return Summary("No attack was measured in these files.", words[:6] if sources.rows else (), (), words)
     attacks = Results({}, rows)
@@ -94,6 +99,15 @@ def summarize(sources: Sources) -> Summary:
         parts = [f"{failed} failed"] * (failed > 0) + [f"{pending} not run yet"] * (pending > 0)
         points.append(f"Of the grid's cells {' and '.join(parts)}; they are shown as such and count nowhere.")
     return Summary(_headline(landed, standings), tuple(points), standings, words)
+
+
+def _of_clients(sources: Sources) -> str:
+    figures = [one for each in sources.federated for one in each.results.figures]
+    rules, attacks = {one.rule for one in figures}, {one.attack for one in figures} - {NO_ATTACK}
+    return (
+        f"Clients who train together: {_count(len(rules), 'rule')} of aggregation, {_count(len(attacks), 'attack')} by "
+        f"clients, {_count(len({seed for one in figures for seed in one.seeds}), 'seed')}."
+    )
 
 
 def _says_nothing_of_accuracy(rows: Sequence[ResultRow]) -> bool:

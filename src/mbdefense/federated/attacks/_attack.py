@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mbdefense.core.errors import UserError
@@ -63,6 +63,27 @@ class Own:
 
 
 Attack: TypeAlias = Callable[[Own], "dict[str, Tensor]"]
+
+
+@dataclass(frozen=True)
+class Together:
+    """An attack by several who put their rows together and all send the same weights.
+
+    Attributes:
+        attack: that each of them would make by itself.
+        rows: of all of them.
+        backdoor: inputs of the backdoor of all of them.
+        seed: that they have agreed on.
+    """
+
+    attack: Attack
+    rows: Images
+    backdoor: Images
+    seed: int
+
+    def __call__(self, own: Own) -> dict[str, Tensor]:
+        """What one with all the rows would send."""
+        return self.attack(replace(own, clean=self.rows, backdoor=self.backdoor, seed=self.seed))
 
 
 def check_poison(share: float, epochs: int) -> None:

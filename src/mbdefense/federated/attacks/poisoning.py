@@ -23,6 +23,8 @@ class Poisoning:
     Attributes:
         share: of poisoned rows in training.
         epochs: of a round; 0 for as many as honest clients.
+        together: attackers put their rows together and all send the same weights (`Together`), for which whoever casts
+            the clients sees.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
@@ -30,6 +32,7 @@ class Poisoning:
 
     share: float = 0.5
     epochs: int = 0
+    together: bool = False
 
     def __post_init__(self) -> None:
         check_poison(self.share, self.epochs)

@@ -63,15 +63,17 @@ def federate(
     from mbdefense.core.progress import stages
     from mbdefense.federated.cells import key_of, load
     from mbdefense.federated.grid import read_grid
+    from mbdefense.grid.code import FEDERATED, code_hash
     from mbdefense.records.federated import read_cell
 
     wanted = read_grid(grid, images=images, seeds=seeds)
     with kept_in(output_dir) as directory:
         data = load(wanted)
-        places = {one: directory / "cells" / _name(*one, key_of(wanted, data, *one)) for one in wanted.cells()}
+        keys = {one: key_of(wanted, data, *one, code_hash(*FEDERATED)) for one in wanted.cells()}
+        places = {one: directory / "cells" / _name(*one, key) for one, key in keys.items()}
         done = {one: read_cell(path) for one, path in places.items() if path.is_file()}
         with stages(len(places) - len(done)):
-            failed, interrupted = _play(wanted, data, places, done)
+            failed, interrupted = _play(wanted, data, places, keys, done)
         return _concluded(wanted, directory, places, done, failed, interrupted)
 
 
@@ -85,12 +87,16 @@ def _name(seed: int, attack: str, rule: str, key: str) -> str:
 
 
 def _play(
-    grid: FederatedGrid, data: Data, places: Mapping[Cell, Path], done: dict[Cell, FederatedCell]
+    grid: FederatedGrid,
+    data: Data,
+    places: Mapping[Cell, Path],
+    keys: Mapping[Cell, str],
+    done: dict[Cell, FederatedCell],
 ) -> tuple[dict[str, str], bool]:
     """Plays what is not done, and puts it there; gives why cells failed, and whether it was stopped."""
     from mbdefense.core.files import make_folder
     from mbdefense.core.progress import stage
-    from mbdefense.federated.cells import Seed, key_of
+    from mbdefense.federated.cells import Seed
     from mbdefense.records.federated import write_cell
 
     failed: dict[str, str] = {}
@@ -105,7 +111,7 @@ def _play(
                 if alike is None or alike.seed != seed:
                     alike = Seed(grid, data, seed)
                 try:
-                    done[one] = alike.play(attack, rule, key_of(grid, data, *one))
+                    done[one] = alike.play(attack, rule, keys[one])
                 except UserError as error:
                     failed[what] = str(error)
                     continue
