@@ -44,7 +44,7 @@ class RememberingLearner(Learner):
         after_step: Callable[[nn.Module], None] | None = None,
     ) -> dict[str, Tensor]:
         """See `Learner.train`."""
-        if not (penalty is mask is after_step is None):
+        if penalty is not None or mask is not None or after_step is not None:
             return super().train(
                 before, rows, seed, epochs=epochs, penalty=penalty, mask=mask, after_step=after_step
             )  # fmt: skip
@@ -60,5 +60,5 @@ class RememberingLearner(Learner):
 def _key(before: Weights, rows: Images, told: str) -> bytes:
     digest = hashlib.blake2b(told.encode())
     for value in (*before.values(), rows.pixels, rows.labels):
-        digest.update(value.contiguous().numpy())
+        digest.update(value.numpy().tobytes())
     return digest.digest()
