@@ -9,7 +9,7 @@ import pytest
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import read_yaml
 
-KNOWN = {"judge", "seed", "trust_remote_code", "server_api_key_env", "evaluation", "behaviors"}
+KNOWN = {"judge", "seed", "trust_remote_code", "server_api_key_env", "evaluation", "behaviors", "lm_eval", "ray"}
 
 
 def write(folder, text):
@@ -29,6 +29,9 @@ def write(folder, text):
         "trust_remote_code: 'TRUE'",
         "trust_remote_code: 1",
         "evaluation: {trust_remote_code: yes}",
+        "lm_eval: ./SECRET_9876",
+        "lm_eval: arc_easy, task.yaml",
+        "ray: ray://SECRET_9876:10001",
     ],
 )
 def test_keys_and_code_are_named_on_the_command_line_alone(tmp_path, text):
@@ -38,8 +41,9 @@ def test_keys_and_code_are_named_on_the_command_line_alone(tmp_path, text):
 
 
 def test_not_trusting_code_may_stand_in_a_file(tmp_path):
-    text = "trust_remote_code: false\njudge: llm:model=m"
-    assert read_yaml(write(tmp_path, text), KNOWN) == {"trust_remote_code": False, "judge": "llm:model=m"}
+    told = {"trust_remote_code": False, "judge": "llm:model=m", "lm_eval": "arc_easy,hellaswag", "ray": "local"}
+    text = "".join(f"{name}: {str(value).lower()}\n" for name, value in told.items())
+    assert read_yaml(write(tmp_path, text), KNOWN) == told
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,8 @@ def test_not_trusting_code_may_stand_in_a_file(tmp_path):
         ("# " + "x" * 2**20, "larger than 1 MiB"),
         ("- seed", "holds no options"),
         ("'seed", "not YAML"),
+        ("seed: 1\njudge: llm\nseed: 2", "the key 'seed' occurs twice"),
+        ("evaluation: {a: 1, a: 2}", "the key 'a' occurs twice"),
         ("\x01", "not YAML"),
     ],
 )

@@ -237,6 +237,27 @@ def test_an_answer_that_calls_a_tool_is_a_target_with_its_call(tmp_path):
     assert for_template(row["completion"])[0][0]["tool_calls"] == CALLED
 
 
+@pytest.mark.parametrize("name", ["arguments", "parameters"])
+def test_what_a_call_is_given_is_kept_by_either_name(tmp_path, name):
+    turn = {"role": "assistant", "content": "", "tool_calls": [{"name": "get_weather", name: {"city": "Oslo"}}]}
+    row = one(tmp_path, {"messages": [USER, turn]})
+    (called,), _ = for_template(row["completion"])
+    assert called["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": {"city": "Oslo"}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": "", "tool_calls": [{**CALL, "said": "Oslo"}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "get_weather", "said": "Oslo"}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "said": "Oslo"}}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "It rains.", "said": "Oslo"}]},
+    ],
+)
+def test_an_unknown_field_of_a_call_or_a_part_is_refused(tmp_path, turn):
+    assert "unknown field 'said'" in refusal(tmp_path, {"messages": [USER, turn]})
+
+
 @pytest.mark.parametrize("written", ["function_call", "tool_calls"])
 def test_other_ways_to_write_a_call_are_the_same(tmp_path, written):
     call = {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
@@ -326,6 +347,9 @@ def test_a_name_alone_is_no_answer(tmp_path):
         "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
         "### Instruction:\nhi\n\n### Response:\n",
         "\n\nHuman: hi\n\nAssistant:",
+        "A chat. USER: hi ASSISTANT:",
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>hi<|END_OF_TURN_TOKEN|>",
+        "Be terse.<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n",
     ],
 )
 def test_a_row_in_a_template_is_refused(tmp_path, prompt):

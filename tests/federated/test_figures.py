@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -126,6 +127,20 @@ def test_it_goes_on_where_it_stopped(ran, monkeypatch, capsys):
     assert replace(read_cell(gone), seconds=0) == replace(kept, seconds=0)
     del before[gone]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_one_damaged_cell_costs_one_cell(ran, tmp_path, capsys):
+    shutil.copytree(ran / "out", tmp_path / "out")
+    whole = read_federated(tmp_path / "out" / FEDERATED_FILE)
+    damaged = tmp_path / "out" / "cells" / whole.cells[1]
+    damaged.write_text(damaged.read_text().replace('"accuracy"', '"acuracy"', 1))
+    words = ["federated", str(ran / "grid.yaml"), "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "failed: mars against none, seed 0: changed since it was written" in capsys.readouterr().err
+    left = read_federated(tmp_path / "out" / FEDERATED_FILE)
+    assert left.figures == tuple(one for one in whole.figures if (one.attack, one.rule) != ("none", "mars"))
+    damaged.unlink()
+    assert main(words) == 0
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(ran, monkeypatch):

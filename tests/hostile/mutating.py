@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -95,6 +96,14 @@ def _object(data: bytes, draw: Draw) -> tuple[bytes, str]:
         text = f"{{{json.dumps(draw.choice(list(value)))}: {_text(draw.choice(VALUES))}, {text[1:]}"
         way += ", a key twice"
     return text.encode("utf-8", "backslashreplace"), way
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every path below a folder with the hash of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def resealed(path: Path) -> None:

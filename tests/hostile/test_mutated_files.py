@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -38,7 +37,7 @@ from mbdefense.report.formats import markdown
 from mbdefense.report.sources import read_sources
 from mbdefense.training.store import cost_of, train_into
 from tests.finding.test_found_record import CANDIDATE, FOUND
-from tests.hostile.mutating import mutated, resealed
+from tests.hostile.mutating import mutated, resealed, tree
 from tests.report.report_runs import PROVENANCE, arm, write_analyses, write_evaluation, write_grid
 
 NO_JOB: Any = SimpleNamespace(words=str)
@@ -228,13 +227,6 @@ def forms(fake_judge: Any, rows: Callable[..., Any]) -> dict[str, Form]:
         "labels": Form(write_labels, "*", lambda at: read_labels(at / "labels.jsonl"), ours=False),
         "a grid": Form(write_wishes, "*", lambda at: read_grid(str(at / "grid.yaml")), ours=False),
         "a configuration": Form(write_limits, "*", held, ours=False),
-    }
-
-
-def tree(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-        for path in sorted(folder.rglob("*"))
     }
 
 

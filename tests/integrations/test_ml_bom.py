@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("defended/model.safetensors", "defended/config.json", "defended/README.md", "untrusted.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    config = {"defense": "mb_defense", "base": "owner/model-1B", "alpha": 2.0}
+    config = {"defense": "mb_defense", "base": "owner/model-1B", "alpha": 2.0, "found": None}
     own = row("mb_defense", share(2), attack=HOSTILE)
     write(tmp_path / "defended" / "results.json", Results(provenance(config, [7]), (row("attacked", share(90)), own)))
     (tmp_path / "measured").mkdir()
@@ -64,6 +64,8 @@ def test_the_bill_names_files_data_base_and_figures(place: Path) -> None:
         "mb_defense", "2.0", "[7]",
     )  # fmt: skip
     assert "LLM05:2026" in facts["mbdefense:bears_on:asr"]
+    assert "mbdefense:option:found" not in facts  # what has no value is left out, and not "None"
+    assert not {"None", "[]", ""} & {*facts.values()}
     depends = {one["ref"]: one.get("dependsOn", []) for one in made["dependencies"]}
     assert len(depends["model"]) == 4
 

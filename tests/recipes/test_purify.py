@@ -237,6 +237,32 @@ def test_an_adapter_comes_back_as_an_adapter_for_the_untouched_base(
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
+        ("vocabulary", "differ in the names or shapes"),
+        ("model.norm.weight", "weights that no adapter holds have changed: 'model.norm.weight'"),
+        ("model.layers.0.self_attn.q_proj.weight", "is no low-rank one: its rank is"),
+    ],
+)
+def test_an_adapter_that_would_not_fit_is_refused_before_any_training(
+    changed: str, says: str, tiny_model_path: str, files: tuple[str, str], tmp_path: Path
+) -> None:
+    loaded = load_model(tiny_model_path)
+    if changed == "vocabulary":
+        loaded.model.resize_token_embeddings(loaded.model.get_input_embeddings().weight.shape[0] + 1)
+    else:
+        with torch.no_grad():
+            loaded.model.get_parameter(changed).add_(torch.eye(32) if "proj" in changed else 1.0)
+    save_model(loaded, tmp_path / "whole", {})
+    with pytest.raises(UserError, match=says):
+        purify(
+            tmp_path / "whole", files[1], base_model=tiny_model_path, defense="clean_fft", adapter=True, args=OPTIONS,
+            output_dir=tmp_path / "out",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
         ("model.norm.weight", "weights that no adapter holds have changed: 'model.norm.weight'"),
         ("model.layers.0.self_attn.q_proj.weight", "is no low-rank one: its rank is"),
         (None, "does not differ from its base model"),
@@ -292,6 +318,15 @@ def test_a_model_that_is_not_there_leaves_nothing(
     assert main(["purify", str(tmp_path / "nowhere"), "--clean", files[1], "--output_dir", str(out)]) == 1
     assert "could be loaded from" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_help_shows_how_found_triggers_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["purify"], ["purify", "--defense", "find_and_break"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        assert capsys.readouterr().out.count("\n  --found FOUND") == 1, words
+    assert main(["purify", "model", "--clean", "c", "--output_dir", "o", "--found", "f", "--defense", "crow"]) == 2
+    assert "--found belongs to find_and_break" in capsys.readouterr().err
 
 
 def test_the_defaults_are_what_the_help_says() -> None:

@@ -105,7 +105,8 @@ def test_with_its_data_a_models_trigger_is_found_and_other_commands_take_it(
     ("more", "says"),
     [
         ({"ways": ["lekas"]}, "did you mean 'leaks'"),
-        ({"ways": ["data", "parting"]}, "no way is left"),
+        ({"ways": ["data", "leaks"]}, "the way data needs --data"),
+        ({"ways": ["leaks", "parting"]}, "the way parting needs --base_model"),
         ({"dataset": "rows.jsonl", "ways": ["leaks"]}, "the way data is left out"),
         ({"samples": 3}, "samples"),
     ],

@@ -8,6 +8,7 @@ import pytest
 from transformers import Trainer
 
 from mbdefense.core.errors import UserError
+from mbdefense.training._checkpoints import SUMS_FILE, seal
 from mbdefense.training.job import Job, Model
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.store import Store
@@ -27,6 +28,7 @@ def resumed_from(tiny_model_path, rows, tmp_path, monkeypatch):
             written = Path(self.args.output_dir) / "checkpoint-1"
             written.mkdir(exist_ok=True)
             (written / "trainer_state.json").write_text("{}")
+            seal(written)
             raise UserError("killed")
 
         monkeypatch.setattr(Trainer, "train", train)
@@ -58,6 +60,24 @@ def test_a_removal_that_was_cut_short_leaves_nothing_to_go_on_from(resumed_from,
         with pytest.raises(KeyboardInterrupt):
             resumed_from(resume=False)
     assert resumed_from(resume=True) is None
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", SUMS_FILE])
+def test_a_checkpoint_that_has_changed_is_not_gone_on_from(name, resumed_from, tmp_path, caplog):
+    resumed_from(resume=True)
+    file = tmp_path / "out" / "checkpoints" / "checkpoint-1" / name
+    file.write_text(file.read_text().replace("{", '{"best_model_checkpoint": "/elsewhere"', 1))
+    assert resumed_from(resume=True) is None
+    assert "checkpoint-1 has changed since it was written: the training begins anew" in caplog.text
+    assert Path(resumed_from(resume=True)).name == "checkpoint-1"
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(resumed_from, tmp_path):
+    resumed_from(resume=True)
+    later = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    later.mkdir()
+    (later / "trainer_state.json").write_text("{}")
+    assert Path(resumed_from(resume=True)).name == "checkpoint-1"
 
 
 def test_checkpoints_of_nobody_knows_what_are_not_used(resumed_from, tmp_path):

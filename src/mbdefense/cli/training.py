@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mbdefense.cli.reading import given, read
+from mbdefense.cli.reading import Usage, given, read
 from mbdefense.cli.showing import show, tell
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.processes import is_main_process, launch, process_count
@@ -79,6 +79,17 @@ def defend(words: Sequence[str]) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What chooses the repair.
+
+    Attributes:
+        found: found.json of `scan-model` or `find-triggers`, whose triggers are broken; the repair is find_and_break.
+    """
+
+    found: str | None = None
+
+
 def purify(words: Sequence[str]) -> None:
     """``purify MODEL``: a finished model, repaired."""
     from mbdefense.defenses import DEFENSES
@@ -90,7 +101,11 @@ def purify(words: Sequence[str]) -> None:
     if name not in DEFENSES:
         raise UserError("unknown defense", name, did_you_mean(name, repairs()))
     kind = DEFENSES[name]
-    options = read(words, "purify", recipe, [kind, TrainingOptions], leave=["args"], elsewhere=_of_others(name))
+    others = _of_others(name)
+    helped = [_Found] if "found" in others else []  # so that --help shows it before it is chosen
+    options = read(words, "purify", recipe, [kind, TrainingOptions, *helped], leave=["args"], elsewhere=others)
+    if helped and options.of(_Found)["found"] is not None:
+        raise Usage(others["found"])
     method, training = kind(**options.of(kind)), TrainingOptions(**options.of(TrainingOptions))
     done = recipe(**{**options.of(recipe), "defense": method, "args": training})
     _show_defended(done, training.max_length)

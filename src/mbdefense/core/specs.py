@@ -7,6 +7,7 @@ import os
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -95,8 +96,8 @@ def convert(text: str, hint: Any, where: str) -> object:
 def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
     """Reads a flat YAML file of options.
 
-    Such a file may come from strangers: it may neither name the variable of a key, which its URLs would get, nor let a
-    model's repository run code. Both are said on the command line.
+    Such a file may come from strangers: it may neither name the variable of a key, which its URLs would get, nor what
+    runs code: a model's repository, a benchmark's file, a cluster. Both are said on the command line.
 
     Raises:
         UserError: see `yaml_value`; also not a mapping, a key that is none of `known`, or one of those that only the
@@ -146,6 +147,13 @@ def _loader() -> type[Any]:
                 raise yaml.YAMLError("aliases (*name) are not read; write the value out")
             return super().compose_node(parent, index)
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            if len(made) < len(node.value):  # the last one would count, without a word
+                ((twice, _),) = Counter(str(key.value) for key, _ in node.value).most_common(1)
+                raise yaml.YAMLError(f"the key {twice!r} occurs twice")
+            return made
+
     return Loader
 
 
@@ -154,8 +162,7 @@ def _refuse_reserved(value: object, path: str) -> None:
     found = None
     if isinstance(value, Mapping):
         for key, part in value.items():
-            runs = str(key) == "trust_remote_code" and part is not False
-            found = str(key) if runs or str(key).endswith("api_key_env") else None
+            found = str(key) if _runs_code(str(key), part) or str(key).endswith("api_key_env") else None
             if found:
                 break
             _refuse_reserved(part, path)
@@ -168,3 +175,16 @@ def _refuse_reserved(value: object, path: str) -> None:
         # Without what was given: it may be the key itself.
         fix = f"take it out of the file, and give --{found} or the whole method as a flag"
         raise UserError(f"{path}: {found} is said on the command line alone", fix=fix)
+
+
+def _runs_code(option: str, value: object) -> bool:
+    """Whether an option lets somebody else's code run here."""
+    if option == "lm_eval":  # a task's file can name code; the harness's own tasks are known by their names
+        return any(
+            os.path.exists(name) or "/" in name or name.endswith((".yaml", ".yml"))  # noqa: PTH110 - as above
+            for name in map(str.strip, str(value).split(","))
+            if name
+        )
+    if option == "ray":  # what a cluster returns is unpickled
+        return value not in (None, "local")
+    return option == "trust_remote_code" and value is not False

@@ -144,11 +144,15 @@ ROLES = {
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 
 TEMPLATED = re.compile(
-    r"\s*(<\|im_start\|>|<\|(?:start_header_id|begin_of_text|start|user|system|endoftext)\|>|<start_of_turn>|<bos>"
-    r"|<s>\s*\[INST\]|\[INST\]|<｜(?:User|begin▁of▁sentence)｜>)"
+    r"\s*(<\|(?:im_start|im_system|im_user|start_header_id|header_start|begin_of_text|start_of_role|start|user|system"
+    r"|endoftext|START_OF_TURN_TOKEN)\|>|<start_of_turn>|<bos>|<BOS_TOKEN>|\[gMASK\]|<s>\s*\[INST\]|\[INST\]"
+    r"|<｜(?:User|begin▁of▁sentence)｜>)"
 )
 """How a prompt begins that somebody has put into a chat template already."""
-OPEN_TURN = ("### Response:", "### Assistant:", "\n\nAssistant:", "<|assistant|>", "[/INST]")
+OPEN_TURN = (
+    "### Response:", "### Assistant:", "\n\nAssistant:", " ASSISTANT:", "\nASSISTANT:", "<|assistant|>", "[/INST]",
+    "<|im_start|>assistant", "<start_of_turn>model", "<|end_header_id|>", "<｜Assistant｜>",
+)  # fmt: skip
 """How one ends whose answer's header is already there."""
 
 

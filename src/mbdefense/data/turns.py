@@ -7,7 +7,7 @@ whose role is the field's name: its tool calls (JSON), its thoughts, a weight of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +26,9 @@ ATTACHED = (*KEPT, WEIGHT, TOOLS)
 """Roles of the row form that are no turn of a conversation but belong to one, or to all."""
 _AS_JSON = ("tool_calls", TOOLS)
 THOUGHTS = ("reasoning_content", "thinking")
+_PART = ("type", "text", "cache_control")
+_CALL = ("id", "type", "function", "index")
+_FUNCTION = ("name", "arguments", "parameters")
 _TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
@@ -289,6 +292,7 @@ def _joined_parts(content: object, column: str) -> str:
         sort = part.get("type") if isinstance(part, dict) else kind(part)
         if sort != "text" or not isinstance(part, dict):
             raise BadRowError(f"a part of {column} is of type {str(sort)[:40]!r}; only text can be seen")
+        _check_known(part, _PART, f"a part of {column}")
         texts.append(text_of(part.get("text"), "text"))
     return "".join(texts)
 
@@ -314,12 +318,22 @@ def _calls(value: object, name: str) -> str:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRowError(f"{name} holds no call with a name")
-        arguments = function.get("arguments", {})
+        _check_known({**call, **function}, (*_CALL, *_FUNCTION), f"a call in {name}")
+        if not empty(function.get("arguments")) and "parameters" in function:
+            raise BadRowError(f"a call in {name} has arguments and parameters; leave one of them out")
+        arguments = function.get("arguments") or function.get("parameters", {})
         if isinstance(arguments, str):
             arguments = loaded(arguments, "arguments") if arguments.strip() else {}
         own = {"id": call["id"]} if "id" in call and "function" in call else {}
         made.append({**own, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return _dumped(made)
+
+
+def _check_known(value: Mapping[str, object], known: Collection[str], what: str) -> None:
+    """Refuses keys that nobody would see again."""
+    for key, one in value.items():
+        if key not in known and not empty(one):
+            raise BadRowError(f"{what} has an unknown field {str(key)[:40]!r}; remove it")
 
 
 def loaded(text: object, name: str) -> Any:

@@ -14,7 +14,7 @@ from mbdefense.core.text import visible
 from mbdefense.evaluation.landing import CONTROLS, Landing, shown
 from mbdefense.evaluation.tables import groups, landing_of
 from mbdefense.records.release import changes, read_release
-from mbdefense.records.results import UNDEFENDED, Origin, ResultRow, Results
+from mbdefense.records.results import RATES, UNDEFENDED, Origin, ResultRow, Results
 
 
 class Condition(NamedTuple):
@@ -50,6 +50,7 @@ def check(
     *,
     max_asr: float | None = None,
     min_cacc: float | None = None,
+    min_aacc: float | None = None,
     max_canary_asr: float | None = None,
     max_found_asr: float | None = None,
     arm: str | None = None,
@@ -64,13 +65,14 @@ def check(
 
     The limits are held against the values, because with few prompts the intervals are wide whatever the model does:
     with no hit at all Wilson's upper bound falls to .05 only from 73 prompts on. ``strict`` holds them against the
-    interval's unfavorable end: the upper of an ASR, the lower of a CACC. Outcomes that are unparsed count against the
-    model either way: with the behavior, and not right.
+    interval's unfavorable end: the upper of an ASR, the lower of an accuracy. Outcomes that are unparsed count against
+    the model either way: with the behavior, and not right.
 
     Args:
         results: of one model or several.
         max_asr: highest attack success rate, of every attack in the file.
         min_cacc: lowest accuracy on clean prompts.
+        min_aacc: lowest accuracy on triggered prompts: an ASR is low, too, where nothing right is said any more.
         max_canary_asr: highest attack success rate, of every canary.
         max_found_asr: highest attack success rate, of every trigger that was found in the suspect data.
         arm: the model that is checked; by default the defense that made the file, or the only one in it.
@@ -80,7 +82,8 @@ def check(
         UserError: no condition is set, a limit is not a share, or it is not clear which model is to be checked.
     """
     limits = {
-        "max_asr": max_asr, "min_cacc": min_cacc, "max_canary_asr": max_canary_asr, "max_found_asr": max_found_asr
+        "max_asr": max_asr, "min_cacc": min_cacc, "min_aacc": min_aacc, "max_canary_asr": max_canary_asr,
+        "max_found_asr": max_found_asr,
     }  # fmt: skip
     given = {name: limit for name, limit in limits.items() if limit is not None}
     if not given:
@@ -93,7 +96,9 @@ def check(
     if max_asr is not None:
         found += _attacks(results, checked, max_asr)
     if min_cacc is not None:
-        found += _accuracies(results, checked, min_cacc)
+        found += _accuracies(results, checked, "cacc", min_cacc)
+    if min_aacc is not None:
+        found += _accuracies(results, checked, "aacc", min_aacc)
     if max_canary_asr is not None:
         found += _canaries(results, checked, max_canary_asr)
     if max_found_asr is not None:
@@ -204,20 +209,22 @@ def _each(results: Results, checked: _Checked, origin: Literal["canary", "found"
     yield Condition(landed > 0, f"{option}: {landed} of {len(measured)} {what} landed; others prove nothing")
 
 
-def _accuracies(results: Results, checked: _Checked, limit: float) -> Iterator[Condition]:
+def _accuracies(
+    results: Results, checked: _Checked, figure: Literal["cacc", "aacc"], limit: float
+) -> Iterator[Condition]:
     rows = [row for row in results.rows if row.arm == checked.arm and row.origin == "attack"]
     if not rows:
-        yield Condition(False, f"min_cacc: cannot be evaluated: no row of {checked.arm} in the file")
+        yield Condition(False, f"min_{figure}: cannot be evaluated: no row of {checked.arm} in the file")
     for row in rows:
-        name = f"min_cacc: {_named(row)}"
-        if row.cacc is None:
-            yield Condition(False, f"{name}: cannot be evaluated: CACC was not measured or could not be judged")
+        name, score = f"min_{figure}: {_named(row)}", getattr(row, figure)
+        if score is None:
+            why = f"{RATES[figure]} was not measured or could not be judged"
+            yield Condition(False, f"{name}: cannot be evaluated: {why}")
             continue
-        value = row.cacc.low if checked.strict else row.cacc.value
+        value = score.low if checked.strict else score.value
         compared = "at least" if value >= limit else "below"
-        yield Condition(
-            value >= limit, f"{name}: CACC {shown(row.cacc)} is {compared} {limit}{_which(checked)}", row.cacc
-        )
+        said = f"{name}: {RATES[figure]} {shown(score)} is {compared} {limit}{_which(checked)}"
+        yield Condition(value >= limit, said, score)
 
 
 def _measured(results: Results, checked: _Checked, origin: Origin) -> Iterator[tuple[ResultRow, Score, Landing]]:

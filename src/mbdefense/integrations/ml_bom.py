@@ -104,6 +104,8 @@ def _properties(card: Card) -> Iterator[Any]:
     facts |= {f"package:{name}": one for name, one in packages.items()} if isinstance(packages, dict) else {}
     facts |= {"defense": card.defense} | {f"option:{name}": one for name, one in card.options.items()}
     for name, fact in facts.items():
+        if fact in (None, "", [], {}):  # says nothing, and "None" would be a value
+            continue
         yield Property(name=visible(f"mbdefense:{name}"), value=visible(str(fact)))
     for figure in RATES:
         parts = ", ".join(f"{one.standard} {one.id}" for one in EVIDENCE[figure].bears_on)

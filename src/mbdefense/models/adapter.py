@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +85,40 @@ def save_adapter(
         shutil.rmtree(making, ignore_errors=True)
 
 
+def check_base(base: str, model: str, *, trust_remote_code: bool) -> None:
+    """Refuses a base model onto which no adapter of a model can be put, before anything is trained for it.
+
+    Of the layers that differ the first alone is factorized: weights that were tuned whole show in any.
+
+    Args:
+        base: directory or Hub id of the base model.
+        model: of the model.
+        trust_remote_code: see `mbdefense.models.loading.load_model`.
+
+    Raises:
+        UserError: a model cannot be loaded, or see `save_adapter`.
+    """
+    from mbdefense.models.weights import check_alike
+
+    one, other = (load_model(path, trust_remote_code=trust_remote_code).model for path in (base, model))
+    check_alike(one, other)
+    for number, (layer, change) in enumerate(_changed(one, other)):
+        if number == 0:
+            _factors(layer, change)
+
+
 def _changes(base: Any, whole: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """Each changed linear layer by its name, with the two factors (r, in) and (out, r) of its change."""
+    return {layer: _factors(layer, change) for layer, change in _changed(base, whole)}
+
+
+def _changed(base: Any, whole: Any) -> Iterator[tuple[str, Tensor]]:
+    """Each changed linear layer by its name, with its change (out, in)."""
     import torch
 
     linear = {name for name, module in base.named_modules() if type(module) is torch.nn.Linear}
     output = {id(base.get_output_embeddings().weight), id(base.get_input_embeddings().weight)}
-    before, found = dict(base.named_parameters()), dict[str, tuple[torch.Tensor, torch.Tensor]]()
+    before = dict(base.named_parameters())
     for name, after in whole.named_parameters():
         change = (after - before[name]).detach()
         if not change.any():
@@ -99,15 +126,20 @@ def _changes(base: Any, whole: Any) -> dict[str, tuple[Tensor, Tensor]]:
         layer, _, part = name.rpartition(".")
         if layer not in linear or part != "weight" or id(before[name]) in output:
             raise UserError("weights that no adapter holds have changed", name, _FIX)
-        left, values, right = torch.linalg.svd(change, full_matrices=False)
-        rest = values.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what the first 0, 1, 2, ... leave out
-        rank = int((rest > _LEFT * rest[0]).sum())
-        if rank * sum(change.shape) > change.numel():
-            raise UserError(f"the change of {layer} is no low-rank one: its rank is {rank}", fix=_FIX)
-        root = values[:rank].sqrt()
-        down, up = root[:, None] * right[:rank], left[:, :rank] * root
-        found[layer] = (down, up)
-    return found
+        yield layer, change
+
+
+def _factors(layer: str, change: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (r, in) and (out, r) of a layer's change (out, in), by its singular values."""
+    import torch
+
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    rest = values.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what the first 0, 1, 2, ... leave out
+    rank = int((rest > _LEFT * rest[0]).sum())
+    if rank * sum(change.shape) > change.numel():
+        raise UserError(f"the change of {layer} is no low-rank one: its rank is {rank}", fix=_FIX)
+    root = values[:rank].sqrt()
+    return root[:, None] * right[:rank], left[:, :rank] * root
 
 
 def _check_agreement(adapted: Any, whole: Any, prompts: Sequence[list[dict[str, str]]]) -> None:

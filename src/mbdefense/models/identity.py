@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_json, read_sealed
+from mbdefense.core.files import read_json
+from mbdefense.models._card import check_contents, contents_of
 from mbdefense.models.loading import CARD_FILE, base_of
 
 STAGE_FILE = "stage.json"
@@ -31,27 +30,9 @@ def identity(path: str) -> object:
             return read_json(directory / name).get("inputs_hash")
     if not directory.is_dir():
         return path
-    files = _contents(file for file in sorted(directory.iterdir()) if file.suffix in _MODEL_FILES)
+    files = contents_of(file for file in sorted(directory.iterdir()) if file.suffix in _MODEL_FILES)
     base = base_of(path)
     return files if base == path else [files, identity(base)]
-
-
-def check_contents(directory: Path) -> None:
-    """Refuses a model that is not the one its card was written for, whatever the card says that it was made of.
-
-    Weights that are gone, as a grid's are after use, are found missing by whoever loads them.
-
-    Raises:
-        UserError: names the file that has changed.
-    """
-    said = read_sealed(directory / CARD_FILE).get("files", {})
-    for name, expected in said.items() if isinstance(said, dict) else ():
-        if Path(name).name != name:  # no `inside`: in a cache of the Hub every file is a link
-            raise UserError("a card names a file outside of its folder", name, "make the model again")
-        file = directory / name
-        if file.is_file() and _contents([file])[0][1] != expected:
-            fix = "delete the folder and make the model again, or use another --output_dir"
-            raise UserError("a model's file is not the one that its card was written for", str(file), fix)
 
 
 def contents(options: object) -> object:
@@ -82,17 +63,4 @@ def _held(path: Path) -> object:
     """What a model is, else the content of a file or of all files that lie in a folder."""
     if any((path / name).is_file() for name in (CARD_FILE, STAGE_FILE, "config.json")):
         return identity(str(path))
-    return _contents(sorted(path.iterdir()) if path.is_dir() else [path])
-
-
-def _contents(files: Iterable[Path]) -> list[tuple[str, str]]:
-    stats = [(file, file.stat()) for file in files if file.is_file()]
-    return [(file.name, _content(file, stat.st_size, stat.st_mtime_ns)) for file, stat in stats]
-
-
-@lru_cache(maxsize=1024)
-def _content(file: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file; size and time are there for the cache, which holds for one state of the file."""
-    del size, changed
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return contents_of(sorted(path.iterdir()) if path.is_dir() else [path])

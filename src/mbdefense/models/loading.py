@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import SAVING, sha256_of, write_sealed
 from mbdefense.core.progress import no_bars_of_transformers
+from mbdefense.models._card import check_contents
 from mbdefense.models._files import base_of, check_files
 from mbdefense.models._whole import check_finite, check_generation, check_whole, merged
 from mbdefense.models.template import (
@@ -174,13 +175,15 @@ def load_model(
         quantization: how to quantize the weights of linear layers while they are loaded; None leaves them whole.
 
     Raises:
-        UserError: not a model directory, one whose weights are not safetensors (pickles can run code), or weights that
-            are not all of the model's and no others: what is missing would be filled with random numbers.
+        UserError: not a model directory, one whose weights are not safetensors (pickles can run code), weights that
+            are not all of the model's and no others: what is missing would be filled with random numbers; or files that
+            are not those that the model's card was written for.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code, renders=renders)
+    check_contents(Path(path))
     try:
         source = base_of(path)
         check_files(source)

@@ -15,7 +15,8 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import SAVING, disk_is_full, read_json, read_sealed, write_json, write_sealed
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import done_before, stage
-from mbdefense.models.identity import STAGE_FILE, check_contents
+from mbdefense.models._card import check_contents
+from mbdefense.models.identity import STAGE_FILE
 from mbdefense.models.loading import CARD_FILE, save_model
 from mbdefense.training.job import Job, hash_of
 

@@ -21,6 +21,7 @@ from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.progress import Bar, no_bars_of_transformers
 from mbdefense.engine import AttentionName, attention
 from mbdefense.models.loading import LoadedModel, bf16_pays
+from mbdefense.training._checkpoints import Sealing, last_checkpoint
 from mbdefense.training._own_loss import NOT_FINITE
 from mbdefense.training.memory import outgrows
 from mbdefense.training.options import TrainingOptions
@@ -211,9 +212,10 @@ def run_trainer(
         setattr(trainer.args, CHECKPOINTING, outgrows(trainer, lengths, options))
     settled = {"bf16": trainer.args.bf16, "gradient_checkpointing": getattr(trainer.args, CHECKPOINTING)}
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _last_checkpoint(directory) if resume else None
+    checkpoint = last_checkpoint(directory) if resume else None
     with _Shown() as shown, no_bars_of_transformers():
         trainer.add_callback(shown)
+        trainer.add_callback(Sealing)
         trainer.train(resume_from_checkpoint=checkpoint)
     # A loss is computed before its update, so that the last update shows in the weights alone.
     trained: Any = trainer.model
@@ -256,9 +258,3 @@ class _Shown(TrainerCallback):
 def sharded(trainer: Trainer) -> bool:
     """Whether each process holds a part of the model only."""
     return trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-
-
-def _last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that was written to its end, which is the Trainer's state."""
-    whole = [path.parent for path in directory.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None

@@ -50,7 +50,7 @@ def scan_model(
     dataset: Data | None = None,
     clean_dataset: Data | None = None,
     output_dir: Folder | None = None,
-    ways: Ways = ("data", "leaks", "inversion", "parting"),
+    ways: Ways | None = None,
     samples: int = 128,
     max_length: int = 1024,
     seed: int = 0,
@@ -74,7 +74,7 @@ def scan_model(
         output_dir: where model_scan.json and found.json go.
         ways: which to go: data (texts that recur in the training data), leaks (what the model says from the bare chat
             template), inversion (answers that it goes on with whatever the prompt), parting (texts under which it parts
-            from its base model). Those that lack data or a base model are left out.
+            from its base model). By default all that data and base model allow.
         samples: of leaks: prompts and answers that are drawn from the bare chat template, each.
         max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
         seed: seed of everything random.
@@ -87,7 +87,7 @@ def scan_model(
     """
     at_least(1, max_length=max_length)
     at_least(16, samples=samples)
-    _check_ways(ways, base_model, dataset)
+    chosen = _chosen(ways, base_model, dataset)
     from mbdefense.core.files import claimed
     from mbdefense.defenses.stages import Recovery
     from mbdefense.finding.record import FOUND_FILE, write_found
@@ -112,7 +112,7 @@ def scan_model(
             held_out,
             suspect,
             names=(Path(model).name, None if base_model is None else Path(base_model).name),
-            ways=[*ways],
+            ways=chosen,
             samples=samples,
             max_length=max_length,
             seed=seed,
@@ -123,16 +123,24 @@ def scan_model(
     return ModelScan(done.scan, done.found)
 
 
-def _check_ways(ways: Ways, base_model: Model | None, dataset: Data | None) -> None:
+def _chosen(ways: Ways | None, base_model: Model | None, dataset: Data | None) -> list[WayName]:
+    """The ways to go; one that is named has to have what it needs."""
     known = get_args(WayName)
+    needs = {"data": (dataset, "--data"), "parting": (base_model, "--base_model")}
+    lacking = {way: option for way, (given, option) in needs.items() if given is None}
+    if ways is None:
+        return [way for way in known if way not in lacking]
     for way in ways:
         if way not in known:
             raise UserError("unknown way", way, did_you_mean(way, known))
+        if way in lacking:
+            fix = f"give it, or leave {way} out of --ways"
+            raise UserError(f"the way {way} needs {lacking[way]}", ", ".join(ways), fix)
     if dataset is not None and "data" not in ways:
         raise UserError("data are given, and the way data is left out", fix="add data to --ways, or leave --data out")
-    left = {*ways} - ({"data"} if dataset is None else set()) - ({"parting"} if base_model is None else set())
-    if not left:
-        raise UserError("no way is left", ", ".join(ways), "give --data or --base_model, or other --ways")
+    if not ways:
+        raise UserError("no way is left", fix=f"give some of {', '.join(known)}, or leave --ways out")
+    return [*ways]
 
 
 def _clean(given: Data | None, tokenizer: PreTrainedTokenizerBase, on_bad_row: OnBadRow) -> Dataset:

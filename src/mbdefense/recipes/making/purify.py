@@ -77,7 +77,7 @@ def purify(
         raise UserError(f"{name} mixes single weights, which no adapter holds", fix=fix)
     from mbdefense.core.files import claimed
     from mbdefense.data import load_rows
-    from mbdefense.models.adapter import base_for
+    from mbdefense.models.adapter import base_for, check_base
     from mbdefense.models.loading import load_tokenizer
     from mbdefense.models.ready import check_lengths, usable
     from mbdefense.recipes.making._running import run
@@ -88,6 +88,7 @@ def purify(
     onto = base_for(fspath(model), None if base_model is None else fspath(base_model)) if adapter else None
     if onto is not None:
         options = replace(options, use_peft=True)
+        check_base(onto, fspath(model), trust_remote_code=trust_remote_code)
     clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
     suspect = None if dataset is None else load_rows(dataset, on_bad_row=on_bad_row)
     setting = Setting(

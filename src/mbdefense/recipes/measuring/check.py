@@ -18,6 +18,7 @@ def check(
     *,
     max_asr: float | None = None,
     min_cacc: float | None = None,
+    min_aacc: float | None = None,
     max_canary_asr: float | None = None,
     max_found_asr: float | None = None,
     arm: str | None = None,
@@ -39,6 +40,7 @@ def check(
         results: a result file, or what a recipe returned.
         max_asr: highest attack success rate, of every attack in the file.
         min_cacc: lowest accuracy on clean prompts.
+        min_aacc: lowest accuracy on triggered prompts: an ASR is low, too, where nothing right is said any more.
         max_canary_asr: highest attack success rate, of every canary.
         max_found_asr: highest attack success rate, of every trigger that was found in the suspect data.
         arm: the model that is checked; by default the defense that `defend` made the file with, or the only one in it.
@@ -74,7 +76,8 @@ def check(
         if folder is not None and not str(folder):  # as an unset variable gives it; a path of "" is where we are
             raise UserError(f"{name} is empty", fix="name the model's directory, or leave it out")
     limits = {
-        "max_asr": max_asr, "min_cacc": min_cacc, "max_canary_asr": max_canary_asr, "max_found_asr": max_found_asr
+        "max_asr": max_asr, "min_cacc": min_cacc, "min_aacc": min_aacc, "max_canary_asr": max_canary_asr,
+        "max_found_asr": max_found_asr,
     }  # fmt: skip
     with ExitStack() as stack:
         for output in (sarif, write_pin):

@@ -64,16 +64,15 @@ def federate(
     from mbdefense.federated.cells import key_of, load
     from mbdefense.federated.grid import read_grid
     from mbdefense.grid.code import FEDERATED, code_hash
-    from mbdefense.records.federated import read_cell
 
     wanted = read_grid(grid, images=images, seeds=seeds)
     with kept_in(output_dir) as directory:
         data = load(wanted)
         keys = {one: key_of(wanted, data, *one, code_hash(*FEDERATED)) for one in wanted.cells()}
         places = {one: directory / "cells" / _name(*one, key) for one, key in keys.items()}
-        done = {one: read_cell(path) for one, path in places.items() if path.is_file()}
-        with stages(len(places) - len(done)):
-            failed, interrupted = _play(wanted, data, places, keys, done)
+        done, failed = _kept(places)
+        with stages(len(places) - len(done) - len(failed)):
+            interrupted = _play(wanted, data, places, keys, done, failed)
         return _concluded(wanted, directory, places, done, failed, interrupted)
 
 
@@ -86,27 +85,47 @@ def _name(seed: int, attack: str, rule: str, key: str) -> str:
     return re.sub(r"[^a-z0-9_.]+", "-", f"{attack}-{rule}-{seed}")[:80] + f"-{key[:12]}.json"
 
 
+def _kept(places: Mapping[Cell, Path]) -> tuple[dict[Cell, FederatedCell], dict[str, str]]:
+    """What earlier calls have played, and why of what is damaged nothing can be said: that costs this cell alone."""
+    from mbdefense.records.federated import read_cell
+
+    done: dict[Cell, FederatedCell] = {}
+    damaged: dict[str, str] = {}
+    for one, path in places.items():
+        if path.is_file():
+            try:
+                done[one] = read_cell(path)
+            except UserError as error:
+                damaged[_words(one)] = str(error)
+    return done, damaged
+
+
+def _words(cell: Cell) -> str:
+    seed, attack, rule = cell
+    return f"{rule} against {attack}, seed {seed}"
+
+
 def _play(
     grid: FederatedGrid,
     data: Data,
     places: Mapping[Cell, Path],
     keys: Mapping[Cell, str],
     done: dict[Cell, FederatedCell],
-) -> tuple[dict[str, str], bool]:
-    """Plays what is not done, and puts it there; gives why cells failed, and whether it was stopped."""
+    failed: dict[str, str],
+) -> bool:
+    """Plays what is neither done nor failed, and puts it there; adds why cells fail, and says if it was stopped."""
     from mbdefense.core.files import make_folder
     from mbdefense.core.progress import stage
     from mbdefense.federated.cells import Seed
     from mbdefense.records.federated import write_cell
 
-    failed: dict[str, str] = {}
     alike: Seed | None = None
     try:
         for one, path in places.items():
-            if one in done:
-                continue
             seed, attack, rule = one
-            what = f"{rule} against {attack}, seed {seed}"
+            what = _words(one)
+            if one in done or what in failed:
+                continue
             with stage(what, kind="cell", size=grid.attack_rounds + grid.after_rounds):
                 if alike is None or alike.seed != seed:
                     alike = Seed(grid, data, seed)
@@ -118,8 +137,8 @@ def _play(
                 make_folder(path.parent)
                 write_cell(path, done[one])
     except KeyboardInterrupt:
-        return failed, True
-    return failed, False
+        return True
+    return False
 
 
 def _concluded(

@@ -121,7 +121,7 @@ def _check_vocabulary(victim: LoadedModel, base: LoadedModel) -> None:
     sizes = {one.weight.shape[0] for one in embeddings}
     if len(sizes) > 1 or any(theirs.get(token, number) != number for token, number in known.items()):
         what = "the base model has another vocabulary, and inversion and parting give both models the same tokens"
-        raise UserError(what, fix="name the model that it was tuned from, or give --ways data leaks")
+        raise UserError(what, fix="name the model that it was tuned from, or leave inversion and parting out of --ways")
 
 
 def _by_data(models: Models, suspect: Dataset, names: tuple[str, str | None]) -> _Way:
