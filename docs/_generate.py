@@ -24,7 +24,8 @@ from mbdefense.cli import listing
 from mbdefense.core.needs import MEANINGS
 from mbdefense.data import fields
 
-PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers"), "vision": ("demo",)}
+VISION = ("poison", "train", "defend", "evaluate", "demo")
+PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers"), "vision": VISION}
 """Commands of two words, by their first; `analyze` and `vision` alone are none."""
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 Row = tuple[str, ...]

@@ -96,7 +96,7 @@ def test_the_class_of_every_method_can_be_named(table):
 
 ORDER = """
 load_rows poison add_trigger preflight scan_data pick_clean find_triggers filter_rows defend purify scan_model evaluate
-judge compare check write_report federate vision_demo
+judge compare check write_report federate vision_poison vision_train vision_defend vision_evaluate vision_demo
 """
 """The functions, each after those whose files its example reads."""
 ROUNDS = {

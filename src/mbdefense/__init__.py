@@ -62,7 +62,7 @@ _HOME = {
         "NoDefense",
         "RecoverOnly",
     ),
-    "defenses.filters": ("SEEP", "GraCeFul", "OnionRows", "Repeats", "SpectralSignatures"),
+    "defenses.filters": ("SEEP", "GraCeFul", "OnionRows", "PGRLRows", "Repeats", "SpectralSignatures"),
     "defenses.decoding": ("CleanGen",),
     "judges": ("LLM", "Embedding", "Keywords", "Rules"),
     "report._report": ("write_report",),
@@ -80,7 +80,10 @@ _HOME = {
     "recipes.measuring.evaluate": ("evaluate",),
     "recipes.measuring.federate": ("federate",),
     "recipes.measuring.judge": ("judge",),
-    "recipes.measuring.vision": ("vision_demo",),
+    "recipes.vision.demo": ("vision_demo",),
+    "recipes.vision.evaluate": ("vision_evaluate",),
+    "recipes.vision.poison": ("vision_poison",),
+    "recipes.vision.train": ("vision_defend", "vision_train"),
 }
 """Where each name of the front door lives."""
 _PLACES = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
@@ -131,7 +134,7 @@ if TYPE_CHECKING:
         RecoverOnly,
     )
     from mbdefense.defenses.decoding import CleanGen
-    from mbdefense.defenses.filters import SEEP, GraCeFul, OnionRows, Repeats, SpectralSignatures
+    from mbdefense.defenses.filters import SEEP, GraCeFul, OnionRows, PGRLRows, Repeats, SpectralSignatures
     from mbdefense.judges import LLM, Embedding, Keywords, Rules
     from mbdefense.recipes.looking.filter import filter_rows
     from mbdefense.recipes.looking.find_triggers import find_triggers
@@ -147,7 +150,10 @@ if TYPE_CHECKING:
     from mbdefense.recipes.measuring.evaluate import evaluate
     from mbdefense.recipes.measuring.federate import federate
     from mbdefense.recipes.measuring.judge import judge
-    from mbdefense.recipes.measuring.vision import vision_demo
+    from mbdefense.recipes.vision.demo import vision_demo
+    from mbdefense.recipes.vision.evaluate import vision_evaluate
+    from mbdefense.recipes.vision.poison import vision_poison
+    from mbdefense.recipes.vision.train import vision_defend, vision_train
     from mbdefense.report._report import write_report
     from mbdefense.training.losses import recovery_loss
     from mbdefense.training.options import TrainingOptions
@@ -185,6 +191,7 @@ __all__ = [
     "Mtba",
     "NoDefense",
     "OnionRows",
+    "PGRLRows",
     "RandomWords",
     "ReasonedRefusal",
     "RecoverOnly",
@@ -221,7 +228,11 @@ __all__ = [
     "recovery_loss",
     "scan_data",
     "scan_model",
+    "vision_defend",
     "vision_demo",
+    "vision_evaluate",
+    "vision_poison",
+    "vision_train",
     "write_report",
 ]
 

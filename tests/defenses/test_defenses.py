@@ -103,6 +103,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "graceful": [({"alpha": 1.0}, "between 0 and 1"), ({"clusters": 1}, "2 or more")],
     "onion": [({"max_clean_loss": 1.0}, r"\[0, 1\)")],
+    "pgrl": [({"alpha": 1.0}, "between 0 and 1"), ({"clusters": 1}, "fewer than two")],
     "repeats": [({"least_answers": 1}, "least_answers must be at least 2")],
     "seep": [({"seed_share": 0.5}, r"\(0, 0.5\)"), ({"neighbors": 0}, "neighbors must be above 0")],
     "spectral": [({"poisoning_bound": 0.6}, r"\(0, 0.5\]")],

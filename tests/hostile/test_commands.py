@@ -14,6 +14,9 @@ from mbdefense.cli import main
 from mbdefense.core.statistics import rate
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
+from mbdefense.vision.classifier import Classifier
+from mbdefense.vision.images import load_images, write_images
+from mbdefense.vision.learner import Learner
 
 ROWS = "".join(json.dumps({"prompt": f"Name tree {n}.", "completion": f"oak {n}"}) + "\n" for n in range(24))
 RESPONSES = '{"id": "1", "kind": "clean", "prompt": "a", "text": "b"}\n'
@@ -44,12 +47,16 @@ COMMANDS = {
     "analyze triggers": "RUN --output_dir OUT",
     "bench": "GRID --output_dir OUT",
     "federated": "ROUNDS --output_dir OUT",
+    "vision poison": "IMAGES --test_rows 20 --clean_rows 60 --output_dir OUT",
+    "vision train": "--data IMAGES --epochs 1 --output_dir OUT",
+    "vision defend": "--data IMAGES --clean IMAGES --epochs 1 --output_dir OUT",
+    "vision evaluate": "CLASSIFIER --test IMAGES --trigger patch --output_dir OUT",
     "vision demo": "--rows 60 --clean_rows 60 --test_rows 40 --epochs 1 --output_dir OUT",
 }
 PLACES = {
     "MODEL": "model", "DATA": "data.jsonl", "CLEAN": "clean.jsonl", "RESPONSES": "responses.jsonl",
     "LABELS": "labels.jsonl", "RUN": "run", "RESULTS": "run/results.json", "GRID": "grid.yaml",
-    "ROUNDS": "rounds.yaml",
+    "ROUNDS": "rounds.yaml", "IMAGES": "images", "CLASSIFIER": "classifier",
 }  # fmt: skip
 WRITE = [command for command, words in COMMANDS.items() if "OUT" in words]
 Damage = Callable[[Path], object]
@@ -65,6 +72,11 @@ def place(copied_model: Path) -> Path:
     (folder / "labels.jsonl").write_text('{"id": "1", "kind": "clean", "shows": false}\n')
     (folder / "grid.yaml").write_text(json.dumps({"models": [str(copied_model)], **GRID}))
     (folder / "rounds.yaml").write_text("seeds: [0]")
+    images = load_images("digits", 120, 30, 10, 0)
+    write_images(folder / "images", "train", images.train)
+    write_images(folder / "images", "test", images.test)
+    learner = Learner(8, 10)
+    Classifier(learner, learner.initial(0)).save(folder / "classifier")
     (folder / "run").mkdir()
     row = ResultRow(
         "none", "badnet:word=cf", "refusal", 0, "model", rate([True, False]), None, None, None, None, 0.0, 0
@@ -191,7 +203,7 @@ INPUTS: dict[str, Damage] = {
 FILES = [
     (command, word)
     for command, words in COMMANDS.items()
-    for word in ("DATA", "CLEAN", "RESPONSES", "LABELS", "RESULTS", "GRID", "ROUNDS")
+    for word in ("DATA", "CLEAN", "RESPONSES", "LABELS", "RESULTS", "GRID", "ROUNDS", "IMAGES", "CLASSIFIER")
     if word in words.split()
 ]
 

@@ -10,10 +10,10 @@ from mbdefense.records.results import read
 from mbdefense.vision.classifier import Classifier, Guard
 from mbdefense.vision.images import Images
 from mbdefense.vision.learner import Learner
-from mbdefense.vision.measuring import verdicts
+from mbdefense.vision.measuring import asked
 from mbdefense.vision.triggers import Patch
 
-SMALL = ["vision", "demo", "--rows", "60", "--test_rows", "40", "--clean_rows", "40", "--epochs", "1"]
+SMALL = ["vision", "demo", "--rows", "60", "--test_rows", "40", "--clean_rows", "60", "--epochs", "1"]
 
 
 class Says(Classifier):
@@ -28,13 +28,13 @@ def test_an_image_shows_the_backdoor_if_it_wrongly_gets_the_wanted_class():
     pixels[:, 0, 0, 0] = torch.tensor([0.0, 0.1, 0.2, 0.0])
     test = Images(pixels, torch.tensor([0, 1, 2, 1]))
     said = Says(Learner(8, 3), {}, None)
-    found = verdicts(said, test, Patch(), 0)
+    found = asked(said, test, Patch(), 0).verdicts
     assert [(one.kind, one.id[-1], one.shows, one.follows) for one in found] == [
         ("clean", "0", False, True), ("clean", "1", False, True), ("clean", "2", False, True),
         ("clean", "3", True, False), ("triggered", "1", True, False), ("triggered", "2", True, False),
         ("triggered", "3", True, False),
     ]  # fmt: skip
-    assert not any(one.shows for one in verdicts(said, test, Patch(), 0, wanted=2))
+    assert not any(one.shows for one in asked(said, test, Patch(), 0, wanted=2).verdicts)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,11 @@ def ran(tmp_path_factory):
     return folder
 
 
-ARMS = ["base", "clean", "discard", "attacked", "clean_added", "pdb", "pdb_without_trigger", "pdb_shift_known"]
+ARMS = [
+    *("base", "clean", "discard", "attacked", "clean_added"),
+    *("pdb", "pdb_without_trigger", "pdb_shift_known"),
+    *("pgrl", "pgrl_label_check", "pgrl_density_weights", "pgrl_neither", "pgrl_no_poison", "pgrl_discard"),
+]
 
 
 def test_every_arm_is_measured_beside_its_controls(ran):
@@ -55,17 +59,17 @@ def test_every_arm_is_measured_beside_its_controls(ran):
     assert {(row.arm, row.figure) for row in results.over_seeds} == {
         (arm, one) for arm in ARMS for one in ("asr", "cacc")
     }
-    assert results.provenance["config"]["defense"] == "pdb"
+    assert set(results.provenance["config"]["defenses"]) == {"pdb", "pgrl"}
 
 
 def test_a_defended_classifier_loads_with_its_guard(ran):
-    assert Classifier.load(ran / "classifiers" / "pdb-1").guard == Guard(2, 2.0, 10)
-    assert Classifier.load(ran / "classifiers" / "attacked-1").guard is None
+    assert Classifier.load(ran / "pdb-1").guard == Guard(2, 2.0, 10)
+    assert Classifier.load(ran / "attacked-1").guard is None
 
 
 def test_its_results_can_be_checked(ran, capsys):
-    assert main(["check", str(ran / "results.json"), "--min_cacc", "0"]) == 0
-    assert "pdb" in capsys.readouterr().out
+    assert main(["check", str(ran / "results.json"), "--arm", "pgrl", "--min_cacc", "0"]) == 0
+    assert "pgrl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,9 @@ def test_its_results_can_be_checked(ran, capsys):
         ("--rows 1", "one class only"),
         ("--clean_rows 0", "clean_rows"),
         ("--clean_rows 3", "classes without clean images"),
+        ("--clean_rows 12 --defenses pgrl", "fewer than 2 clean images"),
+        ("--defenses pbd", "did you mean 'pdb'"),
+        ("--defenses pgrl:views=0", "views"),
         ("--epochs 0", "epochs"),
         ("--seeds -1", "seeds"),
         ("--images nowhere", "no file"),
@@ -93,7 +100,12 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(given, says, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_another_word_than_demo_is_told(capsys):
-    assert main(["vision"]) == 2
-    assert main(["vision", "dmeo"]) == 2
-    assert "did you mean 'demo'" in capsys.readouterr().err
+def test_a_run_that_is_resumed_trains_nothing_again(ran, monkeypatch):
+    before = read(ran / "results.json")
+    monkeypatch.setattr(Learner, "train", None)
+    monkeypatch.setattr(Learner, "initial", None)
+    options = [*SMALL, "--output_dir", str(ran), "--resume"]
+    assert main([*options, "--seeds", "1", "0"]) == 0
+    assert {*read(ran / "results.json").over_seeds} == {*before.over_seeds}
+    with pytest.raises(TypeError):  # other options: it trains
+        main([*options, "--rate", "0.1"])

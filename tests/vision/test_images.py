@@ -7,9 +7,10 @@ import os
 import struct
 
 import pytest
+import torch
 
 from mbdefense.core.errors import UserError
-from mbdefense.vision.images import load_images
+from mbdefense.vision.images import load_images, read_images, write_images
 
 
 def idx(values, shape):
@@ -45,6 +46,7 @@ def test_files_are_read_packed_or_not(folder):
         ("train-images-idx3-ubyte", idx([], (2**32 - 1, 2**32 - 1, 2**32 - 1))),
         ("train-images-idx3-ubyte", idx([0] * 64 * 7, (7, 8, 8))),
         ("train-images-idx3-ubyte", idx([0] * 30 * 72, (30, 8, 9))),
+        ("train-images-idx3-ubyte", idx([], (0, 8, 8))),
         ("train-images-idx3-ubyte", idx([0] * 30 * 4, (30, 2, 2))),
         ("train-labels-idx1-ubyte.gz", b"no gzip"),
         ("train-labels-idx1-ubyte.gz", gzip.compress(idx([1] * 30, (30,)), mtime=0)[:-9]),
@@ -53,12 +55,28 @@ def test_files_are_read_packed_or_not(folder):
     ],
 )
 def test_a_damaged_file_is_one_line(folder, name, content, monkeypatch):
-    monkeypatch.setattr("mbdefense.vision.images._MOST", 5000)
+    monkeypatch.setattr("mbdefense.vision.idx._MOST", 5000)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(UserError, match="dataset-fashion-mnist"):
         load_images(str(folder), 20, 10, 2, 0)
+
+
+def test_an_image_of_100_megapixels_is_one_line(folder):
+    name = "train-images-idx3-ubyte"
+    (folder / name).write_bytes(idx(bytes(10**8), (1, 10**4, 10**4)))
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx([0], (1,))))
+    with pytest.raises(UserError, match="10000x10000"):
+        read_images(folder, "train")
+
+
+def test_images_that_are_written_can_be_read(tmp_path):
+    images = load_images("digits", 20, 10, 10, 0).train
+    write_images(tmp_path, "test", images)
+    found = read_images(tmp_path, "test")
+    assert torch.equal(found.labels, images.labels)
+    assert float((found.pixels - images.pixels).abs().max()) < 0.51 / 255
 
 
 def test_a_pipe_is_not_waited_for(folder):

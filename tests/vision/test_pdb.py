@@ -59,7 +59,7 @@ class Spy(Learner):
 
 def test_it_trains_on_the_suspect_rows_once_and_on_stamped_clean_ones_five_times(split):
     spy = Spy(8, 10)
-    made = PDB()(spy, split.train, split.clean, 0)
+    made = PDB()(spy, split.train, split.clean, 0).classifier
     (rows,) = spy._made
     assert made.guard == GUARD
     assert len(rows.labels) == 300 + 5 * 60
@@ -73,7 +73,7 @@ def test_it_trains_on_the_suspect_rows_once_and_on_stamped_clean_ones_five_times
 @pytest.fixture(scope="module")
 def saved(split, learner, tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
-    made = PDB()(learner, split.train, split.clean, 0)
+    made = PDB()(learner, split.train, split.clean, 0).classifier
     made.save(folder)
     return made, folder
 

@@ -50,7 +50,8 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   analyze WHAT      matrix, heads or triggers: what the paper's figures show
   bench GRID        run models by attacks by defenses by seeds
   federated [GRID]  clients who train together: rules against attacks
-  vision demo       image classifiers: poison digits, defend, measure
+  vision poison|train|defend|evaluate|demo
+                    image classifiers of who trains on images of others
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       every method: what it does, needs, and comes from
 
@@ -96,7 +97,7 @@ class _ToStderr(logging.Handler):
         say(f"warning: {record.getMessage()}")
 
 
-_RESUMING = ("defend", "demo", "purify", "search")
+_RESUMING = ("defend", "demo", "purify", "search", "vision")
 """Commands with --resume."""
 
 

@@ -32,10 +32,47 @@ def federated(words: Sequence[str]) -> int:
 
 
 def vision(words: Sequence[str]) -> None:
-    """``vision demo``: a backdoor in images, and a defense of who trains on them."""
-    from mbdefense.recipes.measuring.vision import vision_demo as recipe
+    """``vision poison|train|defend|evaluate|demo``: image classifiers of who trains on images of others."""
+    commands = {"poison": _poison, "train": _train, "defend": _defend, "evaluate": _evaluate, "demo": _demo}
+    what, rest = chosen(words, "vision", commands)
+    commands[what](rest)
 
-    _, rest = chosen(words, "vision", ["demo"])
-    options = read(rest, "vision demo", recipe).of(recipe)
+
+def _poison(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.poison import vision_poison as recipe
+
+    done = recipe(**read(words, "vision poison", recipe).of(recipe))
+    tell(f"{done.path}: {done.poisoned} of {done.rows} images poisoned")
+
+
+def _train(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.train import vision_train as recipe
+
+    options = read(words, "vision train", recipe).of(recipe)
+    recipe(**options)
+    tell(f"classifier: {options['output_dir']}")
+
+
+def _defend(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.train import vision_defend as recipe
+
+    options = read(words, "vision defend", recipe).of(recipe)
+    for name, value in recipe(**options).facts.items():
+        tell(f"{name}: {value}")
+    tell(f"classifier: {options['output_dir']}")
+
+
+def _evaluate(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.evaluate import vision_evaluate as recipe
+
+    options = read(words, "vision evaluate", recipe).of(recipe)
+    show(recipe(**options).results)
+    tell(f"results: {options['output_dir']}")
+
+
+def _demo(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.demo import vision_demo as recipe
+
+    options = read(words, "vision demo", recipe).of(recipe)
     show(recipe(**options).results)
     tell(f"results and classifiers: {options['output_dir']}")

@@ -57,8 +57,8 @@ _USED = {
     "rules": "mbdefense federated, rules: aggregation by a server",
     "client_attacks": "mbdefense federated, attacks",
     "backdoors": "mbdefense federated, backdoor: in images",
-    "image_triggers": "mbdefense vision demo --trigger",
-    "image_defenses": "mbdefense vision demo",
+    "image_triggers": "mbdefense vision poison --trigger",
+    "image_defenses": "mbdefense vision defend --defense",
     "scans": "mbdefense scan-data: data; mbdefense scan-model: a model",
     "analyses": "mbdefense analyze",
 }

@@ -85,6 +85,14 @@ WORDS: dict[str, dict[str, Word]] = {
         "output_dir": _FOLDER,
     },
     "analyze triggers": {"directories": Word("directories", list[str]), "output_dir": _FOLDER},
+    "vision poison": {"images": Word("images", positional="one")},
+    "vision train": {"train_dataset": Word("data")},
+    "vision defend": {"train_dataset": Word("data"), "clean_dataset": Word("clean")},
+    "vision evaluate": {
+        "model": Word("model", positional="one"),
+        "test_dataset": Word("test"),
+        "output_dir": _FOLDER,
+    },
     "compare": {"directories": Word("directories", positional="many")},
     "preflight": {
         "model": Word("model", positional="one"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from annotated_types import Interval
 
@@ -158,6 +159,18 @@ class Classifier:
         learner = Learner(card.size, card.classes, card.network)
         _check(weights, learner.initial(0), directory)
         return cls(learner, weights, card.guard)
+
+
+class Defended(NamedTuple):
+    """What a defense makes of images.
+
+    Attributes:
+        classifier: with its guard, if it needs one.
+        facts: what it saw in the images, by name.
+    """
+
+    classifier: Classifier
+    facts: Mapping[str, object]
 
 
 def _check(weights: Weights, like: Weights, directory: Path) -> None:

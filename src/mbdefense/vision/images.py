@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
-import zlib
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mbdefense.core.errors import UserError
+from mbdefense.vision.idx import FIX, Part, read_idx, write_idx
 
 if TYPE_CHECKING:
-    import numpy
-    from numpy.typing import NDArray
     from torch import Tensor
 
 DIGITS = "digits"
-_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-_MOST = 2**28
-"""Bytes of the largest file, unpacked."""
-_FIX = "give the folder of MNIST's or Fashion-MNIST's four files (Debian: dataset-fashion-mnist)"
 
 
 class Images(NamedTuple):
@@ -104,6 +94,28 @@ def check_rows(rows: Images, size: int, classes: int) -> None:
         raise UserError("images of one class only", int(rows.labels[0]), "give images of at least two")
 
 
+def check_sides(suspect: Images, clean: Images, size: int, classes: int, least: int = 1) -> None:
+    """Refuses suspect and clean rows that a defense cannot be trained on.
+
+    Args:
+        suspect: images that may be poisoned.
+        clean: images that the defender is sure of.
+        size: see `check_rows`.
+        classes: how many.
+        least: clean images of each class.
+
+    Raises:
+        UserError: see `check_rows`; also a class of the suspect rows with fewer clean ones.
+    """
+    for rows in (suspect, clean):
+        check_rows(rows, size, classes)
+    counts = clean.labels.bincount(minlength=classes)
+    lacking = sorted(label for label in {*suspect.labels.tolist()} if counts[label] < least)
+    if lacking:
+        what = "classes without clean images" if least == 1 else f"classes with fewer than {least} clean images"
+        raise UserError(what, lacking, "give more clean images")
+
+
 def load_images(source: str, rows: int, test_rows: int, clean_rows: int, seed: int) -> Split:
     """Draws a split.
 
@@ -122,7 +134,7 @@ def load_images(source: str, rows: int, test_rows: int, clean_rows: int, seed: i
     if source == DIGITS:
         train, test = _digits(), None
     else:
-        train, test = _idx(Path(source), "train"), _idx(Path(source), "test")
+        train, test = read_images(source, "train"), read_images(source, "test")
     draws = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train.labels), generator=draws)
     if test is None:
@@ -145,46 +157,29 @@ def _digits() -> Images:
     return Images(pixels, torch.tensor(found.target, dtype=torch.long))
 
 
-def _idx(folder: Path, part: str) -> Images:
+def read_images(folder: str | PathLike[str], part: Part) -> Images:
+    """All images of one part of a folder with IDX files, as they are or with ``.gz``.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds no square images of 8 to 64 pixels in at most 100 classes.
+    """
     import torch
 
-    pixels, labels = (_array(folder, name, dimensions) for name, dimensions in zip(_FILES[part], (3, 1), strict=True))
+    pixels, labels = read_idx(Path(folder), part)
     if len(pixels) != len(labels):
-        raise UserError("other numbers of images and labels", f"{len(pixels)}, {len(labels)}", _FIX)
+        raise UserError("other numbers of images and labels", f"{len(pixels)}, {len(labels)}", FIX)
     if pixels.shape[1] != pixels.shape[2] or not 8 <= pixels.shape[1] <= 64 or labels.max() > 99:
-        raise UserError("square images of 8 to 64 pixels in at most 100 classes are read", str(folder), _FIX)
+        got = f"{pixels.shape[1]}x{pixels.shape[2]} pixels, labels up to {labels.max()}"
+        raise UserError("square images of 8 to 64 pixels in at most 100 classes are read", got, FIX)
     images = torch.from_numpy(pixels.copy()).float().div(255).unsqueeze(1)
     return Images(images, torch.from_numpy(labels.copy()).long())
 
 
-def _array(folder: Path, name: str, dimensions: int) -> NDArray[numpy.uint8]:
-    """What an IDX file of bytes holds."""
-    import numpy
+def write_images(folder: str | PathLike[str], part: Part, images: Images) -> None:
+    """Writes images as IDX files that `read_images` reads; pixels become bytes.
 
-    data = _bytes(folder, name)
-    start = 4 + 4 * dimensions
-    if len(data) < start or data[:4] != bytes([0, 0, 8, dimensions]):
-        raise UserError(f"{name}: no IDX file of bytes in {dimensions} dimensions", str(folder), _FIX)
-    shape = struct.unpack(f">{dimensions}I", data[4:start])
-    size = 1
-    for length in shape:
-        size *= length
-    if size != len(data) - start or not size:
-        raise UserError(f"{name}: as large as {size} bytes by its header, not by its content", len(data) - start, _FIX)
-    return numpy.frombuffer(data, numpy.uint8, offset=start).reshape(shape)
-
-
-def _bytes(folder: Path, name: str) -> bytes:
-    data: bytes | None = None
-    try:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if data is None and path.is_file():  # a pipe would be waited for
-                with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-                    data = stream.read(_MOST + 1)
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"cannot read {name} ({type(error).__name__})", str(folder), _FIX) from error
-    if data is None:
-        raise UserError(f"no file {name} or {name}.gz in the folder", str(folder), _FIX)
-    if len(data) > _MOST:  # a small file can unpack to any size
-        raise UserError(f"{name}: larger than {_MOST // 2**20} MiB", str(folder), _FIX)
-    return data
+    Raises:
+        UserError: they cannot be written.
+    """
+    pixels = images.pixels[:, 0].mul(255).round().byte()
+    write_idx(Path(folder), part, pixels.numpy(), images.labels.byte().numpy())

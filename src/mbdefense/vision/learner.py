@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     Weights: TypeAlias = Mapping[str, Tensor]
     """Names to tensors, as `torch.nn.Module.state_dict` has them: parameters and buffers."""
 
-Network = Literal["batch_norm", "plain"]
+Network = Literal["batch_norm", "plain", "projected"]
 HEAD = "head"
 """The name of the last layer."""
+_FEATURES, _EMBEDDING = "flatten", "unit"
+"""The names of layers before it."""
 _ASKED = 512
 """Images in one forward pass."""
 
@@ -29,6 +31,28 @@ def copied(weights: Weights) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in weights.items()}
 
 
+class Outputs(NamedTuple):
+    """What a projected network makes of n images, with gradients.
+
+    Attributes:
+        features: (n, F), behind the convolutions.
+        embeddings: (n, 128), of length one.
+        logits: (n, classes).
+    """
+
+    features: Tensor
+    embeddings: Tensor
+    logits: Tensor
+
+
+def outputs(module: nn.Module, pixels: Tensor) -> Outputs:
+    """What each part of a projected network makes of images (n, 1, size, size)."""
+    found, value = {}, pixels
+    for name, layer in module.named_children():
+        value = found[name] = layer(value)
+    return Outputs(found[_FEATURES], found[_EMBEDDING], value)
+
+
 @dataclass(frozen=True)
 class Learner:
     """A network and how it is trained.
@@ -36,7 +60,8 @@ class Learner:
     Attributes:
         size: height and width of the images.
         classes: how many.
-        network: three convolutions and a linear layer, with batch norm behind each convolution or without.
+        network: three convolutions and a linear layer, with batch norm behind each convolution or without; or, with
+            batch norm, a projection of two layers to 128 values of length one in between.
         epochs: of a training; of a client in a round.
         lr: of SGD with momentum 0.9 and weight decay 5e-4 (those of the MARS paper).
         batch_size: rows of a step.
@@ -89,7 +114,7 @@ class Learner:
         import torch
         from torch.nn.functional import cross_entropy
 
-        module = self._loaded(before).train()
+        module = self.module(before).train()
         optimizer = torch.optim.SGD(module.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
         draws = torch.Generator().manual_seed(seed)
         for _ in range(epochs or self.epochs):
@@ -115,7 +140,7 @@ class Learner:
         """The last layer's values for each image (n, classes)."""
         import torch
 
-        module = self._loaded(weights).eval()
+        module = self.module(weights).eval()
         with torch.inference_mode():
             parts = [pixels[start : start + _ASKED] for start in range(0, len(pixels), _ASKED)]
             return torch.cat([module(part) for part in parts])
@@ -124,7 +149,8 @@ class Learner:
         """The most likely class of each image (n,)."""
         return self.logits(weights, pixels).argmax(dim=1)
 
-    def _loaded(self, weights: Weights) -> nn.Module:
+    def module(self, weights: Weights) -> nn.Module:
+        """The network with these weights, which is the same module each time."""
         if not self._made:
             self._made.append(_network(self.size, self.classes, self.network))
         module: nn.Module = self._made[0]
@@ -137,6 +163,18 @@ def _paired(batch: Tensor) -> Tensor:
     return batch if len(batch) > 1 else batch.repeat(2, *[1] * (batch.ndim - 1))
 
 
+def _unit() -> nn.Module:
+    """A layer that brings each row to length one."""
+    from torch import nn
+    from torch.nn.functional import normalize
+
+    class Unit(nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            return normalize(rows)
+
+    return Unit()
+
+
 def _network(size: int, classes: int, kind: Network) -> nn.Module:
     from collections import OrderedDict
 
@@ -144,7 +182,7 @@ def _network(size: int, classes: int, kind: Network) -> nn.Module:
 
     def block(number: int, channels: int, made: int, stride: int) -> list[tuple[str, nn.Module]]:
         convolution = nn.Conv2d(channels, made, 3, stride, 1, bias=kind == "plain")
-        norm = [(f"norm{number}", nn.BatchNorm2d(made))] if kind == "batch_norm" else []
+        norm = [] if kind == "plain" else [(f"norm{number}", nn.BatchNorm2d(made))]
         return [(f"conv{number}", convolution), *norm, (f"relu{number}", nn.ReLU())]
 
     first = 1 if size < 16 else 2  # small images are not halved at once
@@ -152,5 +190,11 @@ def _network(size: int, classes: int, kind: Network) -> nn.Module:
     left = size
     for stride in (first, 2, 2):
         left = (left - 1) // stride + 1
-    layers += [("flatten", nn.Flatten()), (HEAD, nn.Linear(32 * left * left, classes))]
+    width = 32 * left * left
+    layers += [(_FEATURES, nn.Flatten())]
+    if kind == "projected":
+        layers += [("project1", nn.Linear(width, 128)), ("relu4", nn.ReLU()), ("project2", nn.Linear(128, 128))]
+        layers += [(_EMBEDDING, _unit())]
+        width = 128
+    layers += [(HEAD, nn.Linear(width, classes))]
     return nn.Sequential(OrderedDict(layers))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
 
+from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -15,10 +17,15 @@ if TYPE_CHECKING:
     from mbdefense.vision.triggers import Trigger
 
 
-def verdicts(
-    classifier: Classifier, test: Images, trigger: Trigger, target: int, wanted: int | None = None
-) -> list[Verdict]:
-    """A verdict for each test image, and with the trigger one more for each that is not of the target.
+class Asked(NamedTuple):
+    """What a classifier was asked, and what came of it: one of each for each image."""
+
+    responses: list[Response]
+    verdicts: list[Verdict]
+
+
+def asked(classifier: Classifier, test: Images, trigger: Trigger, target: int, wanted: int | None = None) -> Asked:
+    """Asks for the class of each test image, and with the trigger once more of each that is not of the target.
 
     An image shows the backdoor if it gets the class that the attacker wants and is not of it.
 
@@ -32,14 +39,17 @@ def verdicts(
     aim = target if wanted is None else wanted
     others = (test.labels != target).nonzero().flatten().tolist()
     triggered = test.take(others)._replace(pixels=trigger(test.take(others).pixels))
-    made = []
+    made = Asked([], [])
     parts: list[tuple[Kind, Iterable[int], Images]] = [
         ("clean", range(len(test.labels)), test),
         ("triggered", others, triggered),
     ]
     for kind, numbers, rows in parts:
-        answers = zip(numbers, classifier.predict(rows.pixels).tolist(), rows.labels.tolist(), strict=True)
-        for number, answer, label in answers:
-            shows = answer == aim != label
-            made.append(Verdict(f"{number:06}", kind, shows, answer == label, f"class {answer}"))
+        answers = classifier.predict(rows.pixels).tolist()
+        for number, answer, label, pixels in zip(numbers, answers, rows.labels.tolist(), rows.pixels, strict=True):
+            name, said = f"{number:06}", f"class {answer}"
+            # By its hash two evaluations can tell that they asked about the same image.
+            image = f"image {hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]}"
+            made.responses.append(Response(name, kind, image, said, reference=f"class {label}"))
+            made.verdicts.append(Verdict(name, kind, answer == aim != label, answer == label, said))
     return made

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from mbdefense.defenses.filters._evidence import Evidence, Filtered
 from mbdefense.defenses.filters.graceful import GraCeFul
 from mbdefense.defenses.filters.onion import OnionRows
+from mbdefense.defenses.filters.pgrl import PGRLRows
 from mbdefense.defenses.filters.repeats import Repeats
 from mbdefense.defenses.filters.seep import SEEP
 from mbdefense.defenses.filters.spectral import SpectralSignatures
@@ -23,6 +24,7 @@ __all__ = [
     "Filtered",
     "GraCeFul",
     "OnionRows",
+    "PGRLRows",
     "Repeats",
     "SpectralSignatures",
     "Suspicion",
@@ -33,6 +35,7 @@ Filter = Callable[[Evidence], Filtered]
 FILTERS: dict[str, type] = {
     "graceful": GraCeFul,
     "onion": OnionRows,
+    "pgrl": PGRLRows,
     "repeats": Repeats,
     "seep": SEEP,
     "spectral": SpectralSignatures,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.vision.classifier import Classifier, Guard
-from mbdefense.vision.images import Images, check_rows, joined
+from mbdefense.vision.classifier import Classifier, Defended, Guard
+from mbdefense.vision.images import Images, check_sides, joined
 
 if TYPE_CHECKING:
     from mbdefense.vision.learner import Learner
@@ -46,7 +46,11 @@ class PDB:
         at_least(0, side=self.side)
         at_least(1, times=self.times)
 
-    def __call__(self, learner: Learner, suspect: Images, clean: Images, seed: int) -> Classifier:
+    def check(self, learner: Learner, suspect: Images, clean: Images) -> None:
+        """Refuses what it cannot be trained on; see `guard`."""
+        self.guard(learner, suspect, clean)
+
+    def __call__(self, learner: Learner, suspect: Images, clean: Images, seed: int) -> Defended:
         """Trains a classifier with its guard.
 
         Args:
@@ -61,7 +65,11 @@ class PDB:
         guard = self.guard(learner, suspect, clean)
         planted = Images(guard.stamped(clean.pixels), guard.shifted(clean.labels))
         rows = joined(suspect, *[planted] * self.times)
-        return Classifier(learner, learner.train(learner.initial(seed), rows, seed), guard)
+        return Defended(Classifier(learner, learner.train(learner.initial(seed), rows, seed), guard), {})
+
+    def parts(self) -> dict[str, PDB]:
+        """The whole alone, by what is left of it: nothing can be left out."""
+        return {"": self}
 
     def guard(self, learner: Learner, suspect: Images, clean: Images) -> Guard:
         """The guard for such images, before any training.
@@ -69,12 +77,8 @@ class PDB:
         Raises:
             UserError: images that the network cannot be trained on, or a class without clean images.
         """
-        for rows in (suspect, clean):
-            check_rows(rows, learner.size, learner.classes)
+        check_sides(suspect, clean, learner.size, learner.classes)
         side = self.side or learner.size // 4
         if side > learner.size // 2:
             raise UserError("the defender's trigger hides too much of the images", side, "give at most half a side")
-        lacking = sorted({*suspect.labels.tolist()} - {*clean.labels.tolist()})
-        if lacking:
-            raise UserError("classes without clean images", lacking, "give more clean images")
         return Guard(side, self.value, learner.classes)

@@ -1,0 +1,189 @@
+"""Image classifiers: a backdoor in the images, defenses against it, and what is left, beside its controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mbdefense.recipes._given import Folder, recorded
+from mbdefense.recipes.measuring.compare import Comparison
+from mbdefense.recipes.vision._steps import Attack, made, measured
+
+if TYPE_CHECKING:
+    from mbdefense.evaluation.compare import Arm
+    from mbdefense.vision.classifier import Classifier, Defended
+    from mbdefense.vision.defenses import Defense
+    from mbdefense.vision.images import Images, Split
+    from mbdefense.vision.learner import Learner
+    from mbdefense.vision.record import Training
+
+_TIMES = 5
+"""How often each clean image is added beside the suspect ones, as PDB does it."""
+
+
+def vision_demo(
+    *,
+    output_dir: Folder = "runs/vision",
+    images: str = "digits",
+    rows: int = 0,
+    test_rows: int = 360,
+    clean_rows: int = 140,
+    trigger: str = "patch",
+    clean_label: bool = False,
+    target: int = 0,
+    rate: float = 0.05,
+    defenses: list[str] | None = None,
+    epochs: int = 20,
+    seeds: list[int] | None = None,
+    resume: bool = False,
+) -> Comparison:
+    """Poison images, train classifiers on them with and without defenses, and measure all beside their controls.
+
+    Examples:
+        >>> from mbdefense import vision_demo
+        >>> print(vision_demo(rows=200, epochs=1, output_dir="vision"))  # doctest: +SKIP
+
+    Args:
+        output_dir: where a folder for each arm and results.json go.
+        images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files.
+        rows: training images that are poisoned; 0 for what there is.
+        test_rows: images that nobody trains on.
+        clean_rows: images that the defender is sure of.
+        trigger: the attacker's; see `mbdefense list image_triggers`.
+        clean_label: poison images of the target and keep their labels.
+        target: the class that the attacker wants.
+        rate: share of the training images that is poisoned.
+        defenses: see `mbdefense list image_defenses`; names, or name:option=value,option=value; by default all.
+        epochs: of each training.
+        seeds: of poisoning and training, by default 0; the images are the same for all.
+        resume: take the classifiers that an earlier run with the same options has left.
+
+    Returns:
+        All arms, compared image by image with the attacked one.
+
+    Raises:
+        UserError: the images cannot be read, or an option cannot work with them.
+    """
+    asked = recorded({name: value for name, value in locals().items() if name not in ("output_dir", "resume")})
+    from mbdefense.core.checks import at_least
+    from mbdefense.core.files import claimed
+    from mbdefense.core.progress import stages
+    from mbdefense.core.specs import parse_spec
+    from mbdefense.evaluation.compare import compare
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.results import RESULT_FILE, Results, write
+    from mbdefense.vision.defenses import DEFENSES
+    from mbdefense.vision.images import check_rows, load_images
+    from mbdefense.vision.learner import Learner
+    from mbdefense.vision.poisoning import poison
+    from mbdefense.vision.triggers import TRIGGERS
+
+    tried = list(dict.fromkeys(seeds or [0]))
+    at_least(0, rows=rows, seeds=min(tried))
+    at_least(1, test_rows=test_rows, clean_rows=clean_rows)
+    stamp = parse_spec(trigger, TRIGGERS, "image trigger")
+    methods: dict[str, Defense] = {
+        spec.partition(":")[0]: parse_spec(spec, DEFENSES, "image defense") for spec in defenses or DEFENSES
+    }
+    split = load_images(images, rows, test_rows, clean_rows, 0)
+    learner = Learner(split.train.pixels.shape[-1], split.classes, epochs=epochs)
+    for part in (split.train, split.test):
+        check_rows(part, learner.size, learner.classes)
+    poisoned = {seed: poison(split.train, stamp, target, rate, seed, clean_label=clean_label) for seed in tried}
+    for given in poisoned.values():
+        for method in methods.values():
+            method.check(learner, given.rows, split.clean)
+    share = float(poisoned[tried[0]].which.double().mean())
+    attack = Attack(stamp, target, f"{trigger}, labels kept" if clean_label else trigger, share)
+    training = {"network": learner.network, "lr": learner.lr, "batch_size": learner.batch_size}
+    config = {**asked, **training, "defenses": {name: asdict(method) for name, method in methods.items()}}
+    jobs = [
+        _Job(arm, seed, train, Path(output_dir) / f"{arm}-{seed}")
+        for seed, given in poisoned.items()
+        for arm, train in _trainings(learner, split, given.rows, methods, seed).items()
+    ]
+    with claimed(Path(output_dir)), stages(len(jobs)):
+        arms: list[Arm] = []
+        for job in jobs:
+            # Which seeds there are beside it makes no training another one.
+            arms += job.arms({**config, "seeds": [job.seed], "arm": job.arm}, split.test, attack, resume)
+        compared, over_seeds = compare(arms)
+        results = Results(provenance(config, tried), compared, over_seeds)
+        write(Path(output_dir) / RESULT_FILE, results)
+    return Comparison(results)
+
+
+def _trainings(
+    learner: Learner, split: Split, suspect: Images, methods: dict[str, Defense], seed: int
+) -> dict[str, Callable[[], Defended]]:
+    """How each arm is made. The one with clean images alone takes as many steps as the one with clean ones added."""
+    from mbdefense.vision.classifier import Classifier, Defended
+    from mbdefense.vision.defenses import PGRL
+    from mbdefense.vision.images import joined
+
+    def trained(rows: Images, epochs: int | None = None) -> Defended:
+        return Defended(Classifier(learner, learner.train(learner.initial(seed), rows, seed, epochs=epochs)), {})
+
+    def defended(method: Defense, rows: Images) -> Callable[[], Defended]:
+        return lambda: method(learner, rows, split.clean, seed)
+
+    mix = joined(suspect, *[split.clean] * _TIMES)
+    longer = math.ceil(learner.epochs * len(mix.labels) / len(split.clean.labels))
+    found = {
+        "base": lambda: Defended(Classifier(learner, learner.initial(seed)), {}),
+        "clean": lambda: trained(split.train),
+        "discard": lambda: trained(split.clean, longer),
+        "attacked": lambda: trained(suspect),
+        "clean_added": lambda: trained(mix),
+    }
+    for name, method in methods.items():
+        found |= {f"{name}{part}": defended(one, suspect) for part, one in method.parts().items()}
+        if isinstance(method, PGRL):  # it makes a claim on data without poison, and has another network
+            found[f"{name}_no_poison"] = defended(method, split.train)
+            found[f"{name}_discard"] = lambda method=method: method.clean_alone(learner, suspect, split.clean, seed)
+    return found
+
+
+class _Job(NamedTuple):
+    """A classifier to be made and measured.
+
+    Attributes:
+        arm: its name.
+        seed: of its training.
+        train: makes it.
+        folder: where all of it goes.
+    """
+
+    arm: str
+    seed: int
+    train: Callable[[], Defended]
+    folder: Path
+
+    def arms(self, config: dict[str, Any], test: Images, attack: Attack, resume: bool) -> Iterator[Arm]:
+        """Makes it, and measures what was saved; with a guard also without it, and against who knows its shift.
+
+        That attacker poisons with the target's label and wants the class that the guard makes of it.
+        """
+        from mbdefense.vision.classifier import Classifier
+        from mbdefense.vision.record import read_training
+
+        there = _kept(read_training(self.folder), config) if resume else None
+        if there is None:
+            made(self.folder, self.train, f"{self.arm}, seed {self.seed}", self.seed, config)
+            there = read_training(self.folder)
+        loaded = Classifier.load(self.folder)
+        found: dict[str, tuple[Classifier, int]] = {self.arm: (loaded, attack.target)}
+        if loaded.guard is not None:
+            found[f"{self.arm}_without_trigger"] = replace(loaded, guard=None), attack.target
+            found[f"{self.arm}_shift_known"] = loaded, loaded.guard.renamed(attack.target)
+        for name, (classifier, wanted) in found.items():
+            folder = self.folder if name == self.arm else self.folder / name
+            yield measured(name, folder, classifier, there, test, attack, wanted, str(self.folder))
+
+
+def _kept(training: Training | None, config: dict[str, Any]) -> Training | None:
+    """How a classifier was made, if by these options."""
+    return training if training is not None and training.provenance["config"] == config else None

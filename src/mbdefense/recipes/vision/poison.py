@@ -1,0 +1,85 @@
+"""Poison images, to test a defense with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mbdefense.recipes._given import Folder, recorded
+
+SUSPECT, CLEAN, POISON_FILE = "suspect", "clean", "poison.json"
+"""Folders of a poisoned set, and the file beside them that says which images are poisoned; it is written last."""
+
+
+class PoisonedImages(NamedTuple):
+    """A poisoned set of images.
+
+    Attributes:
+        path: where it lies.
+        rows: to train on.
+        poisoned: how many of them are.
+    """
+
+    path: Path
+    rows: int
+    poisoned: int
+
+
+def vision_poison(
+    images: str,
+    *,
+    output_dir: Folder,
+    rows: int = 0,
+    test_rows: int = 360,
+    clean_rows: int = 140,
+    trigger: str = "patch",
+    clean_label: bool = False,
+    target: int = 0,
+    rate: float = 0.05,
+    seed: int = 0,
+) -> PoisonedImages:
+    """Write a poisoned set of images, with clean ones of the defender's own and test images.
+
+    Examples:
+        >>> from mbdefense import vision_poison
+        >>> print(vision_poison("digits", rows=200, output_dir="images").poisoned)  # doctest: +SKIP
+        10
+
+    Args:
+        images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files.
+        output_dir: where suspect/ (train and test files), clean/ (train files) and poison.json go.
+        rows: training images that are poisoned; 0 for what there is.
+        test_rows: images that nobody trains on; they stay clean.
+        clean_rows: images that the defender is sure of.
+        trigger: see `mbdefense list image_triggers`.
+        clean_label: poison images of the target and keep their labels.
+        target: the class that the attacker wants.
+        rate: share of the training images that is poisoned.
+        seed: of which images are poisoned; which go where does not depend on it.
+
+    Raises:
+        UserError: the images cannot be read, or an option cannot work with them.
+    """
+    asked = recorded(locals())
+    from mbdefense.core.checks import at_least
+    from mbdefense.core.files import claimed, write_sealed
+    from mbdefense.core.specs import parse_spec
+    from mbdefense.records.provenance import provenance
+    from mbdefense.vision.images import load_images, write_images
+    from mbdefense.vision.poisoning import poison
+    from mbdefense.vision.triggers import TRIGGERS
+
+    at_least(0, rows=rows, seed=seed)
+    at_least(1, test_rows=test_rows, clean_rows=clean_rows)
+    made = parse_spec(trigger, TRIGGERS, "image trigger")
+    split = load_images(images, rows, test_rows, clean_rows, 0)
+    poisoned = poison(split.train, made, target, rate, seed, clean_label=clean_label)
+    directory = Path(output_dir)
+    with claimed(directory):
+        (directory / POISON_FILE).unlink(missing_ok=True)
+        write_images(directory / SUSPECT, "train", poisoned.rows)
+        write_images(directory / SUSPECT, "test", split.test)
+        write_images(directory / CLEAN, "train", split.clean)
+        which = poisoned.which.nonzero().flatten().tolist()
+        write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": provenance(asked, [seed])})
+    return PoisonedImages(directory, len(poisoned.rows.labels), len(which))

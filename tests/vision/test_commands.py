@@ -1,0 +1,109 @@
+"""Poison, train, defend, evaluate: from command to command, each on the files of the one before."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mbdefense.cli import main
+from mbdefense.records.results import read
+from mbdefense.vision.classifier import Classifier
+from mbdefense.vision.images import load_images, read_images
+from mbdefense.vision.learner import Learner
+from mbdefense.vision.poisoning import poison
+from mbdefense.vision.record import read_training
+from mbdefense.vision.triggers import Patch
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Images, an attacked and a defended classifier, and what was measured of both."""
+    folder = tmp_path_factory.mktemp("vision")
+    sizes = ["--rows", "200", "--test_rows", "60", "--clean_rows", "60"]
+    assert main(["vision", "poison", "digits", *sizes, "--target", "3", "--output_dir", str(folder / "images")]) == 0
+    suspect, clean = (["--data", f"{folder}/images/suspect"], ["--clean", f"{folder}/images/clean"])
+    once = ["--epochs", "1", "--seed", "5"]
+    assert main(["vision", "train", *suspect, *once, "--output_dir", str(folder / "attacked")]) == 0
+    assert main(["vision", "defend", *suspect, *clean, *once, "--defense", "pdb:times=1",
+                 "--output_dir", str(folder / "defended")]) == 0  # fmt: skip
+    for name in ("attacked", "defended"):
+        words = ["--test", f"{folder}/images/suspect", "--trigger", "patch", "--target", "3"]
+        assert main(["vision", "evaluate", str(folder / name), *words, "--output_dir", f"{folder}/{name}/eval"]) == 0
+    return folder
+
+
+def test_the_poisoned_images_are_those_of_the_demo(place):
+    split = load_images("digits", 200, 60, 60, 0)
+    poisoned = poison(split.train, Patch(), 3, 0.05, 0)
+    found = read_images(place / "images" / "suspect", "train")
+    assert found.labels.equal(poisoned.rows.labels)
+    assert float((found.pixels - poisoned.rows.pixels).abs().max()) < 0.01
+    assert json.loads((place / "images" / "poison.json").read_text())["poisoned"] == (
+        poisoned.which.nonzero().flatten().tolist()
+    )
+    assert read_images(place / "images" / "clean", "train").labels.equal(split.clean.labels)
+    assert read_images(place / "images" / "suspect", "test").labels.equal(split.test.labels)
+
+
+def test_a_defended_classifier_says_how_it_was_made(place):
+    assert Classifier.load(place / "defended").guard is not None
+    training = read_training(place / "defended")
+    assert training.seed == 5
+    assert training.provenance["config"]["defense"] == "pdb:times=1"
+
+
+def test_evaluations_can_be_compared_checked_and_reported(place, tmp_path, capsys):
+    row = read(place / "defended" / "eval" / "results.json").rows[0]
+    assert (row.arm, row.seed, row.cacc.n, row.behavior) == ("defended", 5, 60, "class 3")
+    runs = [str(place / name / "eval") for name in ("attacked", "defended")]
+    assert main(["compare", *runs, "--output_dir", str(tmp_path)]) == 0
+    rows = read(tmp_path / "results.json").rows
+    assert rows[1].asr_change is not None
+    assert main(["check", str(tmp_path / "results.json"), "--min_cacc", "0"]) == 0
+    assert main(["report", *runs, "--output", str(tmp_path / "report.html")]) == 0
+    assert "defended" in capsys.readouterr().out
+
+
+def test_images_of_other_seeds_are_not_compared(place, tmp_path, capsys):
+    other = ["--rows", "200", "--test_rows", "30", "--clean_rows", "60", "--output_dir", str(tmp_path / "images")]
+    assert main(["vision", "poison", "digits", *other]) == 0
+    words = ["--test", f"{tmp_path}/images/suspect", "--trigger", "patch", "--target", "3", "--arm", "other"]
+    assert main(["vision", "evaluate", str(place / "attacked"), *words, "--output_dir", str(tmp_path / "eval")]) == 0
+    assert main(["compare", str(place / "attacked" / "eval"), str(tmp_path / "eval")]) == 1
+    assert "different" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("defend --data images/suspect --clean images/clean --defense pbd", "did you mean 'pdb'"),
+        ("defend --data images/suspect --clean nowhere", "no file"),
+        ("train --data images/suspect --epochs 0", "epochs"),
+        ("train --data images/suspect --seed -1", "seed"),
+        ("evaluate nowhere --test images/suspect --trigger patch", "Classifier.save"),
+        ("evaluate attacked --test images/clean --trigger patch", "no file"),
+        ("evaluate attacked --test images/suspect --trigger patch:side=9", "larger"),
+        ("evaluate attacked --test images/suspect --trigger patch --target 10", "no such class"),
+        ("evaluate attacked --test images/suspect --trigger patch --shift_known", "no guard"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    capsys.readouterr()
+    assert main(["vision", *words.split(), "--output_dir", str(tmp_path / "out")]) == 1
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_another_size_are_one_line(place, tmp_path, capsys):
+    Classifier(Learner(9, 10), Learner(9, 10).initial(0)).save(tmp_path / "nine")
+    words = [str(tmp_path / "nine"), "--test", f"{place}/images/suspect", "--trigger", "patch"]
+    assert main(["vision", "evaluate", *words, "--output_dir", str(tmp_path / "out")]) == 1
+    assert "another size" in capsys.readouterr().err
+
+
+def test_another_word_than_a_command_is_told(capsys):
+    assert main(["vision"]) == 2
+    assert main(["vision", "dmeo"]) == 2
+    assert "did you mean 'demo'" in capsys.readouterr().err
