@@ -44,8 +44,12 @@ from mbdefense.training.trainer import Trained
 TRAINING = TrainingOptions(
     num_train_epochs=1, per_device_train_batch_size=8, max_length=192, bf16=False, save_strategy="no", lora_r=2
 )
-# Small enough for the few rows here.
-OPTIONS: dict[str, dict[str, Any]] = {"mb_defense": {"min_defensive_rows": 1}, "merge_only": {"min_defensive_rows": 1}}
+# Small enough for the few rows here, all suspect ones of which pgrl would rightly tell from the clean ones.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mb_defense": {"min_defensive_rows": 1},
+    "merge_only": {"min_defensive_rows": 1},
+    "pgrl": {"alpha": 1e-12},
+}
 # Another value of an option that must lead to another model, where half of a number (or no boolean) does not.
 OTHER: dict[str, Any] = {
     "ratio_form": "sum",

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from mbdefense.core.errors import UserError
+from mbdefense.defenses import prototypes
 from mbdefense.defenses.filters import Evidence, PGRLRows
 from mbdefense.defenses.filters import pgrl as module
 from mbdefense.defenses.filters.pgrl import belonging, fails
+from mbdefense.defenses.prototypes import sinkhorn
 
 TOPICS = 3
 
@@ -33,11 +35,17 @@ def test_prompts_belong_to_the_label_of_their_topic() -> None:
     assert bool(fails(plan, torch.full((90,), -1)).all())
 
 
-def test_labels_have_the_shares_of_the_clean_rows() -> None:
-    clean = torch.tensor([0] * 24 + [1] * 6)
-    alike = torch.zeros(200, 8) + torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
-    plan, _ = belonging(alike, torch.randn(30, 8, generator=torch.Generator().manual_seed(1)), clean)
-    assert plan.mean(dim=0).tolist() == pytest.approx([0.8, 0.2], abs=0.02)
+def test_labels_have_the_shares_of_the_clean_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for = []
+
+    def spied(similarities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        asked_for.append(shares.tolist())
+        return sinkhorn(similarities, shares)
+
+    monkeypatch.setattr(prototypes, "sinkhorn", spied)
+    clean = torch.tensor([0] * 24 + [1] * 6 + [-1])
+    belonging(torch.randn(20, 8), torch.randn(31, 8), clean)
+    assert asked_for == [pytest.approx([0.8, 0.2])] * 5
 
 
 def test_a_clean_row_is_held_against_the_prototypes_of_others() -> None:
@@ -109,10 +117,9 @@ def test_real_states_are_read(tiny_model_path: str, rows: Callable[..., Any]) ->
     assert found.facts["labels_with_prototypes"] == 2
 
 
-def test_clean_rows_of_one_kind_are_refused(tiny_model_path: str, rows: Callable[..., Any]) -> None:
-    one = rows(*[pair for pair in asked(8, 20) if pair[1] == "one"])
-    with pytest.raises(UserError, match="fewer than two kinds of answers"):
-        PGRLRows()(Evidence(tiny_model_path, rows(*asked(12, 0)), one))
+def test_clean_rows_of_which_no_two_are_alike_are_refused(tiny_model_path: str, rows: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="no two clean rows"):
+        PGRLRows()(Evidence(tiny_model_path, rows(*asked(12, 0)), rows(*asked(2, 20))))
 
 
 @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"answers": 1}, {"clusters": 1}])

@@ -102,8 +102,7 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(given, says, tmp_path, 
 
 def test_a_run_that_is_resumed_trains_nothing_again(ran, monkeypatch):
     before = read(ran / "results.json")
-    monkeypatch.setattr(Learner, "train", None)
-    monkeypatch.setattr(Learner, "initial", None)
+    monkeypatch.setattr("mbdefense.recipes.vision.demo.made", None)
     options = [*SMALL, "--output_dir", str(ran), "--resume"]
     assert main([*options, "--seeds", "1", "0"]) == 0
     assert {*read(ran / "results.json").over_seeds} == {*before.over_seeds}

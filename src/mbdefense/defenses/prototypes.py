@@ -28,10 +28,19 @@ def prototypes(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
     Raises:
         ValueError: a class without rows.
     """
-    if len(labels.unique()) < classes:
+    if len({*labels.tolist()}) < classes:
         raise ValueError("a class without rows has no prototype")
     means = torch.stack([embeddings[labels == label].mean(dim=0) for label in range(classes)])
     return torch.nn.functional.normalize(means)
+
+
+def folds(labels: Tensor, count: int) -> Tensor:
+    """The fold of each row, (n,), from 0 on; a label of two rows or more keeps one without any fold."""
+    made = torch.zeros(len(labels), dtype=torch.long)
+    for label in {*labels.tolist()}:
+        mine = labels == label
+        made[mine] = torch.arange(int(mine.sum())) % count
+    return made
 
 
 def sinkhorn(similarities: Tensor, shares: Tensor | None = None) -> Tensor:
@@ -74,7 +83,17 @@ def densities(anchors: Tensor, rows: Tensor) -> Tensor:
     real = spread > 1e-6 * spread[0].clamp(min=1e-12)  # others are rounding, which variance one would blow up
     scores = left[:, real][:, :COMPONENTS] * math.sqrt(len(both))
     apart = torch.cdist(scores[len(anchors) :], scores[: len(anchors)], compute_mode="donot_use_mm_for_euclid_dist")
-    return (2 * math.pi) ** (-scores.shape[1] / 2) * (-(apart.min(dim=1).values ** 2) / 2).exp()
+    peak: float = (2 * math.pi) ** (-scores.shape[1] / 2)
+    return peak * (-(apart.min(dim=1).values ** 2) / 2).exp()
+
+
+def densities_of(anchors: Tensor, anchor_labels: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """`densities` of each row at the anchors of its own label; (a, F), (a,), (n, F), (n,) to (n,)."""
+    found = torch.zeros(len(rows), dtype=torch.double)
+    for label in {*labels.tolist()}:
+        mine = labels == label
+        found[mine] = densities(anchors[anchor_labels == label], rows[mine])
+    return found
 
 
 def density_weights(found: Tensor) -> Tensor:

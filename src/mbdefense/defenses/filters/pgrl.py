@@ -75,7 +75,7 @@ class PGRLRows:
         failed, clean_failed = fails(plan, labels), fails(held, own)
         p_values = {
             label: self._more_often(failed & (labels == label), clean_failed & (own == label))
-            for label in labels.unique().tolist()
+            for label in sorted({*labels.tolist()})
         }
         signed = [label for label, value in p_values.items() if value * len(p_values) < self.alpha]
         dropped = failed & torch.isin(labels, torch.tensor(signed, dtype=torch.long))
@@ -140,13 +140,13 @@ def _labels(suspect: list[str], clean: list[str]) -> tuple[Tensor, Tensor]:
     """Numbers for kinds of answers, those of at least two clean rows from 0 on.
 
     Raises:
-        UserError: fewer than two such kinds.
+        UserError: there is no such kind.
     """
     import torch
 
     usual = sorted({kind for kind in clean if clean.count(kind) > 1})
-    if len(usual) < 2:
-        raise UserError("the clean rows hold fewer than two kinds of answers", len(usual), "give more clean rows")
+    if not usual:
+        raise UserError("no two clean rows are of one kind of answer", len(clean), "give more clean rows")
     numbers = {kind: number for number, kind in enumerate(usual)}
     made = [torch.tensor([numbers.get(kind, _UNUSUAL) for kind in part]) for part in (suspect, clean)]
     return made[0], made[1]
@@ -165,19 +165,16 @@ def belonging(prompts: Tensor, known: Tensor, labels: Tensor) -> tuple[Tensor, T
     """
     import torch
 
-    from mbdefense.defenses.prototypes import prototypes, sinkhorn
+    from mbdefense.defenses.prototypes import folds, prototypes, sinkhorn
 
     classes = int(labels.max()) + 1
     shares = labels[labels >= 0].bincount(minlength=classes) / (labels >= 0).sum()
     center = known.mean(dim=0)
     near, others = (torch.nn.functional.normalize(part - center) for part in (prompts, known))
-    folds = torch.zeros(len(labels), dtype=torch.long)
-    for label in labels.unique().tolist():  # so that each label keeps a clean row in each fold
-        mine = labels == label
-        folds[mine] = torch.arange(int(mine.sum())) % FOLDS
+    fold_of = folds(labels, FOLDS)
     plans, own = [], torch.zeros(len(known), classes, dtype=torch.double)
     for fold in range(FOLDS):
-        held = folds == fold
+        held = fold_of == fold
         used = ~held & (labels >= 0)
         centers = prototypes(others[used], labels[used], classes)
         plan = sinkhorn(torch.cat([near, others[held]]) @ centers.T, shares)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,12 +128,9 @@ def _trainings(
     def trained(rows: Images, epochs: int | None = None) -> Defended:
         return Defended(Classifier(learner, learner.train(learner.initial(seed), rows, seed, epochs=epochs)), {})
 
-    def defended(method: Defense, rows: Images) -> Callable[[], Defended]:
-        return lambda: method(learner, rows, split.clean, seed)
-
     mix = joined(suspect, *[split.clean] * _TIMES)
     longer = math.ceil(learner.epochs * len(mix.labels) / len(split.clean.labels))
-    found = {
+    found: dict[str, Callable[[], Defended]] = {
         "base": lambda: Defended(Classifier(learner, learner.initial(seed)), {}),
         "clean": lambda: trained(split.train),
         "discard": lambda: trained(split.clean, longer),
@@ -140,10 +138,11 @@ def _trainings(
         "clean_added": lambda: trained(mix),
     }
     for name, method in methods.items():
-        found |= {f"{name}{part}": defended(one, suspect) for part, one in method.parts().items()}
+        for part, one in method.parts().items():
+            found[f"{name}{part}"] = partial(one, learner, suspect, split.clean, seed)
         if isinstance(method, PGRL):  # it makes a claim on data without poison, and has another network
-            found[f"{name}_no_poison"] = defended(method, split.train)
-            found[f"{name}_discard"] = lambda method=method: method.clean_alone(learner, suspect, split.clean, seed)
+            found[f"{name}_no_poison"] = partial(method, learner, split.train, split.clean, seed)
+            found[f"{name}_discard"] = partial(method.clean_alone, learner, suspect, split.clean, seed)
     return found
 
 

@@ -10,13 +10,15 @@ from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.vision.classifier import Classifier, Defended
-from mbdefense.vision.images import Images, check_sides
+from mbdefense.vision.images import Images, check_sides, joined
 from mbdefense.vision.learner import Learner, copied, outputs
 from mbdefense.vision.views import strong, weak
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
     from torch.optim import Optimizer
+
+    from mbdefense.defenses.prototypes import Checked
 
 WARM_UP = 5
 """Epochs' worth of steps on the clean images alone."""
@@ -81,7 +83,7 @@ class PGRL:
             UserError: images that the network cannot be trained on, or a class with fewer than two clean ones.
         """
         check_sides(suspect, clean, learner.size, learner.classes, least=2)
-        lacking = learner.classes - len(clean.labels.unique())
+        lacking = learner.classes - len({*clean.labels.tolist()})
         if lacking:
             raise UserError("classes without clean images", lacking, "give clean images of every class")
 
@@ -195,7 +197,7 @@ class _Run(NamedTuple):
             if self.options.density_weights and epoch % EVERY == 0:
                 weights = self.weighed(module, weights, signed)
             order = torch.randperm(count, generator=self.draws)
-            for batch in order.split(self.options.batch_size):
+            for batch in torch.split(order, self.options.batch_size):
                 trusted[batch] = self.step(module, optimizer, batch, weights[batch])
         return trusted, weights
 
@@ -224,12 +226,13 @@ class _Run(NamedTuple):
         if self.options.label_check:
             with torch.no_grad():
                 centers = prototypes(made.embeddings[:clean], self.clean.labels, self.learner.classes)
-                near = (made.embeddings[clean:] @ centers.T).split(len(batch))
+                near = torch.split(made.embeddings[clean:] @ centers.T, len(batch))
                 trusted = sum(map(sinkhorn, near[1:]), sinkhorn(near[0])).argmax(dim=1) == rows.labels
         optimizer.zero_grad()
         logits = made.logits[clean:].reshape(self.options.views, len(batch), -1)
         loss = cross_entropy(made.logits[:clean], self.clean.labels)
-        (loss + lesson_loss(logits, rows.labels, Lesson(trusted, weights))).backward()
+        whole = loss + lesson_loss(logits, rows.labels, Lesson(trusted, weights))
+        whole.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return trusted
 
@@ -242,49 +245,48 @@ class _Run(NamedTuple):
         """The rows' weights (n,), half of them as before."""
         import torch
 
-        from mbdefense.defenses.prototypes import densities, density_weights
+        from mbdefense.defenses.prototypes import densities_of, density_weights
 
         anchors, features = (self.seen(module, part.pixels)[0] for part in (self.clean, self.suspect))
-        found = torch.zeros(len(features), dtype=torch.double)
-        for label in self.suspect.labels.unique().tolist():
-            mine = self.suspect.labels == label
-            found[mine] = densities(anchors[self.clean.labels == label], features[mine])
+        found = densities_of(anchors, self.clean.labels, features, self.suspect.labels)
         weights = (density_weights(found).float() + before) / 2
         return torch.where(signed[self.suspect.labels], weights, torch.ones_like(weights))
 
     def signs(self, seed: int) -> dict[int, float]:
-        """P-values of each label's rows; see `mbdefense.defenses.prototypes.signs`.
+        """P-values of each label's rows; see `mbdefense.defenses.prototypes.signs`."""
+        import torch
 
-        Clean images train the network that checks the others, so each is checked by one that has not seen it, among
-        suspect images that no other network checks.
+        from mbdefense.defenses.prototypes import Checked, folds, signs
+
+        fold_of = folds(self.clean.labels, FOLDS)
+        parts = [self.checked(fold_of == fold, fold, seed) for fold in range(int(fold_of.max()) + 1)]
+        whole = Checked(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        return dict(signs(whole, range(self.learner.classes)))
+
+    def checked(self, held: Tensor, fold: int, seed: int) -> Checked:
+        """What a warm-up without some clean images says of these, among suspect ones that no other one is asked about.
+
+        So each clean image is checked as suspect ones are: by a network that has not seen it.
+
+        Args:
+            held: (m,), which of the clean images are held out.
+            fold: number of the suspect images that go with them.
+            seed: of the weights.
         """
         import torch
 
-        from mbdefense.defenses.prototypes import Checked, densities, prototypes, signs, sinkhorn
+        from mbdefense.defenses.prototypes import Checked, densities_of, prototypes, sinkhorn
 
-        parts = []
-        for fold in range(FOLDS):
-            held = torch.zeros(len(self.clean.labels), dtype=torch.bool)
-            for label in range(self.learner.classes):  # so that each class has its share in each fold
-                held[(self.clean.labels == label).nonzero().flatten()[fold::FOLDS]] = True
-            if not bool(held.any()):
-                continue
-            known = self.clean.take(~held)
-            module = self.learner.module(self.learner.initial(seed))
-            self.warm_up(module, torch.optim.Adam(module.parameters(), lr=self.options.lr), known)
-            among = self.suspect.take(list(range(fold, len(self.suspect.labels), FOLDS)))
-            labels = torch.cat([self.clean.labels[held], among.labels])
-            features, embeddings = self.seen(module, torch.cat([self.clean.pixels[held], among.pixels]))
-            anchors, near = self.seen(module, known.pixels)
-            centers = prototypes(near, known.labels, self.learner.classes)
-            density = torch.zeros(len(labels), dtype=torch.double)
-            for label in labels.unique().tolist():
-                mine = labels == label
-                density[mine] = densities(anchors[known.labels == label], features[mine])
-            clean = torch.arange(len(labels)) < int(held.sum())
-            parts.append(Checked(labels, sinkhorn(embeddings @ centers.T).argmax(dim=1) != labels, density, clean))
-        whole = Checked(*(torch.cat(values) for values in zip(*parts, strict=True)))
-        return dict(signs(whole, range(self.learner.classes)))
+        known, kept_out = self.clean.take(~held), self.clean.take(held)
+        module = self.learner.module(self.learner.initial(seed))
+        self.warm_up(module, torch.optim.Adam(module.parameters(), lr=self.options.lr), known)
+        among = joined(kept_out, self.suspect.take(list(range(fold, len(self.suspect.labels), FOLDS))))
+        anchors, near = self.seen(module, known.pixels)
+        features, embeddings = self.seen(module, among.pixels)
+        plan = sinkhorn(embeddings @ prototypes(near, known.labels, self.learner.classes).T)
+        density = densities_of(anchors, known.labels, features, among.labels)
+        clean = torch.arange(len(among.labels)) < len(kept_out.labels)
+        return Checked(among.labels, plan.argmax(dim=1) != among.labels, density, clean)
 
     def seen(self, module: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features and embeddings of images as they are, without gradients."""
@@ -292,5 +294,5 @@ class _Run(NamedTuple):
 
         module.eval()
         with torch.inference_mode():
-            found = [outputs(module, part) for part in pixels.split(_ASKED)]
+            found = [outputs(module, part) for part in torch.split(pixels, _ASKED)]
         return torch.cat([one.features for one in found]), torch.cat([one.embeddings for one in found])
