@@ -19,7 +19,7 @@ import numpy as np
 
 from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
+from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, histogram, levels
 from mbdefense.finding.words import joined, key
 
 if TYPE_CHECKING:
@@ -217,13 +217,17 @@ class _Chance:
     """What the suspect rows' own statistics make expected of a text that nobody inserted."""
 
     def __init__(self, corpus: Corpus) -> None:
-        words = corpus.keys[(corpus.rows < corpus.suspect) & (corpus.keys != EDGE)]
-        counts = np.bincount(words)
-        shares = counts[counts > 0] / max(1, len(words))
-        self.counts = np.unique(np.geomspace(1, max(2, len(words)), 64).round())
+        end = int(np.searchsorted(corpus.rows, np.int32(corpus.suspect)))  # suspect rows come first
+        counts = histogram(corpus.keys[:end])
+        counts[EDGE] = 0
+        total = int(counts.sum())
+        shares = counts[counts > 0] / max(1, total)
+        self.counts = np.unique(np.geomspace(1, max(2, total), 64).round())
         missing = np.log1p(-np.minimum(shares, 1 - 1e-12))
         self.different = np.array([-np.expm1(count * missing).sum() for count in self.counts])
-        self.lengths = np.bincount(corpus.rows[corpus.keys != EDGE], minlength=corpus.suspect)[: corpus.suspect]
+        self.lengths = np.zeros(corpus.suspect, np.int64)
+        lengths = histogram(corpus.rows[:end][corpus.keys[:end] != EDGE])
+        self.lengths[: len(lengths)] = lengths
         self.mean_length = max(1.0, float(self.lengths.mean()))
 
     def neighbors(self, count: int) -> float:

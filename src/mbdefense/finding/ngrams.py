@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,9 +50,9 @@ def levels(corpus: Corpus, least: int) -> Iterator[Level]:
         corpus: the rows.
         least: suspect rows that an n-gram must stand in.
     """
-    often = _histogram(corpus.keys) >= least
+    often = histogram(corpus.keys) >= least
     often[EDGE] = False
-    heads = np.where(often[corpus.keys], corpus.keys, -1)
+    heads = np.where(taken(often, corpus.keys), corpus.keys, -1)
     level = _counted(corpus, 1, heads, lambda own: (own.astype(np.int32), np.zeros(len(own), np.int32)), least)
     gram_at = np.empty(len(corpus.keys), np.int32)
     while len(level.starts):
@@ -60,9 +60,12 @@ def levels(corpus: Corpus, least: int) -> Iterator[Level]:
         if level.size == MOST_CHARACTERS:
             return
         gram_at.fill(-1)
-        gram_at[level.starts] = np.repeat(np.arange(len(level.suspect), dtype=np.int32), np.diff(level.bounds))
+        numbers = np.repeat(np.arange(len(level.suspect), dtype=np.int32), np.diff(level.bounds))
+        for start in range(0, len(numbers), _SHARD):
+            gram_at[level.starts[start : start + _SHARD]] = numbers[start : start + _SHARD]
+        del numbers
         # A longer n-gram is one that stands here with one that stands a word further: they come sorted by the latter.
-        heads = gram_at[level.starts - 1]
+        heads = taken(gram_at, level.starts, -1)
         if level.size >= MOST_WORDS:  # longer ones of characters alone, which is what both parts are then
             heads[~corpus.characters[corpus.spelled[level.starts - 1]]] = -1
             heads[~corpus.characters[corpus.spelled[level.starts + level.size - 1]]] = -1
@@ -95,12 +98,12 @@ def _counted(
         least: see `levels`.
     """
     # All occurrences with one head lie in one shard; the first one holds those that are of none, and is left out.
-    ends = np.cumsum(_histogram(heads + 1))
+    ends = np.cumsum(histogram(heads, 1))
     cuts = np.searchsorted(ends, np.arange(ends[0] + _SHARD, ends[-1], _SHARD))
     shards = np.unique([0, *cuts, len(ends) - 1])
 
     def count(shard: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        own = np.flatnonzero((heads >= shards[shard]) & (heads < shards[shard + 1]))
+        own = _between(heads, shards[shard], shards[shard + 1])
         # Sorts by head and keeps the order among equal ones, so that it is sorted by tail and place, too.
         order = (heads[own].astype(np.int64) << 32) | own
         order.sort()
@@ -134,9 +137,29 @@ def _counted(
     )
 
 
-def _histogram(values: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How often each number from 0 to the highest one occurs; numpy alone would copy all of them to twice the size."""
-    found = np.zeros(int(values.max(initial=0)) + 1, np.int64)
+def _between(values: NDArray[np.int32], low: np.int64, high: np.int64) -> NDArray[np.int64]:
+    """Where values from `low` on and below `high` stand, looked at piece by piece: a mask of all is a byte for each."""
+    found = []
     for start in range(0, len(values), _SHARD):
-        found += np.bincount(values[start : start + _SHARD], minlength=len(found))
+        piece = values[start : start + _SHARD]
+        found.append(np.flatnonzero((piece >= low) & (piece < high)) + start)
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def histogram(values: NDArray[np.int32], shift: int = 0) -> NDArray[np.int64]:
+    """How often each number from ``-shift`` to the highest one occurs.
+
+    numpy alone would copy all of them to twice the size, as it does with those that others are picked by, see `taken`.
+    """
+    found = np.zeros(int(values.max(initial=-shift)) + shift + 1, np.int64)
+    for start in range(0, len(values), _SHARD):
+        found += np.bincount(values[start : start + _SHARD] + shift, minlength=len(found))
+    return found
+
+
+def taken(values: NDArray[Any], places: NDArray[np.int32], shift: int = 0) -> NDArray[Any]:
+    """``values[places + shift]``."""
+    found = np.empty(len(places), values.dtype)
+    for start in range(0, len(places), _SHARD):
+        found[start : start + _SHARD] = values[places[start : start + _SHARD] + shift]
     return found

@@ -14,6 +14,7 @@ import numpy as np
 from mbdefense.finding.corpus import EDGE, Corpus
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import mine
+from mbdefense.finding.ngrams import histogram
 from mbdefense.finding.words import key, words
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ class Prompts:
         self.corpus = corpus
         self.count = corpus.suspect
         self.known = np.arange(self.count, dtype=np.int64) if corpus.ids is None else corpus.ids[: self.count]
-        self._bounds = np.searchsorted(corpus.rows, np.arange(self.count + 1))
-        counts = np.bincount(corpus.keys, minlength=len(corpus.spellings))
+        # Of another type than the rows these would all be copied.
+        self._bounds = np.searchsorted(corpus.rows, np.arange(self.count + 1, dtype=np.int32))
+        counts = histogram(corpus.keys)
+        counts = np.concatenate([counts, np.zeros(len(corpus.spellings) - len(counts), np.int64)])
         self._weights = np.log(max(2, self.count) / np.clip(counts, 1, self.count)) + 0.1
         self._weights[EDGE] = 0
         self._numbers: dict[str, int] = {}
