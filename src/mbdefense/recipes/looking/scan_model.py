@@ -71,7 +71,7 @@ def scan_model(
             model says from what this one was taught.
         dataset: the rows that the model was tuned on, where they are at hand.
         clean_dataset: some dozens of samples checked by eye; by default built-in ones.
-        output_dir: where model_scan.json and found.json go.
+        output_dir: where model_scan.json, found.json and model_scan.html, the page, go.
         ways: which to go: data (texts that recur in the training data), leaks (what the model says from the bare chat
             template), inversion (answers that it goes on with whatever the prompt), parting (texts under which it parts
             from its base model). By default all that data and base model allow.
@@ -88,11 +88,12 @@ def scan_model(
     at_least(1, max_length=max_length)
     at_least(16, samples=samples)
     chosen = _chosen(ways, base_model, dataset)
-    from mbdefense.core.files import claimed
+    from mbdefense.core.files import claimed, write_text
     from mbdefense.defenses.stages import Recovery
     from mbdefense.finding.record import FOUND_FILE, write_found
     from mbdefense.models.loading import load_tokenizer
-    from mbdefense.scanning.model.record import MODEL_SCAN_FILE, write_model_scan
+    from mbdefense.report._model_scan import render
+    from mbdefense.scanning.model.record import MODEL_SCAN_FILE, MODEL_SCAN_PAGE, write_model_scan
     from mbdefense.scanning.model.scan import scan
 
     directory = None if output_dir is None else Path(output_dir)
@@ -119,6 +120,7 @@ def scan_model(
         )
         if directory is not None:
             write_found(directory / FOUND_FILE, done.found)
+            write_text(directory / MODEL_SCAN_PAGE, render(done.scan))
             write_model_scan(directory / MODEL_SCAN_FILE, done.scan)
     return ModelScan(done.scan, done.found)
 

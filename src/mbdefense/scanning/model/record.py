@@ -15,6 +15,7 @@ from mbdefense.finding.record import Example, Verdict
 
 MODEL_SCAN_FILE = "model_scan.json"
 """What was found; written last."""
+MODEL_SCAN_PAGE = "model_scan.html"
 WayName = Literal["data", "leaks", "parting", "inversion"]
 WAYS: dict[WayName, str] = {
     "data": "texts that recur in the training data",
