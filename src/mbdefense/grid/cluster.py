@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from mbdefense.core.errors import UserError, first_line
+from mbdefense.core._ray import connected
+from mbdefense.core.errors import first_line
 from mbdefense.grid.plan import Task
 from mbdefense.grid.work import attempt
 from mbdefense.grid.workspace import Workspace
 
-LOCAL = "local"
-"""The address of a cluster that is started on this machine for the run."""
 _RETRIES = 3
 
 
@@ -24,17 +22,7 @@ class Cluster:
     slots = 10_000  # Ray has a queue of its own.
 
     def __init__(self, workspace: Workspace, address: str, *, num_cpus: float, num_gpus: float) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError("--ray needs the extra ray", fix="pip install 'mbdefense[ray]'") from error
-        self._ray = ray
-        options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
-        try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            fix = f"start one with `ray start --head`, or give --ray {LOCAL} ({first_line(error)})"
-            raise UserError("no Ray cluster could be reached", address, fix) from error
+        self._ray = ray = connected(address)
         remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=_RETRIES)
         self._attempt = remote(attempt)
         self._workspace = ray.put(workspace)

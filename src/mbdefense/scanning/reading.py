@@ -8,12 +8,14 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+from mbdefense.core._ray import connected
+from mbdefense.core.errors import UserError, first_line
 from mbdefense.data.formats import NotATargetError, format_with, row_of
 from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import prompt_key
@@ -27,7 +29,6 @@ Message = dict[str, str]
 Value = tuple[int, object]
 """A raw row with the number of its line."""
 _PIECE = 500  # rows that a process is given at a time
-_AHEAD = 16  # pieces that are given out before the first is waited for
 FEW_ROWS = 20_000
 """Up to so many rows a second process would cost more than it saves."""
 
@@ -156,24 +157,50 @@ def _added(made: Facts, number: int, row: dict[str, Any], value: object) -> str:
     return "\n".join([*(turn["content"] for turn in asked), said])
 
 
-def facts(raw: Iterable[Value], columns: Sequence[str], pool: ProcessPoolExecutor | None) -> Iterator[Facts]:
+class Reply(Protocol):
+    """What some rows' facts will be."""
+
+    def result(self) -> Facts:
+        """Waits for them."""
+
+
+class Workers(Protocol):
+    """Whoever reads rows beside this process: processes here, or a cluster."""
+
+    @property
+    def ahead(self) -> int:
+        """Pieces that are given out before the first is waited for."""
+
+    def submit(self, piece: Sequence[Value], columns: Sequence[str]) -> Reply:
+        """Has the facts of some rows made."""
+
+
+def facts(raw: Iterable[Value], columns: Sequence[str], workers: Workers | None) -> Iterator[Facts]:
     """The facts of a source's rows, in order; see `facts_of`."""
     rest = iter(raw)
     pieces = iter(lambda: list(islice(rest, _PIECE)), [])
-    if pool is None:
+    if workers is None:
         yield from (facts_of(piece, columns) for piece in pieces)
         return
-    waiting: deque[Future[Facts]] = deque()
+    waiting: deque[Reply] = deque()
     for piece in pieces:
-        waiting.append(pool.submit(facts_of, piece, columns))
-        if len(waiting) > _AHEAD:
+        waiting.append(workers.submit(piece, columns))
+        if len(waiting) > workers.ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
+class _Processes(NamedTuple):
+    pool: ProcessPoolExecutor
+    ahead: int = 16
+
+    def submit(self, piece: Sequence[Value], columns: Sequence[str]) -> Reply:
+        return self.pool.submit(facts_of, piece, columns)
+
+
 @contextmanager
-def processes(count: int) -> Iterator[ProcessPoolExecutor | None]:
+def processes(count: int) -> Iterator[Workers | None]:
     """A pool of so many processes, beside which this one counts words; None where one alone does all.
 
     They are forked where the system can: a script without ``if __name__ == "__main__"`` would be run again otherwise.
@@ -185,4 +212,43 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor | None]:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     # What was made before the fork is not theirs to collect: looking through it would copy its memory.
     with ProcessPoolExecutor(count, mp_context=context, initializer=gc.freeze) as pool:
-        yield pool
+        yield _Processes(pool)
+
+
+class _Tasks:
+    """Ray's tasks; one is done again where its worker dies."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._facts_of = ray.remote(facts_of)
+        self.ahead = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def submit(self, piece: Sequence[Value], columns: Sequence[str]) -> Reply:
+        return _Task(self._ray, self._facts_of.remote(piece, columns))
+
+
+class _Task(NamedTuple):
+    ray: Any
+    reference: Any
+
+    def result(self) -> Facts:
+        try:
+            found: Facts = self.ray.get(self.reference)
+        except self.ray.exceptions.RayError as error:
+            fix = "see that this version of mbdefense is installed on all nodes"
+            raise UserError("a task failed on the Ray cluster", first_line(error), fix) from error
+        return found
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Workers]:
+    """A Ray cluster; this process reads the files, counts words, and sends rows there to be looked at.
+
+    Raises:
+        UserError: see `mbdefense.core._ray.connected`.
+    """
+    ray = connected(address)
+    try:
+        yield _Tasks(ray)
+    finally:
+        ray.shutdown()

@@ -14,7 +14,7 @@ from mbdefense.data import Opened
 from mbdefense.data.formats import Format, detect, row_of
 from mbdefense.finding.corpus import Corpus, read
 from mbdefense.scanning.duplicates import BANDS
-from mbdefense.scanning.reading import Facts, digest, facts, processes
+from mbdefense.scanning.reading import Facts, cluster, digest, facts, processes
 from mbdefense.scanning.repeats import values
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Table:
 
 
 def gather(
-    sources: Iterable[Opened], clean: Iterable[list[Message]], *, strict: bool, workers: int
+    sources: Iterable[Opened], clean: Iterable[list[Message]], *, strict: bool, workers: int, ray: str | None = None
 ) -> tuple[Table, Corpus]:
     """Reads all rows once.
 
@@ -92,13 +92,14 @@ def gather(
         clean: prompts of clean rows.
         strict: stop at a bad row, else leave it out.
         workers: processes to share the work.
+        ray: address of a Ray cluster that does it in their place, see `mbdefense.core._ray.connected`.
 
     Raises:
         UserError: a source cannot be read, or has no known format or no rows; a bad row, if `strict`; or all rows are
             left out.
     """
     table = Table(list(sources))
-    with processes(workers) as pool:
+    with processes(workers) if ray is None else cluster(ray) as pool:
 
         def prompts() -> Iterator[list[Message]]:
             for number, source in enumerate(table.sources):
