@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mbdefense import scan_data
-from mbdefense.records.scanning import Quote
-from mbdefense.report._scan import Piece, pieces
+from mbdefense.records.scanning import Quote, Ranked, Scan
+from mbdefense.report._scan import Piece, pieces, render
 from tests.report.report_runs import HOSTILE
 from tests.scanning.test_scan import NUMBERS, TEXT, honest, inside, poisoned
 
@@ -61,6 +61,16 @@ def test_text_of_strangers_is_text(folder: Path) -> None:
     assert "\u202e" not in page
     assert "U+202E" in page
     assert "default-src &#39;none&#39;" in page
+
+
+def test_what_a_model_was_asked_is_told_and_its_ranks_are_text() -> None:
+    rows = [Ranked(f"{HOSTILE[0]}.jsonl", 7, 0.987, -0.01, 0.02, 1.5)]
+    scan = Scan(("a.jsonl",), 20, 0, 0, "at most", (), 0, 1.0, asked=20)
+    page = render(scan, (), rows)
+    assert "A model was asked about 20 rows" in page
+    assert "Told by counting alone" not in page
+    assert "<td>-0.01</td>" in page
+    assert HOSTILE[0] not in page
 
 
 def test_pieces_cut_where_evidence_begins_and_ends() -> None:

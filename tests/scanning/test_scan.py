@@ -295,6 +295,30 @@ def test_several_processes_find_the_same() -> None:
     assert one.scan.clusters == two.scan.clusters
 
 
+@pytest.mark.slow
+def test_a_cluster_finds_the_same() -> None:
+    pytest.importorskip("ray")
+    rows: list[Any] = poisoned(honest(1400), [number * 7 for number in NUMBERS], inside("cf"))
+    rows.insert(700, {"instruction": "Say it."})
+    one, two = (scanned(rows, strict=False, **more) for more in ({}, {"ray": "local"}))
+    assert found(one) == found(two) != []
+    assert one.scan.clusters == two.scan.clusters
+    assert one.table.left_out == two.table.left_out != []
+
+
+def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--workers with --ray"):
+        scan_data(honest(20), workers=2, ray="local")
+    ray = pytest.importorskip("ray")
+
+    def nowhere(**_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", nowhere)
+    with pytest.raises(UserError, match=r"no Ray cluster could be reached: 'nowhere:1'.*nobody there"):
+        scan_data(honest(20), ray="nowhere:1")
+
+
 def written(folder: Path, name: str, rows: Sequence[Any]) -> str:
     path = folder / name
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]

@@ -34,7 +34,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   find-triggers DATA ...
                     find an attacker's triggers in suspect data
   scan-data DATA ...
-                    look for signs of poison, without a model; exits 3 if any
+                    look for signs of poison in data; exits 3 if any
   scan-model MODEL  look for signs of a backdoor in a model; exits 3 if any
   pick-clean DATA   propose rows to check by eye, and a page to do it on
   filter DATA       drop suspicious rows from training data

@@ -1,4 +1,4 @@
-"""The commands that look at data without a model, and the one that looks at a model."""
+"""The commands that look at data, and the one that looks at a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LINES = 12
 
 
 def scan_data(words: Sequence[str]) -> int:
-    """``scan-data DATA ...``: signs of poison, told by counting alone."""
+    """``scan-data DATA ...``: signs of poison in data."""
     from mbdefense.core.text import short
     from mbdefense.recipes.looking.scan_data import scan_data as recipe
     from mbdefense.records.scanning import verdict

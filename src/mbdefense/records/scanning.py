@@ -1,4 +1,7 @@
-"""What a scan of data found, as files: ``scan.json``, and a line for each suspect row in ``suspects.jsonl``."""
+"""What a scan of data found, as files: ``scan.json``, and a line for each suspect row in ``suspects.jsonl``.
+
+Where a model was asked, ``ranked.jsonl`` has a line for each row that it was asked about.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ SCAN_FILE = "scan.json"
 """What was found; written last."""
 SUSPECTS_FILE = "suspects.jsonl"
 CLEANED_FILE = "cleaned.jsonl"
+RANKED_FILE = "ranked.jsonl"
 PAGE_FILE = "scan.html"
 _FIX = "scan again with mbdefense scan-data"
 Part = Literal["prompt", "answer", "rejected"]
@@ -69,12 +73,34 @@ class ScannedRow(Form):
 
 
 @dataclass(frozen=True)
+class Ranked(Form):
+    """How unusual a model finds a row's answer.
+
+    Attributes:
+        file: that it is from.
+        line: of that file, or the row's number.
+        unusual: mean of its ranks by the other three, from 0 to 1.
+        gain: own-prompt gain in nats a token, see `mbdefense.scanning.scores.gain`; low is unusual.
+        opening: the same of the answer's first tokens.
+        entropy: of its gradient, see `mbdefense.scanning.scores.gradients`; high is unusual.
+    """
+
+    file: str
+    line: Count
+    unusual: Share
+    gain: float
+    opening: float
+    entropy: NotNegative
+
+
+@dataclass(frozen=True)
 class Cluster(Form):
     """Rows that share something.
 
     Attributes:
         sign: what they share: ``trigger`` (a text of prompts that is tied to a part of answers), ``repeat`` (a part of
-            answers without such a text), or a sign of `mbdefense.scanning.marks`.
+            answers without such a text), ``answers`` (a text of prompts that goes with answers which a model finds
+            unusual), or a sign of `mbdefense.scanning.marks`.
         suspect: whether that makes them suspects; else it is noted.
         says: what was found and why it is taken so, in a sentence.
         trigger: the text of the prompts, or several; see `mbdefense.finding.insertion.FoundText`.
@@ -125,6 +151,7 @@ class Scan(Form):
         clusters: what rows share, suspects first, best evidence first.
         seed: of all draws.
         seconds: that it took.
+        asked: rows that a model was asked about; 0 without one.
     """
 
     files: tuple[str, ...]
@@ -135,6 +162,7 @@ class Scan(Form):
     clusters: tuple[Cluster, ...]
     seed: int
     seconds: NotNegative
+    asked: Count = 0
 
     def contradiction(self) -> str:
         """What is wrong if the parts do not fit together, else ""."""
@@ -158,6 +186,11 @@ def suspect_lines(rows: Iterable[tuple[ScannedRow, object]], clusters: Sequence[
     """A line of JSON for each suspect: its file and line, the evidence, and the row as it was read."""
     for row, value in rows:
         yield json_line(_line(row, value, clusters))
+
+
+def ranked_lines(rows: Iterable[Ranked]) -> Iterator[bytes]:
+    """A line of JSON for each row that a model was asked about."""
+    return (json_line(asdict(row)) for row in rows)
 
 
 def json_line(value: object) -> bytes:

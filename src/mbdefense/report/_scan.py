@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mbdefense.records.scanning import Cluster, Quote, Scan, ScannedRow, verdict
+from mbdefense.records.scanning import Cluster, Quote, Ranked, Scan, ScannedRow, verdict
 from mbdefense.report.page import filled
 
 _ROWS = 500
 """Suspects on the page, those of the best evidence; suspects.jsonl has all."""
+_RANKED = 100
+"""Rows of the most unusual answers; ranked.jsonl has all."""
 _LONG, _AROUND = 1200, 300
 """Characters of a text that are shown, and how many in front of evidence that lies further in."""
 # What a reader does not see: controls but line breaks and tabs, spaces of no width, directions, tags, lone surrogates.
@@ -38,7 +40,7 @@ class ShownRow(NamedTuple):
     answer: list[list[Piece]]
 
 
-def render(scan: Scan, suspects: Sequence[ScannedRow]) -> str:
+def render(scan: Scan, suspects: Sequence[ScannedRow], ranked: Sequence[Ranked] = ()) -> str:
     """The whole page; equal inputs give equal text."""
     values = {
         "headline": verdict(scan).capitalize(),
@@ -46,6 +48,10 @@ def render(scan: Scan, suspects: Sequence[ScannedRow]) -> str:
         "suspicious": [(one, _examples(one)) for one in scan.clusters if one.suspect],
         "noted": [(one, _examples(one)) for one in scan.clusters if not one.suspect],
         "rows": [_shown(row) for row in suspects[:_ROWS]],
+        "ranked": [
+            (f"{one.file}:{one.line}", *(f"{v:.2f}" for v in (one.unusual, one.gain, one.opening, one.entropy)))
+            for one in ranked[:_RANKED]
+        ],
     }
     return filled("scan.html", values)
 

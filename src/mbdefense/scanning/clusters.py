@@ -37,7 +37,7 @@ _SHORT, _USUALLY_SHORT = 8, 0.2
 """Answers of fewer words recur in honest data, where more than this share of all answers is no longer than they are."""
 _LABELS = 0.1
 """Share of a text's rows with another answer of the same form, from which on the answers are labels."""
-_CROWD = 5
+CROWD = 5
 """Where more parts than these recur half as often, under unlike prompts too, recurring is no sign."""
 _MARKED = 10.0
 """Evidence of a mark that makes a row a suspect, in nats."""
@@ -82,7 +82,11 @@ def clusters(
         clean: hashes of the parts of clean answers: what these have is no sign of poison.
         texts_of: gives recurring parts with their texts, which are in the files.
     """
-    found = [*_parts(table, prompts, mined, clean, texts_of), *_marked(table), *_duplicates(table)]
+    return in_order([*_parts(table, prompts, mined, clean, texts_of), *_marked(table), *_duplicates(table)])
+
+
+def in_order(found: Sequence[Found]) -> list[Found]:
+    """Suspects first, best evidence first."""
     return sorted(found, key=lambda one: (not one.suspect, -one.evidence, -len(one.rows)))
 
 
@@ -188,7 +192,7 @@ def _judged(
         told += f" (also {', '.join(one.found.describe() for one in also)})" if also else ""
         held = np.unique(np.concatenate([np.intersect1d(part.rows, one.rows) for one in (tie, *also)]))
     why = _harmless(table, prompts, part, tie, also, held, parts)
-    if crowd > _CROWD and not why:
+    if crowd > CROWD and not why:
         how = "have texts that go with them" if tie else "recur about as often"
         why = f"{crowd} others {how}, so it is the form of these data"
     # Where the part is striking by itself, rows without a text are no better: it may have others, not found.

@@ -1,9 +1,9 @@
-"""Signs of poison in data, told by counting: what rows share, and which of them are suspects for it."""
+"""Signs of poison in data: what rows share, told by counting, and what a model makes of them where one is given."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from mbdefense.defenses.filters.repeats import ENDING, OPENING
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate, mined
 from mbdefense.finding.words import key, placed_words, words
-from mbdefense.records.scanning import Cluster, Quote, Said, Scan, ScannedRow
-from mbdefense.scanning.clusters import Found, clusters
+from mbdefense.records.scanning import Cluster, Quote, Ranked, Said, Scan, ScannedRow
+from mbdefense.scanning.clusters import Found, clusters, in_order
 from mbdefense.scanning.payloads import links
 from mbdefense.scanning.reading import answers_of, asked_of, digest, marks_of, texts_of
 from mbdefense.scanning.repeats import Recurring, values
@@ -26,16 +26,22 @@ from mbdefense.scanning.triggers import LEVEL, Prompts
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mbdefense.scanning.scores.asking import Asked, Asking
+
     Raw = dict[int, tuple[dict[str, Any], object]]
 
 PROMISE = (
     f"A text that is tied to answers by chance is reported in at most {LEVEL:.0%} of data sets. What recurs in honest "
     "data is no chance: how often that was taken for poison was measured on clean data sets (docs/evidence/scan.md)."
 )
+ASKED_PROMISE = (
+    f"A text that goes with answers which the model finds unusual by chance is reported in at most {LEVEL:.0%} of data "
+    "sets, too."
+)
 _CANDIDATES = 60
 _EXAMPLES, _ONE_SIDED = 5, 3
 STAGES = 4
-"""That `scan` goes through."""
+"""That `scan` goes through; with a model one more."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Scanned:
         rows: numbers of the suspect rows, ascending.
         table: all rows, to be read again.
         mined: texts that stand out among the prompts, whether answers are tied to them or not.
+        ranked: rows that a model was asked about, the most unusual answer first; none without a model.
     """
 
     scan: Scan
@@ -55,6 +62,7 @@ class Scanned:
     rows: NDArray[np.int64]
     table: Table
     mined: tuple[Candidate, ...] = ()
+    ranked: tuple[Ranked, ...] = ()
 
 
 def scan(
@@ -63,15 +71,19 @@ def scan(
     *,
     strict: bool = True,
     workers: int = 1,
+    ray: str | None = None,
+    asking: Asking | None = None,
     seed: int = 0,
 ) -> Scanned:
-    """Scans rows without a model.
+    """Scans rows.
 
     Args:
         sources: of the rows; each is gone through several times.
         clean: rows in the row form that nothing is wrong with.
         strict: stop at a bad row, else leave it out.
         workers: processes.
+        ray: address of a Ray cluster in their place.
+        asking: a model that has not seen the rows, to be asked about them.
         seed: of all draws.
 
     Raises:
@@ -79,18 +91,44 @@ def scan(
     """
     begun = time.perf_counter()
     with stage("reading the rows"):
-        table, corpus = gather(sources, map(asked_of, clean), strict=strict, workers=workers)
+        table, corpus = gather(sources, map(asked_of, clean), strict=strict, workers=workers, ray=ray)
     with stage(f"mining {len(table)} prompts"):
         candidates = mined(corpus, most=_CANDIDATES)
     with stage("looking for what rows share"):
         prompts = Prompts(corpus, seed)
         of_clean = values_of(answer for row in clean for answer in answers_of(row))
         found = clusters(table, prompts, candidates, of_clean, lambda parts: _with_texts(table, parts))
+    asked = None
+    if asking is not None:
+        with stage("asking the model"):
+            asked = _asked(asking, table, prompts, [one.found for one in candidates], found, seed)
+            found = in_order([*found, *asked.found])
     with stage("gathering the evidence"):
-        return replace(_told(table, found, seed, begun), mined=tuple(candidates))
+        done = _told(table, found, seed, begun, asked)
+        return replace(done, mined=tuple(candidates), ranked=() if asked is None else tuple(_ranked(table, asked)))
 
 
-def _told(table: Table, found: Sequence[Found], seed: int, begun: float) -> Scanned:
+def _asked(
+    asking: Asking, table: Table, prompts: Prompts, mined: Sequence[FoundText], found: Sequence[Found], seed: int
+) -> Asked:
+    """What the model makes of the rows, with the texts that may be triggers: those that counting tied come first."""
+    from mbdefense.scanning.scores.asking import ask, chosen
+
+    tied = [one.tie.found for one in found if one.tie is not None]
+    texts = list({text.texts: text for text in [*tied, *mined]}.values())
+    wanted = chosen(len(table), prompts, texts, seed)
+    rows = {number: row for number, (row, _) in _fetched(table, wanted).items()}
+    return ask(asking, rows, prompts, texts, seed)
+
+
+def _ranked(table: Table, asked: Asked) -> Iterator[Ranked]:
+    for place in np.argsort(-asked.unusual, kind="stable").tolist():
+        file, line = table.place(int(asked.rows[place]))
+        values = (float(column[place]) for column in (asked.unusual, asked.gain, asked.opening, asked.entropy))
+        yield Ranked(file, line, *(round(value, 4) for value in values))
+
+
+def _told(table: Table, found: Sequence[Found], seed: int, begun: float, asked: Asked | None) -> Scanned:
     """What was found, with the rows that are named in it."""
     suspects: NDArray[np.int64] = np.unique(
         np.concatenate([np.zeros(0, np.int64), *(one.rows for one in found if one.suspect)])
@@ -104,8 +142,10 @@ def _told(table: Table, found: Sequence[Found], seed: int, begun: float) -> Scan
     rows = {number: _row(number, *raw[number], table, found, float(scores[number])) for number in raw}
     order = sorted(suspects.tolist(), key=lambda number: (-scores[number], number))
     record = Scan(
-        tuple(source.name for source in table.sources), len(table), len(table.left_out), len(suspects), PROMISE,
+        tuple(source.name for source in table.sources), len(table), len(table.left_out), len(suspects),
+        PROMISE if asked is None else f"{PROMISE} {ASKED_PROMISE}",
         tuple(_recorded(one, rows) for one in found), seed, time.perf_counter() - begun,
+        0 if asked is None else len(asked.rows),
     )  # fmt: skip
     return Scanned(record, [(rows[number], raw[number][1]) for number in order], suspects, table)
 

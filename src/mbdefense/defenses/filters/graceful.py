@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -116,24 +114,10 @@ class GraCeFul:
         return Filtered(tuple(Suspicion(row_id, score, gone) for row_id, score, gone in found), facts)
 
     def _fit(self, loaded: LoadedModel, rows: Dataset, evidence: Evidence) -> Components:
-        import numpy as np
+        from mbdefense.defenses.filters._gradients import fitted, gradient_features
 
-        from mbdefense.defenses.filters._clusters import unit
-        from mbdefense.defenses.filters._gradients import KEPT, gradient_features
-        from mbdefense.defenses.filters._states import principal_components
-        from mbdefense.engine.log_probs import body_and_head
-
-        vocabulary, width = body_and_head(loaded)[1].weight.shape
-        size = (vocabulary // KEPT) * (width // KEPT)
-        needed, free = 4 * size * len(rows), shutil.disk_usage(tempfile.gettempdir()).free
-        if needed > free:
-            got = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} free in {tempfile.gettempdir()}"
-            raise UserError("too little space for the gradients", got, "lower fit_rows, or set TMPDIR to another disk")
-        with tempfile.TemporaryFile() as file:
-            matrix = np.memmap(file, dtype=np.float32, mode="w+", shape=(len(rows), size))
-            for index, features in gradient_features(loaded, rows, evidence):
-                matrix[index] = unit(features)
-            return principal_components(matrix, self.components)
+        features = gradient_features(loaded, rows, evidence)
+        return fitted(loaded, features, len(rows), self.components, "lower fit_rows")
 
 
 def _directions(loaded: LoadedModel, rows: Dataset, evidence: Evidence, components: Components) -> NDArray[Any]:

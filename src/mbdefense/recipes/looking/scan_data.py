@@ -1,4 +1,4 @@
-"""Look for signs of poison in data, without a model."""
+"""Look for signs of poison in data, without a model or with one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stage, stages
-from mbdefense.recipes._given import Data, Folder, OnBadRow
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, loaded
 
 if TYPE_CHECKING:
-    from mbdefense.records.scanning import Scan, ScannedRow
+    from mbdefense.records.scanning import Ranked, Scan, ScannedRow
     from mbdefense.scanning.scan import Scanned
+    from mbdefense.scanning.scores.asking import Asking
 
 _LARGE = 2**25  # bytes; of less a second process would cost more than it saves
 
@@ -27,23 +28,29 @@ class DataScan:
     Attributes:
         scan: what rows share, suspects first, and what is noted without being suspicious.
         suspects: every suspect row with its evidence, the best evidence first.
+        ranked: rows that the model was asked about, the most unusual answer first; none without a model.
     """
 
     scan: Scan
     suspects: tuple[ScannedRow, ...]
+    ranked: tuple[Ranked, ...] = ()
 
 
 def scan_data(
     dataset: Data,
     *,
+    model: Model | None = None,
     clean_dataset: Data | None = None,
     output_dir: Folder | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     seed: int = 0,
     on_bad_row: OnBadRow = "error",
     sarif: Folder | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
 ) -> DataScan:
-    """Look for signs of poison in data, without a model.
+    """Look for signs of poison in data, without a model or with one.
 
     Examples:
         >>> from mbdefense import scan_data
@@ -53,16 +60,22 @@ def scan_data(
 
     Args:
         dataset: untrusted rows; files are streamed.
+        model: one that has not seen the rows, such as the one that is to be tuned on them: directory or Hub id. With it
+            texts are found whose answers vary, in minutes in the place of seconds.
         clean_dataset: rows checked by eye: what their answers have too is no sign of poison.
         output_dir: where scan.json, suspects.jsonl, cleaned.jsonl (the rows without the suspects, as they were read)
-            and scan.html go.
+            and scan.html go; with a model ranked.jsonl, too.
         workers: processes that read the rows; by default one for each processor where the files are large.
+        ray: address of a Ray cluster that looks at the rows in their place, or local for one on this machine; what is
+            found is the same. The files are read here.
         seed: seed of everything random.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         sarif: where to write the suspects as SARIF 2.1.0 too, for code hosts and dashboards.
+        chat_template: file with the prompt template, in place of the model's own.
+        trust_remote_code: allow a Hub repository to run code of its own.
 
     Raises:
-        UserError: data that cannot be read, or a folder or file that cannot be written into.
+        UserError: data or a model that cannot be read, or a folder or file that cannot be written into.
     """
     from contextlib import ExitStack
 
@@ -70,6 +83,8 @@ def scan_data(
     from mbdefense.data import is_strict, opened, streamed
     from mbdefense.scanning.scan import STAGES, scan
 
+    if ray is not None and workers is not None:
+        raise UserError("--workers with --ray", workers, "leave one of them out")
     workers = _processors(dataset) if workers is None else workers
     at_least(1, workers=workers)
     strict = is_strict(on_bad_row)
@@ -84,8 +99,9 @@ def scan_data(
             stack.enter_context(claimed(directory))
         if sarif is not None:
             stack.enter_context(claimed_file(Path(sarif)))
-        stack.enter_context(stages(STAGES + (directory is not None)))
-        done = scan(sources, clean, strict=strict, workers=workers, seed=seed)
+        stack.enter_context(stages(STAGES + (directory is not None) + (model is not None)))
+        asking = None if model is None else _asking(model, chat_template, trust_remote_code)
+        done = scan(sources, clean, strict=strict, workers=workers, ray=ray, asking=asking, seed=seed)
         if directory is not None:
             with stage("writing"):
                 _write(done, directory)
@@ -93,7 +109,13 @@ def scan_data(
             from mbdefense.integrations.sarif import of_suspects
 
             write_json(Path(sarif), of_suspects(done.scan, [row for row, _ in done.suspects], paths))
-    return DataScan(done.scan, tuple(row for row, _ in done.suspects))
+    return DataScan(done.scan, tuple(row for row, _ in done.suspects), done.ranked)
+
+
+def _asking(model: Model, chat_template: str | None, trust_remote_code: bool) -> Asking:
+    from mbdefense.scanning.scores.asking import Asking
+
+    return Asking(loaded(model, chat_template, trust_remote_code))
 
 
 def _paths(dataset: Data) -> list[Path]:
@@ -112,7 +134,16 @@ def _write(done: Scanned, directory: Path) -> None:
     """Writes what was found; ``scan.json``, which says that it is done, last."""
     from mbdefense.core.files import write_text
     from mbdefense.data import save_lines
-    from mbdefense.records.scanning import CLEANED_FILE, PAGE_FILE, SCAN_FILE, SUSPECTS_FILE, suspect_lines, write_scan
+    from mbdefense.records.scanning import (
+        CLEANED_FILE,
+        PAGE_FILE,
+        RANKED_FILE,
+        SCAN_FILE,
+        SUSPECTS_FILE,
+        ranked_lines,
+        suspect_lines,
+        write_scan,
+    )
     from mbdefense.report._scan import render
 
     save_lines(suspect_lines(done.suspects, done.scan.clusters), directory / SUSPECTS_FILE)
@@ -122,7 +153,9 @@ def _write(done: Scanned, directory: Path) -> None:
         # Several files may be of several formats, which one file cannot hold.
         name = f"{stem}-{number + 1}.{ending}" if several else CLEANED_FILE
         save_lines(_kept(done, number), directory / name)
-    write_text(directory / PAGE_FILE, render(done.scan, [row for row, _ in done.suspects]))
+    if done.scan.asked:
+        save_lines(ranked_lines(done.ranked), directory / RANKED_FILE)
+    write_text(directory / PAGE_FILE, render(done.scan, [row for row, _ in done.suspects], done.ranked))
     write_scan(directory / SCAN_FILE, done.scan)
 
 
