@@ -47,7 +47,8 @@ def ran(tmp_path_factory):
 ARMS = [
     *("base", "clean", "discard", "attacked", "clean_added"),
     *("pdb", "pdb_without_trigger", "pdb_shift_known"),
-    *("pgrl", "pgrl_label_check", "pgrl_density_weights", "pgrl_neither", "pgrl_no_poison", "pgrl_discard"),
+    *("pgrl", "pgrl_untested", "pgrl_label_check", "pgrl_density_weights", "pgrl_neither"),
+    *("pgrl_no_poison", "pgrl_untested_no_poison", "pgrl_discard"),
 ]
 
 

@@ -91,7 +91,10 @@ def test_signs_of_poison_are_told_of_its_target_alone(given, done):
     assert min(range(10), key=done.facts["p_values"].__getitem__) == 0
     clean = PGRL()(Learner(8, 10, epochs=1), split.train, split.clean, 0)
     assert clean.facts["found_poison"] is False
-    assert clean.facts["unlearned"] == 0
+    assert clean.facts["learned_less"] == 0
+    untested = PGRL(alpha=1.0)(Learner(8, 10, epochs=1), split.train, split.clean, 0)
+    assert untested.facts["found_poison"] is None
+    assert untested.facts["learned_less"] >= len(split.train.labels) // 10
 
 
 def test_it_loads_as_it_was_saved(given, done, tmp_path):
@@ -106,11 +109,12 @@ def test_its_parts_leave_out_what_they_name():
     parts = PGRL(views=3).parts()
     assert parts[""] == PGRL(views=3)
     assert parts["_label_check"] == replace(parts[""], density_weights=False)
-    assert parts["_density_weights"] == replace(parts[""], label_check=False)
+    assert parts["_untested"] == replace(parts[""], alpha=1.0)
+    assert parts["_density_weights"] == replace(parts["_untested"], label_check=False)
     assert parts["_neither"] == replace(parts["_label_check"], label_check=False)
 
 
-@pytest.mark.parametrize("options", [{"views": 0}, {"batch_size": 1}, {"lr": 0.0}, {"alpha": 1.0}])
+@pytest.mark.parametrize("options", [{"views": 0}, {"batch_size": 1}, {"lr": 0.0}, {"alpha": 1.1}])
 def test_options_that_cannot_work_are_one_line(options):
     with pytest.raises(UserError):
         PGRL(**options)

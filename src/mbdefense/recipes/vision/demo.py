@@ -141,7 +141,9 @@ def _trainings(
         for part, one in method.parts().items():
             found[f"{name}{part}"] = partial(one, learner, suspect, split.clean, seed)
         if isinstance(method, PGRL):  # it makes a claim on data without poison, and has another network
-            found[f"{name}_no_poison"] = partial(method, learner, split.train, split.clean, seed)
+            for part in ("", "_untested"):
+                one = method.parts()[part]
+                found[f"{name}{part}_no_poison"] = partial(one, learner, split.train, split.clean, seed)
             found[f"{name}_discard"] = partial(method.clean_alone, learner, suspect, split.clean, seed)
     return found
 

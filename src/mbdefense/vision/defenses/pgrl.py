@@ -55,7 +55,7 @@ class PGRL:
         views: of each suspect image in a step, of which a third, or one, is only moved.
         lr: of Adam.
         batch_size: suspect images in a step; all clean ones are in each.
-        alpha: level of the test for "no poison".
+        alpha: level of the test for "no poison"; 1 for none, as the source has it.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("suspect data", "clean data")
@@ -73,8 +73,8 @@ class PGRL:
         at_least(2, batch_size=self.batch_size)
         if not 0 < self.lr < 10:
             raise UserError("lr must lie in (0, 10)", self.lr, "give e.g. lr=0.01")
-        if not 0 < self.alpha < 1:
-            raise UserError("alpha must lie in (0, 1)", self.alpha, "give e.g. alpha=0.05")
+        if not 0 < self.alpha <= 1:
+            raise UserError("alpha must lie in (0, 1]", self.alpha, "give e.g. alpha=0.05")
 
     def check(self, learner: Learner, suspect: Images, clean: Images) -> None:
         """Refuses what it cannot be trained on.
@@ -105,25 +105,30 @@ class PGRL:
         network = replace(learner, network="projected")
         steps = -(-len(suspect.labels) // self.batch_size)
         run = _Run(self, network, suspect, clean, torch.Generator().manual_seed(seed), steps)
-        p_values = run.signs(seed) if self.density_weights else {}
-        signed = torch.tensor([p_values.get(label, 1.0) < self.alpha for label in range(learner.classes)])
+        p_values = run.signs(seed) if self.density_weights and self.alpha < 1 else {}
+        signed = torch.tensor([p_values.get(label, 1.0) <= self.alpha for label in range(learner.classes)])
         module = network.module(network.initial(seed))
         trusted, weights = run.learned(module, signed)
         facts = {
             "found_poison": bool(signed.any()) if p_values else None,
             "p_values": [round(value, 4) for value in p_values.values()],
             "label_check_failed": int((~trusted).sum()),
+            "learned_less": int((weights < 1).sum()),
             "unlearned": int((weights < 0).sum()),
             "rows": len(suspect.labels),
         }
         return Defended(Classifier(network, copied(module.state_dict())), facts)
 
     def parts(self) -> dict[str, PGRL]:
-        """The whole, and what is left without one part, or both, by the ending of its name."""
+        """The whole, and what is left without one part or more, by the ending of its name.
+
+        Density weights alone are without the test, which would else decide whether they do anything.
+        """
         return {
             "": self,
+            "_untested": replace(self, alpha=1.0),
             "_label_check": replace(self, density_weights=False),
-            "_density_weights": replace(self, label_check=False),
+            "_density_weights": replace(self, label_check=False, alpha=1.0),
             "_neither": replace(self, label_check=False, density_weights=False),
         }
 
