@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -265,6 +266,13 @@ def test_gpus_are_named_where_torch_was_in_use(monkeypatch):
     assert provenance({}, seeds=[])["gpus"] == ["GPU 0", "GPU 1"]
     monkeypatch.delitem(sys.modules, "torch")
     assert provenance({}, seeds=[])["gpus"] == []
+
+
+def test_the_commit_is_that_of_the_whole_package(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "_commit", asked.append)
+    provenance({}, [])
+    assert asked == [Path(mbdefense.__file__).resolve().parent]
 
 
 def test_commit_is_the_source_trees_own(tmp_path, monkeypatch):

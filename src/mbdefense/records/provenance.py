@@ -27,7 +27,7 @@ def provenance(config: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any
     """
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(Path(__file__).resolve().parent),
+        "commit": _commit(Path(__file__).resolve().parents[1]),
         "packages": {"mbdefense": __version__, **{name: _version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "machine": platform.machine(),
