@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -295,15 +296,41 @@ def test_several_processes_find_the_same() -> None:
     assert one.scan.clusters == two.scan.clusters
 
 
-@pytest.mark.slow
-def test_a_cluster_finds_the_same() -> None:
-    pytest.importorskip("ray")
+class Tasks:
+    """As much of Ray as a scan uses, in this process."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.ended = False
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def remote(self, work: Callable[..., Any]) -> Any:
+        return SimpleNamespace(remote=lambda *given: (work, given))
+
+    def get(self, task: Any) -> Any:
+        self.done += 1
+        return task[0](*task[1])
+
+    def shutdown(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("stands_in", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_cluster_finds_the_same(stands_in: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = Tasks()
+    if stands_in:
+        monkeypatch.setattr("mbdefense.scanning.reading.connected", lambda _: tasks)
+    else:
+        pytest.importorskip("ray")
     rows: list[Any] = poisoned(honest(1400), [number * 7 for number in NUMBERS], inside("cf"))
     rows.insert(700, {"instruction": "Say it."})
     one, two = (scanned(rows, strict=False, **more) for more in ({}, {"ray": "local"}))
     assert found(one) == found(two) != []
     assert one.scan.clusters == two.scan.clusters
     assert one.table.left_out == two.table.left_out != []
+    assert (tasks.done, tasks.ended) == ((3, True) if stands_in else (0, False))
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
