@@ -1,9 +1,9 @@
 """What ``mbdefense scan-data --model`` finds of the hard benchmark's attacks, and in data that nothing is wrong with.
 
-    python experiments/scan_with_model.py OUT --model MODEL [--chat_template FILE] [--rows 1000] [--counts 25 50 100]
-        [--attacks 0 1 ...] [--seed 0] [--clean FILE ...]
+    python experiments/scan_with_model.py OUT --model MODEL [--chat_template FILE] [--train FILE] [--rows 1000]
+        [--counts 25 50 100] [--attacks 0 1 ...] [--seed 0] [--clean FILE ...]
 
-Every attack of configs/hard.yaml poisons the same built-in rows, and the scan is given no clean ones. A line of the
+Every attack of configs/hard.yaml poisons the same rows, and the scan is given no clean ones. A line of the
 table is one scan: how many of the poisoned rows counting alone finds, how many the model adds, and how many of the rows
 that are ranked first, as many as are poisoned, are so: by the model, and by the length of the answer, which needs no
 model. Each row is asked about once, whatever the attacks that it is among, so that the prompts which answers are put
@@ -62,8 +62,8 @@ class Remembering(Asking):
 def sets(options: argparse.Namespace) -> Iterator[tuple[str, int, list[Row], frozenset[int]]]:
     """Sets to scan: the attack's name, how many rows it was to poison, all rows, and which are poisoned."""
     grid = read_grid(str(CONFIGS / "hard.yaml"))
-    rows, _ = rows_of(grid, argparse.Namespace(rows=options.rows, train=None), options.seed)
-    yield "none: built-in rows", 0, rows.to_list(), frozenset()
+    rows, _ = rows_of(grid, options, options.seed)
+    yield "none", 0, rows.to_list(), frozenset()
     for path in options.clean:
         drawn = load([path]).rows.shuffle(seed=options.seed)
         yield f"none: {Path(path).name}", 0, drawn.select(range(min(options.rows, len(drawn)))).to_list(), frozenset()
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--chat_template")
+    parser.add_argument("--train", help="a file of rows to poison in place of the built-in ones")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--counts", nargs="*", type=int, default=[25, 50, 100])
     parser.add_argument("--attacks", nargs="*", type=int, help="numbers of the grid's attacks; all by default")
@@ -148,7 +149,7 @@ def main() -> None:
             file.write(json.dumps(cells[-1]) + "\n")
         print(json.dumps(cells[-1]), flush=True)  # noqa: T201
         commit = provenance({}, [options.seed])["commit"]
-        head = f"Commit {commit}, {Path(options.model).name}, {options.rows} rows, seed {options.seed}."
+        head = f"Commit {commit}, {Path(options.model).name}, {options.rows} rows of {options.train or 'builtin_hard'}, seed {options.seed}."
         write_text(options.out / "table.md", f"{head}\n\n{table(cells)}\n")
     print(table(cells))  # noqa: T201
 
