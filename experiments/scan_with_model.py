@@ -149,7 +149,9 @@ def main() -> None:
             file.write(json.dumps(cells[-1]) + "\n")
         print(json.dumps(cells[-1]), flush=True)  # noqa: T201
         commit = provenance({}, [options.seed])["commit"]
-        head = f"Commit {commit}, {Path(options.model).name}, {options.rows} rows of {options.train or 'builtin_hard'}, seed {options.seed}."
+        data = Path(options.train).name if options.train else "builtin_hard"
+        asked = f"{Path(options.model).name}, {options.rows} rows of {data}, seed {options.seed}"
+        head = f"Commit {commit}, {asked}."
         write_text(options.out / "table.md", f"{head}\n\n{table(cells)}\n")
     print(table(cells))  # noqa: T201
 
