@@ -71,7 +71,7 @@ def test_evaluate_adds_stealth_to_its_row(words, tmp_path, monkeypatch, capsys):
         def encode(self, texts, **_options):
             return numpy.array([[math.cos(len(text) / 40), math.sin(len(text) / 40)] for text in texts])
 
-    monkeypatch.setattr(embedding, "_encoder", lambda model: Lengths())
+    monkeypatch.setattr(embedding, "load_encoder", lambda model: Lengths())
     assert main([*words, "--trigger", "badnet"]) == 0
     (row,) = read(tmp_path / "out" / "results.json").rows
     assert row.stealth.similarity.value == pytest.approx(math.cos(3 / 40))  # each prompt is " cf" longer

@@ -32,6 +32,7 @@ COMMANDS = {
     "defend": "--model MODEL --data DATA --clean CLEAN --output_dir OUT",
     "purify": "MODEL --clean CLEAN --output_dir OUT",
     "find-triggers": "DATA --output_dir OUT",
+    "scan-data": "DATA --output_dir OUT",
     "pick-clean": "DATA --output_dir OUT",
     "scan-model": "MODEL --clean CLEAN --ways leaks --output_dir OUT",
     "filter": "DATA --filter onion --model MODEL --output_dir OUT",
@@ -145,6 +146,42 @@ def test_a_name_that_cannot_be_one_is_one_line(command: str, place: Path, refuse
                 refused([other if one == str(place / name) else one for one in words], f"{word} {other[:9]!r}")
 
 
+OVER = {
+    "poison": "poison DATA DATA",
+    "filter": "filter OUT/kept.jsonl --filter repeats --model MODEL --output_dir OUT",
+    "scan-data": "scan-data OUT/kept.jsonl --sarif OUT/kept.jsonl --output_dir OUT/scan",
+    "scan-data again": "scan-data OUT/cleaned.jsonl --output_dir OUT",
+    "judge calibrate": "judge calibrate RESPONSES --behavior refusal --labels OUT/verdicts.jsonl --output_dir OUT",
+    "check": "check RESULTS --max_asr 1 --sarif RESULTS",
+    "check pins": "check RESULTS --max_asr 1 --write_pin DATA --data DATA",
+    "card": "card RUN RESULTS --ml_bom RESULTS",
+    "report": "report RUN --output RESULTS",
+}
+
+
+@pytest.mark.parametrize("command", OVER)
+def test_what_is_read_is_not_written_over(command: str, place: Path, refused: Try) -> None:
+    out = place / "out"
+    out.mkdir()
+    for name in ("kept", "cleaned"):
+        (out / f"{name}.jsonl").write_text(ROWS)
+    (out / "verdicts.jsonl").write_text('{"id": "1", "kind": "clean", "shows": false}\n')
+    names = {**{word: str(place / name) for word, name in PLACES.items()}, "OUT": str(out)}
+    parts = [word.partition("/") for word in OVER[command].split()]
+    refused([names.get(first, first) + slash + rest for first, slash, rest in parts], command)
+
+
+@pytest.mark.parametrize("command", ["poison", "report"])
+def test_a_link_or_a_pipe_is_no_output(command: str, place: Path, refused: Try) -> None:
+    ending = {"poison": "jsonl", "report": "html"}[command]
+    (place / f"link.{ending}").symlink_to(place / "responses.jsonl")
+    (place / f"nowhere.{ending}").symlink_to("/proc/mbdefense")
+    os.mkfifo(place / f"pipe.{ending}")
+    for name in ("link", "nowhere", "pipe"):
+        words = [f"{place / name}.{ending}" if "OUT" in word else word for word in COMMANDS[command].split()]
+        refused([command, *(str(place / PLACES[word]) if word in PLACES else word for word in words)], name)
+
+
 CONFIGS: dict[str, Damage] = {
     "missing": lambda _: None,
     "a folder": lambda file: file.mkdir(),
@@ -184,6 +221,30 @@ def test_a_number_that_is_none_is_one_line(command: str, place: Path, refused: T
         refused(
             words_of(command, place, place / "out", "--config", str(place / "config.yaml")), f"{value[:9]} in a file"
         )
+
+
+LATE = {
+    "a seed that is none": ("defend", "--seed -1"),
+    "a seed beyond all": ("search", f"--seed {2**32}"),
+    "a prompt seed that is none": ("evaluate", "--prompt_seed -5"),
+    "seeds that are none": ("bench", "--seeds -1"),
+    "a rank beyond all": ("defend", "--use_peft true --lora_r 1000000000"),
+    "more processes than a machine holds": ("scan-data", "--workers 100000"),
+    "no model to measure stealth with": ("evaluate", "--stealth /nowhere"),
+    "no encoder to judge with": ("evaluate", "--judge embedding:model=/nowhere"),
+    "no encoder to judge a grid with": ("bench", "--config CONFIG"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_what_would_fail_after_the_work_is_refused_before_it(case: str, place: Path, refused: Try) -> None:
+    command, more = LATE[case]
+    words = words_of(command, place, place / "out")
+    if "CONFIG" in more:
+        grid = {"models": [str(place / "model")], **GRID, "evaluation": {"judge": "embedding:model=/nowhere"}}
+        (place / "grid.yaml").write_text(json.dumps(grid))
+        more = ""
+    refused([*words, *more.split()], case)
 
 
 INPUTS: dict[str, Damage] = {

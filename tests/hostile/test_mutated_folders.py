@@ -100,7 +100,7 @@ COMMANDS = {
         (f"{PLANTED} merge_only", f"evaluate AT {ASKED} --arm merge_only --output_dir AT/measured"),
         "card AT AT/measured/results.json",
     ),
-    "check": Whole(BOTH, "check AT/other/results.json --max_asr 0.5 --min_cacc 0.1"),
+    "check": Whole(BOTH, "check AT/other/results.json --min_cacc 0 --min_aacc 0"),
     "check pins": Whole(
         (
             *BOTH,
@@ -150,16 +150,14 @@ class Place:
 
     def figures(self, said: str, words: str) -> Any:
         """What a command has found out: rows of its results and its model's weights, or else what it has printed."""
-        found = {}
-        for folder in (self.at, self.out):
-            for name in ("results.json", "federated.json", "matrix.json"):
-                if (folder / name).is_file():
-                    value = json.loads((folder / name).read_text())
-                    value = {key: part for key, part in value.items() if key not in ("provenance", "files")}
-                    found[f"{folder.name}/{name}"] = without_times(value)
-        for weights in (self.at / "model.safetensors", self.out / "model.safetensors"):
-            if weights.is_file():
-                found[weights.name] = sha256_of(weights)
+        found, folder = {}, self.out if "OUT" in words else self.at
+        for name in ("results.json", "federated.json", "matrix.json"):
+            if (folder / name).is_file():
+                value = json.loads((folder / name).read_text())
+                value = {key: part for key, part in value.items() if key not in ("provenance", "files")}
+                found[name] = without_times(value)
+        if (folder / "model.safetensors").is_file():
+            found["weights"] = sha256_of(folder / "model.safetensors")
         if words.startswith("card"):
             found["card"] = (self.at / "README.md").read_text()
         return found, said if words.startswith(("check", "search")) else ""

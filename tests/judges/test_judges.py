@@ -121,7 +121,7 @@ class Letters:
 @pytest.fixture
 def make(monkeypatch, fake_judge, tmp_path):
     """Makes a judge by name, with what it needs: a stand-in encoder, an endpoint that says No."""
-    monkeypatch.setattr(embedding, "_encoder", lambda model: Letters())
+    monkeypatch.setattr(embedding, "load_encoder", lambda model: Letters())
     fake_judge.script = lambda _, messages: fake_judge.form(messages, "No")
     needed = {"llm": {"model": "m", "base_url": fake_judge.url, "cache": str(tmp_path / "cache")}}
 

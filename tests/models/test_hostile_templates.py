@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +131,35 @@ def test_the_time_holds_in_other_threads_too(tiny_model_path: str, tmp_path: Pat
         load = partial(load_tokenizer, tiny_model_path, chat_template=str(tmp_path / "template.jinja"))
         refused(TIME, lambda: pool.submit(load).result())
         assert pool.submit(sum, [1, 2]).result() == 3  # nothing is on its way that would end what comes next
+
+
+ENDLESS = {
+    "a sum of lists": "{{ (([[0]] * 3000000) | sum(start=[])) | length }}",
+    "a comparison of nested lists": (
+        "{% set s = namespace(a=[0], b=[0]) %}{% for i in range(99) %}{% set s.a = [s.a, s.a] %}"
+        "{% set s.b = [s.b, s.b] %}{% endfor %}{{ s.a == s.b }}"
+    ),
+    "a power of powers": "{{ 9 ** (9 ** (9 ** x)) }}",
+}
+RENDERING = """
+import sys, threading
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from mbdefense.core import _bounded
+_bounded.SECONDS, _bounded.LAST_SECONDS = 0.1, 0.5
+def render():
+    with _bounded.bounded():
+        ImmutableSandboxedEnvironment().from_string(sys.argv[1]).render(x=9)
+thread = threading.Thread(target=render)
+thread.start() if sys.argv[2] == "thread" else render()
+"""
+
+
+@pytest.mark.parametrize(("name", "where"), [*((name, "thread") for name in ENDLESS), ("a sum of lists", "main")])
+def test_a_step_that_never_ends_ends_the_process_and_says_where(name: str, where: str) -> None:
+    words = [sys.executable, "-c", RENDERING, ENDLESS[name], where]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == -signal.SIGPROF, done.stderr
+    assert "jinja2" in done.stderr
 
 
 def test_two_threads_at_once_leave_no_limit_behind() -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_t
 from jsonargparse import ArgumentParser
 
 from mbdefense.cli.names import WORDS, Word
+from mbdefense.core.checks import SEEDS
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.specs import LARGEST_NUMBER, read_yaml, yaml_value
 
@@ -120,6 +121,9 @@ def read(
         for value in given if isinstance(given, list | tuple) else [given]:
             if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
                 raise UserError(f"--{one.word.name} is no number up to 2^53", str(value), "give a smaller one")
+            if one.name.endswith(("seed", "seeds")) and isinstance(value, int) and not 0 <= value < SEEDS:
+                fix = f"give a whole number from 0 to {SEEDS - 1}"
+                raise UserError(f"--{one.word.name} is no seed", value, fix)
         by_part[one.part][one.name] = values[one.word.name]
     return Options(by_part)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import faulthandler
 import resource
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 
 SECONDS = 3
 """A template takes a thousandth of it for a long conversation."""
+LAST_SECONDS = 10
+"""Of the processor, after which a step that never ends takes the process with it."""
 BYTES = 2**30
 """More than the process has at the start."""
 _AGAIN = 0.1
@@ -33,15 +38,15 @@ class _TooLongError(LimitError):
 def bounded() -> Iterator[None]:
     """Ends the body when it takes longer than `SECONDS`, or more memory than `BYTES`.
 
-    In threads other than the main one a single step of the interpreter, such as a power of powers, is not ended: it
-    holds all of them up. The memory is limited on Linux alone, and that of the process: other threads that need more
-    meanwhile are refused it too.
+    A single step of the interpreter that goes on and on, such as a sum of a million lists, cannot be ended so: nothing
+    else runs meanwhile, in any thread. After `LAST_SECONDS` it ends the process, which tells where it was. The memory
+    is limited on Linux alone, and that of the process: other threads that need more meanwhile are refused it too.
 
     Raises:
         LimitError: names the limit.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    with bounded_memory(BYTES), _in_time() if is_main else _in_time_of_thread():
+    with bounded_memory(BYTES), _at_last(), _in_time() if is_main else _in_time_of_thread():
         yield
 
 
@@ -57,6 +62,27 @@ def bounded_memory(size: int) -> Iterator[None]:
             yield
     except MemoryError as error:
         raise LimitError(f"needs more than {size / 2**30:g} GiB") from error
+
+
+@contextmanager
+def _at_last() -> Iterator[None]:
+    """Ends the process after `LAST_SECONDS`, by a signal that needs no interpreter; not where a profiler has it."""
+    if signal.getitimer(signal.ITIMER_PROF)[0] or signal.getsignal(signal.SIGPROF) is not signal.SIG_DFL:
+        yield
+        return
+    _tell_where()
+    signal.setitimer(signal.ITIMER_PROF, LAST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+@cache
+def _tell_where() -> None:
+    """Has the signal's traceback written before it ends the process."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # no stderr that is a file
+        faulthandler.register(signal.SIGPROF, all_threads=False, chain=True)
 
 
 @contextmanager

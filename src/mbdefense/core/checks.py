@@ -9,6 +9,9 @@ from typing import Any
 
 from mbdefense.core.errors import UserError
 
+SEEDS = 2**32
+"""Numbers that every library takes as a seed: those from 0 up to it."""
+
 
 def above_zero(options: object, *names: str) -> None:
     """Raise a ``UserError`` unless each of the options named is a finite number above 0."""

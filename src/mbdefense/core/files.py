@@ -126,7 +126,8 @@ def claimed_file(path: Path) -> Iterator[None]:
     """The same for a command that writes one file: it can be written, and nobody else writes it until the body ends.
 
     Raises:
-        UserError: it is a folder, its folder cannot be made or written into, or another run is at work on it.
+        UserError: it is a folder, a link or no regular file, its folder cannot be made or written into, or another run
+            is at work on it.
     """
     from filelock import FileLock, Timeout
 
@@ -135,6 +136,8 @@ def claimed_file(path: Path) -> Iterator[None]:
     try:
         if path.is_dir():
             raise UserError("cannot write a file where a folder is", str(path), fix)
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # such as /dev/stdout: it would be replaced
+            raise UserError("cannot write where a link or a device is", str(path), fix)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.{LOCK_FILE[1:]}"), timeout=0)
         lock.acquire()
@@ -155,6 +158,22 @@ def claimed_file(path: Path) -> Iterator[None]:
             Path(lock.lock_file).unlink()  # while it is still held
         lock.release()
         _remove_empty(new)
+
+
+def refuse_over(outputs: Iterable[str | Path], inputs: Iterable[object]) -> None:
+    """Refuses to write over what is read, which whoever names one file twice would lose.
+
+    Args:
+        outputs: files that will be written.
+        inputs: what is read; what is no path of a file is passed over.
+
+    Raises:
+        UserError: names the file.
+    """
+    read = [one for one in inputs if isinstance(one, str | Path) and os.path.isfile(one)]  # noqa: PTH113 - long names
+    for output in outputs:
+        if os.path.isfile(output) and any(os.path.samefile(output, one) for one in read):  # noqa: PTH113, PTH121
+            raise UserError("what would be written over is read", str(output), "name another place for the output")
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

@@ -12,9 +12,10 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Mean, mean
 from mbdefense.data import user_text
 from mbdefense.engine.perplexity import text_losses
+from mbdefense.judges import embedding
 from mbdefense.judges.embedding import BUNDLED, embed
 from mbdefense.models.builtin import model_directory
-from mbdefense.models.loading import load_model
+from mbdefense.models.loading import load_model, load_tokenizer
 from mbdefense.records.results import Stealth
 
 if TYPE_CHECKING:
@@ -86,6 +87,19 @@ def prompt_pairs(clean: Dataset, triggered: Dataset) -> list[tuple[str, str]]:
     return found
 
 
+def check_stealth(model: str) -> None:
+    """Refuses what stealth could not be measured with, before any model is asked.
+
+    Args:
+        model: see `stealth`; of it the tokenizer is loaded.
+
+    Raises:
+        UserError: the language model is none, or the encoder is not installed.
+    """
+    load_tokenizer(_directory(model), renders=False)
+    embedding.load_encoder(None)
+
+
 def stealth(pairs: Sequence[tuple[str, str]], model: str, *, max_length: int, batch_size: int) -> Stealth:
     """Measures prompts against their triggered versions.
 
@@ -96,7 +110,7 @@ def stealth(pairs: Sequence[tuple[str, str]], model: str, *, max_length: int, ba
         max_length: most tokens of a prompt; later ones are not read.
         batch_size: prompts at once.
     """
-    loaded = load_model(str(model_directory()) if model == BUILTIN else model, renders=False)
+    loaded = load_model(_directory(model), renders=False)
     columns = list(zip(*pairs, strict=True))
     losses = [text_losses(loaded, texts, max_length=max_length) for texts in columns]
     vectors = [embed(texts, batch_size=batch_size) for texts in columns]
@@ -106,3 +120,7 @@ def stealth(pairs: Sequence[tuple[str, str]], model: str, *, max_length: int, ba
         encoder=BUNDLED,
         similarity=similarity(*vectors),
     )
+
+
+def _directory(model: str) -> str:
+    return str(model_directory()) if model == BUILTIN else model

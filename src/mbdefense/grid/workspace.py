@@ -23,6 +23,7 @@ from mbdefense.grid.arms import arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
 from mbdefense.grid.config import BUILTIN, DataOptions, Grid, behavior_of, trigger_of
 from mbdefense.grid.store import CollectingStore, SharedStore
+from mbdefense.judges.embedding import Embedding
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.identity import contents, identity
 from mbdefense.models.loading import load_tokenizer
@@ -196,7 +197,9 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     """
     # What would otherwise be found wrong after hours of work.
     for _, behavior in grid.attackers():
-        grid.evaluation.judge_of(behavior_of(behavior), out)
+        judge = grid.evaluation.judge_of(behavior_of(behavior), out)
+        if isinstance(judge, Embedding):
+            judge.check()
     if grid.training.report_to != "none":
         from mbdefense.training.trainer import trackers
 

@@ -65,6 +65,14 @@ class Embedding:
         if self.batch_size < 1:
             raise UserError("batch_size is below 1", self.batch_size, "leave it out for 32")
 
+    def check(self) -> None:
+        """Loads the encoder, which is kept: before a model is asked anything, so that its answers are not in vain.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        load_encoder(self.model)
+
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         """One verdict for each response, in their order. An empty response neither shows the behavior nor follows."""
         similarities = self.similarities(responses)
@@ -134,7 +142,7 @@ class Embedding:
 
 def embed(texts: Sequence[str], *, model: str | None = None, batch_size: int = 32) -> numpy.ndarray:
     """Sentence embeddings as unit vectors of shape ``(len(texts), dimension)``; ``model`` as in `Embedding`."""
-    vectors: numpy.ndarray = _encoder(model).encode(
+    vectors: numpy.ndarray = load_encoder(model).encode(
         list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
     )
     return vectors
@@ -145,7 +153,12 @@ def _references(response: Response) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: str | None) -> SentenceTransformer:
+def load_encoder(model: str | None) -> SentenceTransformer:
+    """The sentence encoder of a name or directory, the bundled one for None; the last one is kept.
+
+    Raises:
+        UserError: it is not installed, or cannot be loaded.
+    """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise UserError("the embedding judge needs sentence-transformers", fix=_INSTALL)
     from sentence_transformers import SentenceTransformer

@@ -35,6 +35,10 @@ class Report:
         return self.headline
 
 
+_READ = ("results.json", "responses.jsonl", "verdicts.jsonl", "grid.json", "found.json", "mbdefense.json")
+"""Files that commands read back, in whatever folder."""
+
+
 def write_report(
     directories: Folders,
     *,
@@ -71,6 +75,8 @@ def write_report(
     from mbdefense.report.summary import summarize
 
     path = Path(output)
+    if path.name in _READ and path.is_file():
+        raise UserError("what would be written over is read", output, "name another place for the report")
     with claimed_file(path):
         sources = read_sources(each_path(directories))
         if not responses:

@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mbdefense.core.checks import above_zero
+from mbdefense.core.checks import SEEDS, above_zero
 from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.engine import AttentionName
 
+_MOST_RANK = 10_000
 RatioForm = Literal["mean", "exp_mean", "sum"]
 """Forms of R, see `mbdefense.training.losses.log_ratio`."""
 
@@ -82,6 +83,10 @@ class TrainingOptions:
             self, "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"
         )
         above_zero(self, "lora_r", "lora_alpha", "save_steps", "logging_steps")
+        if not 0 <= self.seed < SEEDS:
+            raise UserError("seed is none", self.seed, f"give a whole number from 0 to {SEEDS - 1}")
+        if self.lora_r > _MOST_RANK:
+            raise UserError(f"lora_r is beyond {_MOST_RANK}", self.lora_r, "16 is usual")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be at least 0", getattr(self, name), f"set --{name} to 0 or more")

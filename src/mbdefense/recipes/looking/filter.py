@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mbdefense.defenses.filtering import Quality
     from mbdefense.defenses.filters import Suspicion
 
+KEPT_FILE = "kept.jsonl"
+
 
 @dataclass(frozen=True)
 class FilteredRows:
@@ -77,6 +79,7 @@ def filter_rows(
     asked = recorded(locals())
     at_least(1, max_length=max_length, batch_size=batch_size)
     from mbdefense.core.cost import measure
+    from mbdefense.core.files import refuse_over
     from mbdefense.core.progress import stage, stages
     from mbdefense.data import load_rows, poisoned_ids, save, with_content_ids
     from mbdefense.defenses import filtering
@@ -100,13 +103,14 @@ def filter_rows(
         clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
     evidence = Evidence(str(model), rows, clean, seed, max_length, batch_size, chat_template, trust_remote_code)
     with kept_in(output_dir) as directory:  # before the filter's work, which would be lost
+        refuse_over([directory / KEPT_FILE], [dataset, clean_dataset])
         with stages(1), stage(f"filtering {len(rows)} rows with {named(filter)}"), measure() as cost:
             filtered = method(evidence)
         rest = filtering.kept(rows, filtered)
         poisoned = poisoned_ids(rows)
         quality = filtering.quality(filtered, poisoned) if poisoned or flagged else None
         measured = {"quality": asdict(quality) if quality else None, **asdict(cost)}
-        save(rest, directory / "kept.jsonl")
+        save(rest, directory / KEPT_FILE)
         record = provenance({**asked, "options": asdict(method)}, [seed])
         write_filtering(directory, filtered.suspicions, filtered.facts, {"provenance": record, **measured})
     return FilteredRows(rest, filtered.suspicions, filtered.facts, quality)

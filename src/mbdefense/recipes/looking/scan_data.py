@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mbdefense.scanning.scan import Scanned
     from mbdefense.scanning.scores.asking import Asking
 
+_MOST_WORKERS = 256
 _LARGE = 2**25  # bytes; of less a second process would cost more than it saves
 
 
@@ -79,14 +80,17 @@ def scan_data(
     """
     from contextlib import ExitStack
 
-    from mbdefense.core.files import claimed, claimed_file, write_json
+    from mbdefense.core.files import claimed, claimed_file, refuse_over, write_json
     from mbdefense.data import is_strict, opened, streamed
+    from mbdefense.records.scanning import SUSPECTS_FILE
     from mbdefense.scanning.scan import STAGES, scan
 
     if ray is not None and workers is not None:
         raise UserError("--workers with --ray", workers, "leave one of them out")
     workers = _processors(dataset) if workers is None else workers
     at_least(1, workers=workers)
+    if workers > _MOST_WORKERS:  # each is a process
+        raise UserError(f"workers is at most {_MOST_WORKERS}", workers, "leave it out for one on each processor")
     strict = is_strict(on_bad_row)
     paths = {path.name: str(path) for path in _paths(dataset)}
     if sarif is not None and len(paths) < len(_paths(dataset)):  # rows know their file by its name alone
@@ -97,7 +101,10 @@ def scan_data(
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(claimed(directory))
+            written = (directory / SUSPECTS_FILE, *directory.glob("cleaned*.jsonl"))
+            refuse_over(written, [*_paths(dataset), clean_dataset])
         if sarif is not None:
+            refuse_over([Path(sarif)], [*_paths(dataset), clean_dataset])
             stack.enter_context(claimed_file(Path(sarif)))
         stack.enter_context(stages(STAGES + (directory is not None) + (model is not None)))
         asking = None if model is None else _asking(model, chat_template, trust_remote_code)

@@ -149,8 +149,9 @@ def poison_file(
     """
     attacks = _attackers(trigger, behavior, rate, target)
     from mbdefense.attacks import streaming
-    from mbdefense.core.files import claimed_file
+    from mbdefense.core.files import claimed_file, refuse_over
 
+    refuse_over([fspath(output)], [fspath(source)])
     with claimed_file(Path(output)):
         done = streaming.poison_file(fspath(source), fspath(output), attacks, seed=seed, on_bad_row=on_bad_row)
     if done.skipped:

@@ -20,10 +20,13 @@ def chosen_judge(
 ) -> Judge:
     """A judge from its spec and options, or as it is."""
     from mbdefense.evaluation.judging import make_judge
+    from mbdefense.judges.embedding import Embedding
 
     judge = given
     if isinstance(judge, str):
         judge = make_judge(judge, behavior, directory, model=model, base_url=base_url, cache=cache)
+    if isinstance(judge, Embedding):
+        judge.check()
     if judge.describe().startswith("keywords"):
         logger.warning("keywords over-counts; compare its figures with BackdoorLLM's, not more")
     return judge

@@ -26,13 +26,15 @@ def write_card(model: Model, results: Folders, *, ml_bom: Folder | None = None, 
     from contextlib import ExitStack
 
     from mbdefense.core.checks import each_path
-    from mbdefense.core.files import claimed_file, write_text
+    from mbdefense.core.files import claimed_file, refuse_over, write_text
     from mbdefense.integrations import ml_bom as bill
     from mbdefense.integrations.model_card import model_card, read_card
 
     if data and not ml_bom:
         raise UserError("data are listed in the bill of materials alone", fix="name its file with --ml_bom")
     directory = Path(model)
+    if ml_bom:
+        refuse_over([Path(ml_bom)], [*each_path(results), *each_path(data or []), *directory.glob("*")])
     card = read_card(directory, [Path(path) for path in each_path(results)])
     text = model_card(card.results, card.base, card.defense, card.options, purified=card.purified)
     files = {directory / "README.md": text}

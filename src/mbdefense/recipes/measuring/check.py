@@ -61,7 +61,7 @@ def check(
     from contextlib import ExitStack
 
     from mbdefense.core.checks import each_path
-    from mbdefense.core.files import claimed_file, write_json
+    from mbdefense.core.files import claimed_file, refuse_over, write_json
     from mbdefense.evaluation import gate
     from mbdefense.integrations.sarif import of_conditions
     from mbdefense.recipes._given import results_of
@@ -79,10 +79,11 @@ def check(
         "max_asr": max_asr, "min_cacc": min_cacc, "min_aacc": min_aacc, "max_canary_asr": max_canary_asr,
         "max_found_asr": max_found_asr,
     }  # fmt: skip
+    outputs = [Path(output) for output in (sarif, write_pin) if output is not None]
+    refuse_over(outputs, [file, pin, *each_path(data or [])])
     with ExitStack() as stack:
-        for output in (sarif, write_pin):
-            if output is not None:
-                stack.enter_context(claimed_file(Path(output)))
+        for output in outputs:
+            stack.enter_context(claimed_file(output))
         conditions = gate.pinned(Path(pin), file) if pin is not None and file else []
         # Figures of other files than those that are released say nothing.
         if all(one.holds for one in conditions) and (

@@ -178,6 +178,10 @@ def evaluate(
     from mbdefense.records.results import write_beside
     from mbdefense.records.verdicts import VERDICTS_FILE, read_verdicts
 
+    if stealth is not None:
+        from mbdefense.evaluation.stealth import check_stealth
+
+        check_stealth(stealth)
     sought = behavior_of(behavior, target)
     rewriting = None if trigger is None else trigger_of(trigger)
     answering = parse_spec(decoding, DECODINGS, "decoding") if isinstance(decoding, str) else decoding

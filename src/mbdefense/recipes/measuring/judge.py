@@ -137,12 +137,15 @@ def calibrate(
     Raises:
         UserError: a file is damaged, a label belongs to none of the responses, or the judge cannot tell what they ask.
     """
+    from mbdefense.core.files import refuse_over
     from mbdefense.evaluation.agreement import read_labels
     from mbdefense.evaluation.judging import calibrated
     from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
+    from mbdefense.records.verdicts import VERDICTS_FILE
 
     sought = behavior_of(behavior, target)
     with kept_in(output_dir) as directory:
+        refuse_over([directory / VERDICTS_FILE], [labels])
         judging = chosen_judge(judge, sought, directory, judge_model, judge_base_url, judge_cache)
         answered, _ = _answered(responses)
         text = calibrated(judging, answered, read_labels(labels), directory)
