@@ -141,6 +141,8 @@ def claimed_file(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.{LOCK_FILE[1:]}"), timeout=0)
         lock.acquire()
+    except UserError:  # which is a ValueError, too
+        raise
     except Timeout as error:
         raise UserError("another run is at work on", str(path), "wait for it, or name another file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
