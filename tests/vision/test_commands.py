@@ -96,6 +96,14 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_images_that_are_read_are_not_written_over(place, capsys):
+    before = (place / "images" / "suspect" / "train-images-idx3-ubyte").read_bytes()
+    words = ["--rows", "20", "--test_rows", "20", "--clean_rows", "20", "--target", "3"]
+    assert main(["vision", "poison", f"{place}/images/suspect", *words, "--output_dir", f"{place}/images"]) == 1
+    assert "written over" in capsys.readouterr().err
+    assert (place / "images" / "suspect" / "train-images-idx3-ubyte").read_bytes() == before
+
+
 def test_images_of_another_size_are_one_line(place, tmp_path, capsys):
     Classifier(Learner(9, 10), Learner(9, 10).initial(0)).save(tmp_path / "nine")
     words = [str(tmp_path / "nine"), "--test", f"{place}/images/suspect", "--trigger", "patch"]

@@ -62,6 +62,7 @@ def vision_poison(
     """
     asked = recorded(locals())
     from mbdefense.core.checks import at_least
+    from mbdefense.core.errors import UserError
     from mbdefense.core.files import claimed, write_sealed
     from mbdefense.core.specs import parse_spec
     from mbdefense.records.provenance import provenance
@@ -75,6 +76,8 @@ def vision_poison(
     split = load_images(images, rows, test_rows, clean_rows, 0)
     poisoned = poison(split.train, made, target, rate, seed, clean_label=clean_label)
     directory = Path(output_dir)
+    if Path(images).resolve() in [(directory / name).resolve() for name in (SUSPECT, CLEAN)]:
+        raise UserError("what would be written over is read", images, "name another --output_dir")
     with claimed(directory):
         (directory / POISON_FILE).unlink(missing_ok=True)
         write_images(directory / SUSPECT, "train", poisoned.rows)
