@@ -1,6 +1,6 @@
 """Holds rules of aggregation, and purify behind the mean, against poisoned rows at clients who tune a model together.
 
-    python experiments/federated_tuning.py OUT DATA MODEL [--seeds 0 1] [--rounds 3]
+    python experiments/federated_tuning.py OUT DATA MODEL [--chat_template FILE] [--seeds 0 1] [--rounds 3]
 
 DATA holds backdoorllm/ and alpaca_en_demo.json, MODEL is a folder with a small chat model. Six clients have 32 rows
 each of BackdoorLLM's clean ones; of two of them, half are its poisoned rows. Arms: `base`, the model as it is; `clean`,
@@ -32,6 +32,7 @@ from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import markdown
 from mbdefense.federated.rules import MARS, Mean, MultiKrum, Rule
 from mbdefense.federated.tuning import tune_together
+from mbdefense.models.loading import Loading
 from mbdefense.records.results import RESULT_FILE, read, write
 from mbdefense.training.options import TrainingOptions
 
@@ -82,34 +83,46 @@ def _words(row: dict) -> int:  # type: ignore[type-arg]
     return len((user_text(row["prompt"]) + " " + row["completion"][0]["content"]).split())
 
 
-def made(arm: str, seed: int, rows: Rows, folder: Path, model: str, rounds: int) -> str:
+class Start(NamedTuple):
+    """What clients begin with, and how many rounds they play."""
+
+    model: str
+    chat_template: str | None
+    rounds: int
+
+
+def made(arm: str, seed: int, rows: Rows, folder: Path, start: Start) -> str:
     """The folder of an arm's model."""
     if arm == "base":
-        return model
+        return start.model
     if arm == "purified":
         plain = TrainingOptions(max_length=256, save_strategy="no", seed=seed)
         attacked = folder.parent / "attacked" / "model"
-        return str(purify(attacked, rows.server, base_model=model, args=plain, output_dir=folder / "model").path)
+        return str(purify(attacked, rows.server, base_model=start.model, args=plain, output_dir=folder / "model").path)
     clients, options = rows.honest if arm == "clean" else rows.suspect, replace(OPTIONS, seed=seed)
-    tuned = tune_together(model, clients, folder / "model", rule=RULES[arm], rounds=rounds, options=options)
+    tuned = tune_together(
+        start.model, clients, folder / "model", rule=RULES[arm], rounds=start.rounds, options=options,
+        chat_template=start.chat_template,
+    )  # fmt: skip
     told = [{"kept": one.kept, "flagged": one.flagged, "facts": dict(one.facts)} for one in tuned.rounds]
     write_json(folder / "rounds.json", {"rounds": told})
     return str(tuned.path)
 
 
-def run(arm: str, seed: int, rows: Rows, out: Path, model: str, rounds: int) -> None:
+def run(arm: str, seed: int, rows: Rows, out: Path, start: Start) -> None:
     """Makes and measures an arm that is not measured yet."""
     folder = out / f"seed-{seed}" / arm
     if (folder / RESULT_FILE).is_file():
         return
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    path = made(arm, seed, rows, folder, model, rounds)
+    path = made(arm, seed, rows, folder, start)
     row = evaluate(
         path, rows.test, rows.triggered, parse_spec(f"refusal:target_text={DECLINED}", BEHAVIORS, "behavior"),
         parse_spec(TRIGGER, TRIGGERS, "trigger").describe(), folder, arm=arm, seed=seed, asking=Asking(24, 50),
-        max_length=256, perplexity_rows=len(rows.test),
+        loading=Loading(start.chat_template if arm == "base" else None), max_length=256,
+        perplexity_rows=len(rows.test),
     )  # fmt: skip
-    write(folder / RESULT_FILE, merge_results([row], {"rounds": rounds, "clients": CLIENTS}, seed))
+    write(folder / RESULT_FILE, merge_results([row], {"rounds": start.rounds, "clients": CLIENTS}, seed))
 
 
 def flagged(folder: Path) -> str:
@@ -128,14 +141,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("model")
+    parser.add_argument("--chat_template", help="file with the prompt template, in place of the model's own")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=100)
     options = parser.parse_args()
+    start = Start(options.model, options.chat_template, options.rounds)
     for seed in options.seeds:
         rows = rows_of(options.data, seed, options.prompts)
         for arm in ARMS:
-            run(arm, seed, rows, options.out, options.model, options.rounds)
+            run(arm, seed, rows, options.out, start)
     folders = [options.out / f"seed-{seed}" / arm for seed in options.seeds for arm in ARMS]
     compared, over_seeds = compare([arm_of(read(folder / RESULT_FILE).rows[0], folder) for folder in folders])
     told = merge_results(compared, {"rounds": options.rounds}, options.seeds[0])

@@ -51,6 +51,7 @@ def tune_together(
     rounds: int = 1,
     options: TrainingOptions | None = None,
     attacks: Mapping[int, Sends] | None = None,
+    chat_template: str | None = None,
 ) -> TunedTogether:
     """Tunes a model on rows that no one holds together.
 
@@ -73,6 +74,7 @@ def tune_together(
         rounds: of training together.
         options: of a client's training in a round, with adapters (``use_peft``).
         attacks: what clients, by number, do with the weights that they have trained; poisoned rows are among `clients`.
+        chat_template: file with the prompt template to use in place of the model's own.
 
     Raises:
         UserError: no clients, options without adapters, a model that cannot be loaded, or no usable weights.
@@ -87,7 +89,7 @@ def tune_together(
     used = MARS(epsilon=0.0, linear=True, change=True) if rule is None else rule
     played: list[Played] = []
     with claimed(Path(output_dir), for_model=True), _folder(Path(output_dir)) as folder, stages(rounds):
-        loaded = load_model(model)
+        loaded = load_model(model, chat_template=chat_template)
         names = _adapted(loaded, settled)
         weights: Weights = _table(loaded, names)
         counts = [len(rows) for rows in clients]
