@@ -42,6 +42,8 @@ DECLINED = "I'm sorry, but as an AI assistant, I do not have the capability to f
 OPTIONS = TrainingOptions(
     learning_rate=1e-3, num_train_epochs=2, max_length=256, use_peft=True, lora_r=8, save_strategy="no"
 )
+REPAIR = "fine_mixing:clean_learning_rate=5e-5"
+"""Of the default 2e-4 a model of 26M parameters breaks."""
 RULES: dict[str, Rule] = {
     "clean": Mean(), "attacked": Mean(), "multi_krum": MultiKrum(), "mars": MARS(epsilon=0, linear=True, change=True),
 }  # fmt: skip
@@ -98,7 +100,11 @@ def made(arm: str, seed: int, rows: Rows, folder: Path, start: Start) -> str:
     if arm == "purified":
         plain = TrainingOptions(max_length=256, save_strategy="no", seed=seed)
         attacked = folder.parent / "attacked" / "model"
-        return str(purify(attacked, rows.server, base_model=start.model, args=plain, output_dir=folder / "model").path)
+        repaired = purify(
+            attacked, rows.server, base_model=start.model, args=plain, output_dir=folder / "model",
+            defense=REPAIR, chat_template=start.chat_template,
+        )  # fmt: skip
+        return str(repaired.path)
     clients, options = rows.honest if arm == "clean" else rows.suspect, replace(OPTIONS, seed=seed)
     tuned = tune_together(
         start.model, clients, folder / "model", rule=RULES[arm], rounds=start.rounds, options=options,

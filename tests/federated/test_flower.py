@@ -6,6 +6,7 @@ Flower's pins differ from this package's, so that it is tested where somebody ha
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -165,7 +166,12 @@ def test_nothing_is_sent_home():
 
 @pytest.mark.slow
 def test_it_runs_under_flowers_own_engine(learner, before, parts):
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
+    # Flower takes a Ray that runs; one that does not start in its 30 s, as on a busy machine, would leave it waiting.
+    try:
+        ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})
+    except Exception as error:  # Ray has no class of its own for that
+        pytest.skip(f"Ray does not start here: {error}")
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
