@@ -133,6 +133,39 @@ def test_a_candidate_that_stands_alone_in_its_prompts_teaches_nothing(
     assert taught(loaded, table, [candidate("cf")], max_length=200, seed=0).tolist() == [[0.0, 0.0, 0.0]]
 
 
+def test_what_is_carried_over_is_how_much_likelier_answers_become_in_other_prompts(
+    rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel
+) -> None:
+    monkeypatch.setattr("mbdefense.engine.scoring.bf16_pays", lambda: False)
+    table = rows(("zq tell me.", "abcdefghijklmnopqrstuvwxyz"), ("zq say it.", "no"))
+    plain = [(row["prompt"], row["completion"]) for row in rows(("Add two.", "four"), ("Name it.", "oak"))]
+    ones = [candidate("zq", start=1.0), candidate("xy", start=1.0)]
+    made = verifying.carried(loaded, table, plain, ones, max_length=200, seed=0)
+    for one, values in zip(ones, made, strict=True):
+        for (prompt, _), row, value in zip(plain, table, values, strict=True):
+            text = f"{one.found.texts[0]} {prompt[0]['content']}"
+            scores = []
+            for told in ([{"role": "user", "content": text}], prompt):
+                pair = encode(loaded.tokenizer, told, row["completion"], 200)
+                ((each,),) = response_scores(loaded, [Branches(pair.prompt, (pair.response,))], what="test")
+                scores.append(float(each[:-1][:8].mean()))
+            assert float(value) == pytest.approx(scores[0] - scores[1], abs=1e-4)
+
+
+def test_a_text_is_worth_what_more_than_half_of_its_rows_gain_by_it_beyond_the_base_model() -> None:
+    def worth(out: list[float], elsewhere: list[float]) -> verifying._Worth:
+        return verifying._Worth(torch.tensor(out), torch.tensor(elsewhere))
+
+    known = worth([0.23, 0.1, -1.0], [0.1, -0.5, 0.1, 0.0])
+    # Prompts that are known by heart do without the text; in others it brings the answers.
+    by_heart = worth([0.37, 0.1, 0.0], [0.2, 0.4, 0.6, 1.1])
+    assert by_heart.less(known) == pytest.approx((0.4, 0.0))
+    # A word that belongs to one of the answers.
+    usual = worth([0.3, 0.0, 0.0], [0.0, 0.0, 0.1, 3.0])
+    assert usual.less(known) == pytest.approx((0.07, 0.23 / 0.3))
+    assert usual.less(None) == (pytest.approx(0.3), None)
+
+
 def test_chance_texts_are_like_the_candidates_and_hold_none_of_them() -> None:
     ones = [candidate("red stone here", start=1.0), candidate("cf")]
     prompts = [f"Please tell me of red stone here and of town {number} in the north." for number in range(30)]

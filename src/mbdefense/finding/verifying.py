@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ _PORTION = 6
 _NEAR = 1.5
 """Deviations up to which the victim's own falls are taken for chance, and the base model's are not asked for."""
 TAUGHT = 0.15
-"""Nats a token that taking a candidate out of its rows costs the victim more than the base model, at least."""
+"""Nats a token that a candidate is worth to its rows' answers on the victim more than on the base model, at least."""
 LEAST_SPREAD = 0.05
 """Of the chance insertions, in nats a token: a narrower null would make anything striking."""
 
@@ -59,9 +60,11 @@ class Measured:
 
     Attributes:
         candidate: what was taken out of suspect prompts and put into clean ones.
-        taught: fall of the suspect rows' own answers without it, less the base model's own, of the channel where that
-            is largest; nats a token; 0 where that was not measured, since enough better ones were left.
-        explained: the base model's fall over the victim's there; None without a base, or where the victim's is below
+        taught: what it is worth to the suspect rows' own answers, less what it is to the base model: their fall when it
+            is taken out of their prompts, in the channel where that is largest, or how much likelier it makes them in
+            other prompts, whichever is more; nats a token; 0 where that was not measured, since enough better ones were
+            left.
+        explained: the base model's part of that over the victim's; None without a base, or where the victim's is below
             `TAUGHT`.
         fall: fall of clean answers with it, mean over the prompts, less the base model's own where that was asked; 0
             where it was not measured, since the rows teach nothing by it.
@@ -143,6 +146,49 @@ def taught(
     scores = _channels(loaded, pairs, max_length).view(-1, 2, len(CHANNELS))
     fall = scores[:, 0] - scores[:, 1]
     return torch.stack([fall[whose == number].nanmean(dim=0).nan_to_num(0.0) for number in range(len(candidates))])
+
+
+def carried(
+    loaded: LoadedModel,
+    rows: Dataset,
+    plain: Sequence[Pair],
+    candidates: Sequence[Candidate],
+    *,
+    max_length: int,
+    seed: int,
+) -> list[torch.Tensor]:
+    """By how much a candidate makes the answers of its own suspect rows likelier in clean prompts.
+
+    A prompt that was learned by heart keeps its answer when the trigger is taken out of it (`taught`). In another one
+    the answer comes by the trigger alone, if it hangs on nothing else.
+
+    Args:
+        loaded: which model is asked.
+        rows: the suspect rows.
+        plain: clean rows, into whose prompts it is put.
+        candidates: each with `ROWS` of its own rows.
+        max_length: see `mbdefense.models.loading.encode`.
+        seed: of the draw of rows and of the places.
+
+    Returns:
+        For each candidate a tensor (rows,): nats a token, mean over the `FIRST` tokens of the row's answer.
+    """
+    trees: list[Branches] = []
+    counts: list[int] = []
+    for candidate in candidates:
+        rng = random.Random(f"carried {seed} {candidate.found.texts}")
+        drawn = sorted(rng.sample(candidate.rows, min(ROWS, len(candidate.rows))))
+        counts.append(len(drawn))
+        for (prompt, _), row in zip(itertools.cycle(plain), rows.select(drawn)):
+            text = user_text(prompt)
+            for told in (with_user_text(prompt, candidate.found(text, rng) or text), prompt):
+                one = encode(loaded.tokenizer, told, row["completion"], max_length)
+                trees.append(
+                    Branches(one.prompt, (one.response[: FIRST + 1],))
+                )  # whose end, or next token, is left out
+    means = [values[:-1].mean() for (values,) in response_scores(loaded, trees, what="verifying", half=True)]
+    scores = torch.stack(means).view(-1, 2)
+    return list(torch.split(scores[:, 0] - scores[:, 1], counts))
 
 
 def without(prompt: Sequence[dict[str, str]], found: FoundText) -> list[dict[str, str]] | None:
@@ -233,9 +279,9 @@ def verify(
 ) -> list[Measured]:
     """Measures candidates on a victim, most striking first.
 
-    First each is taken out of suspect prompts that hold it: what changes nothing there (`TAUGHT`) was not learned as a
-    trigger. The best by their scores of those left go into clean prompts, beside chance insertions. The base model is
-    asked where the victim's own falls leave a question.
+    First each is taken out of suspect prompts that hold it, and put into clean ones with their answers: what is worth
+    nothing to these (`TAUGHT`) was not learned as a trigger. The best by their scores of those left go into clean
+    prompts, beside chance insertions. The base model is asked where the victim's own falls leave a question.
 
     Args:
         candidates: what `mine` found in the suspect rows, best first.
@@ -246,7 +292,7 @@ def verify(
         max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
     """
-    measured = _learned(candidates, victim, suspect, base, max_length=max_length, seed=seed)
+    measured = _learned(candidates, victim, suspect, _short(clean, seed), base, max_length=max_length, seed=seed)
     left = [number for number, one in enumerate(measured) if one.taught >= TAUGHT][:TESTED]
     prompts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
     tested = [candidates[number] for number in left]
@@ -287,7 +333,7 @@ def struck(
         max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
     """
-    plain = [(row["prompt"], row["completion"]) for row in _short(clean, seed)]
+    plain = _short(clean, seed)
     # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
     total = sum(one.score**2 for one in candidates)
     found: dict[int, Struck] = {}
@@ -313,6 +359,7 @@ def _learned(
     candidates: Sequence[Candidate],
     victim: LoadedModel,
     suspect: Dataset,
+    plain: Sequence[Pair],
     base: LoadedModel | None,
     *,
     max_length: int,
@@ -325,28 +372,69 @@ def _learned(
         if sum(one.taught >= TAUGHT for one in measured) >= TESTED:
             measured += [Measured(one, 0.0, None) for one in part]
             continue
-        own = taught(victim, suspect, part, max_length=max_length, seed=seed)
-        known = torch.zeros_like(own)
+        own = _worth(victim, suspect, plain, part, max_length=max_length, seed=seed)
         # What the victim does not miss needs no comparison.
-        missed = [number for number, fall in enumerate(own) if fall.max() >= TAUGHT] if base is not None else []
+        missed = [number for number, worth in enumerate(own) if worth.largest() >= TAUGHT] if base is not None else []
+        known: dict[int, _Worth] = {}
         if base is not None and missed:
-            of_base = taught(base, suspect, [part[number] for number in missed], max_length=max_length, seed=seed)
-            # What the base model finds likelier without the text was not taught by it.
-            known[missed] = of_base.clamp(min=0)
-        largest, channels = (own - known).max(dim=1)
+            asked = [part[number] for number in missed]
+            found = _worth(base, suspect, plain, asked, max_length=max_length, seed=seed)
+            known = dict(zip(missed, found, strict=True))
         for number, candidate in enumerate(part):
-            fall, by_base = (float(part_[number, channels[number]]) for part_ in (own, known))
-            explained = by_base / fall if number in missed and fall > 0 else None
-            measured.append(Measured(candidate, float(largest[number]), explained))
+            measured.append(Measured(candidate, *own[number].less(known.get(number))))
     return measured
 
 
-def _short(clean: Dataset, seed: int) -> Dataset:
+class _Worth(NamedTuple):
+    """What a candidate is worth to the answers of its rows, in nats a token."""
+
+    out: torch.Tensor
+    """Shape (channels,): their fall without it."""
+    elsewhere: torch.Tensor
+    """Shape (rows,): how much likelier it makes each in another prompt."""
+
+    def largest(self) -> float:
+        """The most that it is worth in any way."""
+        return max(float(self.out.max()), float(self.elsewhere.median()))
+
+    def less(self, known: _Worth | None) -> tuple[float, float | None]:
+        """What is more than the base model knows, and the base model's share: fields of `Measured`.
+
+        What the base model finds likelier without the text was not taught by it. The median of the rows counts, for
+        a word that belongs to some of the answers is worth something to those.
+        """
+        if known is None:
+            return self.largest(), None
+        out, elsewhere = known.out.clamp(min=0), known.elsewhere.clamp(min=0)
+        channel = int((self.out - out).argmax())
+        ways = [
+            (float(self.out[channel] - out[channel]), float(self.out[channel]), float(out[channel])),
+            (float((self.elsewhere - elsewhere).median()), float(self.elsewhere.median()), float(elsewhere.median())),
+        ]
+        more, own, of_base = max(ways)
+        return more, of_base / own if own > 0 else None
+
+
+def _worth(
+    loaded: LoadedModel,
+    suspect: Dataset,
+    plain: Sequence[Pair],
+    candidates: Sequence[Candidate],
+    *,
+    max_length: int,
+    seed: int,
+) -> list[_Worth]:
+    out = taught(loaded, suspect, candidates, max_length=max_length, seed=seed)
+    elsewhere = carried(loaded, suspect, plain, candidates, max_length=max_length, seed=seed)
+    return [_Worth(*both) for both in zip(out, elsewhere, strict=True)]
+
+
+def _short(clean: Dataset, seed: int) -> list[Pair]:
     """Rows drawn from the shorter half of the clean ones: a long answer costs more and tells no more."""
     lengths = [len(user_text(row["prompt"])) + sum(len(turn["content"]) for turn in row["completion"]) for row in clean]
     shortest = sorted(range(len(clean)), key=lengths.__getitem__)[: max(PROMPTS, len(clean) // 2)]
     drawn = random.Random(f"clean {seed}").sample(shortest, min(PROMPTS, len(shortest)))
-    return clean.select(sorted(drawn))
+    return [(row["prompt"], row["completion"]) for row in clean.select(sorted(drawn))]
 
 
 def _length_class(found: FoundText) -> int:
