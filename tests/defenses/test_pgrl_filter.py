@@ -105,6 +105,17 @@ def test_nothing_is_dropped_of_clean_rows(tiny_model_path: str, rows: Callable[.
 
 
 @pytest.mark.usefixtures("told")
+def test_rare_answers_of_honest_rows_are_no_poison(tiny_model_path: str, rows: Callable[..., Any]) -> None:
+    """Of many labels hardly two clean rows hold each; a clean row must not count as one of the others of its own."""
+    draws = torch.randint(0, 20, (240,), generator=torch.Generator().manual_seed(0)).tolist()
+    pairs = [(f"{WORDS[number % 5]} {number}: no", f"answer {label}") for number, label in enumerate(draws)]
+    found = PGRLRows()(Evidence(tiny_model_path, rows(*pairs[:200]), rows(*pairs[200:])))
+    assert found.facts["labels"] == "answers"
+    assert found.facts["labels_with_prototypes"] < 16
+    assert found.facts["found_poison"] is False
+
+
+@pytest.mark.usefixtures("told")
 def test_an_answer_that_no_clean_row_has_is_poisons(tiny_model_path: str, rows: Callable[..., Any]) -> None:
     suspect = rows(*asked(100, 200), *[(f"{prompt} cf", "three") for prompt, _ in asked(20, 300)])
     found = PGRLRows()(Evidence(tiny_model_path, suspect, rows(*asked(60, 400))))

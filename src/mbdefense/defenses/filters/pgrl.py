@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 """Parts of the clean rows that are held out by turns."""
+_LEAST = 2
+"""Clean rows that a label needs."""
 _UNUSUAL = -1
 """The label of rows whose label hardly any clean row has."""
 
@@ -72,6 +74,9 @@ class PGRLRows:
             kinds = _clusters(torch.cat([rows.answers, known.answers]), self.clusters, evidence.seed)
         labels, own = _labels(kinds[: len(suspect)], kinds[len(suspect) :])
         plan, held = belonging(rows.prompts, known.prompts, own)
+        # A suspect row's label needs two clean rows; a clean one's two besides it, or clean rows would fail less often.
+        others = torch.tensor([int((own == label).sum()) - 1 for label in own.tolist()])
+        own = own.masked_fill(others < _LEAST, _UNUSUAL)
         failed, clean_failed = fails(plan, labels), fails(held, own)
         p_values = {
             label: self._more_often(failed & (labels == label), clean_failed & (own == label))
@@ -144,7 +149,7 @@ def _labels(suspect: list[str], clean: list[str]) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    usual = sorted({kind for kind in clean if clean.count(kind) > 1})
+    usual = sorted({kind for kind in clean if clean.count(kind) >= _LEAST})
     if not usual:
         raise UserError("no two clean rows are of one kind of answer", len(clean), "give more clean rows")
     numbers = {kind: number for number, kind in enumerate(usual)}
