@@ -104,8 +104,13 @@ def test_chance_is_told_as_seldom_as_promised(monkeypatch: pytest.MonkeyPatch) -
 # The whole way
 
 
-def unusual(numbers: list[int], count: int, monkeypatch: pytest.MonkeyPatch, expected: float = 0.0) -> None:
-    """Has the model find the answers of some rows unusual; `expected` is what the text adds to their likelihood."""
+def unusual(
+    numbers: list[int], count: int, monkeypatch: pytest.MonkeyPatch, expected: float = 0.0, agreeing: bool = True
+) -> None:
+    """Has the model find the answers of some rows unusual, by one score or two.
+
+    `expected` is what the text adds to their likelihood.
+    """
     rng = np.random.default_rng(0)
 
     def given(self: Asking, rows: Any, seed: int) -> Scored:
@@ -115,7 +120,9 @@ def unusual(numbers: list[int], count: int, monkeypatch: pytest.MonkeyPatch, exp
             Likelihoods(np.full(len(one.response), value), np.zeros(len(one.response)))
             for one, value in zip(encoded, own, strict=True)
         ]
-        return Scored(table, encoded, likely, Gradients(rng.random(count), rng.normal(size=(count, 4))))
+        entropy = rng.random(count)
+        entropy[numbers if agreeing else []] += 1
+        return Scored(table, encoded, likely, Gradients(entropy, rng.normal(size=(count, 4))))
 
     monkeypatch.setattr(Asking, "score", given)
     monkeypatch.setattr(asking, "explained", lambda *_: expected + 0.01 * rng.normal(size=8))
@@ -156,6 +163,14 @@ def test_a_text_that_asks_for_its_answers_is_noted(tiny_model_path: str, monkeyp
     assert done.scan.suspects == 0
     (noted,) = [one for one in done.scan.clusters if one.sign == "answers"]
     assert "so that it asks for them" in noted.says
+
+
+def test_what_one_score_says_alone_is_noted(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = varied(NUMBERS)
+    unusual(NUMBERS, len(rows), monkeypatch, agreeing=False)
+    done = scan_data(rows, model=tiny_model_path)
+    assert done.scan.suspects == 0
+    assert any("no other score agrees" in one.says for one in done.scan.clusters)
 
 
 def test_usual_answers_are_no_sign(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ _OPENING = slice(0, 8)
 _LEAST = 4  # rows with a text
 _APART = 0.8
 """From this chance on that a row with the text has the more unusual answer, the text changes answers."""
+_AGREES = 2.6
+"""Deviations from which on a further score agrees; by chance they come to so many in one of 200 texts."""
 _TAKEN_OUT = 16  # rows of a text, out of whose prompts it is taken
 _EXPLAINED = 0.05
 """Nats a token by which a text may make its rows' answers likelier, and still be none that asks for them."""
@@ -43,6 +45,7 @@ SCORES = {
     "entropy": "gradients of many directions",
     "likeness": "gradients of one direction",
 }
+_KINDS = {"gain": "gain", "opening": "gain", "entropy": "entropy", "likeness": "likeness"}
 
 
 class Scored(NamedTuple):
@@ -146,30 +149,40 @@ def ask(
     kept = [n for n, rows in enumerate(held) if _LEAST <= len(rows) <= len(numbers) / 2]
     told = effects(scores, {"likeness": scored.gradients.directions}, [held[n] for n in kept], seed)
     striking = [
-        _Striking(texts[n], held[n], [one for one in its if one.p_value <= LEVEL and one.apart >= _APART])
+        _Striking(texts[n], held[n], sorted(its, key=lambda effect: -effect.deviations))
         for n, its in zip(kept, told, strict=True)
+        if any(one.p_value <= LEVEL and one.apart >= _APART for one in its)
     ]
-    striking = _each_once([one for one in striking if one.effects])
-    found = [_judged(one, asking, scored, gain, prompts, len(striking)) for one in striking]
+    striking = _each_once(striking)
+    found = [_judged(one, asking, scored, gain, prompts, _crowd(one, striking)) for one in striking]
     ranks = np.mean([_ranked(values) for values in scores.values()], axis=0)
     return Asked(numbers, gain, opening, entropy, ranks, found)
 
 
 class _Striking(NamedTuple):
-    """A text, the rows that hold it by their places, and how unusual their answers are."""
+    """A text, the rows that hold it by their places, and how unusual their answers are, most by the first score."""
 
     text: FoundText
     rows: NDArray[np.int64]
     effects: list[Effect]
 
-    def deviations(self) -> float:
-        return max(one.deviations for one in self.effects)
+    def agreeing(self) -> list[Effect]:
+        """The effects that stand out, one of each kind of score."""
+        kinds = {_KINDS[one.score]: one for one in reversed(self.effects) if one.deviations >= _AGREES}
+        return sorted(kinds.values(), key=lambda one: -one.deviations)
+
+
+def _crowd(one: _Striking, striking: Sequence[_Striking]) -> int:
+    """How many other texts go with unusual answers about as much."""
+    least = one.effects[0].deviations / 2
+    others = (other for other in striking if other is not one and len(other.agreeing()) > 1)
+    return sum(other.effects[0].deviations >= least for other in others)
 
 
 def _each_once(striking: list[_Striking]) -> list[_Striking]:
     """The most striking first, without those that stand in the same rows as a more striking one."""
     kept: list[_Striking] = []
-    for one in sorted(striking, key=lambda one: -one.deviations()):
+    for one in sorted(striking, key=lambda one: -one.effects[0].deviations):
         if not any(2 * len(np.intersect1d(one.rows, other.rows)) > len(one.rows) for other in kept):
             kept.append(one)
     return kept
@@ -187,7 +200,7 @@ def _judged(
 ) -> Found:
     """Whether a text that goes with unusual answers is a sign of poison, and why."""
     every = prompts.known[prompts.holding(one.text)].astype(np.int64)
-    best, *others = sorted(one.effects, key=lambda effect: -effect.deviations)
+    best, *others = one.agreeing()
     rest = np.setdiff1d(np.arange(len(gain)), one.rows)
     told = (
         f"{len(every)} rows whose prompts hold {one.text.describe()[:120]} have {SCORES[best.score]} "
@@ -196,12 +209,14 @@ def _judged(
         f"{gain[one.rows].mean():.2f} nats a token, of other rows {gain[rest].mean():.2f})"
     )
     why = ""
-    if _asks(explained(one.text, one.rows, asking, scored)):
+    if not others:
+        why = "no other score agrees, as in tasks whose answers are alike"
+    elif _asks(explained(one.text, one.rows, asking, scored)):
         why = "the model expects such answers of the text, so that it asks for them"
     elif not prompts.unlike(prompts.places(every), [one.text]):
         why = "their prompts are alike, as those of one task are"
     elif crowd > CROWD:
-        why = f"{crowd - 1} other texts go with unusual answers, so it is the form of these data"
+        why = f"{crowd} other texts go with unusual answers, so it is the form of these data"
     tie = Tie(one.text, every, len(every), best.deviations**2, best.p_value)
     return Found("answers", not why, told + (f": {why}" if why else ""), every, best.deviations**2 / 2, tie)
 
