@@ -168,7 +168,8 @@ class _Striking(NamedTuple):
 
     def agreeing(self) -> list[Effect]:
         """The effects that stand out, one of each kind of score."""
-        kinds = {_KINDS[one.score]: one for one in reversed(self.effects) if one.deviations >= _AGREES}
+        agree = (one for one in reversed(self.effects) if one.deviations >= _AGREES or one.p_value <= LEVEL)
+        kinds = {_KINDS[one.score]: one for one in agree}
         return sorted(kinds.values(), key=lambda one: -one.deviations)
 
 
