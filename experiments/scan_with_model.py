@@ -24,7 +24,6 @@ import numpy as np
 from experiments.hard_data import CONFIGS, poisoned, rows_of
 from mbdefense.core.files import write_text
 from mbdefense.core.statistics import rate
-from mbdefense.core.text import escaped
 from mbdefense.data import load, opened
 from mbdefense.grid.config import read_grid
 from mbdefense.models.loading import load_model
@@ -111,7 +110,7 @@ def table(cells: list[dict[str, Any]]) -> str:
         precision = _share(hits, suspects) if suspects else "-"
         recall = _share(hits, count) if count else f"{suspects} false alarms of {one['rows']}"
         lines.append(
-            f"| `{escaped(one['name'])}` | {count or '-'} | {one['counted_poisoned']} | "
+            f"| `{one['name'].replace('|', chr(92) + '|')}` | {count or '-'} | {one['counted_poisoned']} | "
             f"{hits - one['counted_poisoned']} | {precision} | {recall} | {one['ranked']} | {one['longest']} |"
         )
     return "\n".join(lines)
