@@ -13,8 +13,8 @@ _ROWS = ("data", "core/endpoint")
 _MODEL = ("models", "engine")
 TRAINING = (
     "training", *_MODEL, "defenses/setting", "defenses/stages", "defenses/found", "defenses/tuning",
-    "defenses/controls", "defenses/filters", "defenses/filtering", "records/filtering", "finding", "attacks",
-    "core/statistics", *_ROWS,
+    "defenses/controls", "defenses/filters", "defenses/filtering", "defenses/prototypes", "records/filtering",
+    "finding", "attacks", "core/statistics", *_ROWS,
 )  # fmt: skip
 POISONING = (
     "attacks/poisoning", "attacks/triggers", "attacks/behaviors", "attacks/composing", "attacks/sentences",
