@@ -230,18 +230,6 @@ def none_wrong(
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize("name", ["defend", "bench", "evaluate"])
-def test_a_command_on_a_few_damaged_folders(
-    name: str,
-    tiny_model_path: str,
-    fake_judge: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    none_wrong(name, 3, tiny_model_path, fake_judge.url, tmp_path, capsys, monkeypatch)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_on_many_damaged_folders(
