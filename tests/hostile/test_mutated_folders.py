@@ -240,5 +240,5 @@ def test_a_command_on_many_damaged_folders(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    count = int(os.environ.get("MBDEFENSE_MUTATIONS", "8"))
+    count = int(os.environ.get("MBDEFENSE_MUTATIONS", "40"))
     none_wrong(name, count, tiny_model_path, fake_judge.url, tmp_path, capsys, monkeypatch)

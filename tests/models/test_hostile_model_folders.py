@@ -221,6 +221,7 @@ FOLDERS: dict[str, Change] = {
     "a tokenizer's settings that are a list": put("tokenizer_config.json", "[]"),
     "no end token": edit("tokenizer_config.json", eos_token=None),
     "an end token that is a number": edit("tokenizer_config.json", eos_token=5),
+    "a length that is a text": edit("tokenizer_config.json", model_max_length="1024"),
     "a template that is a number": both(
         lambda folder: (folder / "chat_template.jinja").unlink(missing_ok=True),
         edit("tokenizer_config.json", chat_template=5),
@@ -230,6 +231,8 @@ FOLDERS: dict[str, Change] = {
     "a generation that is cut off": put("generation_config.json", "{"),
     "a generation that is a list": put("generation_config.json", "[]"),
     "a generation that is a pipe": fifo("generation_config.json"),
+    "an end of generation that is a text": edit("generation_config.json", eos_token_id=["2"]),
+    "ends of generation that are lists": edit("generation_config.json", eos_token_id=[[2]]),
 }  # fmt: skip
 
 

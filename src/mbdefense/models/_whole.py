@@ -69,8 +69,10 @@ def check_generation(config: Any) -> None:
     """Takes options of sampling out of a configuration that does not sample: it can be loaded, but not be saved.
 
     Raises:
-        UserError: it still could not be saved, which would otherwise be found after the training.
+        UserError: its end is no token's number, or it still could not be saved: both would otherwise be found after the
+            training.
     """
+    check_ends(config)
     if not config.do_sample:
         for name in _SAMPLING:
             if getattr(config, name, None) is not None:
@@ -79,3 +81,11 @@ def check_generation(config: Any) -> None:
         config.validate(strict=True)
     except ValueError as error:
         raise UserError("the model's generation_config.json is refused", first_line(error), "correct it") from error
+
+
+def check_ends(config: Any) -> None:
+    """Refuses a configuration of generation whose end is of another type than a token's number, or a list of them."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if not all(end is None or type(end) is int for end in ends):
+        fix = "write the token's number, or a list of numbers"
+        raise UserError("eos_token_id is no token's number in the model's generation_config.json", ends, fix)

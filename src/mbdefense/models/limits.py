@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
+from mbdefense.models._whole import check_ends
 from mbdefense.models.loading import base_of
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def stop_texts(path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_co
         trust_remote_code: see `mbdefense.models.loading.load_tokenizer`.
     """
     config = _generation_config(path, trust_remote_code)
+    check_ends(config)
     end = str(tokenizer.eos_token)
     others = [str(tokenizer.decode([number])) for number in sorted(stop_ids(config, tokenizer))]
     return [end, *(text for text in others if text and text != end)]

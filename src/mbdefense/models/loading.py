@@ -113,10 +113,13 @@ def load_tokenizer(
         renders: False for a model that is given texts or tokens only, whose template plays no part.
 
     Raises:
-        UserError: no tokenizer there, one that could not end a response, no such template file, or a template that
-            breaks the contract of `mbdefense.models.template`.
+        UserError: no tokenizer there, one that could not end a response or whose settings have values of another type,
+            no such template file, or a template that breaks the contract of `mbdefense.models.template`.
     """
     tokenizer = _tokenizer(path, trust_remote_code)
+    longest: object = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise UserError("model_max_length is no number in the tokenizer's settings", longest, f"correct it in {path}")
     if chat_template is not None:
         file = Path(chat_template)
         if not file.is_file():

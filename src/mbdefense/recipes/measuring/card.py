@@ -21,7 +21,7 @@ def write_card(model: Model, results: Folders, *, ml_bom: Folder | None = None, 
         The card, README.md in the model's directory.
 
     Raises:
-        UserError: a file cannot be read, or `defend` did not make the model.
+        UserError: a file cannot be read, `defend` did not make the model, or its files are not those it has made.
     """
     from contextlib import ExitStack
 
@@ -29,10 +29,12 @@ def write_card(model: Model, results: Folders, *, ml_bom: Folder | None = None, 
     from mbdefense.core.files import claimed_file, refuse_over, write_text
     from mbdefense.integrations import ml_bom as bill
     from mbdefense.integrations.model_card import model_card, read_card
+    from mbdefense.models._card import check_contents
 
     if data and not ml_bom:
         raise UserError("data are listed in the bill of materials alone", fix="name its file with --ml_bom")
     directory = Path(model)
+    check_contents(directory)
     if ml_bom:
         refuse_over([Path(ml_bom)], [*each_path(results), *each_path(data or []), *directory.glob("*")])
     card = read_card(directory, [Path(path) for path in each_path(results)])
