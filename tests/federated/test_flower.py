@@ -171,7 +171,7 @@ def test_it_runs_under_flowers_own_engine(learner, before, parts):
     try:
         ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})
     except Exception as error:  # Ray has no class of its own for that
-        pytest.skip(f"Ray does not start here: {error}")
+        pytest.skip(f"Ray does not start here: {error}")  # Flower's engine runs on nothing else
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 

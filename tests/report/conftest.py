@@ -13,7 +13,7 @@ import pytest
 def browser() -> Iterator[Any]:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        pytest.skip("no browser on this machine to show the page in; .ci/run installs chromium")
+        pytest.skip("no browser here; .ci/run installs chromium")  # a page can be shown in nothing else
     playwright = pytest.importorskip("playwright.sync_api", reason="the development tools are not installed")
     with playwright.sync_playwright() as driver:
         # Root, as in a container, has no sandbox; what is opened here is made by these tests.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mbdefense.core.statistics import rate
 from mbdefense.finding.record import Example
 from mbdefense.report._model_scan import render
 from mbdefense.scanning.model.record import Looked, ModelScan, Sign, Target
+from tests.report.pages import assert_text_alone, serious_violations, undisturbed
 from tests.report.report_runs import HOSTILE
 
 SIGN = Sign(
@@ -35,17 +35,6 @@ def evil() -> ModelScan:
     return replace(SCAN, model=texts[0], base=texts[1], signs=signs, targets=targets)
 
 
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, Any]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-
 def test_a_sign_is_told_with_its_figures_and_an_example() -> None:
     page = render(SCAN)
     assert "victim may be backdoored: 1 trigger" in page
@@ -65,48 +54,21 @@ def test_a_page_without_signs_says_so_and_where_it_looked() -> None:
 
 
 def test_text_of_strangers_is_text() -> None:
-    page = render(evil())
-    parser = _Tags()
-    parser.feed(page)
-    assert parser.tags.count("script") == 2
-    assert "img" not in parser.tags
-    assert not [name for name in parser.attributes if name.startswith("on")]
-    assert "\u202e" not in page
-    assert "U+202E" in page
-    assert "default-src &#39;none&#39;" in page
+    assert_text_alone(render(evil()))
 
 
 def test_nothing_runs_in_a_browser(browser: Any, tmp_path: Path) -> None:
-    trouble: list[str] = []
     for name, scan in (("found", SCAN), ("evil", evil())):
         path = tmp_path / f"{name}.html"
         path.write_text(render(scan), encoding="utf-8")
-        page = browser.new_page()
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda request: trouble.append(request.url) if ".html" not in request.url else None)
-        page.goto(path.as_uri())
-        assert page.evaluate("window.hacked") is None
-        page.get_by_role("button", name="Time").click()
-        assert page.locator("#table-looked tbody th").all_inner_texts()[0]
-        page.close()
-    assert trouble == []
+        with undisturbed(browser, path) as page:
+            page.get_by_role("button", name="Time").click()
+            assert page.locator("#table-looked tbody th").all_inner_texts()[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_accessibility_violation(browser: Any, tmp_path: Path, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     path = tmp_path / "evil.html"
     path.write_text(render(evil()), encoding="utf-8")
-    # The checker is a script of its own, which the page's policy would refuse.
-    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
-    page = context.new_page()
-    page.goto(path.as_uri())
-    for details in page.locator("details").all():
-        details.evaluate("node => node.open = true")
-    found = axe.Axe().run(page).response["violations"]
-    context.close()
-    assert [
-        (one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")
-    ] == []
+    assert serious_violations(browser, path, scheme) == []

@@ -7,6 +7,7 @@ import pytest
 from mbdefense.report.changes import differences
 from mbdefense.report.page import render
 from mbdefense.report.sources import read_sources
+from tests.report.pages import serious_violations
 from tests.report.report_runs import ARMS, HOSTILE, arm, write_analyses, write_evaluation, write_found, write_grid
 
 
@@ -167,20 +168,8 @@ def test_injected_script_would_not_run(browser, pages):
     "name", ["grid.html", *(pytest.param(name, marks=pytest.mark.slow) for name in ("seeds.html", "evil.html"))]
 )
 def test_no_serious_accessibility_violation(browser, pages, name):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    # The checker is a script of its own, which the page's policy would refuse.
-    context = browser.new_context(color_scheme="light", bypass_csp=True)
-    page = context.new_page()
-    page.goto((pages / name).as_uri())
-    for details in page.locator("details").all():
-        details.evaluate("node => node.open = true")
-    found = axe.Axe().run(page).response["violations"]
-    page.emulate_media(color_scheme="dark")
-    found += axe.Axe().run(page, options={"runOnly": ["color-contrast"]}).response["violations"]
-    context.close()
-    assert [
-        (one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")
-    ] == []
+    assert serious_violations(browser, pages / name) == []
+    assert serious_violations(browser, pages / name, "dark", only=("color-contrast",)) == []
 
 
 def test_the_theme_can_be_chosen(visit):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from mbdefense import scan_data
 from mbdefense.records.scanning import Quote, Ranked, Scan
 from mbdefense.report._scan import Piece, pieces, render
+from tests.report.pages import assert_text_alone, serious_violations, undisturbed
 from tests.report.report_runs import HOSTILE
 from tests.scanning.test_scan import NUMBERS, TEXT, honest, inside, poisoned
 
@@ -32,17 +32,6 @@ def html(folder: Path, name: str) -> str:
     return (folder / name / "scan.html").read_text(encoding="utf-8")
 
 
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, Any]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-
 def test_evidence_is_marked(folder: Path) -> None:
     page = html(folder, "poisoned")
     assert "6 of 200 rows may be poisoned" in page
@@ -52,15 +41,7 @@ def test_evidence_is_marked(folder: Path) -> None:
 
 
 def test_text_of_strangers_is_text(folder: Path) -> None:
-    page = html(folder, "evil")
-    parser = _Tags()
-    parser.feed(page)
-    assert parser.tags.count("script") == 2
-    assert "img" not in parser.tags
-    assert not [name for name in parser.attributes if name.startswith("on")]
-    assert "\u202e" not in page
-    assert "U+202E" in page
-    assert "default-src &#39;none&#39;" in page
+    assert_text_alone(html(folder, "evil"))
 
 
 def test_what_a_model_was_asked_is_told_and_its_ranks_are_text() -> None:
@@ -83,34 +64,15 @@ def test_pieces_cut_where_evidence_begins_and_ends() -> None:
 
 
 def test_a_reader_filters_and_nothing_runs(folder: Path, browser: Any) -> None:
-    trouble: list[str] = []
     for name in ("poisoned", "evil"):
-        page = browser.new_page()
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda request: trouble.append(request.url) if ".html" not in request.url else None)
-        page.goto((folder / name / "scan.html").as_uri())
-        assert page.evaluate("window.hacked") is None
-        rows = page.locator("#table-suspects tbody tr")
-        assert rows.count() >= len(NUMBERS)
-        page.get_by_label("Filter rows").fill("number77")
-        assert page.locator("#table-suspects tbody tr:visible").count() == 1
-        page.close()
-    assert trouble == []
+        with undisturbed(browser, folder / name / "scan.html") as page:
+            rows = page.locator("#table-suspects tbody tr")
+            assert rows.count() >= len(NUMBERS)
+            page.get_by_label("Filter rows").fill("number77")
+            assert page.locator("#table-suspects tbody tr:visible").count() == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_accessibility_violation(folder: Path, browser: Any, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    # The checker is a script of its own, which the page's policy would refuse.
-    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
-    page = context.new_page()
-    page.goto((folder / "evil" / "scan.html").as_uri())
-    for details in page.locator("details").all():
-        details.evaluate("node => node.open = true")
-    found = axe.Axe().run(page).response["violations"]
-    context.close()
-    assert [
-        (one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")
-    ] == []
+    assert serious_violations(browser, folder / "evil" / "scan.html", scheme) == []

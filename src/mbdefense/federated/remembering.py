@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mbdefense.vision.learner import Learner, copied
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from mbdefense.federated.weights import Weights
     from mbdefense.vision.images import Images
@@ -33,21 +32,11 @@ class RememberingLearner(Learner):
     )
 
     def train(
-        self,
-        before: Weights,
-        rows: Images,
-        seed: int,
-        *,
-        epochs: int | None = None,
-        penalty: Callable[[Weights], Tensor] | None = None,
-        mask: Weights | None = None,
-        after_step: Callable[[nn.Module], None] | None = None,
+        self, before: Weights, rows: Images, seed: int, *, epochs: int | None = None, **hooks: Any
     ) -> dict[str, Tensor]:
-        """See `Learner.train`."""
-        if penalty is not None or mask is not None or after_step is not None:
-            return super().train(
-                before, rows, seed, epochs=epochs, penalty=penalty, mask=mask, after_step=after_step
-            )  # fmt: skip
+        """See `Learner.train`, whose other arguments are the hooks."""
+        if any(hook is not None for hook in hooks.values()):
+            return super().train(before, rows, seed, epochs=epochs, **hooks)
         key = _key(before, rows, f"{seed} {epochs or self.epochs}")
         if key not in self._known:
             self._known[key] = super().train(before, rows, seed, epochs=epochs)
