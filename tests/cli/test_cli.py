@@ -264,6 +264,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert (out / "merged" / "model.safetensors").stat().st_mtime_ns == merged
 
 
+@pytest.mark.parametrize(("words", "resumes"), [("vision train --data images", False), ("vision demo", True)])
+def test_what_cannot_resume_is_not_said_to(
+    words: str, resumes: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mbdefense.vision.images.read_images", interrupt)
+    monkeypatch.setattr("mbdefense.vision.images.load_images", interrupt)
+    line = error_of(capsys, [*words.split(), "--output_dir", str(tmp_path / "out")], 130)
+    assert ("--resume" in line) is resumes
+
+
 def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
     defending: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from mbdefense import scan_data
 from mbdefense.cli import main
+from mbdefense.core.errors import UserError
 from mbdefense.models.loading import LoadedModel, encode, encode_prompt, load_model
 from mbdefense.records.scanning import read_scan
 from mbdefense.scanning.scores import asking, gain
@@ -154,6 +155,17 @@ def test_a_text_with_unusual_answers_is_a_suspect(
     page = (tmp_path / "out" / "scan.html").read_text("utf-8")
     assert "The most unusual answers" in page
     assert "A model was asked about 200 rows" in page
+    ranked = tmp_path / "out" / "ranked.jsonl"
+    with pytest.raises(UserError, match="what would be written over is read"):
+        scan_data(str(ranked), output_dir=tmp_path / "out")
+    scan_data(path, output_dir=tmp_path / "out")
+    assert not ranked.exists(), "ranks of an earlier scan beside a later one's page"
+
+
+def test_how_to_read_a_model_is_refused_without_one(tmp_path: Path) -> None:
+    for option in ({"chat_template": "t.jinja"}, {"trust_remote_code": True}):
+        with pytest.raises(UserError, match=f"--{next(iter(option))} without a model"):
+            scan_data(honest(20), **option)  # type: ignore[arg-type]
 
 
 def test_a_text_that_asks_for_its_answers_is_noted(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:

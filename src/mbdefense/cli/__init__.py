@@ -97,7 +97,7 @@ class _ToStderr(logging.Handler):
         say(f"warning: {record.getMessage()}")
 
 
-_RESUMING = ("defend", "demo", "purify", "search", "vision")
+_RESUMING = ("defend", "demo", "purify", "search", "vision demo")
 """Commands with --resume."""
 
 
@@ -132,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # such as a name that is too long to be one
         return _fail(f"mbdefense: {UserError(error.strerror or first_line(error), error.filename)}", 1)
     except KeyboardInterrupt:
-        again = "; run the same command with --resume to go on" if words[0] in _RESUMING else ""
+        resumes = words[0] in _RESUMING or " ".join(words[:2]) in _RESUMING
+        again = "; run the same command with --resume to go on" if resumes else ""
         return _fail(f"mbdefense: interrupted{again}", 130)
 
 

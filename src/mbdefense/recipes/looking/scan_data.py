@@ -82,11 +82,14 @@ def scan_data(
 
     from mbdefense.core.files import claimed, claimed_file, refuse_over, write_json
     from mbdefense.data import is_strict, opened, streamed
-    from mbdefense.records.scanning import SUSPECTS_FILE
+    from mbdefense.records.scanning import RANKED_FILE, SCAN_FILE, SUSPECTS_FILE
     from mbdefense.scanning.scan import STAGES, scan
 
     if ray is not None and workers is not None:
         raise UserError("--workers with --ray", workers, "leave one of them out")
+    if model is None and (chat_template is not None or trust_remote_code):
+        option = "--trust_remote_code" if chat_template is None else "--chat_template"
+        raise UserError(f"{option} without a model", fix="give --model, or leave it out")
     workers = _processors(dataset) if workers is None else workers
     at_least(1, workers=workers)
     if workers > _MOST_WORKERS:  # each is a process
@@ -101,7 +104,8 @@ def scan_data(
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(claimed(directory))
-            written = (directory / SUSPECTS_FILE, *directory.glob("cleaned*.jsonl"))
+            written = [directory / name for name in (SUSPECTS_FILE, RANKED_FILE, SCAN_FILE)]
+            written += directory.glob("cleaned*.jsonl")
             refuse_over(written, [*_paths(dataset), clean_dataset])
         if sarif is not None:
             refuse_over([Path(sarif)], [*_paths(dataset), clean_dataset])
@@ -162,6 +166,8 @@ def _write(done: Scanned, directory: Path) -> None:
         save_lines(_kept(done, number), directory / name)
     if done.scan.asked:
         save_lines(ranked_lines(done.ranked), directory / RANKED_FILE)
+    else:
+        (directory / RANKED_FILE).unlink(missing_ok=True)  # of an earlier scan, which had a model
     write_text(directory / PAGE_FILE, render(done.scan, [row for row, _ in done.suspects], done.ranked))
     write_scan(directory / SCAN_FILE, done.scan)
 

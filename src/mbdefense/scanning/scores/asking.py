@@ -12,8 +12,8 @@ import numpy as np
 from mbdefense.data import to_dataset
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
-from mbdefense.finding.corpus import READ
 from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.verifying import without
 from mbdefense.models.loading import Encoded, LoadedModel, encode
 from mbdefense.models.ready import usable
 from mbdefense.scanning.clusters import CROWD, Found
@@ -246,10 +246,10 @@ def explained(text: FoundText, places: NDArray[np.int64], asking: Asking, scored
     trees, kept = [], []
     for place in sorted(drawn):
         row = scored.table[place]
-        without = _without(row["prompt"], text)
-        if without is None:
+        shorter = without(row["prompt"], text)
+        if shorter is None:
             continue
-        made = encode(asking.loaded.tokenizer, without, row["completion"], asking.max_length)
+        made = encode(asking.loaded.tokenizer, shorter, row["completion"], asking.max_length)
         if len(made.response) == len(scored.likely[place].own):
             trees.append(Branches(made.prompt, (made.response,)))
             kept.append(place)
@@ -258,13 +258,3 @@ def explained(text: FoundText, places: NDArray[np.int64], asking: Asking, scored
         (scored.likely[place].own - values[0].double().numpy())[_OPENING].mean()
         for place, values in zip(kept, found, strict=True)
     ])  # fmt: skip
-
-
-def _without(prompt: Sequence[Mapping[str, str]], text: FoundText) -> list[dict[str, str]] | None:
-    """A prompt without a text in its turns; None where nothing is left of one."""
-    made = [dict(turn) for turn in prompt]
-    for turn in made:
-        left = text.without(turn["content"]) if turn["role"] in READ else None
-        if left is not None:
-            turn["content"] = left
-    return made if all(turn["content"].strip() for turn in made if turn["role"] in READ) else None
