@@ -234,13 +234,14 @@ def test_an_interrupt_advises_resuming_where_the_command_can(
         raise KeyboardInterrupt
 
     for command in COMMANDS:
+        words = [command, *{"analyze": ["heads"], "vision": ["demo"]}.get(command, [])]
         with monkeypatch.context() as patched:
             patched.setitem(COMMANDS, command, interrupt)
-            assert main([command]) == 130
+            assert main(words) == 130
         advised = "--resume" in capsys.readouterr().err
         if command == "list":  # takes no options
             assert not advised
             continue
         with pytest.raises(SystemExit):
-            main([command, *{"analyze": ["heads"], "vision": ["demo"]}.get(command, []), "--help"])
+            main([*words, "--help"])
         assert advised is ("--resume" in capsys.readouterr().out), command
