@@ -10,9 +10,19 @@ from typing import NamedTuple, get_args
 from mbdefense.attacks.texts import seen
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, holm, over_seeds
+from mbdefense.evaluation._worth import simple_ways
 from mbdefense.evaluation.metrics import outcomes, paired, scores
 from mbdefense.records.responses import read_responses
-from mbdefense.records.results import RESULT_FILE, UNDEFENDED, Figure, ResultRow, SeedRow, check_beside, read
+from mbdefense.records.results import (
+    RESULT_FILE,
+    UNDEFENDED,
+    Figure,
+    ResultRow,
+    SeedRow,
+    Versus,
+    check_beside,
+    read,
+)  # fmt: skip
 from mbdefense.records.verdicts import Verdict, read_verdicts
 
 _CHANGE: dict[Figure, str] = {"asr": "asr_change", "cacc": "cacc_change"}
@@ -68,7 +78,8 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     """Pairs every arm with the undefended one under the same attack, and summarises arms with several seeds.
 
     ASR and CACC are compared on the same prompts by McNemar's exact test; the p-values are adjusted by Holm's method
-    for all tests of the table together. Only figures of one judge are compared.
+    for all tests of the table together. Only figures of one judge are compared. Each defense is also paired with the
+    simple ways of its group (`mbdefense.evaluation._worth`); those tests are a family of their own.
 
     Returns:
         The arms' rows with their changes, in order, and the figures over seeds.
@@ -82,6 +93,7 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     for index, arm in enumerate(arms):
         groups.setdefault((*arm.row.setting(), arm.row.seed), []).append(index)
     tests: dict[tuple[int, Figure], Paired] = {}
+    against: dict[tuple[int, str, Figure], Paired] = {}
     for indices in groups.values():
         _check_names([arms[index].row for index in indices])
         before = next((index for index in indices if arms[index].row.arm == UNDEFENDED[arms[index].row.origin]), None)
@@ -89,12 +101,27 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
             if before is not None and index != before:
                 for figure, test in changes(arms[before], arms[index]).items():
                     tests[index, figure] = test
+        by_name = {arms[index].row.arm: arms[index] for index in indices}
+        for index in indices:
+            for way in simple_ways(arms[index].row.arm, by_name):
+                for figure, test in changes(by_name[way], arms[index]).items():
+                    against[index, way, figure] = test
+    versus = _versus(dict(zip(against, holm(list(against.values())), strict=True)))
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     rows = []
     for index, arm in enumerate(arms):
         found = {_CHANGE[figure]: test for (at, figure), test in adjusted.items() if at == index}
-        rows.append(replace(arm.row, **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
+        rows.append(replace(arm.row, versus=versus.get(index, ()), **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
     return tuple(rows), tuple(_seed_rows(arms))
+
+
+def _versus(tests: Mapping[tuple[int, str, Figure], Paired]) -> dict[int, tuple[Versus, ...]]:
+    """Adjusted tests against simple ways, by arm."""
+    by_arm: dict[int, dict[str, Versus]] = {}
+    for (index, way, figure), test in tests.items():
+        ways = by_arm.setdefault(index, {})
+        ways[way] = replace(ways.get(way, Versus(way)), **{figure: test})  # type: ignore[arg-type]
+    return {index: tuple(ways.values()) for index, ways in by_arm.items()}
 
 
 def check_apart(names: Iterable[str]) -> None:

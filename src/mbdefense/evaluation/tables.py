@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mbdefense.core.statistics import Mean, Paired, Score
+from mbdefense.core.statistics import Mean, Score
 from mbdefense.core.text import escaped, visible
+from mbdefense.evaluation._words import SIGNIFICANT, changed, number
+from mbdefense.evaluation._worth import worths
 from mbdefense.evaluation.fitting import WIDTH, Column, fitted
 from mbdefense.evaluation.landing import CONTROLS, Landing, landing, shown
 from mbdefense.records.results import RATES, UNDEFENDED, Capability, ResultRow, Results
@@ -17,7 +19,6 @@ from mbdefense.records.results import RATES, UNDEFENDED, Capability, ResultRow, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SIGNIFICANT = 0.05
 _STEALTH = {"Prompt perplexity ratio": "perplexity_ratio", "Prompt similarity": "similarity"}
 _CHANGES = {"asr_change": "ASR change", "cacc_change": "CACC change"}
 
@@ -165,29 +166,13 @@ def _measured(figure: Capability) -> str:
     return f"{value}{error} n={figure.n}"
 
 
-def number(value: float) -> str:
-    """A figure of two digits in the form .79 or 1.20."""
-    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
-
-
-def changed(change: Paired) -> str:
-    """A paired difference with its interval, n, how many of them are unparsed, and the adjusted p-value."""
-    low, value, high = (f"{part:+.2f}".replace("0.", ".", 1) for part in (change.low, change.difference, change.high))
-    unparsed = f" ({change.unparsed} unparsed)" if change.unparsed else ""
-    return f"{value} [{low}, {high}] n={change.n}{unparsed} {p_words(change.p_holm)}"
-
-
-def p_words(p_value: float) -> str:
-    """A p-value in the form p=.012."""
-    return "p<.001" if p_value < 0.001 else f"p={p_value:.3f}".replace("0.", ".", 1)
-
-
 def verdict_in_words(results: Results) -> str:
     """Whether the attack landed, and what became of its ASR, one sentence a line; plain text, not rich's markup.
 
     A defense shows nothing on an attack that did not land (`mbdefense.evaluation.landing`). Where rows have been
     paired (`mbdefense.evaluation.compare`), an ASR counts as changed if its adjusted McNemar test says so; else if the
-    intervals do not overlap. Figures of different judges are never compared.
+    intervals do not overlap. Figures of different judges are never compared. Where a defense is not shown to be better
+    than a simple way (`mbdefense.evaluation._worth`), that is said, too.
     """
     grouped = groups(results)
     several = len({row.judge for row in results.rows}) > 1
@@ -246,12 +231,13 @@ def _judged(rows: Sequence[ResultRow]) -> list[str]:
                 + (f", paired {changed(row.asr_change)}" if row.asr_change else "")
                 + _doubt(row, undefended.asr)
             )
+    lines += [one.words for one in worths(rows) if not one.beaten]
     return lines if defended else [*lines, f"the attack landed: ASR {shown(undefended.asr)}"]
 
 
 def _doubt(row: ResultRow, undefended: Score) -> str:
     if row.asr_change is not None:
-        return "" if row.asr_change.p_holm < _SIGNIFICANT else " (no difference shown)"
+        return "" if row.asr_change.p_holm < SIGNIFICANT else " (no difference shown)"
     assert row.asr is not None  # noqa: S101 - for mypy
     apart = row.asr.high < undefended.low or row.asr.low > undefended.high
     return "" if apart else " (the intervals overlap)"

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import short, visible
+from mbdefense.evaluation._words import number, p_words
 from mbdefense.evaluation.fitting import Column
 from mbdefense.evaluation.landing import CONTROLS, share, shown
-from mbdefense.evaluation.tables import number, p_words
 from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.record import FOUND_FILE, Example, Found, FoundCandidate
 from mbdefense.records.results import UNDEFENDED, FoundSection, FoundSummary, Results

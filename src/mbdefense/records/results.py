@@ -96,6 +96,21 @@ class SourceScore(Form):
 
 
 @dataclass(frozen=True)
+class Versus(Form):
+    """How a defense differs from a simple way on the same prompts: its rates less those of that way.
+
+    Attributes:
+        arm: the simple way: the suspect data thrown away, or rows dropped by a count.
+        asr: None where one of the two has none.
+        cacc: the same.
+    """
+
+    arm: str
+    asr: Paired | None = None
+    cacc: Paired | None = None
+
+
+@dataclass(frozen=True)
 class ResultRow(Form):
     """The figures of one model under one attack; a rate is None where it was not measured or could not be judged.
 
@@ -123,6 +138,7 @@ class ResultRow(Form):
         poisoning_rate: share of the training rows that the attacker poisoned, where that is known.
         served: where a server answered, the name of its model, which may be another than `model`; else "".
         cacc_by_source: of a grid whose test prompts have several sources, CACC on each.
+        versus: of a defense, against the simple ways measured beside it.
     """
 
     arm: str
@@ -147,6 +163,7 @@ class ResultRow(Form):
     poisoning_rate: Share | None = None
     served: str = ""
     cacc_by_source: tuple[SourceScore, ...] = ()
+    versus: tuple[Versus, ...] = ()
 
     def setting(self) -> tuple[str, str, str, str, str, float | None]:
         """What rows must have in common, besides the seed, for their figures to be compared."""

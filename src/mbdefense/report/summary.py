@@ -8,12 +8,14 @@ from statistics import median
 
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
+from mbdefense.evaluation._words import SIGNIFICANT
+from mbdefense.evaluation._worth import SIMPLE, Worth, kind_of, worths
 from mbdefense.evaluation.tables import groups, landing_of, row_verdicts, verdict_in_words
 from mbdefense.records.federated import NO_ATTACK
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results
 from mbdefense.report._federated import points_of
 from mbdefense.report.sources import Sources
-from mbdefense.report.view import SIGNIFICANT, arm_order, model_name, role_of, share
+from mbdefense.report.view import arm_order, model_name, role_of, share
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def summarize(sources: Sources) -> Summary:
         _standing(arm, [row for row in rows if row.arm == arm], verdicts, unable)
         for arm in arm_order(row.arm for row in rows)
     )
-    points = [_landed(landed), *_of_defenses(standings, landed.count(True))]
+    discriminating = [group for group, one in zip(groups(attacks), landed, strict=True) if one]
+    found = [one for group in discriminating for one in worths(group)]
+    points = [_landed(landed), *_of_defenses(standings, landed.count(True)), *_of_worth(found, standings)]
     if silent:
         points.append(
             f"In {len(silent)} of {_count(len(landed), 'setting')} the undefended model answered no prompt right: "
@@ -98,7 +102,7 @@ def summarize(sources: Sources) -> Summary:
         pending = len(sources.unfinished) - failed
         parts = [f"{failed} failed"] * (failed > 0) + [f"{pending} not run yet"] * (pending > 0)
         points.append(f"Of the grid's cells {' and '.join(parts)}; they are shown as such and count nowhere.")
-    return Summary(_headline(landed, standings), tuple(points), standings, words)
+    return Summary(_headline(landed, standings, found), tuple(points), standings, words)
 
 
 def _of_clients(sources: Sources) -> str:
@@ -171,6 +175,31 @@ def _of_defenses(standings: Sequence[Standing], landed: int) -> list[str]:
     return lines
 
 
+def _of_worth(found: Sequence[Worth], standings: Sequence[Standing]) -> list[str]:
+    """Each defense against each simple way, over all settings where the attack landed."""
+    lines = []
+    for (arm, way), beaten in _by_pair(found).items():
+        known = len(beaten) - beaten.count(None)
+        if not known:
+            lines.append(f"Whether {arm} beats {way} is not known: too little of both was measured.")
+            continue
+        gain = "in accuracy" if kind_of(way) == "discard" else "in ASR or accuracy"
+        verb = "does not beat" if beaten.count(False) else "beats"
+        number = beaten.count(False) or known
+        lines.append(f"{arm} {verb} {way} {gain} in {number} of {_count(known, 'setting')}.")
+    tried = any(one.role == "defense" and one.tried for one in standings)
+    if tried and not any(kind_of(one.arm) in SIMPLE for one in standings):
+        lines.append("No simple way was measured beside the defenses: add discard, which throws the suspect data away.")
+    return lines
+
+
+def _by_pair(found: Sequence[Worth]) -> dict[tuple[str, str], list[bool | None]]:
+    pairs: dict[tuple[str, str], list[bool | None]] = {}
+    for one in found:
+        pairs.setdefault((one.arm, one.way), []).append(one.beaten)
+    return pairs
+
+
 def between(ends: tuple[float, float]) -> str:
     """A range of shares; one of them where both ends read alike."""
     low, high = map(share, ends)
@@ -183,8 +212,8 @@ def _best_first(standings: Sequence[Standing]) -> list[Standing]:
     return sorted(tried, key=lambda one: (-one.lower, one.worse, one.asr[1] if one.asr else 1, one.seconds[0], one.arm))
 
 
-def _headline(landed: Sequence[bool | None], standings: Sequence[Standing]) -> str:
-    """One sentence that claims no more than the tests do."""
+def _headline(landed: Sequence[bool | None], standings: Sequence[Standing], found: Sequence[Worth]) -> str:
+    """One sentence that claims no more than the tests do, and one of what is no worse than the defenses it names."""
     if not any(landed):
         if None in landed:
             return "Nothing can be said about a defense: there is no control, or no attacked model, to compare with."
@@ -211,4 +240,17 @@ def _headline(landed: Sequence[bool | None], standings: Sequence[Standing]) -> s
         end = ", with no loss of CACC shown."
     elif unharmed:
         end = f"; {' and '.join(unharmed)} with no loss of CACC shown."
-    return f"{several} {verb} the attack success rate {where}{end}"
+    return f"{several} {verb} the attack success rate {where}{end}{_but([one.arm for one in full], found)}"
+
+
+def _but(arms: Sequence[str], found: Sequence[Worth]) -> str:
+    """Which simple ways the named defenses do not beat everywhere; "" where there is none."""
+    pairs = _by_pair(found)
+    lost = [pair for pair, beaten in pairs.items() if False in beaten]
+    where = " everywhere" if any(len(beaten) > 1 for beaten in pairs.values()) else ""
+    parts = []
+    for arm in arms:
+        ways = [way for other, way in lost if other == arm]
+        if ways:
+            parts.append(f"{arm} does not beat {' or '.join(ways)}{where}")
+    return f" But {'; '.join(parts)}." if parts else ""

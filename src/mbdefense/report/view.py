@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from mbdefense.core.statistics import Paired, Score, SeedScore
+from mbdefense.evaluation._words import changed
 from mbdefense.evaluation.landing import CONTROLS, Landing, shown
-from mbdefense.evaluation.tables import changed, groups, landing_of, row_verdicts
+from mbdefense.evaluation.tables import groups, landing_of, row_verdicts
 from mbdefense.records.grid_state import GridCell
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results, SeedRow
 from mbdefense.report.sources import Sources
 
 Role = Literal["control", "attacked", "defense"]
-SIGNIFICANT = 0.05
 _ORDER = ("base", "clean", "discard", "attacked", "merged")
 
 
