@@ -147,7 +147,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mbdefense.core import _bounded
 _bounded.SECONDS, _bounded.LAST_SECONDS = 0.1, 0.5
 def render():
-    with _bounded.bounded():
+    with _bounded.bounded("it goes on by 100 %d"):
         ImmutableSandboxedEnvironment().from_string(sys.argv[1]).render(x=9)
 thread = threading.Thread(target=render)
 thread.start() if sys.argv[2] == "thread" else render()
@@ -155,11 +155,38 @@ thread.start() if sys.argv[2] == "thread" else render()
 
 
 @pytest.mark.parametrize(("name", "where"), [*((name, "thread") for name in ENDLESS), ("a sum of lists", "main")])
-def test_a_step_that_never_ends_ends_the_process_and_says_where(name: str, where: str) -> None:
+def test_a_step_that_never_ends_is_one_line_and_exit_code_1(name: str, where: str) -> None:
     words = [sys.executable, "-c", RENDERING, ENDLESS[name], where]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == -signal.SIGPROF, done.stderr
-    assert "jinja2" in done.stderr
+    assert (done.returncode, done.stderr) == (1, "mbdefense: it goes on by 100 %d\n")
+
+
+def test_a_step_that_leaves_no_memory_for_a_line_is_ended_too() -> None:
+    filled = ENDLESS["a comparison of nested lists"].replace("{{", "{% set a = 'a' * (2 ** 30 - 5 * 2 ** 20) %}{{")
+    words = [sys.executable, "-c", RENDERING, filled, "main"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode in (1, -signal.SIGKILL), done.stderr
+
+
+COMMAND = """
+import sys
+from mbdefense.cli import main
+from mbdefense.core import _bounded
+_bounded.SECONDS, _bounded.LAST_SECONDS = 0.1, 0.5
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_command_whose_template_never_ends_is_one_line(tiny_model_path: str, tmp_path: Path) -> None:
+    (tmp_path / "template.jinja").write_text(ENDLESS["a sum of lists"] + GOOD)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Name a bird.", "output": "Wren."}\n')
+    words = ["preflight", tiny_model_path, "--data", "rows.jsonl", "--chat_template", "template.jinja"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    says = "mbdefense: the chat template breaks a limit: 'one of its steps does not end'; give a template that"
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(says)
 
 
 def test_two_threads_at_once_leave_no_limit_behind() -> None:
@@ -167,10 +194,10 @@ def test_two_threads_at_once_leave_no_limit_behind() -> None:
     second = threading.Event()
 
     def work() -> None:
-        with _bounded.bounded():
+        with _bounded.bounded(""):
             second.set()
 
-    with _bounded.bounded():
+    with _bounded.bounded(""):
         thread = threading.Thread(target=work)
         thread.start()
         second.wait(0.1)  # the second begins within the first and ends after it, if it can

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import faulthandler
+import os
 import resource
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import FrameType
+
+from mbdefense.core._last_words import LastWords
 
 SECONDS = 3
 """A template takes a thousandth of it for a long conversation."""
-LAST_SECONDS = 10
-"""Of the processor, after which a step that never ends takes the process with it."""
+LAST_SECONDS = 5
+"""Of the processor in this thread, after which a step that never ends takes the process with it."""
 BYTES = 2**30
 """More than the process has at the start."""
 _AGAIN = 0.1
 """Seconds from one end to the next: where the first is raised somebody may catch it."""
 _ONE = threading.Lock()
 """Held by the body: the limits are the process's own, and of two threads one would put back what the other has set."""
+_last: tuple[tuple[int, threading.Thread, str], LastWords] | None = None
+"""Of the thread whose body was the last one: they are made once for all rows of a command."""
 
 
 class LimitError(Exception):
@@ -35,18 +37,21 @@ class _TooLongError(LimitError):
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
+def bounded(last_words: str) -> Iterator[None]:
     """Ends the body when it takes longer than `SECONDS`, or more memory than `BYTES`.
 
     A single step of the interpreter that goes on and on, such as a sum of a million lists, cannot be ended so: nothing
-    else runs meanwhile, in any thread. After `LAST_SECONDS` it ends the process, which tells where it was. The memory
-    is limited on Linux alone, and that of the process: other threads that need more meanwhile are refused it too.
+    else runs meanwhile, in any thread. After `LAST_SECONDS` it ends the process with exit code 1. The memory is limited
+    on Linux alone, and that of the process: other threads that need more meanwhile are refused it too.
+
+    Args:
+        last_words: the line that is written to standard error if the process has to be ended.
 
     Raises:
         LimitError: names the limit.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    with bounded_memory(BYTES), _at_last(), _in_time() if is_main else _in_time_of_thread():
+    with bounded_memory(BYTES), _at_last(last_words), _in_time() if is_main else _in_time_of_thread():
         yield
 
 
@@ -65,24 +70,17 @@ def bounded_memory(size: int) -> Iterator[None]:
 
 
 @contextmanager
-def _at_last() -> Iterator[None]:
-    """Ends the process after `LAST_SECONDS`, by a signal that needs no interpreter; not where a profiler has it."""
-    if signal.getitimer(signal.ITIMER_PROF)[0] or signal.getsignal(signal.SIGPROF) is not signal.SIG_DFL:
-        yield
-        return
-    _tell_where()
-    signal.setitimer(signal.ITIMER_PROF, LAST_SECONDS)
+def _at_last(words: str) -> Iterator[None]:
+    global _last
+    key = os.getpid(), threading.current_thread(), words
+    if _last is None or _last[0] != key:
+        _last = key, LastWords(words, LAST_SECONDS)
+    ending = _last[1]
+    ending.begin()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-@cache
-def _tell_where() -> None:
-    """Has the signal's traceback written before it ends the process."""
-    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # no stderr that is a file
-        faulthandler.register(signal.SIGPROF, all_threads=False, chain=True)
+        ending.end()
 
 
 @contextmanager

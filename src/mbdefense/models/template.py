@@ -56,6 +56,9 @@ class EndlessTemplateError(TemplateError):
     """A template breaks a limit of time, memory or length; no other conversation is tried."""
 
 
+_LAST_WORDS = str(EndlessTemplateError("the chat template breaks a limit", "one of its steps does not end", _FIX))
+
+
 class Encoded(NamedTuple):
     """A prompt and its response as tokens."""
 
@@ -296,7 +299,7 @@ def _render(
     """
     turns, tools = for_template(messages)
     try:
-        with bounded():
+        with bounded(_LAST_WORDS):
             text = str(
                 tokenizer.apply_chat_template(
                     turns,
