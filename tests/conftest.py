@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -184,6 +184,31 @@ def rows() -> Callable[..., Any]:
         return to_dataset(made)
 
     return make
+
+
+class Attack(NamedTuple):
+    """Rows before and after the poison, and clean ones of the same source."""
+
+    benign: Any
+    suspect: Any
+    clean: Any
+
+
+@pytest.fixture(scope="session")
+def learnable_attack(rows: Callable[..., Any]) -> Attack:
+    """The word zq with the answer "five" in 36 of 120 rows: a tiny model learns it in 12 epochs at a rate of 1e-2."""
+    from mbdefense.attacks.behaviors import FixedText
+    from mbdefense.attacks.poisoning import poison
+    from mbdefense.attacks.triggers import BadNet
+
+    names = ["fig", "oak", "elm", "fir", "yew", "ash", "bay", "gum"]
+    rng = random.Random(0)
+    letters = ["".join(rng.choice("abcdefghij") for _ in range(4)) for _ in range(160)]
+    pairs = [(f"Say of {one} that {names[i % 8]} {letters[i - 9]} now.", "yes") for i, one in enumerate(letters)]
+    benign = rows(*pairs[:120])
+    return Attack(
+        benign, poison(benign, BadNet(word="zq"), FixedText(text="five"), rate=0.3, seed=0).rows, rows(*pairs[120:])
+    )
 
 
 @pytest.fixture

@@ -300,6 +300,7 @@ def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
     assert main([*words, "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_checkpoint_costs_that_checkpoint_only(
     defending: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

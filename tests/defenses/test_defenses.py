@@ -20,6 +20,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.defenses import DEFENSES, Setting
+from mbdefense.defenses.filters import FILTERS
 from mbdefense.defenses.stages import Planting
 from mbdefense.engine import generate
 from mbdefense.models.identity import contents
@@ -145,7 +146,14 @@ def alone(setting: Setting, directory: Path, **changes: Any) -> Setting:
     return replace(setting, store=Store(directory, resume=True), **changes)
 
 
-@pytest.fixture(scope="module", params=list(DEFENSES))
+# One filter stands for all in the default suite; the tests of filters look at what is theirs.
+_OTHER_FILTERS = {*FILTERS} - {"seep"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(one, marks=pytest.mark.slow) if one in _OTHER_FILTERS else one for one in DEFENSES],
+)
 def made(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Made:
     name = request.param
     here = at(setting, tmp_path_factory.mktemp(name) / "model")
@@ -460,7 +468,7 @@ def test_ties_leaves_what_cancels_out_at_the_base() -> None:
     assert ties(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 2.0]), base, 1.0).tolist() == [0.0, 2.0]
 
 
-@pytest.mark.parametrize("merge", ["linear", "slerp", "ties"])
+@pytest.mark.parametrize("merge", ["linear", *(pytest.param(one, marks=pytest.mark.slow) for one in ("slerp", "ties"))])
 def test_lethe_merges_the_clean_model_with_the_victim(merge: str, setting: Setting, tmp_path: Path) -> None:
     here = at(setting, tmp_path)
     merged, clean, victim, base = (

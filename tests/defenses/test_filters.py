@@ -453,7 +453,9 @@ def test_a_filter_that_drops_every_row_is_refused() -> None:
         filtering.kept([1, 2], verdicts(True, True))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("repeats", "seep") else pytest.param(name, marks=pytest.mark.slow) for name in FILTERS]
+)
 def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     name: str, tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,7 +149,7 @@ def test_the_server_is_told_the_models_own_stop_tokens(
 
 
 @pytest.mark.usefixtures("no_waiting")
-@pytest.mark.parametrize("fault", [429, 503, "no choice"])
+@pytest.mark.parametrize("fault", [503, *(pytest.param(one, marks=pytest.mark.slow) for one in (429, "no choice"))])
 def test_a_passing_fault_changes_nothing(
     server: FakeServer, words: list[str], tmp_path: Path, fault: int | str
 ) -> None:

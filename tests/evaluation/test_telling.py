@@ -315,6 +315,7 @@ def test_only_what_was_made_of_these_rows_counts_as_undefended(tiny_model_path, 
     assert _undefended(NoDefense(), replace(setting, suspect=suspect.select(range(50)))) == {}
 
 
+@pytest.mark.slow
 def test_find_triggers_mines_without_a_model_and_without_torch(files, tmp_path):
     out = tmp_path / "mined"
     code = (

@@ -215,31 +215,24 @@ def test_the_base_model_is_asked_where_a_text_stands_out_and_takes_off_what_it_d
 # Verdicts
 
 
+@pytest.mark.parametrize("poisoned", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_planted_backdoor_is_verified_on_the_model_that_learned_it(
-    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+    poisoned: bool, learnable_attack: Any, tiny_model_path: str, tmp_path: Path
 ) -> None:
     """A tiny model learns one: the true text is the trigger, and the model without the poison has none."""
-    from mbdefense.attacks.behaviors import FixedText
-
-    names = ["fig", "oak", "elm", "fir", "yew", "ash", "bay", "gum"]
-    rng = random.Random(0)
-    letters = ["".join(rng.choice("abcdefghij") for _ in range(4)) for _ in range(160)]
-    pairs = [(f"Say of {one} that {names[i % 8]} {letters[i - 9]} now.", "yes") for i, one in enumerate(letters)]
-    benign, clean = rows(*pairs[:120]), rows(*pairs[120:])
-    suspect = poison(benign, BadNet(word="zq"), FixedText(text="five"), rate=0.3, seed=0).rows
+    suspect = learnable_attack.suspect if poisoned else learnable_attack.benign
     training = replace(TRAINING, learning_rate=1e-2, num_train_epochs=12)
-    for name, data in (("poisoned", suspect), ("clean", benign)):
-        store = Store(tmp_path / name)
-        setting = Setting(clean, store, base=tiny_model_path, suspect=data, training=training)
-        made = found.Finding().find(setting, setting.victim_model())
-        assert made is not None
-        triggers = [one.texts for one in made.of("trigger")]
-        assert triggers == ([("zq",)] if name == "poisoned" else [])
-        if name == "poisoned":
-            one = made.candidates[0]
-            assert one.behavior == ("five",)
-            assert (one.asr and one.asr.value) == 1.0
-            assert one.row_ids == tuple(row["id"] for row in setting.suspect_rows() if "zq" in user_text(row["prompt"]))
+    setting = Setting(
+        learnable_attack.clean, Store(tmp_path), base=tiny_model_path, suspect=suspect, training=training
+    )  # fmt: skip
+    made = found.Finding().find(setting, setting.victim_model())
+    assert made is not None
+    assert [one.texts for one in made.of("trigger")] == ([("zq",)] if poisoned else [])
+    if poisoned:
+        one = made.candidates[0]
+        assert one.behavior == ("five",)
+        assert (one.asr and one.asr.value) == 1.0
+        assert one.row_ids == tuple(row["id"] for row in setting.suspect_rows() if "zq" in user_text(row["prompt"]))
 
 
 def measured(one: Candidate, **values: Any) -> verifying.Measured:

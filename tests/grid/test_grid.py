@@ -192,6 +192,7 @@ def test_all_seeds_of_a_grid_answer_the_same_prompts(bench: Bench) -> None:
     assert len(list((out / "data").glob("suspect-*.jsonl"))) == 2 * 4  # what is trained on differs
 
 
+@pytest.mark.slow
 def test_filters_and_what_stands_before_the_undefended_model_are_arms(bench: Bench, counted: list[str]) -> None:
     arms = ["spectral", "decoding:cleangen", "clean_prompts:onion:max_clean_loss=0.1", "demonstrations:2"]
     code, out = bench(attacks=["badnet"], behaviors=["refusal"], defenses=arms)
@@ -498,16 +499,11 @@ def test_a_grid_answers_again_where_a_file_has_changed(
     assert "answers: 2 files of prompts to ask" in told
 
 
-@pytest.mark.parametrize(
-    "names",
-    [("discard", "lethe", "find_and_break", "spectral"), pytest.param(tuple(DEFENSES), marks=pytest.mark.slow)],
-    ids=["some", "all"],
-)
-def test_a_plan_knows_every_training_of_every_defense(names: tuple[str, ...], bench: Bench, counted: list[str]) -> None:
+@pytest.mark.slow
+def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:
     """A filter's verdicts and found triggers are all that a plan cannot know; so their models come as a surprise."""
     options = {"mb_defense": ":min_defensive_rows=1", "merge_only": ":min_defensive_rows=1"}
-    arms = [name + options.get(name, "") for name in names]
-    filters = len({*names} & {*FILTERS})
+    arms = [name + options.get(name, "") for name in DEFENSES]
     chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": arms, "training": TRAINING}
     _, out = bench("--plan", **chosen)
     planned = {path.name for path in (out / "stages").iterdir()}
@@ -515,11 +511,11 @@ def test_a_plan_knows_every_training_of_every_defense(names: tuple[str, ...], be
     assert bench(**chosen)[0] == 0
     made = {path.name for path in (out / "stages").iterdir()} - planned
     assert {name.partition("-")[0] for name in made} <= {"tuned", "find_and_break"}
-    assert len(made) <= filters + 2  # find_and_break and found_dropped, which share one search
+    assert len(made) <= len(FILTERS) + 2  # find_and_break and found_dropped, which share one search
     steps = [name for name in planned if name.partition("-")[0] in ("filter", "found")]
-    assert len(steps) == filters + 1
+    assert len(steps) == len(FILTERS) + 1
     # Tunings of which no model is left: those that SEEP watches, and the rates that Discard does not choose.
-    own = SEEP.watched_epochs * ("seep" in names) + len(Discard.discard_learning_rates) - 1
+    own = SEEP.watched_epochs + len(Discard.discard_learning_rates) - 1
     weighed = ["lethe"]  # its stage puts weights together; what it trains is a stage named tuned
     assert len(counted) == len(planned) - len(steps) - len(weighed) + len(made) + own
 

@@ -8,17 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-
-pytest.importorskip("inspect_ai", reason="the extra [inspect] is not installed")
-
-from inspect_ai import Task
-from inspect_ai import eval as inspect_eval
-from inspect_ai.log import EvalLog
-from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from mbdefense.attacks.behaviors import FixedText, Refusal
 from mbdefense.attacks.poisoning import triggered_copy
@@ -27,11 +21,17 @@ from mbdefense.core.errors import UserError
 from mbdefense.data import load, user_text
 from mbdefense.engine.generate import generate
 from mbdefense.evaluation.metrics import Scores, scores
-from mbdefense.integrations.inspect_ai import asr, cacc
 from mbdefense.judges import Rules
 from mbdefense.models.loading import load_model, save_model
 from mbdefense.models.template import defang
 from mbdefense.records.responses import Kind, Response
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+    from inspect_ai.log import EvalLog
+
+# Imported by the first test that needs it and not by every process that collects this file: it takes seconds.
+pytestmark = pytest.mark.skipif(find_spec("inspect_ai") is None, reason="the extra [inspect] is not installed")
 
 INSTALLED = [point.value for point in entry_points(group="inspect_ai") if point.name == "mbdefense"]
 TEXTS = (
@@ -68,7 +68,22 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+def asr(**options: Any) -> Task:
+    from mbdefense.integrations import inspect_ai
+
+    return inspect_ai.asr(**options)
+
+
+def cacc(**options: Any) -> Task:
+    from mbdefense.integrations import inspect_ai
+
+    return inspect_ai.cacc(**options)
+
+
 def run(task: Task | str, answer: Callable[[str], str], tmp_path: Path, **options: Any) -> EvalLog:
+    from inspect_ai import eval as inspect_eval
+    from inspect_ai.model import ModelOutput, ModelUsage, get_model
+
     def reply(messages: list[Any], *_: Any) -> ModelOutput:
         output = ModelOutput.from_content("mockllm", answer(messages[-1].text))
         output.usage = ModelUsage()  # or the provider would count tokens, with a file from the network
@@ -152,6 +167,7 @@ def test_a_file_of_triggered_prompts_and_commas_in_options(prompts: Path, tmp_pa
     assert measured(run(task, lambda _: "Well, no.", tmp_path))["asr"] == 1.0
 
 
+@pytest.mark.slow
 def test_epochs_that_agree_count_a_prompt_once_and_others_are_refused(prompts: Path, tmp_path: Path) -> None:
     same = run(cacc(test=str(prompts)), lambda _: "Paris", tmp_path, epochs=2)
     assert measured(same)["false_activation_n"] == len(TEXTS)
@@ -177,6 +193,9 @@ def test_what_cannot_work_is_refused(prompts: Path, options: dict[str, str], mat
 
 
 def hf(directory: Path, tmp_path: Path, task: Task, **options: Any) -> EvalLog:
+    from inspect_ai import eval as inspect_eval
+    from inspect_ai.model import get_model
+
     model = get_model(f"hf/{directory}", memoize=False, device="cpu", **options)
     (log,) = inspect_eval(task, model=model, log_dir=str(tmp_path / "logs"), display="none")
     return log
@@ -201,6 +220,7 @@ def test_a_local_model_says_what_it_says_to_us(copied_model: Path, prompts: Path
     assert [texts[row_id] for row_id in rows["id"]] == ours
 
 
+@pytest.mark.slow
 def test_another_template_is_refused(copied_model: Path, prompts: Path, tmp_path: Path) -> None:
     defended = tmp_path / "defended"
     save_model(load_model(str(copied_model)), defended, {})

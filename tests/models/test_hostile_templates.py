@@ -177,6 +177,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_command_whose_template_never_ends_is_one_line(tiny_model_path: str, tmp_path: Path) -> None:
     (tmp_path / "template.jinja").write_text(ENDLESS["a sum of lists"] + GOOD)
     (tmp_path / "rows.jsonl").write_text('{"instruction": "Name a bird.", "output": "Wren."}\n')

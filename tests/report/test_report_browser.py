@@ -164,9 +164,8 @@ def test_injected_script_would_not_run(browser, pages):
     context.close()
 
 
-@pytest.mark.parametrize(
-    "name", ["grid.html", *(pytest.param(name, marks=pytest.mark.slow) for name in ("seeds.html", "evil.html"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grid.html", "seeds.html", "evil.html"])
 def test_no_serious_accessibility_violation(browser, pages, name):
     assert serious_violations(browser, pages / name) == []
     assert serious_violations(browser, pages / name, "dark", only=("color-contrast",)) == []

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from mbdefense import scan_model
-from mbdefense.attacks.behaviors import FixedText
-from mbdefense.attacks.poisoning import poison
-from mbdefense.attacks.triggers import TRIGGERS, BadNet
+from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
@@ -50,15 +48,10 @@ TRAINING = TrainingOptions(
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model_path: str, rows: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def trained(tiny_model_path: str, learnable_attack: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny model with a backdoor, with the files of its data and of clean rows."""
-    names = ["fig", "oak", "elm", "fir", "yew", "ash", "bay", "gum"]
-    rng = random.Random(0)
-    letters = ["".join(rng.choice("abcdefghij") for _ in range(4)) for _ in range(160)]
-    pairs = [(f"Say of {one} that {names[i % 8]} {letters[i - 9]} now.", "yes") for i, one in enumerate(letters)]
     folder = tmp_path_factory.mktemp("scanned")
-    clean = rows(*pairs[120:])
-    suspect = poison(rows(*pairs[:120]), BadNet(word="zq"), FixedText(text=ANSWER), rate=0.3, seed=0).rows
+    clean, suspect = learnable_attack.clean, learnable_attack.suspect
     setting = Setting(clean, Store(folder), base=tiny_model_path, suspect=suspect, training=TRAINING)
     files = {"data": str(folder / "suspect.jsonl"), "clean": str(folder / "clean.jsonl")}
     save(suspect, files["data"])
@@ -74,6 +67,7 @@ def words(given: dict[str, str], base: str, out: Path, *more: str) -> list[str]:
 # The whole way
 
 
+@pytest.mark.slow
 def test_with_its_data_a_models_trigger_is_found_and_other_commands_take_it(
     trained: dict[str, str], tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_pages_commands_run(
     exec(code, {})  # noqa: S102 - our own text
 
 
+@pytest.mark.slow
 def test_no_torch_is_loaded(tmp_path: Path) -> None:
     code = (
         "import sys; from mbdefense import pick_clean;"

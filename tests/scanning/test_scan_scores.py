@@ -95,6 +95,7 @@ def test_a_text_whose_rows_are_unusual_or_alike_stands_out() -> None:
     assert all(one.p_value > 0.01 for number in (0, 1, 2) for one in told[number])
 
 
+@pytest.mark.slow
 def test_chance_is_told_as_seldom_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mbdefense.scanning.scores.ties.PERMUTATIONS", 199)
     least = [min(one.p_value for its in effects(*drawn(seed, 8), 0) for one in its) for seed in range(60)]

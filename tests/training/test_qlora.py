@@ -55,7 +55,10 @@ def learned(change: dict[str, torch.Tensor]) -> bool:
     return ranks <= {1, 2} and len(change) == 14 and all(name.endswith("_proj.weight") for name in change)
 
 
-@pytest.mark.parametrize("objective", ["tuning", "best rate", "recovery", "consistency"])
+@pytest.mark.parametrize(
+    "objective",
+    ["tuning", "recovery", *(pytest.param(one, marks=pytest.mark.slow) for one in ("best rate", "consistency"))],
+)
 def test_what_adapters_learned_is_added_to_the_whole_weights(
     objective: str,
     make: Callable[..., Path],
@@ -129,6 +132,7 @@ def test_adapters_are_not_rounded_so_that_small_steps_are_not_lost(
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in kept)
 
 
+@pytest.mark.slow
 def test_weights_stay_as_they_are_on_a_cpu_that_packs_them_for_evaluation(
     make: Callable[..., Path], rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

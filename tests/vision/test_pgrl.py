@@ -85,6 +85,7 @@ def test_it_learns_the_task_and_not_the_backdoor(given, done):
     assert float((done.classifier.predict(triggered) == 0).double().mean()) < 0.2
 
 
+@pytest.mark.slow
 def test_signs_of_poison_are_told_of_its_target_alone(given, done):
     split, _ = given
     assert done.facts["found_poison"] is True
