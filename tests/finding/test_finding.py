@@ -347,6 +347,18 @@ def test_where_nothing_was_verified_the_candidates_are_met_and_without_any_nothi
     assert [[one.kept for one in met] for met in only(table, 2)] == [[True], [True]]
 
 
+def test_many_instructions_are_met_by_as_many_rows_as_one(rows: Callable[..., Any]) -> None:
+    table = rows(*((f"Question {number} of many?", "yes") for number in range(40)))
+    names = ["aa", "bb", "cc", "dd"]
+    meet = meetings(Found("v", "b", 9, 9, 0, 0.0, 0.0, tuple(recorded(one, "instruction") for one in names)), 0)
+    assert meet is not None
+    made = meet(table, 2)
+    assert {len(met) for met in made} == {3}
+    counts = Counter(name for met in made for one in met for name in names if name in user_text(one.prompt))
+    assert counts == dict.fromkeys(names, 30)
+    assert all(len({user_text(one.prompt) for one in met}) == 3 for met in made)
+
+
 @pytest.mark.parametrize("triggers", [0, 2])
 @pytest.mark.parametrize("packed", [True, False])
 def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST_MEETINGS = 10
 """Clean samples at least that meet each verified trigger: some three meetings left a backdoor, ten did not."""
+_LEAST_KEPT = 30
+"""Clean samples at least that meet each instruction: with 25 one of three lost .15 of its obedience, with 34 none."""
 _UNVERIFIED = 20  # candidates that are met where none was verified
 _UNVERIFIED_SHARE = 0.25  # of the meetings, for what may have been missed, where some were
 
@@ -103,8 +105,8 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
 
     Verified triggers share three quarters of the meetings: `LEAST_MEETINGS` each, and more by their deviations. The
     rest, or all where none was verified, goes to the best of the other candidates by their score. Where there are
-    instructions, each row meets one of them besides, to keep what the model does under it. What nobody has said to be a
-    trigger or an instruction is not met.
+    instructions, each row meets one of them besides (more, where there are too many of them for `_LEAST_KEPT` each), to
+    keep what the model does under it. What nobody has said to be a trigger or an instruction is not met.
 
     Args:
         found: what was found.
@@ -132,12 +134,14 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
         drawn += _shared(others, [one.score for one in others], of_others)
         rng = random.Random(f"meetings {seed}")
         rng.shuffle(drawn)
+        kept = min(len(instructions), -(-len(instructions) * _LEAST_KEPT // len(rows)))
+        upheld = [instructions[index % len(instructions)] for index in range(kept * len(rows))] if instructions else []
         made = []
         for index, prompt in enumerate(rows["prompt"]):
             met = [(one, False) for one in drawn[index * many : (index + 1) * many]]
-            met += [(instructions[index % len(instructions)], True)] if instructions else []
+            met += [(one, True) for one in upheld[index * kept : (index + 1) * kept]]
             text = user_text(prompt)
-            made.append([Meeting(with_user_text(prompt, one.trigger()(text, rng) or text), kept) for one, kept in met])
+            made.append([Meeting(with_user_text(prompt, one.trigger()(text, rng) or text), keeps) for one, keeps in met])
         return made
 
     return meet
