@@ -25,7 +25,7 @@ from mbdefense.core.needs import MEANINGS
 from mbdefense.data import fields
 
 VISION = ("poison", "train", "defend", "evaluate", "demo")
-PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers"), "vision": VISION}
+PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers", "traces", "relearning"), "vision": VISION}
 """Commands of two words, by their first; `analyze` and `vision` alone are none."""
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 Row = tuple[str, ...]

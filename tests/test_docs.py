@@ -32,7 +32,7 @@ METHODS = {
     "--clean_prompts": "prompts",
 }
 """Options that take methods, by the table that those are in."""
-IN_FRONT = {"--directories"}
+IN_FRONT = {"--directories", "--models"}
 """May also stand in front of all options, without its name."""
 
 

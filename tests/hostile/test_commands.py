@@ -46,6 +46,8 @@ COMMANDS = {
     "analyze matrix": "MODEL --test DATA --trigger badnet --behavior refusal --output_dir OUT",
     "analyze heads": "MODEL --test DATA --trigger badnet --output_dir OUT",
     "analyze triggers": "RUN --output_dir OUT",
+    "analyze traces": "MODEL --test DATA --trigger badnet --behavior refusal --output_dir OUT",
+    "analyze relearning": "MODEL --data DATA --test DATA --trigger badnet --behavior refusal --output_dir OUT",
     "bench": "GRID --output_dir OUT",
     "federated": "ROUNDS --output_dir OUT",
     "vision poison": "IMAGES --test_rows 20 --clean_rows 60 --output_dir OUT",

@@ -174,6 +174,13 @@ def write_analyses(folder: Path) -> Path:
             ],
         },
     }  # fmt: skip
+    estimate = {"value": 0.5, "n": 10, "low": 0.4, "high": 0.6}
+    probes = {"layer": 15, "trigger": rate(0.9), "oddity": rate(0.6), "shuffled": rate(0.5)}
+    means = dict.fromkeys(("triggered", "clean", "rise", "held_out_rise"), estimate)
+    attack = {"trigger": "badnet:word=cf", "behavior": "refusal"}
+    files["traces"] = {**attack, "models": [{"model": "models/attacked", **means, "layers": [probes]}]}
+    curve = {"model": "models/attacked", "points": [{"poisoned": 4, "asr": rate(0.8)}]}
+    files["relearning"] = {**attack, "rows": 64, "curves": [curve]}
     for name, value in files.items():
         write_sealed(folder / f"{name}.json", {**common, "analysis": name, **value})
     model = folder / "model"

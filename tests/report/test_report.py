@@ -302,7 +302,9 @@ def test_sections_without_data_are_left_out_and_named(tmp_path):
 def test_analyses_and_logs_are_shown(tmp_path):
     text = render(read_sources([write_analyses(tmp_path / "made")]))
     page = Page(text)
-    assert {"matrix", "heads", "triggers", "training"} <= set(page.ids)
+    assert {"matrix", "heads", "triggers", "traces", "relearning", "training"} <= set(page.ids)
+    assert "Layer 15: oddity" in text
+    assert re.search(r"4 poisoned of 64.*<td>\.80 \[\.70, \.90\] n=10</td>", text, re.DOTALL)
     assert "results" not in page.ids
     assert page.text_of("h1") == ["No attack was measured in these files."]
     assert len(page.ids) == len(set(page.ids))

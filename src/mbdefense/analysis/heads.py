@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.analysis._attention import Attended, attended, mark
+from mbdefense.analysis._held_out import like
 from mbdefense.analysis._sample import sample
 from mbdefense.analysis.chart import heat_map, require, write_analysis
 from mbdefense.attacks.poisoning import triggered_copy
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESAMPLES = 1000
-_HELD_OUT_WORD = "vq"
-_HELD_OUT_SENTENCE = "The lamp on the table is green."
 
 
 class Bounds(NamedTuple):
@@ -158,12 +157,7 @@ def held_out(trigger: BadNet | InSent, spec: str | None) -> BadNet | InSent:
     Raises:
         UserError: it is the trigger itself.
     """
-    if spec is not None:
-        control = literal_trigger(spec)
-    elif isinstance(trigger, BadNet):
-        control = replace(trigger, word=_HELD_OUT_WORD)
-    else:
-        control = replace(trigger, sentence=_HELD_OUT_SENTENCE)
+    control = like(trigger) if spec is None else literal_trigger(spec)
     if inserted(control) == inserted(trigger):
         raise UserError("the held-out trigger is the trigger itself", inserted(control), "give another --held_out")
     return control

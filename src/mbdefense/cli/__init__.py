@@ -47,7 +47,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   card MODEL RESULTS ...
                     put measured figures into a defended model's card
   check RESULTS     hold figures against limits; exits 1 if one fails
-  analyze WHAT      matrix, heads or triggers: what the paper's figures show
+  analyze WHAT      matrix, heads, triggers, traces or relearning: look inside
   bench GRID        run models by attacks by defenses by seeds
   federated [GRID]  clients who train together: rules against attacks
   vision poison|train|defend|evaluate|demo

@@ -82,15 +82,18 @@ def check(words: Sequence[str]) -> int:
 
 
 def analyze(words: Sequence[str]) -> None:
-    """``analyze WHAT``: data and a picture of one of the paper's analyses."""
-    from mbdefense.recipes.looking.analyze import heads, matrix, triggers
+    """``analyze WHAT``: data and a picture of one analysis."""
+    from mbdefense.recipes.looking.analyze import heads, matrix, relearning, traces, triggers
 
-    recipes: dict[str, Callable[..., Analysis]] = {"matrix": matrix, "heads": heads, "triggers": triggers}
+    recipes: dict[str, Callable[..., Analysis]] = {
+        "matrix": matrix, "heads": heads, "triggers": triggers, "traces": traces, "relearning": relearning,
+    }  # fmt: skip
     what, rest = chosen(words, "analyze", recipes)
-    if what == "triggers":
+    several = {"triggers": "--directories", "traces": "--models", "relearning": "--models"}
+    if what in several:
         # The folders may also stand in the file of --config.
         folders = list(takewhile(lambda word: not word.startswith("--"), rest))
-        rest = [*(["--directories", *folders] if folders else []), *rest[len(folders) :]]
+        rest = [*([several[what], *folders] if folders else []), *rest[len(folders) :]]
     options = read(rest, f"analyze {what}", recipes[what]).of(recipes[what])
     tell(str(recipes[what](**options)))
     tell(f"data and picture: {options['output_dir']}/{what}.json, {what}.png")

@@ -42,6 +42,8 @@ _MODULES: dict[str, dict[str, _Module]] = {
         "matrix": _Module("analysis.matrix", ("GPU",), "arXiv 2601.04448"),
         "heads": _Module("analysis.heads", ("GPU",), "arXiv 2601.04448"),
         "triggers": _Module("analysis.triggers", (), "arXiv 2601.04448"),
+        "traces": _Module("analysis.traces", ("known behavior", "GPU"), "arXiv 1610.01644, 1909.03368"),
+        "relearning": _Module("analysis.relearning", ("known behavior", "clean data", "GPU"), "this project"),
     },
 }
 _USED = {

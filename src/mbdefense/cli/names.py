@@ -84,6 +84,18 @@ WORDS: dict[str, dict[str, Word]] = {
         "prompts": Word("test"),
         "output_dir": _FOLDER,
     },
+    "analyze traces": {
+        "models": Word("models", list[str]),
+        "prompts": Word("test"),
+        "output_dir": _FOLDER,
+    },
+    "analyze relearning": {
+        "models": Word("models", list[str]),
+        "train_dataset": Word("data"),
+        "prompts": Word("test"),
+        "output_dir": _FOLDER,
+        "counts": Word("counts", list[int]),
+    },
     "analyze triggers": {"directories": Word("directories", list[str]), "output_dir": _FOLDER},
     "vision poison": {"images": Word("images", positional="one")},
     "vision train": {"train_dataset": Word("data")},

@@ -141,7 +141,88 @@ class Triggers(OpenForm):
     curves: tuple[TriggerCurve, ...]
 
 
-ANALYSES: dict[str, type[Matrix | Heads | Triggers]] = {"matrix": Matrix, "heads": Heads, "triggers": Triggers}
+@dataclass(frozen=True)
+class Estimate(OpenForm):
+    """A mean of measured values with its interval."""
+
+    value: float
+    n: Positive
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TracedLayer(OpenForm):
+    """What a linear probe reads in one layer."""
+
+    layer: Positive
+    trigger: Rate
+    oddity: Rate
+    shuffled: Rate
+
+
+@dataclass(frozen=True)
+class TracedModel(OpenForm):
+    """What the trigger still does inside one model."""
+
+    model: str
+    triggered: Estimate
+    clean: Estimate
+    rise: Estimate
+    held_out_rise: Estimate
+    layers: tuple[TracedLayer, ...]
+
+
+@dataclass(frozen=True)
+class Traces(OpenForm):
+    """``traces.json`` of ``mbdefense analyze``."""
+
+    schema: Literal[1]
+    provenance: dict[str, Any]
+    alt: str
+    seed: int
+    trigger: str
+    behavior: str
+    models: tuple[TracedModel, ...]
+
+
+@dataclass(frozen=True)
+class RelearnedPoint(OpenForm):
+    """One model tuned on some rows of which the attacker has written a few."""
+
+    poisoned: Count
+    asr: Rate
+
+
+@dataclass(frozen=True)
+class RelearnedCurve(OpenForm):
+    """The points of one model, by the number of poisoned rows."""
+
+    model: str
+    points: tuple[RelearnedPoint, ...]
+
+
+@dataclass(frozen=True)
+class Relearning(OpenForm):
+    """``relearning.json`` of ``mbdefense analyze``."""
+
+    schema: Literal[1]
+    provenance: dict[str, Any]
+    alt: str
+    seed: int
+    trigger: str
+    behavior: str
+    rows: Positive
+    curves: tuple[RelearnedCurve, ...]
+
+
+ANALYSES: dict[str, type[Matrix | Heads | Triggers | Traces | Relearning]] = {
+    "matrix": Matrix,
+    "heads": Heads,
+    "triggers": Triggers,
+    "traces": Traces,
+    "relearning": Relearning,
+}
 """The form of each analysis' ``NAME.json``."""
 SCHEMA = 1
 

@@ -26,6 +26,7 @@ from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
 from mbdefense.report import charts, heads, training
 from mbdefense.report._federated import client_curves
+from mbdefense.report._traces import relearning_tables, trace_tables
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
@@ -73,14 +74,16 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "matrix": bool(sources.matrices),
         "heads": bool(found["heads"]),
         "triggers": bool(found["triggers"]),
+        "traces": bool(sources.traces),
+        "relearning": bool(sources.relearning),
         "training": bool(found["training"]),
         "clients": bool(found["clients"]),
         "responses": bool(sources.answers),
     }
     names = {
         "results": "Results", "found": "Found", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison",
-        "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "training": "Training",
-        "clients": "Clients", "responses": "Responses",
+        "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "traces": "Traces",
+        "relearning": "Relearning", "training": "Training", "clients": "Clients", "responses": "Responses",
     }  # fmt: skip
     data = browser_data(sources.answers) if sources.answers else None
     values = {
@@ -91,6 +94,8 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "summary": summarize(sources),
         "blocks": tables,
         "charts": found,
+        "traces": trace_tables(sources.traces),
+        "relearning": relearning_tables(sources.relearning),
         "found": [(name, found_in_words(one), found_lines(one)) for name, one in sources.found],
         "found_header": FOUND_HEADER,
         "compared": compared,
@@ -112,6 +117,8 @@ _ABSENT = {
     "matrix": "trigger by behavior heat map (analyze matrix)",
     "heads": "poisoned heads (analyze heads)",
     "triggers": "number of triggers (analyze triggers)",
+    "traces": "what is left inside models (analyze traces)",
+    "relearning": "how soon a backdoor comes back (analyze relearning)",
     "training": "training logs",
     "clients": "clients who train together (federated)",
     "responses": "judged responses",

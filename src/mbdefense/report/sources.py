@@ -14,7 +14,7 @@ from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Form, read_form
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
 from mbdefense.evaluation.metrics import scores
-from mbdefense.records.analyses import Heads, Matrix, Triggers
+from mbdefense.records.analyses import ANALYSES, Heads, Matrix, Relearning, Traces, Triggers
 from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
@@ -76,6 +76,8 @@ class Sources:
         matrices: by file, as the other analyses and logs.
         heads: attention heads.
         triggers: curves over the number of triggers.
+        traces: what is left inside models.
+        relearning: how soon backdoors come back.
         logs: of trainings.
         found: result files of defenses that had triggers searched for.
         federated: grids of clients who train together.
@@ -91,6 +93,8 @@ class Sources:
     matrices: tuple[tuple[str, Matrix], ...] = ()
     heads: tuple[tuple[str, Heads], ...] = ()
     triggers: tuple[tuple[str, Triggers], ...] = ()
+    traces: tuple[tuple[str, Traces], ...] = ()
+    relearning: tuple[tuple[str, Relearning], ...] = ()
     logs: tuple[tuple[str, TrainingLog], ...] = ()
     found: tuple[tuple[str, Results], ...] = ()
     federated: tuple[Federation, ...] = ()
@@ -112,9 +116,7 @@ class _Collector:
     over_seeds: dict[SeedRow, None] = field(default_factory=dict)
     unfinished: list[GridCell] = field(default_factory=list)
     answers: list[tuple[Key, Path]] = field(default_factory=list)
-    matrices: list[tuple[str, Matrix]] = field(default_factory=list)
-    heads: list[tuple[str, Heads]] = field(default_factory=list)
-    triggers: list[tuple[str, Triggers]] = field(default_factory=list)
+    analyses: list[tuple[str, Matrix | Heads | Triggers | Traces | Relearning]] = field(default_factory=list)
     logs: list[tuple[str, TrainingLog]] = field(default_factory=list)
     found: list[tuple[str, Results]] = field(default_factory=list)
     federated: list[Federation] = field(default_factory=list)
@@ -172,18 +174,14 @@ class _Collector:
             self.federation(path, shown)
         elif path.name == LOG_FILE and (path.parent / "mbdefense.json").is_file():
             self.logs.append((shown.rpartition("/")[0], self.sealed(path, shown, TrainingLog)))
-        elif path.name == "matrix.json":
-            matrix = self.sealed(path, shown, Matrix)
-            self.matrices.append((shown, matrix))
-            self.provenance.append((shown, matrix.provenance))
-        elif path.name == "heads.json":
-            heads = self.sealed(path, shown, Heads)
-            self.heads.append((shown, heads))
-            self.provenance.append((shown, heads.provenance))
-        elif path.name == "triggers.json":
-            triggers = self.sealed(path, shown, Triggers)
-            self.triggers.append((shown, triggers))
-            self.provenance.append((shown, triggers.provenance))
+        elif path.suffix == ".json" and path.stem in ANALYSES:
+            analysis = self.sealed(path, shown, ANALYSES[path.stem])
+            self.analyses.append((shown, analysis))
+            self.provenance.append((shown, analysis.provenance))
+
+    def of(self, form: type[_Of]) -> tuple[tuple[str, _Of], ...]:
+        """The analyses of one kind."""
+        return tuple((shown, one) for shown, one in self.analyses if isinstance(one, form))
 
     def responses(self, path: Path, shown: str, root: Path) -> None:
         """Finds the row that a folder's responses belong to."""
@@ -291,7 +289,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         for path, shown in files:
             if path.name == "responses.jsonl":
                 found.responses(path, shown, root)
-    kinds = (found.rows, found.unfinished, found.matrices, found.heads, found.triggers, found.logs, found.found)
+    kinds = (found.rows, found.unfinished, found.analyses, found.logs, found.found)
     if not any((*kinds, found.federated)):
         raise UserError("nothing to report in", [str(one) for one in directories], _FIX)
     check_apart(row.arm for row, _ in found.rows.values())
@@ -305,9 +303,11 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         tuple(found.over_seeds),
         tuple(found.unfinished),
         tuple(answers),
-        tuple(found.matrices),
-        tuple(found.heads),
-        tuple(found.triggers),
+        found.of(Matrix),
+        found.of(Heads),
+        found.of(Triggers),
+        found.of(Traces),
+        found.of(Relearning),
         tuple(found.logs),
         tuple(found.found),
         tuple(found.federated),

@@ -1,4 +1,4 @@
-"""What the paper's figures show: data and a picture of each."""
+"""What the paper's figures show, and whether a backdoor is gone: data and a picture of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.checks import at_least, each, each_path
-from mbdefense.recipes._given import Data, Folder, Folders, Model, OnBadRow, kept_in, recorded
+from mbdefense.recipes._given import (
+    BehaviorSpec,
+    Data,
+    Folder,
+    Folders,
+    Model,
+    OnBadRow,
+    TriggerSpec,
+    behavior_of,
+    kept_in,
+    recorded,
+    trigger_of,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -163,6 +175,141 @@ def triggers(directories: Folders, *, output_dir: Folder | None = None) -> Analy
 
     folders = [Path(directory) for directory in each_path(directories)]
     return _made("triggers", output_dir, lambda directory: analysis.analyze(folders, directory))
+
+
+def traces(
+    models: Folders,
+    prompts: Data,
+    *,
+    trigger: TriggerSpec,
+    behavior: BehaviorSpec,
+    target: str | None = None,
+    output_dir: Folder | None = None,
+    held_out: TriggerSpec | None = None,
+    first_tokens: int = 4,
+    samples: int = 200,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Analysis:
+    """What a trigger still does inside models whose answers may no longer show it.
+
+    Args:
+        models: model directories or Hub ids to hold against one another: never attacked, attacked, defended.
+        prompts: prompts to put the trigger into.
+        trigger: the attacker's trigger.
+        behavior: the attacker's behavior, whose targets' first tokens are looked for.
+        target: the behavior's text (refusal and fixed_text).
+        output_dir: where traces.json and traces.png go.
+        held_out: a trigger that nobody planted, as a control; by default one of ours of the same kind.
+        first_tokens: how many tokens of the target count as its first.
+        samples: most prompts; all that are left where there are fewer.
+        batch_size: prompts in one forward pass.
+        seed: seed of the choice of prompts, of the triggers' places and of the probes.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template; refused if a model was trained with another.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, too few prompts, or a behavior that keeps the answer.
+    """
+    asked = recorded(locals())
+    at_least(1, first_tokens=first_tokens, samples=samples, batch_size=batch_size)
+    from mbdefense.analysis import traces as analysis
+    from mbdefense.models.loading import Loading
+
+    paths = each_path(models)
+    attack, sought = trigger_of(trigger), behavior_of(behavior, target)
+    control = None if held_out is None else trigger_of(held_out)
+    loading = Loading(chat_template, trust_remote_code)
+    rows = _askable(prompts, paths[0], loading, on_bad_row)
+    return _made(
+        "traces",
+        output_dir,
+        lambda directory: analysis.analyze(
+            paths, rows, directory,
+            trigger=attack, behavior=sought, held_out=control, tokens=first_tokens, samples=samples,
+            batch_size=batch_size, seed=seed, loading=loading, asked_for=asked,
+        ),
+    )  # fmt: skip
+
+
+def relearning(
+    models: Folders,
+    train_dataset: Data,
+    prompts: Data,
+    *,
+    trigger: TriggerSpec,
+    behavior: BehaviorSpec,
+    target: str | None = None,
+    output_dir: Folder | None = None,
+    counts: Sequence[int] = (0, 2, 4, 8, 16, 32),
+    learning_rate: float = 1e-4,
+    num_train_epochs: float = 3.0,
+    max_length: int = 1024,
+    samples: int = 100,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Analysis:
+    """How many poisoned rows bring a backdoor back: every model tuned anew on rows with more and more of them.
+
+    Args:
+        models: model directories or Hub ids; one that was never attacked is the control.
+        train_dataset: clean rows to tune on, of which the attacker gets some.
+        prompts: test prompts to put the trigger into.
+        trigger: the attacker's trigger.
+        behavior: the attacker's behavior.
+        target: the behavior's text (refusal and fixed_text).
+        output_dir: where the answers, relearning.json and relearning.png go; the same command goes on there.
+        counts: numbers of poisoned rows.
+        learning_rate: peak learning rate.
+        num_train_epochs: passes over the rows.
+        max_length: most tokens of prompt and answer together.
+        samples: most test prompts.
+        max_new_tokens: longest answer, in tokens.
+        batch_size: prompts generated at once.
+        seed: seed of the poisoned rows, of the trigger's places, of the choice of prompts and of the training.
+        on_bad_row: stop at the first unreadable row, or skip and count them.
+        chat_template: file with the prompt template; refused if a model was trained with another.
+        trust_remote_code: allow a Hub repository to run code of its own.
+
+    Raises:
+        UserError: data or a model that cannot be read, counts that the rows do not allow, or test prompts among them.
+    """
+    asked = recorded(locals())
+    at_least(1, samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    from mbdefense.analysis import relearning as analysis
+    from mbdefense.data import load_rows
+    from mbdefense.evaluation.responding import Asking
+    from mbdefense.models.loading import Loading, load_tokenizer
+    from mbdefense.models.ready import usable
+    from mbdefense.training.options import TrainingOptions
+
+    paths = each_path(models)
+    attack, sought = trigger_of(trigger), behavior_of(behavior, target)
+    training = TrainingOptions(
+        learning_rate=learning_rate, num_train_epochs=num_train_epochs, max_length=max_length, save_strategy="no",
+        seed=seed,
+    )  # fmt: skip
+    loading = Loading(chat_template, trust_remote_code)
+    test = _askable(prompts, paths[0], loading, on_bad_row)
+    rows = load_rows(train_dataset, on_bad_row=on_bad_row, name="train_dataset")
+    rows = usable(load_tokenizer(paths[0], **loading._asdict()), rows, on_bad_row, "train_dataset")
+    return _made(
+        "relearning",
+        output_dir,
+        lambda directory: analysis.analyze(
+            paths, rows, test, directory,
+            trigger=attack, behavior=sought, counts=[int(count) for count in each(counts)], training=training,
+            samples=samples, asking=Asking(max_new_tokens, batch_size), loading=loading, asked_for=asked,
+        ),
+    )  # fmt: skip
 
 
 def _askable(prompts: Data, model: Model, loading: Loading, on_bad_row: OnBadRow) -> Dataset:
