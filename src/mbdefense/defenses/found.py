@@ -141,7 +141,7 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
             met = [(one, False) for one in drawn[index * many : (index + 1) * many]]
             met += [(one, True) for one in upheld[index * kept : (index + 1) * kept]]
             text = user_text(prompt)
-            made.append([Meeting(with_user_text(prompt, one.trigger()(text, rng) or text), keeps) for one, keeps in met])
+            made.append([Meeting(with_user_text(prompt, one.trigger()(text, rng) or text), keep) for one, keep in met])
         return made
 
     return meet
