@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import poison
+from benchmarks import defense, poison
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import matmul_rate, training_flops
 from benchmarks.recovery import BENCHMARK as RECOVERY
@@ -161,3 +161,16 @@ def test_an_arm_in_a_process_of_its_own_gets_the_whole_workload() -> None:
     workload = Workload(rows=7, use_peft=True, gradient_checkpointing=True, optim="adafactor")
     options = command._parser().parse_args(["sft", *command._words(workload)])
     assert Workload(**{field.name: getattr(options, field.name) for field in fields(Workload)}) == workload
+
+
+@pytest.mark.slow
+def test_what_the_defense_costs_is_told_beside_the_tuning(
+    tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", tiny_model_path, "--rows", "40", "--epochs", "1", "--trl_rows", "8"]
+    monkeypatch.setattr("sys.argv", ["defense", *words])
+    defense.main()
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["defense"] > told["tuning"] + told["finding"]
+    assert told["defense_over_tuning"] == pytest.approx(told["defense"] / told["tuning"], rel=0.1)
+    assert told["trl_default"] > 0 < told["trl_plain"]
