@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Interval, MinLen
@@ -310,6 +311,7 @@ def _pigeonhole(outcomes: NDArray[numpy.float64], rng: numpy.random.Generator) -
     return numpy.concatenate(means)
 
 
+@lru_cache(maxsize=1 << 14)  # half a millisecond each, and a grid's page asks for the same ones again and again
 def _wilson(count: float, n: int) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint  # slow to import
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -148,6 +149,7 @@ def load_images(source: str, rows: int, test_rows: int, clean_rows: int, seed: i
     return Split(train.take(order[clean_rows : clean_rows + wanted]), train.take(order[:clean_rows]), tested)
 
 
+@cache  # read from text, and only ever drawn from
 def _digits() -> Images:
     import torch
     from sklearn.datasets import load_digits
