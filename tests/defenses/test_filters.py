@@ -37,6 +37,7 @@ from mbdefense.defenses.filters._clusters import (
     nearest,
     nearness,
     nested_clusters,
+    of_one_kind,
     significant,
     unit,
 )
@@ -152,6 +153,37 @@ def test_graceful_finds_rows_that_share_a_response(evidence: Evidence, fit_rows:
 
 def test_graceful_drops_nothing_of_clean_rows(evidence: Evidence) -> None:
     filtered = GraCeFul()(replace(evidence, suspect=evidence.suspect.select(range(60))))
+    assert filtered.facts["found_poison"] is False
+    assert not any(row.dropped for row in filtered.suspicions)
+
+
+def test_rows_of_one_kind_are_told_from_rows_of_two() -> None:
+    drawn = np.random.default_rng(0)
+    alike = [of_one_kind(*(unit(drawn.normal(size=(30, 8))) for _ in range(2)), drawn, 99) for _ in range(40)]
+    # Under the null the p-value is even: of 40 some 2 lie below .05, and the mean is a half.
+    assert sum(p < 0.05 for p in alike) <= 6
+    assert 0.3 < sum(alike) / 40 < 0.7
+    shifted = drawn.normal(size=(30, 8)) + 1
+    assert of_one_kind(unit(drawn.normal(size=(30, 8))), unit(shifted), drawn) == pytest.approx(1 / 1000)
+
+
+def test_energy_distances_are_those_of_their_definition() -> None:
+    first, second = np.array([[0.0], [2.0]]), np.array([[1.0]])
+    # 2 * 1 - 1 - 0 = 1; of the three divisions two have 0 and 2 apart: 2 * 1.5 - .5 = 2.5.
+    p_value = of_one_kind(first, second, np.random.default_rng(0), draws=3000)
+    assert p_value == 1.0
+    assert of_one_kind(np.array([[0.0], [1.0]]), np.array([[2.0]]), np.random.default_rng(0), 3000) == pytest.approx(
+        2 / 3, abs=0.05
+    )
+
+
+def test_graceful_drops_nothing_where_the_clean_rows_are_of_another_kind(
+    evidence: Evidence, rows: Callable[..., Any]
+) -> None:
+    others = [(f"{number}+{number}=?", f"{2 * number}!") for number in range(1000, 1064)]
+    filtered = GraCeFul()(replace(evidence, clean=rows(*others)))
+    # Some cluster is free of these clean rows; that is no sign of poison.
+    assert filtered.facts["clean_rows_of_one_kind"] is False
     assert filtered.facts["found_poison"] is False
     assert not any(row.dropped for row in filtered.suspicions)
 

@@ -88,3 +88,22 @@ def more_often(suspect: int, suspect_rows: int, clean: int, clean_rows: int) -> 
     """P-value of Fisher's exact test that suspect rows are in a cluster no more often than clean ones."""
     table = [[suspect, suspect_rows - suspect], [clean, clean_rows - clean]]
     return float(fisher_exact(table, alternative="greater").pvalue)
+
+
+def of_one_kind(first: NDArray[Any], second: NDArray[Any], rng: np.random.Generator, draws: int = 999) -> float:
+    """P-value of a permutation test that two sets of directions are draws from one distribution; (N, k), (M, k).
+
+    Source: the energy distance, Szekely and Rizzo 2013: twice the mean distance between the sets less the mean
+    distances within them, each set's own pairs included; here of Euclidean distances. The p-value is the share of
+    `draws` random divisions into sets of these sizes, the actual one among them, whose distance is no smaller. So
+    of two sets of one kind it is below any level in at most that share of cases.
+    """
+    together = np.concatenate([first, second])
+    squares = (together**2).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * together @ together.T, 0))
+    # With weights 1/N and -1/M the energy distance is minus the quadratic form of the distances.
+    weights = np.concatenate([np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))])
+    drawn = np.stack([weights, *(rng.permutation(weights) for _ in range(draws))], axis=1)
+    energies = -np.einsum("nd,nd->d", drawn, distances @ drawn)
+    # Equal divisions differ by rounding alone.
+    return float((energies >= energies[0] - 1e-12).mean())
