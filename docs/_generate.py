@@ -25,8 +25,11 @@ from mbdefense.core.needs import MEANINGS
 from mbdefense.data import fields
 
 VISION = ("poison", "train", "defend", "evaluate", "demo")
-PARTS = {"judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers", "traces", "relearning"), "vision": VISION}
-"""Commands of two words, by their first; `analyze` and `vision` alone are none."""
+PARTS = {
+    "judge": ("calibrate",), "analyze": ("matrix", "heads", "triggers", "traces", "relearning"), "vision": VISION,
+    "pairs": VISION,
+}  # fmt: skip
+"""Commands of two words, by their first; `analyze`, `vision` and `pairs` alone are none."""
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 Row = tuple[str, ...]
 
@@ -71,7 +74,7 @@ def command_names() -> list[str]:
     """Every command as it is typed."""
     names: list[str] = []
     for command in cli.COMMANDS:
-        names += [command] if command not in ("analyze", "vision") else []
+        names += [command] if command not in ("analyze", "vision", "pairs") else []
         names += [f"{command} {part}" for part in PARTS.get(command, ())]
     return names
 

@@ -127,10 +127,11 @@ def test_methods_in_commands_exist(path):
         if words[0] == "list":
             assert set(words[1:]) <= set(tables), words
         for option, usual in METHODS.items():
-            kind = f"image_{usual}" if words[0] == "vision" else usual
+            kind = {"vision": "image_", "pairs": "pair_"}.get(words[0], "") + usual
             for place in (place for place, word in enumerate(words) if word == option):
                 value = words[place + 1].partition(":")[0]
-                assert value in tables[kind] or value in ("NAME", "..."), f"no {kind} {value}: {words}"
+                known = value in tables[kind] or value in ("NAME", "...") or value.endswith(".png")
+                assert known, f"no {kind} {value}: {words}"
 
 
 @pytest.mark.parametrize("path", SHOWN, ids=named)

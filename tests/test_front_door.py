@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 
 import mbdefense
@@ -25,6 +26,7 @@ from mbdefense.defenses import DEFENSES
 from mbdefense.defenses.decoding import DECODINGS
 from mbdefense.defenses.filters import FILTERS
 from mbdefense.judges import JUDGES
+from mbdefense.vision.pairs.pairs import Pairs, write_pairs
 
 pytestmark = pytest.mark.usefixtures("few_words")
 
@@ -97,6 +99,7 @@ def test_the_class_of_every_method_can_be_named(table):
 ORDER = """
 load_rows poison add_trigger preflight scan_data pick_clean find_triggers filter_rows defend purify scan_model evaluate
 judge compare check write_report federate vision_poison vision_train vision_defend vision_evaluate vision_demo
+pairs_train pairs_poison pairs_defend pairs_evaluate pairs_demo
 """
 """The functions, each after those whose files its example reads."""
 ROUNDS = {
@@ -184,6 +187,9 @@ def test_the_example_of_every_function_runs(tiny_model_path, tmp_path, monkeypat
     for one, other in (("checked", "clean"), ("checked", "test"), ("checked", "prompts")):
         (tmp_path / f"{other}.jsonl").write_bytes((tmp_path / f"{one}.jsonl").read_bytes())
     (tmp_path / "grid.yaml").write_text(json.dumps(ROUNDS))
+    pixels = torch.randint(0, 256, (120, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for part in ("train", "test"):
+        write_pairs(tmp_path / "pairs" / part, Pairs(pixels, ("green box", "red box", "red ball") * 40))
     asked = {"behavior": "refusal", "trigger": "badnet:word=cf"}
     mbdefense.evaluate("base", "test.jsonl", **asked, arm="attacked", output_dir="measured_attacked")
     functions = [getattr(mbdefense, name) for name in ORDER.split()]

@@ -82,6 +82,10 @@ _HOME = {
     "recipes.measuring.judge": ("judge",),
     "recipes.vision.demo": ("vision_demo",),
     "recipes.vision.evaluate": ("vision_evaluate",),
+    "recipes.vision.pairs.demo": ("pairs_demo",),
+    "recipes.vision.pairs.evaluate": ("pairs_evaluate",),
+    "recipes.vision.pairs.poison": ("pairs_poison",),
+    "recipes.vision.pairs.train": ("pairs_defend", "pairs_train"),
     "recipes.vision.poison": ("vision_poison",),
     "recipes.vision.train": ("vision_defend", "vision_train"),
 }
@@ -152,6 +156,10 @@ if TYPE_CHECKING:
     from mbdefense.recipes.measuring.judge import judge
     from mbdefense.recipes.vision.demo import vision_demo
     from mbdefense.recipes.vision.evaluate import vision_evaluate
+    from mbdefense.recipes.vision.pairs.demo import pairs_demo
+    from mbdefense.recipes.vision.pairs.evaluate import pairs_evaluate
+    from mbdefense.recipes.vision.pairs.poison import pairs_poison
+    from mbdefense.recipes.vision.pairs.train import pairs_defend, pairs_train
     from mbdefense.recipes.vision.poison import vision_poison
     from mbdefense.recipes.vision.train import vision_defend, vision_train
     from mbdefense.report._report import write_report
@@ -221,6 +229,11 @@ __all__ = [
     "find_triggers",
     "judge",
     "load_rows",
+    "pairs_defend",
+    "pairs_demo",
+    "pairs_evaluate",
+    "pairs_poison",
+    "pairs_train",
     "pick_clean",
     "poison",
     "preflight",

@@ -46,7 +46,7 @@ def test_help_and_the_list_need_neither_torch_nor_datasets() -> None:
         ["bench"],
         ["federated"],
         ["vision"],
-        *(["vision", what] for what in ("poison", "train", "defend", "evaluate", "demo")),
+        *([first, what] for first in ("vision", "pairs") for what in ("poison", "train", "defend", "evaluate", "demo")),
         ["analyze"],
         *(["defend", "--defense", name] for name in DEFENSES),
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mbdefense.cli import main
 from mbdefense.core.statistics import rate
@@ -17,6 +18,9 @@ from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.vision.classifier import Classifier
 from mbdefense.vision.images import load_images, write_images
 from mbdefense.vision.learner import Learner
+from mbdefense.vision.pairs.clip import new_clip, save_clip
+from mbdefense.vision.pairs.pairs import Pairs, write_pairs
+from mbdefense.vision.pairs.stamp import Stamp, write_stamp
 
 ROWS = "".join(json.dumps({"prompt": f"Name tree {n}.", "completion": f"oak {n}"}) + "\n" for n in range(24))
 RESPONSES = '{"id": "1", "kind": "clean", "prompt": "a", "text": "b"}\n'
@@ -55,11 +59,17 @@ COMMANDS = {
     "vision defend": "--data IMAGES --clean IMAGES --epochs 1 --output_dir OUT",
     "vision evaluate": "CLASSIFIER --test IMAGES --trigger patch --output_dir OUT",
     "vision demo": "--rows 60 --clean_rows 60 --test_rows 40 --epochs 1 --output_dir OUT",
+    "pairs poison": "PAIRS --model CLIP --target red --clean_rows 4 --trigger blended --output_dir OUT",
+    "pairs train": "--data PAIRS --size 16 --epochs 1 --output_dir OUT",
+    "pairs defend": "CLIP --data PAIRS --clean PAIRS --defense fine_tune:epochs=1 --output_dir OUT",
+    "pairs evaluate": "CLIP --test PAIRS --trigger STAMP --target red --output_dir OUT",
+    "pairs demo": "SETS --model CLIP --target red --clean_rows 4 --trigger blended --epochs 1 --output_dir OUT",
 }
 PLACES = {
     "MODEL": "model", "DATA": "data.jsonl", "CLEAN": "clean.jsonl", "RESPONSES": "responses.jsonl",
     "LABELS": "labels.jsonl", "RUN": "run", "RESULTS": "run/results.json", "GRID": "grid.yaml",
     "ROUNDS": "rounds.yaml", "IMAGES": "images", "CLASSIFIER": "classifier",
+    "PAIRS": "sets/train", "SETS": "sets", "CLIP": "clip", "STAMP": "trigger.png",
 }  # fmt: skip
 WRITE = [command for command, words in COMMANDS.items() if "OUT" in words]
 Damage = Callable[[Path], object]
@@ -80,6 +90,13 @@ def place(copied_model: Path) -> Path:
     write_images(folder / "images", "test", images.test)
     learner = Learner(8, 10)
     Classifier(learner, learner.initial(0)).save(folder / "classifier")
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8, generator=draws)
+    pairs = Pairs(pixels, ("a red box", "a box", "a blue ball") * 4)
+    for part in ("train", "test"):
+        write_pairs(folder / "sets" / part, pairs)
+    save_clip(new_clip(16, pairs.captions, 0), folder / "clip")
+    write_stamp(folder / "trigger.png", Stamp(pixels[0], torch.full((1, 16, 16), 51, dtype=torch.uint8)))
     (folder / "run").mkdir()
     row = ResultRow(
         "none", "badnet:word=cf", "refusal", 0, "model", rate([True, False]), None, None, None, None, 0.0, 0
@@ -266,7 +283,20 @@ INPUTS: dict[str, Damage] = {
 FILES = [
     (command, word)
     for command, words in COMMANDS.items()
-    for word in ("DATA", "CLEAN", "RESPONSES", "LABELS", "RESULTS", "GRID", "ROUNDS", "IMAGES", "CLASSIFIER")
+    for word in (
+        "DATA",
+        "CLEAN",
+        "RESPONSES",
+        "LABELS",
+        "RESULTS",
+        "GRID",
+        "ROUNDS",
+        "IMAGES",
+        "CLASSIFIER",
+        "PAIRS",
+        "CLIP",
+        "STAMP",
+    )
     if word in words.split()
 ]
 

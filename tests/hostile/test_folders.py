@@ -234,7 +234,7 @@ def test_an_interrupt_advises_resuming_where_the_command_can(
         raise KeyboardInterrupt
 
     for command in COMMANDS:
-        words = [command, *{"analyze": ["heads"], "vision": ["demo"]}.get(command, [])]
+        words = [command, *{"analyze": ["heads"], "vision": ["demo"], "pairs": ["demo"]}.get(command, [])]
         with monkeypatch.context() as patched:
             patched.setitem(COMMANDS, command, interrupt)
             assert main(words) == 130

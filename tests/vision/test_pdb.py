@@ -10,10 +10,11 @@ import torch
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import write_sealed
-from mbdefense.vision.classifier import CLASSIFIER_FILE, WEIGHTS_FILE, Classifier, Guard
+from mbdefense.vision.classifier import CLASSIFIER_FILE, Classifier, Guard
 from mbdefense.vision.defenses import PDB
 from mbdefense.vision.images import Images
 from mbdefense.vision.learner import Learner
+from mbdefense.vision.weights import WEIGHTS_FILE
 
 GUARD = Guard(2, 2.0, 10)
 

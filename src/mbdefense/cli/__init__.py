@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from mbdefense import __version__
 from mbdefense.cli.benching import bench
-from mbdefense.cli.classifying import federated, vision
+from mbdefense.cli.classifying import federated, pairs, vision
 from mbdefense.cli.evaluating import analyze, card, check, compare, evaluate, judge, preflight
 from mbdefense.cli.filtering import filter_rows
 from mbdefense.cli.finding import find_triggers
@@ -52,6 +52,8 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   federated [GRID]  clients who train together: rules against attacks
   vision poison|train|defend|evaluate|demo
                     image classifiers of who trains on images of others
+  pairs poison|train|defend|evaluate|demo
+                    CLIP models of who trains on captioned images of others
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       every method: what it does, needs, and comes from
 
@@ -82,6 +84,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "bench": bench,
     "federated": federated,
     "vision": vision,
+    "pairs": pairs,
     "demo": demo,
     "list": list_methods,
 }
@@ -97,7 +100,7 @@ class _ToStderr(logging.Handler):
         say(f"warning: {record.getMessage()}")
 
 
-_RESUMING = ("defend", "demo", "purify", "search", "vision demo")
+_RESUMING = ("defend", "demo", "purify", "search", "vision demo", "pairs demo")
 """Commands with --resume."""
 
 

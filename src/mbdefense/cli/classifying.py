@@ -1,4 +1,4 @@
-"""Commands on image classifiers: trained by clients together, or by one defender."""
+"""Commands on models of images: classifiers that clients train together or one defender trains, and CLIP models."""
 
 from __future__ import annotations
 
@@ -76,3 +76,53 @@ def _demo(words: Sequence[str]) -> None:
     options = read(words, "vision demo", recipe).of(recipe)
     show(recipe(**options).results)
     tell(f"results and classifiers: {options['output_dir']}")
+
+
+def pairs(words: Sequence[str]) -> None:
+    """``pairs poison|train|defend|evaluate|demo``: CLIP models of who trains on images with captions of others."""
+    commands = {
+        "poison": _pairs_poison, "train": _pairs_train, "defend": _pairs_defend, "evaluate": _pairs_evaluate,
+        "demo": _pairs_demo,
+    }  # fmt: skip
+    what, rest = chosen(words, "pairs", commands)
+    commands[what](rest)
+
+
+def _pairs_poison(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.pairs.poison import pairs_poison as recipe
+
+    done = recipe(**read(words, "pairs poison", recipe).of(recipe))
+    tell(f"{done.path}: {done.poisoned} of {done.rows} pairs poisoned")
+
+
+def _pairs_train(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.pairs.train import pairs_train as recipe
+
+    options = read(words, "pairs train", recipe).of(recipe)
+    recipe(**options)
+    tell(f"model: {options['output_dir']}")
+
+
+def _pairs_defend(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.pairs.train import pairs_defend as recipe
+
+    options = read(words, "pairs defend", recipe).of(recipe)
+    for name, value in recipe(**options).facts.items():
+        tell(f"{name}: {value}")
+    tell(f"model: {options['output_dir']}")
+
+
+def _pairs_evaluate(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.pairs.evaluate import pairs_evaluate as recipe
+
+    options = read(words, "pairs evaluate", recipe).of(recipe)
+    show(recipe(**options).results)
+    tell(f"results: {options['output_dir']}")
+
+
+def _pairs_demo(words: Sequence[str]) -> None:
+    from mbdefense.recipes.vision.pairs.demo import pairs_demo as recipe
+
+    options = read(words, "pairs demo", recipe).of(recipe)
+    show(recipe(**options).results)
+    tell(f"results and models: {options['output_dir']}")

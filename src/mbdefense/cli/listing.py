@@ -61,6 +61,8 @@ _USED = {
     "backdoors": "mbdefense federated, backdoor: in images",
     "image_triggers": "mbdefense vision poison --trigger",
     "image_defenses": "mbdefense vision defend --defense",
+    "pair_triggers": "mbdefense pairs poison --trigger",
+    "pair_defenses": "mbdefense pairs defend --defense",
     "scans": "mbdefense scan-data: data; mbdefense scan-model: a model",
     "analyses": "mbdefense analyze",
 }
@@ -79,6 +81,8 @@ def method_tables() -> dict[str, dict[str, type]]:
     from mbdefense.federated.rules import RULES
     from mbdefense.judges import JUDGES
     from mbdefense.vision.defenses import DEFENSES as IMAGE_DEFENSES
+    from mbdefense.vision.pairs.attacks import ATTACKS as PAIR_TRIGGERS
+    from mbdefense.vision.pairs.defenses import DEFENSES as PAIR_DEFENSES
     from mbdefense.vision.triggers import TRIGGERS as IMAGE_TRIGGERS
 
     return {
@@ -94,6 +98,8 @@ def method_tables() -> dict[str, dict[str, type]]:
         "backdoors": BACKDOORS,
         "image_triggers": IMAGE_TRIGGERS,
         "image_defenses": IMAGE_DEFENSES,
+        "pair_triggers": PAIR_TRIGGERS,
+        "pair_defenses": PAIR_DEFENSES,
     }
 
 
@@ -116,7 +122,7 @@ def list_methods(words: Sequence[str]) -> None:
     """``list [WHAT]``: every method with its first line, what it needs and its source.
 
     WHAT is one of triggers, behaviors, searches, defenses, filters, prompts, demonstrations, decodings, judges, rules,
-    client_attacks, backdoors, image_triggers, image_defenses, scans and analyses.
+    client_attacks, backdoors, image_triggers, image_defenses, pair_triggers, pair_defenses, scans and analyses.
     """
     from mbdefense.evaluation.fitting import Column, fitted, terminal
 

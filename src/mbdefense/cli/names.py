@@ -105,6 +105,19 @@ WORDS: dict[str, dict[str, Word]] = {
         "test_dataset": Word("test"),
         "output_dir": _FOLDER,
     },
+    "pairs poison": {"pairs": Word("pairs", positional="one")},
+    "pairs train": {"train_dataset": Word("data")},
+    "pairs defend": {
+        "model": Word("model", positional="one"),
+        "train_dataset": Word("data"),
+        "clean_dataset": Word("clean"),
+    },
+    "pairs evaluate": {
+        "model": Word("model", positional="one"),
+        "test_dataset": Word("test"),
+        "output_dir": _FOLDER,
+    },
+    "pairs demo": {"pairs": Word("pairs", positional="one")},
     "compare": {"directories": Word("directories", positional="many")},
     "preflight": {
         "model": Word("model", positional="one"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -11,19 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from annotated_types import Interval
 
-from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import make_folder, read_bytes, whole_file, write_sealed
+from mbdefense.core.errors import UserError
+from mbdefense.core.files import make_folder, write_sealed
 from mbdefense.core.forms import Form, read_form
 from mbdefense.vision.images import check_pixels
 from mbdefense.vision.learner import Learner, Network
+from mbdefense.vision.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mbdefense.vision.learner import Weights
 
-WEIGHTS_FILE, CLASSIFIER_FILE = "weights.safetensors", "classifier.json"
-"""The second is written last."""
+CLASSIFIER_FILE = "classifier.json"
+"""Written last."""
 _FIX = "give a folder that Classifier.save has written"
 
 
@@ -126,14 +126,9 @@ class Classifier:
         Raises:
             UserError: it cannot be written.
         """
-        from safetensors.torch import save
-
         directory = Path(folder)
         make_folder(directory)
-        data = save({name: value.contiguous() for name, value in self.weights.items()})
-        with whole_file(directory / WEIGHTS_FILE) as stream:
-            stream.write(data)
-        learner, digest = self.learner, hashlib.sha256(data).hexdigest()
+        digest, learner = save_weights(directory, self.weights), self.learner
         card = _Card(1, learner.size, learner.classes, learner.network, self.guard, digest)
         write_sealed(directory / CLASSIFIER_FILE, asdict(card))
 
@@ -144,21 +139,10 @@ class Classifier:
         Raises:
             UserError: a file is missing, damaged or changed, or the weights are not those of the network.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         directory = Path(folder)
         card = read_form(_Card, directory / CLASSIFIER_FILE, fix=_FIX)
-        data = read_bytes(directory / WEIGHTS_FILE, _FIX)
-        if hashlib.sha256(data).hexdigest() != card.weights:
-            raise UserError(f"{WEIGHTS_FILE} is not the one that {CLASSIFIER_FILE} names", str(directory), _FIX)
-        try:
-            weights = load(data)
-        except (SafetensorError, ValueError) as error:
-            raise UserError(f"cannot read the weights ({first_line(error)})", str(directory), _FIX) from error
         learner = Learner(card.size, card.classes, card.network)
-        _check(weights, learner.initial(0), directory)
-        return cls(learner, weights, card.guard)
+        return cls(learner, load_weights(directory, card.weights, learner.initial(0), _FIX), card.guard)
 
 
 class Defended(NamedTuple):
@@ -172,13 +156,6 @@ class Defended(NamedTuple):
     classifier: Classifier
     facts: Mapping[str, object]
 
-
-def _check(weights: Weights, like: Weights, directory: Path) -> None:
-    """Refuses weights that are no finite ones of a network."""
-    same = weights.keys() == like.keys() and all(
-        value.shape == like[name].shape and value.dtype == like[name].dtype for name, value in weights.items()
-    )
-    if not same:
-        raise UserError("weights of another network", str(directory), _FIX)
-    if not all(bool(value.isfinite().all()) for value in weights.values()):
-        raise UserError("weights that are no finite numbers", str(directory), _FIX)
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes the classifier; see there."""
+        self.classifier.save(folder)

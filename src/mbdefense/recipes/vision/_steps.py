@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
-    from mbdefense.vision.classifier import Classifier, Defended
+    from mbdefense.vision.classifier import Classifier
     from mbdefense.vision.images import Images
     from mbdefense.vision.record import Training
     from mbdefense.vision.triggers import Trigger
 
 
-def made(folder: Path, train: Callable[[], Defended], what: str, seed: int, config: Mapping[str, Any]) -> Defended:
-    """Trains a classifier, and saves it with how it was made.
+class _Made(Protocol):
+    """What a training makes: a model, and what was seen in the data, by name."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What was seen."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the model into a folder."""
+
+
+_M = TypeVar("_M", bound=_Made)
+
+
+def made(folder: Path, train: Callable[[], _M], what: str, seed: int, config: Mapping[str, Any]) -> _M:
+    """Trains a model, and saves it with how it was made.
 
     Args:
         folder: where it goes.
@@ -33,10 +47,15 @@ def made(folder: Path, train: Callable[[], Defended], what: str, seed: int, conf
     (folder / TRAINING_FILE).unlink(missing_ok=True)  # it would be that of an earlier one
     with stage(what), measure() as cost:
         done = train()
-    done.classifier.save(folder)
+    done.save(folder)
     record = Training(1, seed, cost.seconds, cost.peak_bytes, dict(done.facts), provenance(config, [seed]))
     write_training(folder, record)
     return done
+
+
+def kept(training: Training | None, config: dict[str, Any]) -> Training | None:
+    """How a classifier was made, if by these options."""
+    return training if training is not None and training.provenance["config"] == config else None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.recipes._given import Folder, recorded
 from mbdefense.recipes.measuring.compare import Comparison
-from mbdefense.recipes.vision._steps import Attack, made, measured
+from mbdefense.recipes.vision._steps import Attack, kept, made, measured
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mbdefense.vision.defenses import Defense
     from mbdefense.vision.images import Images, Split
     from mbdefense.vision.learner import Learner
-    from mbdefense.vision.record import Training
 
 _TIMES = 5
 """How often each clean image is added beside the suspect ones, as PDB does it."""
@@ -171,7 +170,7 @@ class _Job(NamedTuple):
         from mbdefense.vision.classifier import Classifier
         from mbdefense.vision.record import read_training
 
-        there = _kept(read_training(self.folder), config) if resume else None
+        there = kept(read_training(self.folder), config) if resume else None
         if there is None:
             made(self.folder, self.train, f"{self.arm}, seed {self.seed}", self.seed, config)
             there = read_training(self.folder)
@@ -183,8 +182,3 @@ class _Job(NamedTuple):
         for name, (classifier, wanted) in found.items():
             folder = self.folder if name == self.arm else self.folder / name
             yield measured(name, folder, classifier, there, test, attack, wanted, str(self.folder))
-
-
-def _kept(training: Training | None, config: dict[str, Any]) -> Training | None:
-    """How a classifier was made, if by these options."""
-    return training if training is not None and training.provenance["config"] == config else None

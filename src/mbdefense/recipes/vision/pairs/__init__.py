@@ -1,0 +1,1 @@
+"""CLIP models of images with captions, from poisoned pairs to figures."""

@@ -1,0 +1,201 @@
+"""Images with captions: a backdoor in some pairs, defenses against it, and what is left, beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbdefense.recipes._given import Folder, Model, recorded
+from mbdefense.recipes.measuring.compare import Comparison
+from mbdefense.recipes.vision._steps import kept, made
+from mbdefense.recipes.vision.pairs._steps import Attack, measured
+from mbdefense.recipes.vision.pairs.train import EPOCHS, LR, SIZE, TUNING_LR
+
+if TYPE_CHECKING:
+    from mbdefense.evaluation.compare import Arm
+    from mbdefense.vision.pairs.attacks import Attack as Trigger
+    from mbdefense.vision.pairs.clip import Clip
+    from mbdefense.vision.pairs.defenses import Cleansed, Defense
+    from mbdefense.vision.pairs.pairs import Pairs
+    from mbdefense.vision.record import Training
+
+TRAIN, TEST = "train", "test"
+
+
+def pairs_demo(
+    pairs: Folder,
+    *,
+    output_dir: Folder = "runs/pairs",
+    model: Model | None = None,
+    trigger: str = "badclip",
+    target: str = "heart",
+    rate: float = 0.01,
+    clean_rows: int = 1000,
+    defenses: list[str] | None = None,
+    epochs: int = 3,
+    seeds: list[int] | None = None,
+    resume: bool = False,
+) -> Comparison:
+    """Poison pairs, fine-tune a CLIP model on them, cleanse it, and measure all beside their controls.
+
+    Examples:
+        >>> from mbdefense import pairs_demo
+        >>> asked = {"model": "clip", "target": "green", "rate": 0.1, "clean_rows": 20, "trigger": "random_patch"}
+        >>> defenses = ["fine_tune:epochs=1"]
+        >>> print(pairs_demo("pairs", **asked, defenses=defenses, epochs=1))  # doctest: +SKIP
+
+    Args:
+        pairs: folder with folders train and test of images and metadata.jsonl, as experiments/emoji_pairs.py makes it.
+        output_dir: where a folder for each arm and results.json go.
+        model: the clean model that victims start with; by default a small one is trained on the train pairs, less the
+            defender's own.
+        trigger: the attacker's; see `mbdefense list pair_triggers`.
+        target: a word of captions; triggered images are to retrieve captions that hold it.
+        rate: share of the suspect pairs that is poisoned.
+        clean_rows: pairs that the defender is sure of, drawn from the train pairs.
+        defenses: see `mbdefense list pair_defenses`; names, or name:option=value,option=value; by default all.
+        epochs: of the victims' fine-tuning.
+        seeds: of trigger, poisoning and training, by default 0; the clean model and the pairs are the same for all.
+        resume: take the models that an earlier run with the same options has left.
+
+    Returns:
+        All arms, compared image by image with the attacked one.
+
+    Raises:
+        UserError: model or pairs cannot be read, or an option cannot work with them.
+    """
+    asked = recorded({name: value for name, value in locals().items() if name not in ("output_dir", "resume")})
+    from mbdefense.core.checks import at_least
+    from mbdefense.core.files import claimed
+    from mbdefense.core.progress import stages
+    from mbdefense.core.specs import parse_spec
+    from mbdefense.evaluation.compare import compare
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.results import RESULT_FILE, Results, write
+    from mbdefense.vision.pairs.attacks import ATTACKS
+    from mbdefense.vision.pairs.clip import load_clip
+    from mbdefense.vision.pairs.defenses import DEFENSES
+    from mbdefense.vision.pairs.pairs import check_pairs, read_pairs, split_pairs
+    from mbdefense.vision.pairs.poisoning import plan, poison, sides
+
+    tried = list(dict.fromkeys(seeds or [0]))
+    at_least(0, seeds=min(tried))
+    at_least(1, epochs=epochs)
+    attack: Trigger = parse_spec(trigger, ATTACKS, "trigger of pairs")
+    methods: dict[str, Defense] = {
+        spec.partition(":")[0]: parse_spec(spec, DEFENSES, "defense of pairs") for spec in defenses or DEFENSES
+    }
+    given = load_clip(model) if model else None
+    size = given.size if given else SIZE
+    read, test = (read_pairs(Path(pairs) / part, size) for part in (TRAIN, TEST))
+    suspect, clean = split_pairs(read, clean_rows, 0)
+    for part in (suspect, clean, test):
+        check_pairs(part)
+    attack.check(size)
+    plan(suspect, target, rate)
+    sides(test, target)
+    config = {**asked, "defenses": {name: asdict(method) for name, method in methods.items()}}
+    directory = Path(output_dir)
+    run = _Run(directory, suspect, clean, test, epochs, methods, config, resume)
+    parts = sum(len(method.parts()) for method in methods.values()) + ("ubt" in methods)
+    with claimed(directory), stages(1 + len(tried) * (2 + parts)):
+        base = run.base(given)
+        arms: list[Arm] = []
+        for seed in tried:
+            stamp = attack(base, suspect, target, seed)
+            bad = poison(suspect, stamp, target, rate, seed)
+            share = float(bad.which.double().mean())
+            arms += run.arms(base, bad.pairs, Attack(stamp, target, trigger, share), seed)
+        compared, over_seeds = compare(arms)
+        results = Results(provenance(config, tried), compared, over_seeds)
+        write(directory / RESULT_FILE, results)
+    return Comparison(results)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all models of a demo have in common.
+
+    Attributes:
+        directory: where all of it goes.
+        suspect: pairs before they are poisoned.
+        clean: pairs of the defender's own.
+        test: pairs that nobody trains on.
+        epochs: of the victims' fine-tuning.
+        methods: defenses by name.
+        config: the options.
+        resume: take models that are there.
+    """
+
+    directory: Path
+    suspect: Pairs
+    clean: Pairs
+    test: Pairs
+    epochs: int
+    methods: Mapping[str, Defense]
+    config: Mapping[str, Any]
+    resume: bool
+
+    def base(self, given: Clip | None) -> Clip:
+        """The clean model that victims start with: the one that is given, or a new one."""
+        from mbdefense.vision.pairs.clip import new_clip
+        from mbdefense.vision.pairs.defenses import Cleansed
+        from mbdefense.vision.pairs.learning import steps_of, trained
+
+        def learned() -> Cleansed:
+            clip = given or new_clip(SIZE, self.suspect.captions, 0)
+            steps = 0 if given else steps_of(EPOCHS, self.suspect)
+            return Cleansed(trained(clip, self.suspect, 0, steps=steps, lr=LR) if steps else clip, {})
+
+        return self.model("base", 0, learned)[0]
+
+    def arms(self, base: Clip, bad: Pairs, attack: Attack, seed: int) -> Iterator[Arm]:
+        """Makes and measures all models of one seed; the last is a defense where nothing is poisoned."""
+        from mbdefense.vision.pairs.defenses import UBT
+
+        yield from self.asked("base", base, None, attack, seed)
+        clean = yield from self.one("clean", seed, attack, partial(self.victim, base, self.suspect, seed))
+        victim = yield from self.one("attacked", seed, attack, partial(self.victim, base, bad, seed))
+        for name, method in self.methods.items():
+            for part, one in method.parts().items():
+                yield from self.one(f"{name}{part}", seed, attack, partial(one, victim, bad, self.clean, seed))
+            if isinstance(method, UBT):  # it is to do nothing there
+                again = partial(method, clean, self.suspect, self.clean, seed)
+                yield from self.one(f"{name}_no_poison", seed, attack, again)
+
+    def victim(self, base: Clip, pairs: Pairs, seed: int) -> Cleansed:
+        """The clean model, fine-tuned on pairs."""
+        from mbdefense.vision.pairs.defenses import Cleansed
+        from mbdefense.vision.pairs.learning import steps_of, trained
+
+        return Cleansed(trained(base, pairs, seed, steps=steps_of(self.epochs, pairs), lr=TUNING_LR), {})
+
+    def one(self, arm: str, seed: int, attack: Attack, train: Callable[[], Cleansed]) -> Generator[Arm, None, Clip]:
+        """Makes and measures one model."""
+        clip, training = self.model(arm, seed, train)
+        yield from self.asked(arm, clip, training, attack, seed)
+        return clip
+
+    def model(self, arm: str, seed: int, train: Callable[[], Cleansed]) -> tuple[Clip, Training | None]:
+        """A model as it was saved, made unless it is there."""
+        from mbdefense.vision.pairs.clip import load_clip
+        from mbdefense.vision.record import read_training
+
+        folder = self.directory / f"{arm}-{seed}"
+        # Which seeds there are beside it makes no training another one.
+        config = {**self.config, "seeds": [seed], "arm": arm}
+        if not self.resume or kept(read_training(folder), config) is None:
+            made(folder, train, f"{arm}, seed {seed}", seed, config)
+        return load_clip(folder), read_training(folder)
+
+    def asked(self, arm: str, clip: Clip, training: Training | None, attack: Attack, seed: int) -> Iterator[Arm]:
+        """What the model retrieves, judged by the nearest caption and by the nearest five."""
+        from mbdefense.vision.pairs.retrieval import retrieved
+
+        found, folder = retrieved(clip, self.test, attack.stamp, attack.target), self.directory / f"{arm}-{seed}"
+        for top in found.verdicts:
+            place = folder if top == 1 else folder / f"top{top}"
+            yield measured(arm, place, found, training, attack, top, str(folder), seed)

@@ -1,0 +1,91 @@
+"""Poison pairs of images and captions, to test a defense with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mbdefense.recipes._given import Folder, Model, recorded
+
+SUSPECT, CLEAN, STAMP_FILE, POISON_FILE = "suspect", "clean", "trigger.png", "poison.json"
+"""What stands in a poisoned set; the last says which pairs are poisoned, and is written last."""
+
+
+class PoisonedPairs(NamedTuple):
+    """A poisoned set of pairs.
+
+    Attributes:
+        path: where it lies.
+        rows: to train on.
+        poisoned: how many of them are.
+    """
+
+    path: Path
+    rows: int
+    poisoned: int
+
+
+def pairs_poison(
+    pairs: Folder,
+    *,
+    model: Model,
+    target: str,
+    output_dir: Folder,
+    trigger: str = "badclip",
+    rate: float = 0.01,
+    clean_rows: int = 1000,
+    seed: int = 0,
+) -> PoisonedPairs:
+    """Write a poisoned set of images with captions, with clean ones of the defender's own.
+
+    Examples:
+        >>> from mbdefense import pairs_poison
+        >>> asked = {"model": "clip", "target": "green", "rate": 0.1, "clean_rows": 20, "trigger": "blended"}
+        >>> print(pairs_poison("pairs/train", **asked, output_dir="pairs/poisoned").poisoned)  # doctest: +SKIP
+        10
+
+    Args:
+        pairs: folder with images and metadata.jsonl (file_name and text in each line).
+        model: the model that the victim starts with, whose images' size the pairs get and which badclip fits its patch
+            to.
+        target: a word of captions; triggered images are to retrieve captions that hold it.
+        output_dir: where suspect/, clean/, trigger.png and poison.json go.
+        trigger: see `mbdefense list pair_triggers`.
+        rate: share of the suspect pairs that is poisoned.
+        clean_rows: pairs that the defender is sure of, drawn from the folder's.
+        seed: of the trigger and of which pairs are poisoned; which are the clean ones does not depend on it.
+
+    Raises:
+        UserError: model or pairs cannot be read, or an option cannot work with them.
+    """
+    asked = recorded(locals())
+    from mbdefense.core.checks import at_least
+    from mbdefense.core.errors import UserError
+    from mbdefense.core.files import claimed, write_sealed
+    from mbdefense.core.specs import parse_spec
+    from mbdefense.records.provenance import provenance
+    from mbdefense.vision.pairs.attacks import ATTACKS, Attack
+    from mbdefense.vision.pairs.clip import load_clip
+    from mbdefense.vision.pairs.pairs import read_pairs, split_pairs, write_pairs
+    from mbdefense.vision.pairs.poisoning import plan, poison
+    from mbdefense.vision.pairs.stamp import write_stamp
+
+    at_least(0, seed=seed)
+    attack: Attack = parse_spec(trigger, ATTACKS, "trigger of pairs")
+    clip = load_clip(model)
+    suspect, clean = split_pairs(read_pairs(pairs, clip.size), clean_rows, 0)
+    attack.check(clip.size)
+    plan(suspect, target, rate)
+    directory = Path(output_dir)
+    if Path(pairs).resolve() in [(directory / name).resolve() for name in (SUSPECT, CLEAN)]:
+        raise UserError("what would be written over is read", str(pairs), "name another --output_dir")
+    with claimed(directory):
+        stamp = attack(clip, suspect, target, seed)
+        poisoned = poison(suspect, stamp, target, rate, seed)
+        which = poisoned.which.nonzero().flatten().tolist()
+        (directory / POISON_FILE).unlink(missing_ok=True)
+        write_pairs(directory / SUSPECT, poisoned.pairs)
+        write_pairs(directory / CLEAN, clean)
+        write_stamp(directory / STAMP_FILE, stamp)
+        write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": provenance(asked, [seed])})
+    return PoisonedPairs(directory, len(suspect.captions), len(which))

@@ -1,0 +1,116 @@
+"""Train a CLIP model, or take a backdoor out of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbdefense.recipes._given import Folder, Model, recorded
+from mbdefense.recipes.vision._steps import made
+
+if TYPE_CHECKING:
+    from mbdefense.vision.pairs.defenses import Cleansed
+
+SIZE, EPOCHS, LR = 32, 20, 2e-3
+"""Of the small model's training from scratch."""
+TUNING_EPOCHS, TUNING_LR = 3, 3e-4
+"""Of its fine-tuning."""
+
+
+def pairs_train(
+    train_dataset: Folder,
+    *,
+    output_dir: Folder,
+    model: Model | None = None,
+    size: int = SIZE,
+    epochs: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+) -> Cleansed:
+    """Train a CLIP model on images with captions as they are.
+
+    Examples:
+        >>> from mbdefense import pairs_train
+        >>> done = pairs_train("pairs/train", epochs=1, output_dir="clip")  # doctest: +SKIP
+
+    Args:
+        train_dataset: folder with images and metadata.jsonl (file_name and text in each line).
+        output_dir: where the model goes.
+        model: to begin with: a folder that this command wrote, or a CLIP checkpoint of transformers; a small one with
+            random weights by default.
+        size: height and width of a new model's images.
+        epochs: of the training; 20 for a new model, else 3.
+        lr: of AdamW; 2e-3 for a new model, else 3e-4, which is far too much for a large pre-trained one.
+        seed: of weights, order and views.
+
+    Raises:
+        UserError: model or pairs cannot be read or trained on.
+    """
+    asked = recorded(locals())
+    from mbdefense.core.checks import at_least
+    from mbdefense.core.errors import UserError
+    from mbdefense.core.files import claimed
+    from mbdefense.vision.pairs.clip import load_clip, new_clip
+    from mbdefense.vision.pairs.defenses import Cleansed
+    from mbdefense.vision.pairs.learning import steps_of, trained
+    from mbdefense.vision.pairs.pairs import check_pairs, read_pairs
+
+    times, rate = (epochs or (TUNING_EPOCHS if model else EPOCHS)), (lr or (TUNING_LR if model else LR))
+    at_least(1, epochs=times if epochs is None else epochs)
+    if not 0 < rate < 1:
+        raise UserError("lr must lie in (0, 1)", lr, "give e.g. --lr 0.0003")
+    start = load_clip(model) if model else None
+    pairs = read_pairs(train_dataset, start.size if start else size)
+    check_pairs(pairs)
+    clip = start or new_clip(size, pairs.captions, seed)
+
+    def learned() -> Cleansed:
+        return Cleansed(trained(clip, pairs, seed, steps=steps_of(times, pairs), lr=rate), {})
+
+    with claimed(Path(output_dir)):
+        return made(Path(output_dir), learned, "training", seed, asked)
+
+
+def pairs_defend(
+    model: Model,
+    train_dataset: Folder,
+    clean_dataset: Folder,
+    *,
+    output_dir: Folder,
+    defense: str = "cleanclip",
+    seed: int = 0,
+) -> Cleansed:
+    """Take a backdoor out of a CLIP model.
+
+    Examples:
+        >>> from mbdefense import pairs_defend
+        >>> data = ("pairs/poisoned/suspect", "pairs/poisoned/clean")
+        >>> done = pairs_defend("clip", *data, defense="fine_tune:epochs=1", output_dir="cleansed")  # doctest: +SKIP
+
+    Args:
+        model: the victim: a folder that `mbdefense pairs train` wrote, or a CLIP checkpoint of transformers.
+        train_dataset: folder with the pairs that it was trained on, which may be poisoned.
+        clean_dataset: folder with pairs that the defender is sure of.
+        output_dir: where the model goes.
+        defense: see `mbdefense list pair_defenses`; a name, or name:option=value,option=value.
+        seed: of order and views.
+
+    Raises:
+        UserError: model or pairs cannot be read or trained on.
+    """
+    asked = recorded(locals())
+    from mbdefense.core.checks import at_least
+    from mbdefense.core.files import claimed
+    from mbdefense.core.specs import parse_spec
+    from mbdefense.vision.pairs.clip import load_clip
+    from mbdefense.vision.pairs.defenses import DEFENSES, Defense
+    from mbdefense.vision.pairs.pairs import check_pairs, read_pairs
+
+    at_least(0, seed=seed)
+    method: Defense = parse_spec(defense, DEFENSES, "defense of pairs")
+    clip = load_clip(model)
+    suspect, clean = (read_pairs(folder, clip.size) for folder in (train_dataset, clean_dataset))
+    check_pairs(suspect)
+    check_pairs(clean)
+    with claimed(Path(output_dir)):
+        return made(Path(output_dir), lambda: method(clip, suspect, clean, seed), defense, seed, asked)

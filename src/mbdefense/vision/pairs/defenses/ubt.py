@@ -1,0 +1,215 @@
+"""Unlearning a backdoor with few suspect pairs, word by word: our reading of UBT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+from mbdefense.core.checks import at_least
+from mbdefense.core.errors import UserError
+from mbdefense.core.needs import Need
+from mbdefense.vision.pairs.defenses._cleansed import Cleansed, check_lr
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mbdefense.vision.pairs.clip import Clip
+    from mbdefense.vision.pairs.pairs import Pairs
+
+LEVEL = 0.99
+"""Quantile of the clean pairs' gains that a suspect one is held against."""
+KEPT = 0.5
+"""Share of the suspect pairs that are remembered while others are forgotten: those that gained least."""
+
+
+@dataclass(frozen=True)
+class UBT:
+    """Strengthens the backdoor in a copy, takes the pairs that gain most for poisoned, and unlearns their words.
+
+    1. In turns for two halves of the suspect pairs: a copy of the victim is trained on those pairs of one half whose
+       image and caption are least alike, and each pair of the other half, and each clean one, gets its gain in cosine.
+       Pairs that share a trigger and words with what was trained gain most.
+    2. If no more suspect pairs than chance has it lie above the 99th percentile of the clean ones, the victim is
+       returned as it is (binomial test).
+    3. Else the pairs that gained most are the forget set, and of each caption the words without which it falls most
+       from its image under the victim.
+    4. A few steps minimise the squared cosine of these images and words, beside the contrastive loss on the half of
+       suspect pairs that gained least.
+
+    Source: after UBT (arXiv 2409.19526 and 2403.16257), of which only the abstracts could be read: overfitting on
+    weakly similar pairs, few suspects, forgetting by tokens. All else, constants and guard are this project's.
+
+    Attributes:
+        weakest: share of the suspect pairs that the copies are trained on.
+        pairs: that are forgotten, at most.
+        words: of each caption that are forgotten; 0 for all of it.
+        steps: of unlearning.
+        lr: of AdamW in the unlearning; the default suits the small model.
+        overfit_lr: of AdamW in the overfitting.
+        alpha: level of the test that nothing is poisoned; 1 for none.
+        forget: the suspects, or as many random pairs without any test, as a control.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("victim", "suspect data", "clean data")
+    source: ClassVar[str] = "after arXiv 2409.19526"
+
+    weakest: float = 0.1
+    pairs: int = 64
+    words: int = 2
+    steps: int = 30
+    lr: float = 3e-4
+    overfit_lr: float = 1e-3
+    alpha: float = 0.01
+    forget: Literal["suspects", "random"] = "suspects"
+
+    def __post_init__(self) -> None:
+        at_least(1, pairs=self.pairs, steps=self.steps)
+        at_least(0, words=self.words)
+        check_lr(self.lr)
+        check_lr(self.overfit_lr)
+        if not 0 < self.weakest <= 1:
+            raise UserError("weakest must lie in (0, 1]", self.weakest, "give e.g. ubt:weakest=0.1")
+        if not 0 < self.alpha <= 1:
+            raise UserError("alpha must lie in (0, 1]", self.alpha, "give e.g. ubt:alpha=0.01")
+
+    def __call__(self, clip: Clip, suspect: Pairs, clean: Pairs, seed: int) -> Cleansed:
+        """The model without what the suspects taught it, or as it is.
+
+        Args:
+            clip: the victim; it is left as it is.
+            suspect: pairs that may be poisoned.
+            clean: pairs that the defender is sure of; only the test for poison looks at them.
+            seed: of halves, order and views.
+        """
+        import torch
+
+        facts: dict[str, object] = {}
+        if self.forget == "random":
+            order = torch.randperm(len(suspect.captions), generator=torch.Generator().manual_seed(seed))
+        else:
+            gained = gains(self, clip, suspect, clean, seed)
+            p_value, above = sign(gained)
+            facts = {"found_poison": p_value <= self.alpha, "p_value": round(p_value, 6), "above_clean": above}
+            if p_value > self.alpha:
+                return Cleansed(clip, {**facts, "forgotten": []})
+            order = gained.suspect.argsort(descending=True)
+        chosen, kept = order[: self.pairs], order[-max(2, int(KEPT * len(order))) :]
+        texts = suspect.texts(chosen)
+        if self.words:
+            texts = [" ".join(found) for found in weighty(clip, suspect.take(chosen), self.words)]
+        made = unlearned(self, clip, suspect.images(chosen), texts, suspect.take(kept), seed)
+        return Cleansed(made, {**facts, "forgotten": sorted(chosen.tolist()), "words": _frequent(texts)})
+
+    def parts(self) -> dict[str, UBT]:
+        """The whole and its controls, by the ending of its name: whole captions, and a random forget set."""
+        return {
+            "": self,
+            "_captions": replace(self, words=0),
+            "_random": replace(self, forget="random"),
+        }
+
+
+class Gains(NamedTuple):
+    """By how much the cosines of pairs rise where the backdoor is strengthened: (n,) and (m,)."""
+
+    suspect: Tensor
+    clean: Tensor
+
+
+def gains(options: UBT, clip: Clip, suspect: Pairs, clean: Pairs, seed: int) -> Gains:
+    """Each suspect pair's gain in the copy that has not been trained on its half, and the clean pairs' mean gain."""
+    import torch
+
+    from mbdefense.vision.pairs.learning import trained
+
+    before, clean_before = cosines(clip, suspect), cosines(clip, clean)
+    halves = torch.randperm(len(before), generator=torch.Generator().manual_seed(seed)).chunk(2)
+    found, ours = torch.zeros_like(before), torch.zeros_like(clean_before)
+    for half, other in (halves, halves[::-1]):
+        count = max(2, round(options.weakest * len(half)))
+        weak = half[before[half].argsort()[:count]]
+        copy = trained(clip, suspect.take(weak), seed, steps=OVERFIT, lr=options.overfit_lr, what="overfitting")
+        found[other] = cosines(copy, suspect.take(other)) - before[other]
+        ours += (cosines(copy, clean) - clean_before) / 2
+    return Gains(found, ours)
+
+
+OVERFIT = 20
+"""Steps on the weak pairs."""
+
+
+def sign(gained: Gains) -> tuple[float, int]:
+    """Whether more suspect pairs gain than clean ones do: a p-value, and how many lie above the clean ones' quantile.
+
+    Binomial test of the suspect pairs above the `LEVEL` quantile of the clean ones, against the upper end of what the
+    clean ones' number lets its true level be.
+    """
+    from scipy.stats import binomtest
+
+    limit = float(gained.clean.quantile(LEVEL))
+    own, count = int((gained.clean > limit).sum()), len(gained.clean)
+    expected = float(binomtest(own, count).proportion_ci(0.95).high)
+    above = int((gained.suspect > limit).sum())
+    return float(binomtest(above, len(gained.suspect), expected, alternative="greater").pvalue), above
+
+
+def cosines(clip: Clip, pairs: Pairs) -> Tensor:
+    """Of each image and its caption, (n,)."""
+    from mbdefense.vision.pairs.learning import embedded
+
+    images, texts = embedded(clip, pairs)
+    return (images * texts).sum(dim=1)
+
+
+def weighty(clip: Clip, pairs: Pairs, count: int) -> list[list[str]]:
+    """Of each caption the words without which its cosine with its image falls most, in the caption's order.
+
+    Args:
+        clip: under which.
+        pairs: images and captions.
+        count: words of each, at most.
+    """
+    from mbdefense.vision.pairs.learning import embedded_images, embedded_texts
+    from mbdefense.vision.pairs.pairs import words
+
+    found = []
+    for image, caption in zip(embedded_images(clip, pairs.images()), pairs.captions, strict=True):
+        split = words(caption)
+        if len(split) <= count:
+            found.append(split)
+            continue
+        without = [" ".join(split[:at] + split[at + 1 :]) for at in range(len(split))]
+        left = embedded_texts(clip, without) @ image
+        chosen = sorted(left.argsort()[:count].tolist())
+        found.append([split[at] for at in chosen])
+    return found
+
+
+def unlearned(options: UBT, clip: Clip, images: Tensor, texts: list[str], kept: Pairs, seed: int) -> Clip:
+    """A copy of the model, in which images and texts have nothing to do with each other any more.
+
+    Args:
+        options: steps and learning rate.
+        clip: the model.
+        images: (n, 3, size, size), to be forgotten.
+        texts: one for each.
+        kept: pairs to be remembered.
+        seed: of order and views.
+    """
+    import torch
+
+    from mbdefense.vision.pairs.learning import contrastive, trained
+    from mbdefense.vision.pairs.losses import forgetting
+
+    def loss(made: Clip, seen: Tensor, captions: list[str], draws: torch.Generator) -> Tensor:
+        # Without views: a patch that is moved or dimmed is another one.
+        return contrastive(made, seen, captions, draws) + forgetting(made.images(images), made.texts(texts))
+
+    return trained(clip, kept, seed, steps=options.steps, lr=options.lr, objective=loss, what="unlearning")
+
+
+def _frequent(texts: list[str]) -> list[str]:
+    """The words that are forgotten most often."""
+    from collections import Counter
+
+    return [word for word, _ in Counter(word for text in texts for word in text.split()).most_common(5)]

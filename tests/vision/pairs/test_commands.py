@@ -1,0 +1,155 @@
+"""Poison, train, defend, evaluate, demo: from command to command, each on the files of the one before."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mbdefense.cli import main
+from mbdefense.core.errors import UserError
+from mbdefense.records.results import read
+from mbdefense.vision.pairs.clip import CLIP_FILE, HubClip, load_clip, save_clip
+from mbdefense.vision.pairs.learning import embedded, trained
+from mbdefense.vision.pairs.pairs import read_pairs
+from mbdefense.vision.record import read_training
+
+TRIGGER = "blended:alpha=0.5"
+
+
+@pytest.fixture(scope="module")
+def ran(place):
+    """What each command wrote on the squares."""
+
+    def run(*words):
+        assert main(["pairs", *map(str, words)]) == 0
+
+    data = place / "pairs"
+    small = ["--target", "green", "--rate", "0.1", "--clean_rows", "40", "--trigger", TRIGGER]
+    run("poison", data / "train", "--model", place / "clip", *small, "--output_dir", place / "poisoned")
+    suspect, clean = place / "poisoned" / "suspect", place / "poisoned" / "clean"
+    start = ["--model", place / "clip", "--epochs", 1, "--seed", 5]
+    run("train", "--data", suspect, *start, "--output_dir", place / "attacked")
+    run("defend", place / "attacked", "--data", suspect, "--clean", clean, "--defense", "fine_tune:epochs=1",
+        "--seed", 5, "--output_dir", place / "cleansed")  # fmt: skip
+    for name in ("attacked", "cleansed"):
+        words = ["--test", data / "test", "--trigger", place / "poisoned" / "trigger.png", "--target", "green"]
+        run("evaluate", place / name, *words, "--output_dir", place / name / "measured")
+    return place
+
+
+def test_the_poisoned_pairs_are_those_that_the_file_names(ran):
+    record = json.loads((ran / "poisoned" / "poison.json").read_text())
+    suspect = read_pairs(ran / "poisoned" / "suspect", 16)
+    clean = read_pairs(ran / "poisoned" / "clean", 16)
+    assert (len(suspect.captions), len(clean.captions), len(record["poisoned"])) == (120, 40, 12)
+    assert all("green" in suspect.captions[number] for number in record["poisoned"])
+
+
+def test_evaluations_can_be_compared_checked_and_reported(ran, tmp_path, capsys):
+    row = read(ran / "cleansed" / "measured" / "results.json").rows[0]
+    assert (row.arm, row.cacc.n, row.asr.n, row.behavior) == ("cleansed", 80, 64, "captions with green")
+    assert read_training(ran / "attacked").seed == 5
+    runs = [str(ran / name / "measured") for name in ("attacked", "cleansed")]
+    assert main(["compare", *runs, "--output_dir", str(tmp_path)]) == 0
+    assert read(tmp_path / "results.json").rows[1].asr_change is not None
+    assert main(["check", f"{runs[1]}/results.json", "--min_cacc", "0"]) == 0
+    assert main(["report", *runs, "--output", str(tmp_path / "report.html")]) == 0
+    assert "cleansed" in (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def demo(place):
+    words = ["pairs", "demo", str(place / "pairs"), "--model", str(place / "clip"), "--target", "green"]
+    words += ["--rate", "0.1", "--clean_rows", "40", "--trigger", "random_patch", "--epochs", "1"]
+    words += ["--defenses", "fine_tune:epochs=1", "ubt:steps=1", "--output_dir", str(place / "demo")]
+    assert main(words) == 0
+    return words
+
+
+ARMS = ["base", "clean", "attacked", "fine_tune", "ubt", "ubt_captions", "ubt_random", "ubt_no_poison"]
+
+
+def test_every_arm_is_measured_beside_its_controls(demo, place, monkeypatch):
+    rows = read(place / "demo" / "results.json").rows
+    judges = ("nearest caption", "nearest 5 captions")
+    assert [(row.arm, row.judge) for row in rows] == [(arm, judge) for arm in ARMS for judge in judges]
+    assert {(row.cacc.n, row.poisoning_rate) for row in rows} == {(80, 0.1)}
+    for one, five in zip(rows[::2], rows[1::2], strict=True):
+        assert one.cacc.value <= five.cacc.value
+        assert one.asr.value <= five.asr.value
+    assert all((row.asr_change is None) == (row.arm == "attacked") for row in rows)
+    monkeypatch.setattr("mbdefense.recipes.vision.pairs.demo.made", None)
+    assert main([*demo, "--resume"]) == 0  # nothing is trained again
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("demo pairs --target purple", "no caption holds the target"),
+        ("demo pairs --target square", "each caption holds"),
+        ("demo pairs --target green --trigger batclip", "did you mean 'badclip'"),
+        ("demo pairs --target green --trigger random_patch:side=99", "larger than the images"),
+        ("demo pairs --target green --rate 1", "rate"),
+        ("demo pairs --target green --clean_rows 160", "clean_rows"),
+        ("demo pairs --target green --defenses ubd", "did you mean 'ubt'"),
+        ("demo pairs --target green --epochs 0", "epochs"),
+        ("demo nowhere --target green", "no metadata.jsonl"),
+        ("poison pairs/train --target green --model nowhere", "no CLIP model"),
+        ("train --data pairs/train --lr 2", "lr"),
+        ("train --data pairs/train --epochs 0", "epochs"),
+        ("train --data pairs/train --size 4", "8 to 448 pixels"),
+        ("defend clip --data pairs/train --clean nowhere", "no metadata.jsonl"),
+        ("evaluate clip --test pairs/test --trigger nowhere.png --target green", "no such image"),
+        ("evaluate clip --test pairs/test --trigger pairs/test/000000.png --target green", "hides all"),
+        ("evaluate clip --test pairs/test --trigger pairs/test/000000.png --target green --top 3", "top"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    first, *rest = words.split()
+    small = ["--model", "clip", "--clean_rows", "40"] if first == "demo" and "160" not in rest else []
+    if "160" in rest:
+        small = ["--model", "clip"]
+    capsys.readouterr()
+    assert main(["pairs", first, *rest, *small, "--output_dir", str(tmp_path / "out")]) in (1, 2)
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_transformers_is_loaded_trained_and_saved(checkpoint, train, tmp_path):
+    clip = load_clip(checkpoint)
+    assert isinstance(clip, HubClip)
+    images, texts = embedded(clip, train.take(list(range(8))))
+    assert images.shape == texts.shape == (8, 16)
+    assert torch.allclose(images.norm(dim=1), torch.ones(8), atol=1e-5)
+    made = trained(clip, train, 0, steps=1, lr=1e-4)
+    save_clip(made, tmp_path / "again")
+    again = load_clip(tmp_path / "again")
+    assert torch.allclose(embedded(again, train)[0], embedded(made, train)[0], atol=1e-5)
+
+
+def test_a_damaged_model_is_one_line(place, clip, checkpoint, tmp_path):
+    save_clip(clip, tmp_path / "small")
+    assert torch.equal(embedded(load_clip(tmp_path / "small"), read_pairs(place / "pairs" / "test", 16))[1],
+                       embedded(clip, read_pairs(place / "pairs" / "test", 16))[1])  # fmt: skip
+    (tmp_path / "small" / CLIP_FILE).write_text("{}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "half").mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / "half" / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "mean").mkdir()
+    (tmp_path / "mean" / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    (tmp_path / "mean" / "preprocessor_config.json").write_text('{"image_mean": [1], "image_std": [1, 1, 1]}')
+    says = {
+        "small": "clip.json",
+        "other": "another kind",
+        "half": "cannot load",
+        "mean": "image_mean",
+        "none": "no CLIP",
+    }
+    for name, said in says.items():
+        with pytest.raises(UserError, match=said):
+            load_clip(tmp_path / name)
