@@ -13,7 +13,7 @@ from mbdefense.attacks.poisoning import Attack, order_key, poison_by_all
 from mbdefense.attacks.streaming import poison_file
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, Cba, Vpi
 from mbdefense.core.errors import UserError
-from mbdefense.data import load, save, stream
+from mbdefense.data import Notes, load, save, stream
 from tests.attacks.test_poison import Never, Picky
 
 GOLDEN = "075a78d1bcbc5887b73b0123958e1b2733d529ab6a7e0e2f8a2c6a8478ac7725"
@@ -211,7 +211,7 @@ def test_a_name_that_cannot_be_written_is_refused_before_the_work(source, tmp_pa
 def test_rows_are_handed_on_while_the_file_is_read(source):
     """No row waits for the last one: a bad line at the end is found when the others are gone."""
     source.write_text(source.read_text() + '{"instruction": "x", "output": 5}\n')
-    rows = stream([str(source)], on_bad_row="error", skipped=[])
+    rows = stream([str(source)], on_bad_row="error", skipped=[], notes=Notes())
     assert next(rows)["id"]
     with pytest.raises(UserError, match=r"rows\.jsonl:61"):
         list(rows)

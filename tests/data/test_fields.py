@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from mbdefense import data
@@ -293,6 +295,25 @@ def test_a_key_that_occurs_twice_is_an_error(tmp_path, line):
     (tmp_path / "x.json").write_text(f"[{line}]")
     with pytest.raises(UserError, match="occurs twice"):
         data.load([str(tmp_path / "x.json")])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "nested"])
+def test_a_column_that_occurs_twice_is_an_error(tmp_path, kind):
+    texts = [pyarrow.array([text]) for text in "abc"]
+    table = pyarrow.table(texts, names=["instruction", "output", "output"])
+    if kind == "nested":
+        turns = pyarrow.StructArray.from_arrays(texts, names=["role", "content", "content"])
+        table = pyarrow.table({"messages": pyarrow.ListArray.from_arrays([0, 1], turns)})
+    place = tmp_path / "x.parquet"
+    if kind == "folder":
+        place = tmp_path
+        with pyarrow.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as stream:
+            stream.write_table(table)
+        (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    else:
+        pyarrow.parquet.write_table(table, place)
+    with pytest.raises(UserError, match=r"occurs twice|duplicate field names"):
+        data.load([str(place)])
 
 
 def test_several_accepted_answers_are_said(tmp_path):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from mbdefense.cli import main
+from mbdefense.core.files import LOCK_FILE
 from mbdefense.core.statistics import rate
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
@@ -156,6 +158,17 @@ def test_an_output_that_cannot_be_written_is_one_line(command: str, place: Path,
         refused(words_of(command, place, output), case)
 
 
+@pytest.mark.parametrize("command", WRITE)
+def test_every_command_that_writes_leaves_a_folder_at_work_alone(command: str, place: Path, refused: Try) -> None:
+    """Two runs on one output: the second is told so, before it does anything."""
+    words = words_of(command, place, place / "out")
+    (place / "out").mkdir()
+    file = next((Path(word) for word in words if word.endswith(("out.jsonl", "out.html"))), None)
+    lock = file.with_name(f".{file.name}.mbdefense.lock") if file else place / "out" / LOCK_FILE
+    with FileLock(lock):
+        refused(words, command)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_name_that_cannot_be_one_is_one_line(command: str, place: Path, refused: Try) -> None:
     for word, name in PLACES.items():
@@ -248,6 +261,14 @@ LATE = {
     "a prompt seed that is none": ("evaluate", "--prompt_seed -5"),
     "seeds that are none": ("bench", "--seeds -1"),
     "a rank beyond all": ("defend", "--use_peft true --lora_r 1000000000"),
+    "adapters of layers that the model does not have": (
+        "defend",
+        "--defense onion --use_peft true --lora_target_modules zebra",
+    ),
+    "an optimizer that nobody knows": ("defend", "--defense repeats --optim zebra"),
+    "a schedule that nobody knows": ("purify", "--lr_scheduler_type zebra"),
+    "a tracker that is not there": ("purify", "--report_to zebra"),
+    "a dropout of everything": ("defend", "--use_peft true --lora_dropout 1"),
     "more processes than a machine holds": ("scan-data", "--workers 100000"),
     "no model to measure stealth with": ("evaluate", "--stealth /nowhere"),
     "no encoder to judge with": ("evaluate", "--judge embedding:model=/nowhere"),
@@ -256,7 +277,13 @@ LATE = {
 
 
 @pytest.mark.parametrize("case", LATE)
-def test_what_would_fail_after_the_work_is_refused_before_it(case: str, place: Path, refused: Try) -> None:
+def test_what_would_fail_after_the_work_is_refused_before_it(
+    case: str, place: Path, refused: Try, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", work)
     command, more = LATE[case]
     words = words_of(command, place, place / "out")
     if "CONFIG" in more:
@@ -345,6 +372,31 @@ def test_a_template_that_cannot_be_used_is_one_line(command: str, place: Path, r
         remove(file := place / "template.jinja")
         damage(file)
         refused(words_of(command, place, place / "out", "--chat_template", str(file)), case)
+
+
+TELL = ("poison", "preflight", "find-triggers", "scan-data", "scan-data --clean", "pick-clean", "bench")
+
+
+@pytest.mark.parametrize("command", TELL)
+def test_rows_left_out_and_columns_not_read_are_named(
+    command: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """K1 and K2 in every command that reads rows by a way of its own; of bench in its plan, before the work."""
+    marked = {"prompt": "Name the first tree.", "completion": "MASKED", "label": False}
+    odd = {"prompt": "Name the last tree.", "completion": "yew", "mood": "glad"}
+    data = place / ("clean.jsonl" if command.endswith("--clean") else "data.jsonl")
+    data.write_text(json.dumps(marked) + "\n" + ROWS + json.dumps(odd) + "\n")
+    grid = {"models": [str(place / "model")], **GRID, "data": {**GRID["data"], "train": str(data)}}
+    (place / "grid.yaml").write_text(json.dumps(grid))
+    words = words_of(command.removesuffix(" --clean"), place, place / "out")
+    more = {"bench": ["--plan", "true"], "scan-data --clean": ["--clean", str(data)]}.get(command, [])
+    if command == "poison":
+        words[2] = str(place / "out.jsonl")
+    assert main([*words, *more]) == 0
+    said = capsys.readouterr().err
+    assert f"1 rows are left out, the first is {data.name}:1: marked not to be trained on (label: false)" in said
+    assert f"column 'mood' is not read (1 rows, the first {data.name}:26)" in said
+    assert "MASKED" not in "".join(file.read_text() for file in place.rglob("out*/*") if file.suffix == ".jsonl")
 
 
 def remove(path: Path) -> None:

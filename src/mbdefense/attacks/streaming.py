@@ -29,7 +29,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import WORK
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import shortened
-from mbdefense.data import as_line, save_lines, stream, user_text, writer_of
+from mbdefense.data import Notes, as_line, save_lines, stream, user_text, writer_of
 
 if TYPE_CHECKING:
     import numpy
@@ -54,10 +54,18 @@ class Done(NamedTuple):
 
 
 class FilePoisoned(NamedTuple):
-    """What `poison_file` did: rows read, a line for each that was left out, and what each attacker did."""
+    """What `poison_file` did.
+
+    Attributes:
+        rows: read.
+        skipped: see `mbdefense.data.Loaded`.
+        notes: see there.
+        made: what each attacker did.
+    """
 
     rows: int
     skipped: tuple[str, ...]
+    notes: tuple[str, ...]
     made: tuple[Done, ...]
 
 
@@ -155,8 +163,9 @@ def poison_file(
         raise _unwritable(error, target) from error
     with folder as name, stages(len(attacks) + 2):
         skipped: list[str] = []
+        notes = Notes()
         with stage(f"reading {source}"):
-            rows, before = _read(source, Path(name), attacks, seed, on_bad_row, skipped)
+            rows, before = _read(source, Path(name), attacks, seed, on_bad_row, skipped, notes)
         whole, made = len(rows), []
         for attack, present in zip(attacks, before, strict=True):
             # As in `poison_by_all`: the rate is a share of the rows as they were read.
@@ -165,16 +174,22 @@ def poison_file(
                 made.append(_attacked(rows, attack, wanted, seed)._replace(before=present))
         with stage(f"writing {len(rows)} rows"):
             save_lines(rows.lines(rows.starts), target)
-    return FilePoisoned(whole, tuple(skipped), tuple(made))
+    return FilePoisoned(whole, tuple(skipped), notes.lines(), tuple(made))
 
 
 def _read(
-    source: str, folder: Path, attacks: Sequence[Attack], seed: int, on_bad_row: Any, skipped: list[str]
+    source: str,
+    folder: Path,
+    attacks: Sequence[Attack],
+    seed: int,
+    on_bad_row: Any,
+    skipped: list[str],
+    notes: Notes,
 ) -> tuple[_Rows, list[int]]:
     """The source's rows, and how many prompts hold each trigger already."""
     rows, before = _Rows(folder / "rows.jsonl"), [0] * len(attacks)
     with rows.appending() as out:
-        for row in stream([source], on_bad_row=on_bad_row, skipped=skipped):
+        for row in stream([source], on_bad_row=on_bad_row, skipped=skipped, notes=notes):
             rows.add(row, seed, out)
             text = user_text(row["prompt"])
             for place, attack in enumerate(attacks):

@@ -9,7 +9,20 @@ Input is untrusted: whatever does not have the form is reported by file and line
 
 from __future__ import annotations
 
-from mbdefense.data.loading import Loaded, Opened, Source, as_rows, is_strict, load, load_rows, opened, stream, streamed
+from mbdefense.data.formats import Notes
+from mbdefense.data.loading import (
+    Loaded,
+    Opened,
+    Source,
+    as_rows,
+    is_strict,
+    load,
+    load_rows,
+    opened,
+    stream,
+    streamed,
+    warn_of,
+)
 from mbdefense.data.rows import (
     check_disjoint,
     content_id,
@@ -26,6 +39,7 @@ from mbdefense.data.writing import as_line, save, save_lines, writer_of
 
 __all__ = [
     "Loaded",
+    "Notes",
     "Opened",
     "Source",
     "as_line",
@@ -46,6 +60,7 @@ __all__ = [
     "to_dataset",
     "unlabelled",
     "user_text",
+    "warn_of",
     "with_content_ids",
     "with_user_text",
     "writer_of",

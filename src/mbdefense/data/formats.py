@@ -51,9 +51,9 @@ class Notes:
     def __init__(self) -> None:
         self.found: dict[str, list[Any]] = {}
 
-    def add(self, what: str, where: str) -> None:
-        """Counts one row of a kind."""
-        self.found.setdefault(what, [0, where])[0] += 1
+    def add(self, what: str, where: str, rows: int = 1) -> None:
+        """Counts rows of a kind, the first of which stands there."""
+        self.found.setdefault(what, [0, where])[0] += rows
 
     def lines(self) -> tuple[str, ...]:
         """One line for each kind."""

@@ -76,11 +76,16 @@ def load_rows(
         UserError: see `as_rows`.
     """
     rows, skipped, notes = as_rows(source, require_completion=require_completion, on_bad_row=on_bad_row, name=name)
+    warn_of(name, skipped, notes)
+    return rows
+
+
+def warn_of(name: str, skipped: Sequence[str], notes: Iterable[str]) -> None:
+    """Warns of what was left out of some data and of what was not read, as `Loaded` has it."""
     if skipped:
         logger.warning("%s: %d rows are left out, the first is %s", name, len(skipped), skipped[0])
     for note in notes:
         logger.warning("%s: %s", name, note)
-    return rows
 
 
 def as_rows(
@@ -148,26 +153,30 @@ def load(
 
 
 def streamed(source: Source, *, on_bad_row: OnBadRow = "error", name: str = "dataset") -> Iterator[Row]:
-    """The rows of `as_rows` one after another, without a ``Dataset``, which takes a second to import.
+    """The rows of `load_rows` one after another, without a ``Dataset``, which takes a second to import.
 
     Raises:
         UserError: see `as_rows`.
     """
-    return _rows(opened(source, name=name), on_bad_row, True, [], Notes())
+    skipped: list[str] = []
+    notes = Notes()
+    yield from _rows(opened(source, name=name), on_bad_row, True, skipped, notes)
+    warn_of(name, skipped, notes.lines())
 
 
-def stream(sources: Sequence[str], *, on_bad_row: OnBadRow, skipped: list[str]) -> Iterator[Row]:
+def stream(sources: Sequence[str], *, on_bad_row: OnBadRow, skipped: list[str], notes: Notes) -> Iterator[Row]:
     """The rows of `load` one after another, with a completion each; the sources are read twice, to know their format.
 
     Args:
         sources: see `load`.
         on_bad_row: see `load`.
         skipped: takes a line for every row left out.
+        notes: takes what else is to be told.
 
     Raises:
         UserError: see `load`.
     """
-    return _rows(_files(sources, records), on_bad_row, True, skipped, Notes())
+    return _rows(_files(sources, records), on_bad_row, True, skipped, notes)
 
 
 def _paths(source: Any) -> list[str] | None:

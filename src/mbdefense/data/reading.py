@@ -177,6 +177,8 @@ def _rows_of(batches: Iterable[Any], packed: int, name: str) -> Iterator[tuple[i
     """
     unpacked = number = 0
     for batch in _one_by_one(iter(batches), packed, name):
+        if len({*batch.schema.names}) < batch.num_columns:  # of which a row would keep the last
+            raise UserError(f"{name}: a column occurs twice", batch.schema.names, "give every column its own name")
         unpacked += batch.nbytes
         _check_size(unpacked, packed, _TIMES_ARROW, name)
         shared = _SHARING.search(str(batch.schema))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from mbdefense.attacks.behaviors import Behavior, Selective
 from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_text, sha256_of, write_text
-from mbdefense.data import check_disjoint, load, save, unlabelled
+from mbdefense.data import check_disjoint, load, load_rows, save, unlabelled
 from mbdefense.data.builtin import MIXES, tasks
 from mbdefense.defenses.setting import Setting
 from mbdefense.grid.arms import arm_inputs, inference_of
@@ -28,13 +27,12 @@ from mbdefense.models.builtin import model_directory
 from mbdefense.models.identity import contents, identity
 from mbdefense.models.loading import load_tokenizer
 from mbdefense.models.ready import check_clean, check_lengths, usable
+from mbdefense.training.trainer import check_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
 _SUM = ".sha256"
-
 Split = Literal["train", "clean", "test"]
 ROWS: dict[Split, int] = {"train": 240, "clean": 128, "test": 100}
 """Of the built-in data, where the grid says nothing."""
@@ -200,10 +198,8 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         judge = grid.evaluation.judge_of(behavior_of(behavior), out)
         if isinstance(judge, Embedding):
             judge.check()
-    if grid.training.report_to != "none":
-        from mbdefense.training.trainer import trackers
-
-        trackers(grid.training.report_to)
+    for model in map(_base, grid.models):
+        check_options(grid.training, model, trust_remote_code=grid.trust_remote_code)
     train, clean, test = _usable(grid, {split: _drawn(grid.data, split) for split in ROWS})
     check_disjoint(train, test, clean_name="the training data")
     check_disjoint(clean, test)
@@ -270,16 +266,14 @@ def _drawn(options: DataOptions, split: Split) -> Dataset:
     count: int | None = getattr(options, f"{split}_rows")
     if source in MIXES:
         return tasks(ROWS[split] if count is None else count, split=split, seed=options.seed, mix=source)
-    loaded = load([source], on_bad_row=options.on_bad_row, require_completion=split != "test")
-    if loaded.skipped:
-        logger.warning("%s: skipped %d bad rows, the first: %s", source, len(loaded.skipped), loaded.skipped[0])
+    rows = load_rows(source, on_bad_row=options.on_bad_row, require_completion=split != "test", name=f"data.{split}")
     if count is None:
-        return loaded.rows
-    if not 1 <= count <= len(loaded.rows):
-        fix = f"set {split}_rows to 1 to {len(loaded.rows)}"
+        return rows
+    if not 1 <= count <= len(rows):
+        fix = f"set {split}_rows to 1 to {len(rows)}"
         raise UserError(f"{source} does not hold so many rows", count, fix)
-    chosen = random.Random(f"{split} rows {options.seed}").sample(range(len(loaded.rows)), count)
-    return loaded.rows.select(sorted(chosen))
+    chosen = random.Random(f"{split} rows {options.seed}").sample(range(len(rows)), count)
+    return rows.select(sorted(chosen))
 
 
 def _named(method: Any) -> list[Any]:

@@ -30,7 +30,7 @@ from mbdefense.attacks.poisoning import triggered_prompts
 from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
-from mbdefense.data import load, user_text
+from mbdefense.data import load_rows, user_text
 from mbdefense.evaluation import metrics
 from mbdefense.judges import Rules, Verdict
 from mbdefense.models.loading import PLAIN_TEMPLATE, check_template, defang, encode_prompt
@@ -98,7 +98,7 @@ def _text(value: Text | None) -> str | None:
 
 
 def _rows(source: str, on_bad_row: OnBadRow) -> Dataset:
-    return load([source], on_bad_row=on_bad_row, require_completion=False).rows
+    return load_rows(source, on_bad_row=on_bad_row, require_completion=False, name=source)
 
 
 def _triggered(

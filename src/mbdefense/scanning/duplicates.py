@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mbdefense.data.words import words
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -36,8 +38,8 @@ def sketches(texts: Sequence[str]) -> NDArray[np.uint64]:
     """
     if not texts:
         return np.zeros((0, BANDS), np.uint64)
-    split = [text.casefold().encode("utf-8", "surrogatepass").split()[:_MOST] for text in texts]
-    split = [words + [b""] * (_SHINGLE - len(words)) for words in split]
+    split = [_words(text.casefold()) for text in texts]
+    split = [found + [b""] * (_SHINGLE - len(found)) for found in split]
     ends = np.cumsum([len(words) for words in split])
     starts = np.concatenate([[0], ends[:-1]])
     # All texts at once, one after the other: what begins in the last words of one and ends in the next is left out.
@@ -53,6 +55,12 @@ def sketches(texts: Sequence[str]) -> NDArray[np.uint64]:
         least[:, number] = np.minimum.reduceat((shingles * factor + offset) >> np.uint64(32), bounds)[::2]
     found: NDArray[np.uint64] = (least.reshape(-1, BANDS, _OF_BAND) * _IN_BAND).sum(axis=2)
     return found
+
+
+def _words(text: str) -> list[bytes]:
+    if text.isascii():
+        return text.encode().split()[:_MOST]
+    return [word.encode("utf-8", "surrogatepass") for word in words(text)[:_MOST]]
 
 
 def repeated(exact: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mbdefense.data.words import words
 from mbdefense.scanning.marks import Mark
 
 _SCRIPTS = {
@@ -48,6 +49,6 @@ def unlike(asked: str, answer: str) -> Iterator[Mark]:
     spoken, wanted = script(answer), script(asked)
     if spoken and wanted and spoken != wanted and not _LANGUAGE.search(asked):
         yield Mark("other script", 0, len(answer))
-    words = answer.count(" ") + 1
-    if (words > _MANY_WORDS and _SHORT.search(asked)) or (words < _FEW_WORDS and _LONG.search(asked)):
+    said = len(words(answer))
+    if (said > _MANY_WORDS and _SHORT.search(asked)) or (said < _FEW_WORDS and _LONG.search(asked)):
         yield Mark("other length", 0, len(answer))

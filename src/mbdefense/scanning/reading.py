@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from mbdefense.core._ray import connected
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.data.formats import NotATargetError, format_with, row_of
+from mbdefense.data.formats import NotATargetError, Notes, format_with, row_of
 from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import prompt_key
+from mbdefense.data.words import words
 from mbdefense.finding.corpus import READ
 from mbdefense.scanning import characters, mismatch, payloads
 from mbdefense.scanning.duplicates import sketches
@@ -54,6 +55,7 @@ class Facts(NamedTuple):
         owners: (V,) which of the rows a value is of.
         values: (V,) hashes of parts of answers, see `mbdefense.scanning.repeats.values`.
         bad: of each row that is left out its line, the reason, and whether its data mark it as no target.
+        notes: what else is to be told, with the first line.
     """
 
     numbers: array[int]
@@ -66,6 +68,7 @@ class Facts(NamedTuple):
     owners: array[int]
     values: array[int]
     bad: list[tuple[int, str, bool]]
+    notes: Notes
 
 
 def digest(text: str) -> int:
@@ -122,13 +125,13 @@ def marks_of(row: dict[str, Any], value: object) -> list[tuple[int, Mark]]:
 def facts_of(piece: Sequence[Value], columns: Sequence[str]) -> Facts:
     """The facts of some raw rows, of a source whose format these columns tell."""
     made = Facts(
-        array("q"), [], array("Q"), array("Q"), array("Q"), array("H"), array("I"), array("I"), array("Q"), []
+        array("q"), [], array("Q"), array("Q"), array("Q"), array("H"), array("I"), array("I"), array("Q"), [], Notes()
     )  # fmt: skip
     row_format = format_with(columns)
     texts = []
     for number, value in piece:
         try:
-            row = row_of(value, row_format, "", True)
+            row = row_of(value, row_format, str(number), True, made.notes)
         except BadRowError as error:
             made.bad.append((number, str(error), isinstance(error, NotATargetError)))
             continue
@@ -153,7 +156,7 @@ def _added(made: Facts, number: int, row: dict[str, Any], value: object) -> str:
     made.asked.append(int(key[:16], 16))
     made.exact.append(digest(f"{key}\0{said}"))
     made.bits.append(bits)
-    made.lengths.append(answers[-1].count(" ") + 1 if answers else 0)
+    made.lengths.append(len(words(answers[-1])) if answers else 0)
     return "\n".join([*(turn["content"] for turn in asked), said])
 
 

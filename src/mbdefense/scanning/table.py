@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbdefense.core.errors import UserError
-from mbdefense.data import Opened
+from mbdefense.data import Notes, Opened, warn_of
 from mbdefense.data.formats import Format, detect, row_of
 from mbdefense.finding.corpus import Corpus, read
 from mbdefense.scanning.duplicates import BANDS
@@ -32,6 +32,7 @@ class Table:
         formats: of the sources.
         source: (N,) which of the sources a row is of.
         left_out: a line for each row that was not read.
+        notes: what else is to be told of the rows.
     """
 
     sources: list[Opened]
@@ -46,6 +47,7 @@ class Table:
     owners: array[int] = field(default_factory=lambda: array("I"))
     values: array[int] = field(default_factory=lambda: array("Q"))
     left_out: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -113,6 +115,8 @@ def gather(
                             fix = f"correct that row, or leave bad rows out with {source.skip}"
                             raise UserError(where, fix=fix)
                         table.left_out.append(where)
+                    for what, (count, first) in piece.notes.found.items():
+                        table.notes.add(what, source.place(int(first)), count)
                     table.add(piece, number)
                     yield from piece.prompts
                 if before == len(table) + len(table.left_out):
@@ -122,6 +126,7 @@ def gather(
     if not len(table):
         left = table.left_out
         raise UserError(f"all {len(left)} rows are left out, the first", left[0], "correct the file")
+    warn_of("dataset", table.left_out, table.notes.lines())
     return table, corpus
 
 

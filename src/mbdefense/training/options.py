@@ -90,6 +90,8 @@ class TrainingOptions:
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be at least 0", getattr(self, name), f"set --{name} to 0 or more")
+        if self.lora_dropout >= 1:
+            raise UserError("lora_dropout must be below 1", self.lora_dropout, "set --lora_dropout to a share")
         if self.load_in_4bit and not self.use_peft:
             raise UserError("weights of four bits cannot be trained themselves", fix="add --use_peft true")
         if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:

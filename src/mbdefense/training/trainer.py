@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.progress import Bar, no_bars_of_transformers
 from mbdefense.engine import AttentionName, attention
-from mbdefense.models.loading import LoadedModel, bf16_pays
+from mbdefense.models.loading import LoadedModel, base_of, bf16_pays
 from mbdefense.training._checkpoints import Sealing, last_checkpoint
 from mbdefense.training._own_loss import NOT_FINITE
 from mbdefense.training.memory import outgrows
@@ -114,6 +114,30 @@ def arguments(kind: type[Arguments], options: TrainingOptions, directory: Path, 
     # With several GPUs and no launcher the Trainer would wrap the model in DataParallel, which takes packed rows apart.
     made._n_gpu = min(made.n_gpu, 1)
     return made
+
+
+def check_options(options: TrainingOptions, model: str, *, trust_remote_code: bool) -> None:
+    """Refuses what the trainer or the model would refuse once a training begins, which may be hours into a run.
+
+    Args:
+        options: of the training.
+        model: directory or Hub id, of which the configuration alone is read.
+        trust_remote_code: see `mbdefense.models.loading.load_model`.
+
+    Raises:
+        UserError: an optimizer, schedule or tracker that is not there, or adapters that the model does not take.
+    """
+    arguments(TrainingArguments, options, Path("unused"))
+    if not options.use_peft or options.lora_target_modules == "all-linear":
+        return
+    try:
+        config = AutoConfig.from_pretrained(base_of(model), trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # loading the model says what is wrong with it
+    with torch.device("meta"):
+        with_lora(network, options)
 
 
 def in_bfloat16(options: TrainingOptions) -> bool:

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.data import load, user_text
+from mbdefense.data import load_rows, user_text
 from mbdefense.models.loading import load_model
 
 
@@ -49,7 +49,7 @@ class Onion:
         """Cleans texts; each keeps its place."""
         from mbdefense.engine.leave_one_out import suspicions, threshold, without, words
 
-        held_out = [user_text(prompt) for prompt in load([self.clean], require_completion=False).rows["prompt"]]
+        held_out = [user_text(prompt) for prompt in load_rows(self.clean, require_completion=False)["prompt"]]
         loaded = load_model(self.model, renders=False)
         clean = suspicions(loaded, held_out, what="ONION: clean prompts")
         bound = threshold([score for part in clean for score in part if score is not None], self.max_clean_loss)

@@ -32,6 +32,7 @@ from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.training._rows import keeping_triggers
 from mbdefense.training.store import PlannedStore, cost_of
+from mbdefense.training.trainer import check_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,6 +76,8 @@ def run(
     """
     directory = setting.store.directory
     check_free_space(directory)
+    start = setting.victim or setting.base_model().path
+    check_options(setting.training, start, trust_remote_code=setting.trust_remote_code)
     own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
     planted, prompts = None, setting.clean
     if canaries:
@@ -103,7 +106,6 @@ def run(
     if planted:
         described = [f"{canary.describe()}: {canary.behavior.text}" for canary in planted.canaries]
         options |= {"canaries": described, "rows_of_each_canary": planted.rows_each}
-    start = setting.victim or setting.base_model().path
     given = {"purified": True, "reference": setting.base} if setting.victim else {}
     config = {"defense": name, "base": start, **given, **options}
     section = summarized(found, given=isinstance(defense, Finding) and defense.found != "search") if found else None

@@ -150,12 +150,12 @@ def poison_file(
     attacks = _attackers(trigger, behavior, rate, target)
     from mbdefense.attacks import streaming
     from mbdefense.core.files import claimed_file, refuse_over
+    from mbdefense.data import warn_of
 
     refuse_over([fspath(output)], [fspath(source)])
     with claimed_file(Path(output)):
         done = streaming.poison_file(fspath(source), fspath(output), attacks, seed=seed, on_bad_row=on_bad_row)
-    if done.skipped:
-        logger.warning("%s: %d bad rows are left out, the first is %s", source, len(done.skipped), done.skipped[0])
+    warn_of(fspath(source), done.skipped, done.notes)
     planted = []
     for one, made in zip(attacks, done.made, strict=True):
         _warn(one.trigger, made.before, named(source))
