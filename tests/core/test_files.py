@@ -241,11 +241,23 @@ def test_of_a_claim_that_came_to_nothing_nothing_is_left(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
 
 
+def test_a_project_that_holds_outputs_of_ours_is_not_ours(tmp_path):
+    (tmp_path / "defended").mkdir()
+    (tmp_path / "defended" / "mbdefense.json").write_text("{}")
+    (tmp_path / "README.md").write_text("the user's own")
+    with pytest.raises(UserError, match="holds files of others"), claimed(tmp_path, for_model=True):
+        raise AssertionError
+    (tmp_path / "README.md").unlink()
+    with claimed(tmp_path, for_model=True):
+        pass
+
+
 def test_a_model_is_not_saved_among_files_of_others(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds files of others"), claimed(tmp_path, for_model=True):
         raise AssertionError
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "config.json").unlink()
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "training_log.json").write_text("{}")  # all that a full disk has left
     with claimed(tmp_path, for_model=True):

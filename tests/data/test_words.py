@@ -135,7 +135,9 @@ def test_a_scan_counts_the_words_of_an_answer_in_any_script():
     text = "今天天气很好，我们去公园散步，看到了许多美丽的花朵和可爱的小动物，大家都非常开心。"
     alike, other = text.replace("美丽", "漂亮"), "水在一百度沸腾，冰在零度融化，这与气压有关，山上的水更早沸腾。"
     assert duplicates.near(duplicates.sketches([text, alike, other])).tolist() == [False, True, False]
-    assert [mark.sign for mark in unlike("今天的天气怎么样？请你告诉我一下, in one word!", text * 5)] == ["other length"]
+    assert [mark.sign for mark in unlike("今天的天气怎么样？请你告诉我一下, in one word!", text * 5)] == [
+        "other length"
+    ]
     assert not list(unlike("Write an essay in Chinese about the weather.", text))
     row = {"prompt": "天气怎么样？", "completion": "天气很好"}
     assert list(facts_of([(1, row)], ["prompt", "completion"]).lengths) == [4]

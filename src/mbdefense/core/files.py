@@ -34,13 +34,16 @@ LARGEST = 2**28
 _told: set[Hashable] = set()
 """What `warn_once` has warned of."""
 # What a folder holds that a command of this package has written into, of earlier versions too.
-_MARKS = ("mbdefense.json", "stage.json", "training_log.json", "found.json", "filter.json", "planted.json")
-_OURS = (
-    LOCK_FILE,
-    "results.json",
-    "checkpoints",
-    *(f"{place}{mark}" for place in ("", "*/", "*/*/") for mark in _MARKS),
+_MARKS = (
+    "mbdefense.json",
+    "stage.json",
+    "training_log.json",
+    "found.json",
+    "filter.json",
+    "filter.jsonl",
+    "planted.json",
 )
+_OURS = (LOCK_FILE, "results.json", "checkpoints", *_MARKS)
 _LEFT_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -79,6 +82,17 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot make the folder ({_reason(error)})", str(path), "name another --output_dir") from error
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, was written into by this package, or holds nothing but its stages: what was killed
+    may have left no more. A project that has our outputs among its own files is not.
+    """
+    if any((folder / name).exists() for name in _OURS):
+        return True
+    return all(
+        any(any(part.glob(f"{place}{mark}")) for place in ("", "*/") for mark in _MARKS) for part in folder.iterdir()
+    )
+
+
 @contextmanager
 def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
     """Makes an output folder this run's own, before any work starts, until the body ends.
@@ -98,7 +112,7 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
 
     new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     make_folder(folder)
-    if for_model and any(folder.iterdir()) and not any(any(folder.glob(name)) for name in _OURS):
+    if for_model and not _is_ours(folder):
         raise UserError("the output folder holds files of others", str(folder), "name a new one as --output_dir")
     refuse_links(folder)
     try:
