@@ -133,7 +133,7 @@ def check_options(options: TrainingOptions, model: str, *, trust_remote_code: bo
     try:
         config = AutoConfig.from_pretrained(base_of(model), trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, TypeError):
         return  # loading the model says what is wrong with it
     with torch.device("meta"):
