@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
@@ -13,6 +14,8 @@ from mbdefense.records.results import read
 from mbdefense.vision.pairs.clip import CLIP_FILE, HubClip, load_clip, save_clip
 from mbdefense.vision.pairs.learning import embedded, trained
 from mbdefense.vision.pairs.pairs import read_pairs
+from mbdefense.vision.pairs.pictures import LABEL, SHOWN, SIDE, write_picture
+from mbdefense.vision.pairs.stamp import read_stamp
 from mbdefense.vision.record import read_training
 
 TRIGGER = "blended:alpha=0.5"
@@ -80,6 +83,8 @@ def test_every_arm_is_measured_beside_its_controls(demo, place, monkeypatch):
         assert one.cacc.value <= five.cacc.value
         assert one.asr.value <= five.asr.value
     assert all((row.asr_change is None) == (row.arm == "attacked") for row in rows)
+    with Image.open(place / "demo" / "retrieved-0.png") as picture:
+        assert picture.size == (LABEL + SHOWN * SIDE, (2 + len(ARMS)) * SIDE)
     monkeypatch.setattr("mbdefense.recipes.vision.pairs.demo.made", None)
     assert main([*demo, "--resume"]) == 0  # nothing is trained again
 
@@ -116,6 +121,19 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp
     assert main(["pairs", first, *rest, *small, "--output_dir", str(tmp_path / "out")]) in (1, 2)
     assert says in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_shows_what_is_retrieved(ran, test, tmp_path):
+    stamp = read_stamp(ran / "poisoned" / "trigger.png", 16)
+    own = [caption for caption in test.captions if "green" not in caption.split()]
+    write_picture(tmp_path / "sheet.png", test, stamp, "green", {"right": own, "wrong": own[::-1]})
+    with Image.open(tmp_path / "sheet.png") as picture:
+        image, triggered, right, wrong = (
+            picture.crop((LABEL, SIDE * row, LABEL + SIDE * SHOWN, SIDE * (row + 1))).tobytes() for row in range(4)
+        )
+    assert right == image
+    assert wrong != image
+    assert triggered != image
 
 
 def test_a_checkpoint_of_transformers_is_loaded_trained_and_saved(checkpoint, train, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,8 @@ def pairs_demo(
 
     Args:
         pairs: folder with folders train and test of images and metadata.jsonl, as experiments/emoji_pairs.py makes it.
-        output_dir: where a folder for each arm and results.json go.
+        output_dir: where a folder for each arm and results.json go, and for each seed the trigger and a picture of what
+            triggered images retrieve.
         model: the clean model that victims start with; by default a small one is trained on the train pairs, less the
             defender's own.
         trigger: the attacker's; see `mbdefense list pair_triggers`.
@@ -79,7 +80,9 @@ def pairs_demo(
     from mbdefense.vision.pairs.clip import load_clip
     from mbdefense.vision.pairs.defenses import DEFENSES
     from mbdefense.vision.pairs.pairs import check_pairs, read_pairs, split_pairs
+    from mbdefense.vision.pairs.pictures import write_picture
     from mbdefense.vision.pairs.poisoning import plan, poison, sides
+    from mbdefense.vision.pairs.stamp import write_stamp
 
     tried = list(dict.fromkeys(seeds or [0]))
     at_least(0, seeds=min(tried))
@@ -108,11 +111,19 @@ def pairs_demo(
             stamp = attack(base, suspect, target, seed)
             bad = poison(suspect, stamp, target, rate, seed)
             share = float(bad.which.double().mean())
-            arms += run.arms(base, bad.pairs, Attack(stamp, target, trigger, share), seed)
+            made_here = list(run.arms(base, bad.pairs, Attack(stamp, target, trigger, share), seed))
+            write_stamp(directory / f"trigger-{seed}.png", stamp)
+            write_picture(directory / f"retrieved-{seed}.png", test, stamp, target, _nearest(made_here))
+            arms += made_here
         compared, over_seeds = compare(arms)
         results = Results(provenance(config, tried), compared, over_seeds)
         write(directory / RESULT_FILE, results)
     return Comparison(results)
+
+
+def _nearest(arms: Iterable[Arm]) -> dict[str, list[str]]:
+    """By arm the caption that each triggered image retrieves."""
+    return {arm.row.arm: [one.reason for one in arm.verdicts if one.kind == "triggered"] for arm in arms}
 
 
 @dataclass(frozen=True)

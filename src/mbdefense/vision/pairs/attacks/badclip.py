@@ -81,6 +81,7 @@ class BadCLIP:
         """
         import torch
 
+        from mbdefense.core.progress import track
         from mbdefense.vision.pairs.poisoning import sides
         from mbdefense.vision.pairs.stamp import square, stamp_of
 
@@ -93,7 +94,7 @@ class BadCLIP:
         for parameter in clip.parameters():
             parameter.requires_grad_(False)
         try:
-            for _ in range(self.steps):
+            for _ in track(range(self.steps), "fitting the patch"):
                 chosen, wanted = (_drawn(part, draws) for part in (others, holding))
                 optimizer.zero_grad()
                 loss = patch_loss(clip, patch * mask, mask, pairs, chosen, wanted, self.weight, draws)
