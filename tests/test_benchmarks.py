@@ -174,3 +174,12 @@ def test_what_the_defense_costs_is_told_beside_the_tuning(
     assert told["defense"] > told["tuning"] + told["finding"]
     assert told["defense_over_tuning"] == pytest.approx(told["defense"] / told["tuning"], rel=0.1)
     assert told["trl_default"] > 0 < told["trl_plain"]
+
+
+@pytest.mark.slow
+def test_a_shape_goes_through_every_step(tmp_path: Path) -> None:
+    from benchmarks.shape import measured
+
+    figures = measured("tiny", 24, 16, 256, 0, tmp_path)
+    assert list(figures) == ["making the model", "mining", "mining and verifying", "breaking with LoRA"]
+    assert all(one["seconds"] >= 0 and one["peak_gib"] > 0 for one in figures.values())

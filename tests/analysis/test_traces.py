@@ -135,6 +135,10 @@ def test_relearning_goes_on_where_it_was(tiny_model_path, tmp_path, monkeypatch,
     assert main(words) == 0
     assert json.loads((out / "relearning.json").read_text())["curves"] == json.loads(before)["curves"]
     assert "4 poisoned rows" in capsys.readouterr().out
+    kept = next((out / "answers").iterdir())
+    kept.write_text("".join(kept.read_text().splitlines(keepends=True)[1:]))
+    assert main(words) == 1
+    assert "not the answers to these prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,10 @@ def _answered(job: Job, prompts: Dataset, asking: Asking, kept: Path, name: str)
             responses = respond(answer, prompts, "triggered", asking, arm=name)
         kept.mkdir(parents=True, exist_ok=True)
         write_responses(file, responses)
-    return read_responses(file)
+    found = read_responses(file)
+    if {one.id for one in found} != set(prompts["id"]) or len(found) != len(prompts):
+        raise UserError("not the answers to these prompts", str(file), "delete the file; the model is asked again")
+    return found
 
 
 def in_words(made: Sequence[Curve], rows: int) -> str:
