@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-real test-flower lint docs
+.PHONY: setup demo test test-slow test-real test-flower test-ui lint docs
 
 setup: .venv/.ready
 
@@ -38,6 +38,16 @@ test-real: .venv/.ready
 
 test-flower: .venv-flower/.ready
 	OMP_NUM_THREADS=1 .venv-flower/bin/pytest -m 'slow or not slow' tests/federated/test_flower.py
+
+# In an environment of its own, too: Gradio takes an older pillow. Its page is tested in the browser, where there is one.
+.venv-ui/.ready: pyproject.toml constraints-ui.txt
+	$(PYTHON) -m venv .venv-ui
+	.venv-ui/bin/pip install torch==2.13.0
+	.venv-ui/bin/pip install -c constraints-ui.txt -e '.[ui]' pytest hypothesis playwright axe-playwright-python
+	touch $@
+
+test-ui: .venv-ui/.ready
+	OMP_NUM_THREADS=1 .venv-ui/bin/pytest tests/integrations/test_trying.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check

@@ -41,6 +41,7 @@ COMMANDS = {
     "scan-data": "DATA --output_dir OUT",
     "pick-clean": "DATA --output_dir OUT",
     "scan-model": "MODEL --clean CLEAN --ways leaks --output_dir OUT",
+    "try": "MODEL",
     "filter": "DATA --filter onion --model MODEL --output_dir OUT",
     "evaluate": "MODEL --test DATA --behavior refusal --trigger badnet --output_dir OUT",
     "judge": "RESPONSES --behavior refusal --output_dir OUT",

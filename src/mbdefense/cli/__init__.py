@@ -16,7 +16,7 @@ from mbdefense.cli.finding import find_triggers
 from mbdefense.cli.listing import list_methods, method_tables
 from mbdefense.cli.reading import Usage
 from mbdefense.cli.reporting import report
-from mbdefense.cli.scanning import pick_clean, scan_data, scan_model
+from mbdefense.cli.scanning import pick_clean, scan_data, scan_model, try_model
 from mbdefense.cli.training import defend, demo, poison, purify, search
 from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.processes import process_count
@@ -38,6 +38,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   scan-model MODEL  look for signs of a backdoor in a model; exits 3 if any
   pick-clean DATA   propose rows to check by eye, and a page to do it on
   filter DATA       drop suspicious rows from training data
+  try MODEL         ask a model on a page of this machine
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
   judge calibrate RESPONSES
@@ -74,6 +75,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "scan-model": scan_model,
     "pick-clean": pick_clean,
     "filter": filter_rows,
+    "try": try_model,
     "evaluate": evaluate,
     "judge": judge,
     "compare": compare,

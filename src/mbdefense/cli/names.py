@@ -53,6 +53,7 @@ WORDS: dict[str, dict[str, Word]] = {
         "clean_dataset": Word("clean"),
         "output_dir": _FOLDER,
     },
+    "try": {"model": Word("model", positional="one"), "trigger": Word("trigger", list[str] | None)},
     "filter": {"dataset": Word("data", positional="one"), "clean_dataset": Word("clean"), "output_dir": _FOLDER},
     "evaluate": {
         "model": Word("model", positional="one"),

@@ -1,4 +1,4 @@
-"""The commands that look at data, and the one that looks at a model."""
+"""The commands that look at data, and those that look at a model."""
 
 from __future__ import annotations
 
@@ -55,3 +55,10 @@ def scan_model(words: Sequence[str]) -> int:
         tell(f"  {line}")
     tell(f"written: {options['output_dir']}")
     return _SUSPECTS if scan.suspicious() else 0
+
+
+def try_model(words: Sequence[str]) -> None:
+    """``try MODEL``: a page on which models are asked."""
+    from mbdefense.recipes.looking.try_model import try_model as recipe
+
+    recipe(**read(words, "try", recipe).of(recipe))
