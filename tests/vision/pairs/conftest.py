@@ -42,7 +42,7 @@ def test() -> Pairs:
 @pytest.fixture(scope="session")
 def clip(train):
     """A small model that knows the squares."""
-    return trained(new_clip(16, train.captions, 0), train, 0, steps=50, lr=3e-3)
+    return trained(new_clip(16, train.captions, 0), train, 0, steps=30, lr=3e-3)
 
 
 @pytest.fixture(scope="session")

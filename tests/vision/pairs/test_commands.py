@@ -71,7 +71,7 @@ def demo(place):
     return words
 
 
-ARMS = ["base", "clean", "attacked", "fine_tune", "ubt", "ubt_captions", "ubt_random", "ubt_no_poison"]
+ARMS = ["base", "clean", "attacked", "fine_tune", "ubt", "ubt_untested", "ubt_captions", "ubt_random", "ubt_no_poison"]
 
 
 def test_every_arm_is_measured_beside_its_controls(demo, place, monkeypatch):

@@ -37,7 +37,7 @@ def poisoned(train, stamp):
 
 @pytest.fixture(scope="module")
 def victim(clip, poisoned):
-    return trained(clip, poisoned.pairs, 0, steps=50, lr=3e-3)
+    return trained(clip, poisoned.pairs, 0, steps=40, lr=3e-3)
 
 
 def test_the_attack_lands(clip, victim, test, stamp):
@@ -71,12 +71,23 @@ def test_unlearning_parts_images_from_words_and_keeps_the_rest(victim, poisoned,
 
 def test_no_gain_above_the_clean_pairs_is_no_sign():
     draws = torch.Generator().manual_seed(0)
-    suspect, clean = torch.randn(2000, generator=draws), torch.randn(500, generator=draws)
-    p_value, above = sign(Gains(suspect, clean))
-    assert p_value > 0.05
-    assert above < 60
-    planted = torch.cat([suspect, torch.full((60,), 9.0)])
-    assert sign(Gains(planted, clean))[0] < 1e-4
+    suspect, clean, weak = (
+        torch.randn(2000, generator=draws),
+        torch.randn(400, generator=draws),
+        torch.arange(2000) < 500,
+    )
+    assert sign(Gains(suspect, weak, clean))[0] > 0.05
+    planted = suspect.clone()
+    planted[:60] = 9.0
+    p_value, above = sign(Gains(planted, weak, clean))
+    assert p_value < 1e-4
+    assert 60 <= above < 120
+    assert sign(Gains(planted, weak, clean[:19]))[0] == 1  # too few to tell
+    assert sign(Gains(planted.flip(0), weak, clean))[0] > 0.05  # strong pairs are not looked at
+    forgotten, kept = Gains(planted, weak, clean).apart(60)
+    assert {*forgotten.tolist()} == {*range(60)}
+    assert len(kept) == 750
+    assert not bool(weak[kept].any())
 
 
 def test_where_nothing_is_found_the_victim_is_returned(clip, train, monkeypatch):
@@ -91,7 +102,7 @@ def test_where_nothing_is_found_the_victim_is_returned(clip, train, monkeypatch)
     assert len(done.facts["forgotten"]) == 7
     random = replace(UBT(pairs=7, steps=2), forget="random")
     assert random(clip, suspect, clean, 0).facts["forgotten"] != done.facts["forgotten"]
-    assert {*UBT().parts()} == {"", "_captions", "_random"}
+    assert {*UBT().parts()} == {"", "_untested", "_captions", "_random"}
 
 
 @pytest.mark.parametrize("method", [FineTune(epochs=1), CleanCLIP(epochs=1)])

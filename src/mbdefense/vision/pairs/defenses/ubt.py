@@ -16,31 +16,29 @@ if TYPE_CHECKING:
     from mbdefense.vision.pairs.clip import Clip
     from mbdefense.vision.pairs.pairs import Pairs
 
-LEVEL = 0.99
-"""Quantile of the clean pairs' gains that a suspect one is held against."""
-KEPT = 0.5
-"""Share of the suspect pairs that are remembered while others are forgotten: those that gained least."""
+LEVEL, FEWEST = 0.95, 20
+"""Quantile of the clean pairs' gains that a suspect one is held against, and the fewest of them that tell."""
 
 
 @dataclass(frozen=True)
 class UBT:
     """Strengthens the backdoor in a copy, takes the pairs that gain most for poisoned, and unlearns their words.
 
-    1. In turns for two halves of the suspect pairs: a copy of the victim is trained on those pairs of one half whose
-       image and caption are least alike, and each pair of the other half, and each clean one, gets its gain in cosine.
-       Pairs that share a trigger and words with what was trained gain most.
-    2. If no more suspect pairs than chance has it lie above the 99th percentile of the clean ones, the victim is
-       returned as it is (binomial test).
-    3. Else the pairs that gained most are the forget set, and of each caption the words without which it falls most
-       from its image under the victim.
-    4. A few steps minimise the squared cosine of these images and words, beside the contrastive loss on the half of
-       suspect pairs that gained least.
+    1. In turns for two halves of the suspect pairs: a copy of the victim is trained on the weak pairs of one half,
+       whose image and caption are least alike, and each pair of the other half, and each clean one, gets its gain in
+       cosine. Pairs that share a trigger and words with what was trained gain most.
+    2. If no more weak suspect pairs than chance has it lie above the 95th percentile of the clean pairs that are as
+       little alike, the victim is returned as it is (binomial test).
+    3. Else the weak pairs that gained most are the forget set, and of each caption the words without which it falls
+       most from its image under the victim.
+    4. A few steps minimise the squared cosine of these images and words, beside the contrastive loss on those of the
+       other suspect pairs that gained least.
 
     Source: after UBT (arXiv 2409.19526 and 2403.16257), of which only the abstracts could be read: overfitting on
     weakly similar pairs, few suspects, forgetting by tokens. All else, constants and guard are this project's.
 
     Attributes:
-        weakest: share of the suspect pairs that the copies are trained on.
+        weakest: share of the suspect pairs that are weak.
         pairs: that are forgotten, at most.
         words: of each caption that are forgotten; 0 for all of it.
         steps: of unlearning.
@@ -86,14 +84,14 @@ class UBT:
         facts: dict[str, object] = {}
         if self.forget == "random":
             order = torch.randperm(len(suspect.captions), generator=torch.Generator().manual_seed(seed))
+            chosen, kept = order[: self.pairs], order[self.pairs :]
         else:
             gained = gains(self, clip, suspect, clean, seed)
             p_value, above = sign(gained)
             facts = {"found_poison": p_value <= self.alpha, "p_value": round(p_value, 6), "above_clean": above}
             if p_value > self.alpha:
                 return Cleansed(clip, {**facts, "forgotten": []})
-            order = gained.suspect.argsort(descending=True)
-        chosen, kept = order[: self.pairs], order[-max(2, int(KEPT * len(order))) :]
+            chosen, kept = gained.apart(self.pairs)
         texts = suspect.texts(chosen)
         if self.words:
             texts = [" ".join(found) for found in weighty(clip, suspect.take(chosen), self.words)]
@@ -101,19 +99,36 @@ class UBT:
         return Cleansed(made, {**facts, "forgotten": sorted(chosen.tolist()), "words": _frequent(texts)})
 
     def parts(self) -> dict[str, UBT]:
-        """The whole and its controls, by the ending of its name: whole captions, and a random forget set."""
+        """The whole and its controls, by the ending of its name; these are without the test for poison.
+
+        Without it alone, whole captions, and a random forget set.
+        """
         return {
             "": self,
-            "_captions": replace(self, words=0),
+            "_untested": replace(self, alpha=1.0),
+            "_captions": replace(self, words=0, alpha=1.0),
             "_random": replace(self, forget="random"),
         }
 
 
 class Gains(NamedTuple):
-    """By how much the cosines of pairs rise where the backdoor is strengthened: (n,) and (m,)."""
+    """By how much the cosines of pairs rise where the backdoor is strengthened.
+
+    Attributes:
+        suspect: (n,), of the suspect pairs.
+        weak: (n,) of bool, those of them whose image and caption are least alike.
+        clean: (m,), of the clean pairs that are as little alike.
+    """
 
     suspect: Tensor
+    weak: Tensor
     clean: Tensor
+
+    def apart(self, count: int) -> tuple[Tensor, Tensor]:
+        """Numbers of the weak pairs that gained most, at most so many, and of half of the others, which gained least."""
+        order = self.suspect.argsort(descending=True)
+        weak, others = order[self.weak[order]], order[~self.weak[order]]
+        return weak[:count], others[len(others) // 2 :]
 
 
 def gains(options: UBT, clip: Clip, suspect: Pairs, clean: Pairs, seed: int) -> Gains:
@@ -124,14 +139,15 @@ def gains(options: UBT, clip: Clip, suspect: Pairs, clean: Pairs, seed: int) -> 
 
     before, clean_before = cosines(clip, suspect), cosines(clip, clean)
     halves = torch.randperm(len(before), generator=torch.Generator().manual_seed(seed)).chunk(2)
-    found, ours = torch.zeros_like(before), torch.zeros_like(clean_before)
+    found, weak, ours = torch.zeros_like(before), torch.zeros(len(before)).bool(), torch.zeros_like(clean_before)
     for half, other in (halves, halves[::-1]):
         count = max(2, round(options.weakest * len(half)))
-        weak = half[before[half].argsort()[:count]]
-        copy = trained(clip, suspect.take(weak), seed, steps=OVERFIT, lr=options.overfit_lr, what="overfitting")
+        trained_on = half[before[half].argsort()[:count]]
+        weak[trained_on] = True
+        copy = trained(clip, suspect.take(trained_on), seed, steps=OVERFIT, lr=options.overfit_lr, what="overfitting")
         found[other] = cosines(copy, suspect.take(other)) - before[other]
         ours += (cosines(copy, clean) - clean_before) / 2
-    return Gains(found, ours)
+    return Gains(found, weak, ours[clean_before <= before[weak].max()])
 
 
 OVERFIT = 20
@@ -139,18 +155,20 @@ OVERFIT = 20
 
 
 def sign(gained: Gains) -> tuple[float, int]:
-    """Whether more suspect pairs gain than clean ones do: a p-value, and how many lie above the clean ones' quantile.
+    """Whether more weak suspect pairs gain than clean ones do: a p-value, and how many lie above their quantile.
 
-    Binomial test of the suspect pairs above the `LEVEL` quantile of the clean ones, against the upper end of what the
-    clean ones' number lets its true level be.
+    Binomial test of the weak suspect pairs above the `LEVEL` quantile of the clean ones, against the upper end of what
+    the clean ones' number lets its true level be. With fewer than `FEWEST` clean ones nothing can be told: 1.
     """
     from scipy.stats import binomtest
 
+    count, weak = len(gained.clean), gained.suspect[gained.weak]
+    if count < FEWEST:
+        return 1.0, 0
     limit = float(gained.clean.quantile(LEVEL))
-    own, count = int((gained.clean > limit).sum()), len(gained.clean)
-    expected = float(binomtest(own, count).proportion_ci(0.95).high)
-    above = int((gained.suspect > limit).sum())
-    return float(binomtest(above, len(gained.suspect), expected, alternative="greater").pvalue), above
+    expected = float(binomtest(int((gained.clean > limit).sum()), count).proportion_ci(0.95).high)
+    above = int((weak > limit).sum())
+    return float(binomtest(above, len(weak), expected, alternative="greater").pvalue), above
 
 
 def cosines(clip: Clip, pairs: Pairs) -> Tensor:
