@@ -125,7 +125,7 @@ class Gains(NamedTuple):
     clean: Tensor
 
     def apart(self, count: int) -> tuple[Tensor, Tensor]:
-        """Numbers of the weak pairs that gained most, at most so many, and of half of the others, which gained least."""
+        """Numbers of the weak pairs that gained most, at most so many, and of the half of the others that did least."""
         order = self.suspect.argsort(descending=True)
         weak, others = order[self.weak[order]], order[~self.weak[order]]
         return weak[:count], others[len(others) // 2 :]
