@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,8 +87,9 @@ def _at_last(words: str) -> Iterator[None]:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    def end(_: int, __: FrameType | None) -> None:
-        raise _TooLongError
+    def end(_: int, frame: FrameType | None) -> None:
+        if not _leaving(frame):
+            raise _TooLongError
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, SECONDS, _AGAIN)
@@ -105,8 +108,10 @@ def _in_time_of_thread() -> Iterator[None]:
     def watch() -> None:
         wait = float(SECONDS)
         while not over.wait(wait):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(me, ctypes.py_object(_TooLongError))
             wait = _AGAIN
+            if _leaving(sys._current_frames().get(me.value)):
+                continue
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(me, ctypes.py_object(_TooLongError))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -116,6 +121,16 @@ def _in_time_of_thread() -> Iterator[None]:
         over.set()
         watcher.join()
         ctypes.pythonapi.PyThreadState_SetAsyncExc(me, None)  # one that is on its way
+
+
+def _leaving(frame: FrameType | None) -> bool:
+    """Whether the body is being left: what is raised then would skip the rest of what has to be put back."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == __file__ or (code.co_filename, code.co_name) == (contextlib.__file__, "__exit__"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
