@@ -88,7 +88,8 @@ class UBT:
         else:
             gained = gains(self, clip, suspect, clean, seed)
             p_value, above = sign(gained)
-            facts = {"found_poison": p_value <= self.alpha, "p_value": round(p_value, 6), "above_clean": above}
+            found = p_value <= self.alpha if self.alpha < 1 else None
+            facts = {"found_poison": found, "p_value": round(p_value, 6), "above_clean": above}
             if p_value > self.alpha:
                 return Cleansed(clip, {**facts, "forgotten": []})
             chosen, kept = gained.apart(self.pairs)
