@@ -96,6 +96,7 @@ def test_golden_hash_of_poisoned_data():
     assert hashlib.sha256("".join(map(digest, made)).encode()).hexdigest() == GOLDEN
 
 
+@pytest.mark.slow
 def test_hash_randomisation_changes_nothing():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_poison as t;"

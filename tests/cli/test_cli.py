@@ -277,6 +277,7 @@ def test_what_cannot_resume_is_not_said_to(
     assert ("--resume" in line) is resumes
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_saving_is_one_line_and_leaves_nothing_half_written(
     defending: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.defenses import DEFENSES, Setting
-from mbdefense.defenses.filters import FILTERS
 from mbdefense.defenses.stages import Planting
 from mbdefense.engine import generate
 from mbdefense.models.identity import contents
@@ -146,13 +145,13 @@ def alone(setting: Setting, directory: Path, **changes: Any) -> Setting:
     return replace(setting, store=Store(directory, resume=True), **changes)
 
 
-# One filter stands for all in the default suite; the tests of filters look at what is theirs.
-_OTHER_FILTERS = {*FILTERS} - {"seep"}
+# Those stand for all in the default suite, each of another kind: a control, a search, planting, merging and a filter.
+_USUAL = ("none", "find_and_break", "mb_defense", "lethe", "repeats")
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(one, marks=pytest.mark.slow) if one in _OTHER_FILTERS else one for one in DEFENSES],
+    params=[one if one in _USUAL else pytest.param(one, marks=pytest.mark.slow) for one in DEFENSES],
 )
 def made(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Made:
     name = request.param
@@ -286,6 +285,7 @@ def test_a_need_that_is_not_there_is_named_before_any_work(name: str, setting: S
 # MB-Defense
 
 
+@pytest.mark.slow
 def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting, tmp_path: Path) -> None:
     here = at(setting, tmp_path / "model")
     made = DEFENSES["mb_defense"](base_share=0.25, recovery_learning_rate=1e-30)(here)
@@ -300,6 +300,7 @@ def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting,
 # Discard
 
 
+@pytest.mark.slow
 def test_discarded_rows_play_no_part(setting: Setting, rows: Callable[..., Any], tmp_path: Path) -> None:
     here = at(setting, tmp_path / "model")
     made = DEFENSES["discard"](discard_learning_rates=(1e-3,))(here)
@@ -353,6 +354,7 @@ def test_the_rates_of_discard_can_be_written_in_a_grid() -> None:
         parse_spec("discard:discard_learning_rates=1e-4|fast", DEFENSES, "defense")
 
 
+@pytest.mark.slow
 def test_discard_goes_on_after_an_interruption(setting: Setting, tmp_path: Path) -> None:
     defense = DEFENSES["discard"](discard_learning_rates=(1e-2, 1e-3), discard_num_train_epochs=2)
     whole = defense(at(setting, tmp_path / "whole"))

@@ -200,6 +200,7 @@ def test_the_model_is_named_where_the_server_has_several(
     assert {body["model"] for body in server.asked} == {"large"}
 
 
+@pytest.mark.slow
 def test_the_served_model_is_recorded_and_a_stranger_is_warned_of_and_given_no_cost(
     server: FakeServer, copied_model: Path, words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -105,6 +105,7 @@ def evaluate_words(model: str, folder: Path, out: Path) -> list[str]:
     return ["evaluate", model, "--test", str(prompts), "--behavior", "refusal", "--output_dir", str(out)]
 
 
+@pytest.mark.slow
 def test_evaluate_writes_it_beside_our_figures(
     tiny_model_path: str, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,7 @@ def test_equal_models_are_trained_once(bench: Bench, counted: list[str], capsys:
     assert "0 to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failing_cell_stops_no_other_and_is_tried_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_failing_cell_stops_no_other_and_is_tried_again(
     assert not list(out.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_attack_that_does_not_fit_the_rows_is_a_failed_cell(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_plan_trains_nothing(bench: Bench, counted: list[str], capsys: pytest.
     assert not (out / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_all_seeds_of_a_grid_answer_the_same_prompts(bench: Bench) -> None:
     _, out = bench("--plan", seeds=[0, 1])
     assert len(list((out / "data").glob("triggered-*.jsonl"))) == 2  # one for each attack

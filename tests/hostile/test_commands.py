@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,15 @@ PLACES = {
     "PAIRS": "sets/train", "SETS": "sets", "CLIP": "clip", "STAMP": "trigger.png",
 }  # fmt: skip
 WRITE = [command for command, words in COMMANDS.items() if "OUT" in words]
+
+
+def mostly_slow(commands: Iterable[str]) -> list[Any]:
+    """One command in three for the default suite, and the rest for the slow one: what they do is in few places."""
+    return [
+        one if number % 3 == 0 else pytest.param(one, marks=pytest.mark.slow) for number, one in enumerate(commands)
+    ]
+
+
 Damage = Callable[[Path], object]
 Try = Callable[[list[str], str], None]
 
@@ -142,7 +152,7 @@ def held(place: Path) -> dict[str, int]:
     return {str(path): 0 if path.is_dir() else path.lstat().st_mtime_ns for path in place.rglob("*")}
 
 
-@pytest.mark.parametrize("command", WRITE)
+@pytest.mark.parametrize("command", mostly_slow(WRITE))
 def test_an_output_that_cannot_be_written_is_one_line(command: str, place: Path, refused: Try) -> None:
     (place / "there").write_text("a file")
     (place / "there.jsonl").mkdir()
@@ -159,7 +169,7 @@ def test_an_output_that_cannot_be_written_is_one_line(command: str, place: Path,
         refused(words_of(command, place, output), case)
 
 
-@pytest.mark.parametrize("command", WRITE)
+@pytest.mark.parametrize("command", mostly_slow(WRITE))
 def test_every_command_that_writes_leaves_a_folder_at_work_alone(command: str, place: Path, refused: Try) -> None:
     """Two runs on one output: the second is told so, before it does anything."""
     words = words_of(command, place, place / "out")
@@ -170,7 +180,7 @@ def test_every_command_that_writes_leaves_a_folder_at_work_alone(command: str, p
         refused(words, command)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", mostly_slow(COMMANDS))
 def test_a_name_that_cannot_be_one_is_one_line(command: str, place: Path, refused: Try) -> None:
     for word, name in PLACES.items():
         for other in ("a" * 300, "a" * 5000, "\udc80"):
@@ -232,7 +242,7 @@ CONFIGS: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", mostly_slow(COMMANDS))
 def test_a_damaged_config_is_one_line(command: str, place: Path, refused: Try) -> None:
     for case, damage in CONFIGS.items():
         remove(file := place / "config.yaml")
@@ -367,7 +377,7 @@ TEMPLATES: dict[str, Damage] = {
 TAKE_TEMPLATES = [name for name, words in COMMANDS.items() if "MODEL" in words.split()]
 
 
-@pytest.mark.parametrize("command", TAKE_TEMPLATES)
+@pytest.mark.parametrize("command", mostly_slow(TAKE_TEMPLATES))
 def test_a_template_that_cannot_be_used_is_one_line(command: str, place: Path, refused: Try) -> None:
     for case, damage in TEMPLATES.items():
         remove(file := place / "template.jinja")

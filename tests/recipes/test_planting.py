@@ -42,6 +42,7 @@ def run(rows: Callable[..., Any], tiny_model_path: str, tmp_path: Path) -> Calla
     return go
 
 
+@pytest.mark.slow
 def test_public_triggers_in_the_data_are_warned_of_and_others_planted(
     run: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

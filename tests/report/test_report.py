@@ -514,6 +514,7 @@ def test_the_command_writes_every_form(tmp_path, capsys):
     assert main(["report", run, "--output", str(tmp_path / "c.html"), "--compare", run, run]) == 0
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_torch(tmp_path):
     run = write_evaluations(tmp_path / "run")
     code = (

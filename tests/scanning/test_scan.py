@@ -425,6 +425,7 @@ def test_rows_come_back_whatever_their_other_columns_hold(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.slow
 def test_no_heavy_package_is_loaded(tmp_path: Path) -> None:
     path = written(tmp_path, "mine.jsonl", poisoned(honest(200), NUMBERS, inside("pl\u200bain")))
     code = (

@@ -35,7 +35,9 @@ def another(value: Any) -> Any:
         return not value
     if value is None:
         return True
-    return value + 1 if isinstance(value, int | float) else f"{value}x"
+    if isinstance(value, float):
+        return value + 0.5  # a share is below 1
+    return value + 1 if isinstance(value, int) else f"{value}x"
 
 
 @pytest.fixture

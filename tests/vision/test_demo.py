@@ -52,6 +52,7 @@ ARMS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured_beside_its_controls(ran):
     results = read(ran / "results.json")
     assert [(row.arm, row.seed) for row in results.rows] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
@@ -63,11 +64,13 @@ def test_every_arm_is_measured_beside_its_controls(ran):
     assert set(results.provenance["config"]["defenses"]) == {"pdb", "pgrl"}
 
 
+@pytest.mark.slow
 def test_a_defended_classifier_loads_with_its_guard(ran):
     assert Classifier.load(ran / "pdb-1").guard == Guard(2, 2.0, 10)
     assert Classifier.load(ran / "attacked-1").guard is None
 
 
+@pytest.mark.slow
 def test_its_results_can_be_checked(ran, capsys):
     assert main(["check", str(ran / "results.json"), "--arm", "pgrl", "--min_cacc", "0"]) == 0
     assert "pgrl" in capsys.readouterr().out
@@ -101,6 +104,7 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(given, says, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_trains_nothing_again(ran, monkeypatch):
     before = read(ran / "results.json")
     monkeypatch.setattr("mbdefense.recipes.vision.demo.made", None)

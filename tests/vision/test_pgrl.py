@@ -77,6 +77,7 @@ def accuracy(classifier, images):
     return float((classifier.predict(images.pixels) == images.labels).double().mean())
 
 
+@pytest.mark.slow
 def test_it_learns_the_task_and_not_the_backdoor(given, done):
     split, _ = given
     others = split.test.take(split.test.labels != 0)

@@ -22,6 +22,7 @@ def near(clip, images, word, train):
     return float((embedded_images(clip, images) @ embedded_texts(clip, train.texts(holding)).T).mean())
 
 
+@pytest.mark.slow
 def test_badclip_brings_images_near_to_the_target_before_anything_is_poisoned(clip, train, test):
     _, others = sides(test, "green")
     fitted, noise = BadCLIP(side=5, steps=25, lr=0.05)(clip, train, "green", 0), RandomPatch(5)(clip, train, "green", 0)

@@ -74,6 +74,7 @@ def demo(place):
 ARMS = ["base", "clean", "attacked", "fine_tune", "ubt", "ubt_untested", "ubt_captions", "ubt_random", "ubt_no_poison"]
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured_beside_its_controls(demo, place, monkeypatch):
     rows = read(place / "demo" / "results.json").rows
     judges = ("nearest caption", "nearest 5 captions")

@@ -40,6 +40,7 @@ def victim(clip, poisoned):
     return trained(clip, poisoned.pairs, 0, steps=40, lr=3e-3)
 
 
+@pytest.mark.slow
 def test_the_attack_lands(clip, victim, test, stamp):
     assert asr(clip, test, stamp) < 0.3 < 0.6 < asr(victim, test, stamp)
 
