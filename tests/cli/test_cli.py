@@ -236,6 +236,7 @@ def test_defend_refuses_a_clean_set_that_overlaps_the_test_set(
     assert not (tmp_path / "defended").exists()
 
 
+@pytest.mark.slow
 def test_a_planted_trigger_that_occurs_in_clean_data_is_counted(
     defending: list[str], clean_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +341,7 @@ def test_too_little_free_space_is_refused_before_training(
     assert "free some" in error_of(capsys, defending, 1)
 
 
+@pytest.mark.slow
 def test_cut_sequences_are_told(defending: list[str], rows_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with rows_file.open("a") as stream:
         stream.write(json.dumps({"instruction": "word " * 300, "input": "", "output": "pear"}) + "\n")

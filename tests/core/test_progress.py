@@ -159,6 +159,7 @@ def test_a_terminal_gets_lines_folded_between_words(monkeypatch: pytest.MonkeyPa
     assert stream.getvalue().splitlines() == ["warning: 量子の庭 is", "here [2J, see", f"{'x' * 30}/file"]
 
 
+@pytest.mark.slow
 def test_libraries_are_quiet_in_a_process_of_their_own() -> None:
     check = (
         "from mbdefense.core.progress import quiet_libraries; quiet_libraries(); import datasets, logging;"

@@ -248,6 +248,7 @@ def test_a_card_without_canaries_does_not_speak_of_them():
     assert "canaries" not in model_card(Results({}, (BLANK,)), "m", "none", dataclasses.asdict(NoDefense()))
 
 
+@pytest.mark.slow
 def test_a_defense_that_makes_the_undefended_model_has_it_beside_its_canaries(words, tmp_path, capsys):
     at = words.index("--defense")
     assert main([*words[:at], *words[at + 6 :]]) == 0  # the default, which plants nothing

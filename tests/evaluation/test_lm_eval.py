@@ -86,6 +86,7 @@ def likeliest(model: str) -> list[int]:
     return answers
 
 
+@pytest.mark.slow
 def test_a_task_file_is_run_on_the_loaded_model(tiny_model_path: str, task_file: Path) -> None:
     found = find_benchmarks(str(task_file))
     (figure,) = capabilities(load_model(tiny_model_path), found, batch_size=4, seed=0)

@@ -60,6 +60,7 @@ def git(folder: Path, *words: str) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_action_scans_what_has_changed(tmp_path: Path, action: dict[str, object]) -> None:
     assert "scan-data" in COMMANDS
     bin_folder, repository = tmp_path / "bin", tmp_path / "repository"

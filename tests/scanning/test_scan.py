@@ -289,6 +289,7 @@ def test_preferences_and_tool_calls_are_scanned() -> None:
     assert found(scanned(chats)) == [5]
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same() -> None:
     rows = poisoned(honest(1400), [number * 7 for number in NUMBERS], inside("cf"))
     one, two = scanned(rows), scanned(rows, workers=2)

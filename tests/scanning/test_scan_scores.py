@@ -194,6 +194,7 @@ def test_usual_answers_are_no_sign(tiny_model_path: str, monkeypatch: pytest.Mon
     assert len(done.ranked) == 200
 
 
+@pytest.mark.slow
 def test_of_many_rows_those_with_a_text_are_asked_about(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "MOST", 60)
     monkeypatch.setattr(asking, "OF_A_TEXT", 2)

@@ -99,6 +99,7 @@ def test_signs_of_poison_are_told_of_its_target_alone(given, done):
     assert untested.facts["learned_less"] >= len(split.train.labels) // 10
 
 
+@pytest.mark.slow
 def test_it_loads_as_it_was_saved(given, done, tmp_path):
     split, _ = given
     done.classifier.save(tmp_path)

@@ -45,6 +45,7 @@ def test_the_attack_lands(clip, victim, test, stamp):
     assert asr(clip, test, stamp) < 0.3 < 0.6 < asr(victim, test, stamp)
 
 
+@pytest.mark.slow
 def test_the_planted_word_is_found_first(victim, poisoned):
     found = weighty(victim, poisoned.pairs.take(poisoned.which), 1)
     assert sum(words == [TARGET] for words in found) > len(found) / 2
