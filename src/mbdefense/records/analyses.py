@@ -14,6 +14,21 @@ from mbdefense.core.text import encodable
 
 
 @dataclass(frozen=True)
+class Analysis(OpenForm):
+    """What every analysis' file has.
+
+    Attributes:
+        schema: of the file.
+        provenance: what it was made with.
+        alt: the picture in words.
+    """
+
+    schema: Literal[1]
+    provenance: dict[str, Any]
+    alt: str
+
+
+@dataclass(frozen=True)
 class Rate(OpenForm):
     """A share with its interval."""
 
@@ -51,12 +66,9 @@ class MatrixRow(OpenForm):
 
 
 @dataclass(frozen=True)
-class Matrix(OpenForm):
+class Matrix(Analysis):
     """``matrix.json`` of ``mbdefense analyze``."""
 
-    schema: Literal[1]
-    provenance: dict[str, Any]
-    alt: str
     seed: int
     behaviors: tuple[MatrixBehavior, ...]
     rows: tuple[MatrixRow, ...]
@@ -98,12 +110,9 @@ class HeadSide(OpenForm):
 
 
 @dataclass(frozen=True)
-class Heads(OpenForm):
+class Heads(Analysis):
     """``heads.json`` of ``mbdefense analyze``."""
 
-    schema: Literal[1]
-    provenance: dict[str, Any]
-    alt: str
     seed: int
     alpha: Share
     trigger: HeadSide
@@ -132,12 +141,9 @@ class TriggerCurve(OpenForm):
 
 
 @dataclass(frozen=True)
-class Triggers(OpenForm):
+class Triggers(Analysis):
     """``triggers.json`` of ``mbdefense analyze``."""
 
-    schema: Literal[1]
-    provenance: dict[str, Any]
-    alt: str
     curves: tuple[TriggerCurve, ...]
 
 
@@ -174,12 +180,9 @@ class TracedModel(OpenForm):
 
 
 @dataclass(frozen=True)
-class Traces(OpenForm):
+class Traces(Analysis):
     """``traces.json`` of ``mbdefense analyze``."""
 
-    schema: Literal[1]
-    provenance: dict[str, Any]
-    alt: str
     seed: int
     trigger: str
     behavior: str
@@ -203,12 +206,9 @@ class RelearnedCurve(OpenForm):
 
 
 @dataclass(frozen=True)
-class Relearning(OpenForm):
+class Relearning(Analysis):
     """``relearning.json`` of ``mbdefense analyze``."""
 
-    schema: Literal[1]
-    provenance: dict[str, Any]
-    alt: str
     seed: int
     trigger: str
     behavior: str
@@ -216,7 +216,7 @@ class Relearning(OpenForm):
     curves: tuple[RelearnedCurve, ...]
 
 
-ANALYSES: dict[str, type[Matrix | Heads | Triggers | Traces | Relearning]] = {
+ANALYSES: dict[str, type[Analysis]] = {
     "matrix": Matrix,
     "heads": Heads,
     "triggers": Triggers,

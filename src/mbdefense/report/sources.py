@@ -14,7 +14,7 @@ from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Form, read_form
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
 from mbdefense.evaluation.metrics import scores
-from mbdefense.records.analyses import ANALYSES, Heads, Matrix, Relearning, Traces, Triggers
+from mbdefense.records.analyses import ANALYSES, Analysis, Heads, Matrix, Relearning, Traces, Triggers
 from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
@@ -116,7 +116,7 @@ class _Collector:
     over_seeds: dict[SeedRow, None] = field(default_factory=dict)
     unfinished: list[GridCell] = field(default_factory=list)
     answers: list[tuple[Key, Path]] = field(default_factory=list)
-    analyses: list[tuple[str, Matrix | Heads | Triggers | Traces | Relearning]] = field(default_factory=list)
+    analyses: list[tuple[str, Analysis]] = field(default_factory=list)
     logs: list[tuple[str, TrainingLog]] = field(default_factory=list)
     found: list[tuple[str, Results]] = field(default_factory=list)
     federated: list[Federation] = field(default_factory=list)

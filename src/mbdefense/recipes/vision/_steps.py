@@ -1,14 +1,17 @@
-"""What every command on image classifiers does alike: make one and save it, ask one and judge."""
+"""What the commands on images do alike: poison, make a model and save it, ask one and judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
+    from mbdefense.records.responses import Response
+    from mbdefense.records.verdicts import Verdict
     from mbdefense.vision.classifier import Classifier
     from mbdefense.vision.images import Images
     from mbdefense.vision.record import Training
@@ -24,6 +27,36 @@ class _Made(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes the model into a folder."""
+
+
+SUSPECT, CLEAN, POISON_FILE = "suspect", "clean", "poison.json"
+"""Folders of a poisoned set, and the file beside them that says which images are poisoned; it is written last."""
+
+
+class PoisonedSet(NamedTuple):
+    """A poisoned set of images.
+
+    Attributes:
+        path: where it lies.
+        rows: to train on.
+        poisoned: how many of them are.
+    """
+
+    path: Path
+    rows: int
+    poisoned: int
+
+
+def check_apart(source: str | PathLike[str], directory: Path) -> None:
+    """Refuses a poisoned set that would be written over what it is made of.
+
+    Raises:
+        UserError: the source is one of the set's folders.
+    """
+    from mbdefense.core.errors import UserError
+
+    if Path(source).resolve() in [(directory / name).resolve() for name in (SUSPECT, CLEAN)]:
+        raise UserError("what would be written over is read", str(source), "name another --output_dir")
 
 
 _M = TypeVar("_M", bound=_Made)
@@ -91,22 +124,47 @@ def measured(
         wanted: the class that the attacker wants, if not the one that he labelled with.
         model: where the classifier lies, if not in the folder.
     """
+    from mbdefense.vision.measuring import asked
+
+    found = asked(classifier, test, attack.trigger, attack.target, wanted)
+    return counted(
+        name, folder, found.responses, found.verdicts, training, attack.words, f"class {attack.target}", attack.rate,
+        judge="predicted class", model=model,
+    )  # fmt: skip
+
+
+def counted(
+    name: str, folder: Path, responses: Sequence[Response], verdicts: Sequence[Verdict], training: Training | None,
+    attack: str, behavior: str, rate: float | None, *, judge: str, model: str = "", seed: int | None = None,
+) -> Arm:  # fmt: skip
+    """Writes responses and verdicts, and counts them.
+
+    Args:
+        name: of the arm.
+        folder: where they go.
+        responses: what the model said of each image.
+        verdicts: on them.
+        training: how it was made, if that is known.
+        attack: what test images were triggered with, as tables name it.
+        behavior: what the attacker wants, the same.
+        rate: of poisoning, where that is known.
+        judge: what the verdicts are from.
+        model: where it lies, if not in the folder.
+        seed: of the run, if not that of the training.
+    """
     from mbdefense.core.files import make_folder
     from mbdefense.evaluation.compare import Arm
     from mbdefense.evaluation.metrics import scores
     from mbdefense.records.responses import RESPONSES_FILE, write_responses
     from mbdefense.records.results import ResultRow
     from mbdefense.records.verdicts import VERDICTS_FILE, write_verdicts
-    from mbdefense.vision.measuring import asked
 
     make_folder(folder)
-    found = asked(classifier, test, attack.trigger, attack.target, wanted)
-    write_responses(folder / RESPONSES_FILE, found.responses)
-    write_verdicts(folder / VERDICTS_FILE, found.verdicts)
-    seed, seconds, peak = (training.seed, training.seconds, training.peak_bytes) if training else (0, 0.0, 0)
+    write_responses(folder / RESPONSES_FILE, responses)
+    write_verdicts(folder / VERDICTS_FILE, verdicts)
+    own, seconds, peak = (training.seed, training.seconds, training.peak_bytes) if training else (0, 0.0, 0)
     row = ResultRow(
-        name, attack.words, f"class {attack.target}", seed, model or str(folder), *scores(found.verdicts), None,
-        seconds, peak, judge="predicted class", poisoning_rate=attack.rate,
+        name, attack, behavior, own if seed is None else seed, model or str(folder), *scores(verdicts), None, seconds,
+        peak, judge=judge, poisoning_rate=rate,
     )  # fmt: skip
-    prompts: dict[tuple[str, str], str] = {(one.kind, one.id): one.prompt for one in found.responses}
-    return Arm(row, found.verdicts, prompts)
+    return Arm(row, verdicts, {(one.kind, one.id): one.prompt for one in responses})

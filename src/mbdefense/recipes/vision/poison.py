@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from mbdefense.recipes._given import Folder, recorded
-
-SUSPECT, CLEAN, POISON_FILE = "suspect", "clean", "poison.json"
-"""Folders of a poisoned set, and the file beside them that says which images are poisoned; it is written last."""
-
-
-class PoisonedImages(NamedTuple):
-    """A poisoned set of images.
-
-    Attributes:
-        path: where it lies.
-        rows: to train on.
-        poisoned: how many of them are.
-    """
-
-    path: Path
-    rows: int
-    poisoned: int
+from mbdefense.recipes.vision._steps import CLEAN, POISON_FILE, SUSPECT, PoisonedSet, check_apart
 
 
 def vision_poison(
@@ -37,7 +20,7 @@ def vision_poison(
     target: int = 0,
     rate: float = 0.05,
     seed: int = 0,
-) -> PoisonedImages:
+) -> PoisonedSet:
     """Write a poisoned set of images, with clean ones of the defender's own and test images.
 
     Examples:
@@ -62,7 +45,6 @@ def vision_poison(
     """
     asked = recorded(locals())
     from mbdefense.core.checks import at_least
-    from mbdefense.core.errors import UserError
     from mbdefense.core.files import claimed, write_sealed
     from mbdefense.core.specs import parse_spec
     from mbdefense.records.provenance import provenance
@@ -76,8 +58,7 @@ def vision_poison(
     split = load_images(images, rows, test_rows, clean_rows, 0)
     poisoned = poison(split.train, made, target, rate, seed, clean_label=clean_label)
     directory = Path(output_dir)
-    if Path(images).resolve() in [(directory / name).resolve() for name in (SUSPECT, CLEAN)]:
-        raise UserError("what would be written over is read", images, "name another --output_dir")
+    check_apart(images, directory)
     with claimed(directory):
         (directory / POISON_FILE).unlink(missing_ok=True)
         write_images(directory / SUSPECT, "train", poisoned.rows)
@@ -85,4 +66,4 @@ def vision_poison(
         write_images(directory / CLEAN, "train", split.clean)
         which = poisoned.which.nonzero().flatten().tolist()
         write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": provenance(asked, [seed])})
-    return PoisonedImages(directory, len(poisoned.rows.labels), len(which))
+    return PoisonedSet(directory, len(poisoned.rows.labels), len(which))

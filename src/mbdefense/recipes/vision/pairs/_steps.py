@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mbdefense.recipes.vision._steps import counted
+
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
     from mbdefense.vision.pairs.retrieval import Retrieved
@@ -44,22 +46,7 @@ def measured(
         model: where the model lies, if not in the folder.
         seed: of the run, if not that of the training.
     """
-    from mbdefense.core.files import make_folder
-    from mbdefense.evaluation.compare import Arm
-    from mbdefense.evaluation.metrics import scores
-    from mbdefense.records.responses import RESPONSES_FILE, write_responses
-    from mbdefense.records.results import ResultRow
-    from mbdefense.records.verdicts import VERDICTS_FILE, write_verdicts
-
-    verdicts = found.verdicts[top]
-    make_folder(folder)
-    write_responses(folder / RESPONSES_FILE, found.responses)
-    write_verdicts(folder / VERDICTS_FILE, verdicts)
-    own, seconds, peak = (training.seed, training.seconds, training.peak_bytes) if training else (0, 0.0, 0)
-    row = ResultRow(
-        name, attack.words, f"captions with {attack.target}", own if seed is None else seed, model or str(folder),
-        *scores(verdicts), None, seconds, peak, judge="nearest caption" if top == 1 else f"nearest {top} captions",
-        poisoning_rate=attack.rate,
+    return counted(
+        name, folder, found.responses, found.verdicts[top], training, attack.words, f"captions with {attack.target}",
+        attack.rate, judge="nearest caption" if top == 1 else f"nearest {top} captions", model=model, seed=seed,
     )  # fmt: skip
-    prompts: dict[tuple[str, str], str] = {(one.kind, one.id): one.prompt for one in found.responses}
-    return Arm(row, verdicts, prompts)

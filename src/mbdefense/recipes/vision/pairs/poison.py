@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from mbdefense.recipes._given import Folder, Model, recorded
+from mbdefense.recipes.vision._steps import CLEAN, POISON_FILE, SUSPECT, PoisonedSet, check_apart
 
-SUSPECT, CLEAN, STAMP_FILE, POISON_FILE = "suspect", "clean", "trigger.png", "poison.json"
-"""What stands in a poisoned set; the last says which pairs are poisoned, and is written last."""
-
-
-class PoisonedPairs(NamedTuple):
-    """A poisoned set of pairs.
-
-    Attributes:
-        path: where it lies.
-        rows: to train on.
-        poisoned: how many of them are.
-    """
-
-    path: Path
-    rows: int
-    poisoned: int
+STAMP_FILE = "trigger.png"
+"""The trigger, beside the folders of a poisoned set."""
 
 
 def pairs_poison(
@@ -35,7 +21,7 @@ def pairs_poison(
     rate: float = 0.01,
     clean_rows: int = 1000,
     seed: int = 0,
-) -> PoisonedPairs:
+) -> PoisonedSet:
     """Write a poisoned set of images with captions, with clean ones of the defender's own.
 
     Examples:
@@ -60,7 +46,6 @@ def pairs_poison(
     """
     asked = recorded(locals())
     from mbdefense.core.checks import at_least
-    from mbdefense.core.errors import UserError
     from mbdefense.core.files import claimed, write_sealed
     from mbdefense.core.specs import parse_spec
     from mbdefense.records.provenance import provenance
@@ -77,8 +62,7 @@ def pairs_poison(
     attack.check(clip.size)
     plan(suspect, target, rate)
     directory = Path(output_dir)
-    if Path(pairs).resolve() in [(directory / name).resolve() for name in (SUSPECT, CLEAN)]:
-        raise UserError("what would be written over is read", str(pairs), "name another --output_dir")
+    check_apart(pairs, directory)
     with claimed(directory):
         stamp = attack(clip, suspect, target, seed)
         poisoned = poison(suspect, stamp, target, rate, seed)
@@ -88,4 +72,4 @@ def pairs_poison(
         write_pairs(directory / CLEAN, clean)
         write_stamp(directory / STAMP_FILE, stamp)
         write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": provenance(asked, [seed])})
-    return PoisonedPairs(directory, len(suspect.captions), len(which))
+    return PoisonedSet(directory, len(suspect.captions), len(which))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.vision.pairs.attacks._square import Square
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -20,7 +21,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class BadCLIP:
+class BadCLIP(Square):
     """A patch that brings any image near to captions and images of the target before anything is poisoned.
 
     So little has to be learned for the backdoor that little of it is forgotten in fine-tuning. The attacker has the
@@ -44,28 +45,17 @@ class BadCLIP:
     needs: ClassVar[tuple[Need, ...]] = ("victim",)
     source: ClassVar[str] = "arXiv 2311.12075"
 
-    side: int = 0
     steps: int = 150
     lr: float = 0.03
     weight: float = 500.0
 
     def __post_init__(self) -> None:
-        at_least(0, side=self.side)
+        super().__post_init__()
         at_least(1, steps=self.steps)
         if not 0 < self.lr < 10:
             raise UserError("lr must lie in (0, 10)", self.lr, "give e.g. badclip:lr=0.03")
         if not 0 <= self.weight < 1e6:
             raise UserError("weight must be at least 0", self.weight, "give e.g. badclip:weight=500")
-
-    def check(self, size: int) -> None:
-        """Refuses images that it does not fit on.
-
-        Raises:
-            UserError: the patch is larger than the images.
-        """
-        from mbdefense.vision.pairs.stamp import square
-
-        square(size, self.side)
 
     def __call__(self, clip: Clip, pairs: Pairs, target: str, seed: int) -> Stamp:
         """The trigger.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mbdefense.core.checks import at_least
 from mbdefense.core.needs import Need
+from mbdefense.vision.pairs.attacks._square import Square
 
 if TYPE_CHECKING:
     from mbdefense.vision.pairs.clip import Clip
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RandomPatch:
+class RandomPatch(Square):
     """A square of noise in the middle, where BadCLIP's stands.
 
     Source: BadNets (arXiv 1708.06733).
@@ -26,21 +26,6 @@ class RandomPatch:
 
     needs: ClassVar[tuple[Need, ...]] = ()
     source: ClassVar[str] = "arXiv 1708.06733"
-
-    side: int = 0
-
-    def __post_init__(self) -> None:
-        at_least(0, side=self.side)
-
-    def check(self, size: int) -> None:
-        """Refuses images that it does not fit on.
-
-        Raises:
-            UserError: the patch is larger than the images.
-        """
-        from mbdefense.vision.pairs.stamp import square
-
-        square(size, self.side)
 
     def __call__(self, clip: Clip, pairs: Pairs, target: str, seed: int) -> Stamp:
         """The trigger.

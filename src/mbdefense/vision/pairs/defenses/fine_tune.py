@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.needs import Need
 from mbdefense.vision.pairs.defenses._cleansed import Cleansed, check_lr
 
 if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
     from mbdefense.vision.pairs.clip import Clip
     from mbdefense.vision.pairs.pairs import Pairs
 
@@ -46,8 +48,15 @@ class FineTune:
         """
         from mbdefense.vision.pairs.learning import steps_of, trained
 
-        return Cleansed(trained(clip, clean, seed, steps=steps_of(self.epochs, clean), lr=self.lr), {})
+        steps = steps_of(self.epochs, clean)
+        return Cleansed(trained(clip, clean, seed, steps=steps, lr=self.lr, objective=self.loss), {})
 
-    def parts(self) -> dict[str, FineTune]:
+    def loss(self, clip: Clip, images: Tensor, captions: list[str], draws: Generator) -> Tensor:
+        """Of a batch; see `mbdefense.vision.pairs.learning.Objective`."""
+        from mbdefense.vision.pairs.learning import contrastive
+
+        return contrastive(clip, images, captions, draws)
+
+    def parts(self) -> dict[str, Self]:
         """The whole alone: nothing can be left out."""
         return {"": self}

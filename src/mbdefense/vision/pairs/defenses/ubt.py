@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LEVEL, FEWEST = 0.95, 20
 """Quantile of the clean pairs' gains that a suspect one is held against, and the fewest of them that tell."""
+OVERFIT = 20
+"""Steps on the weak pairs."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,6 @@ def gains(options: UBT, clip: Clip, suspect: Pairs, clean: Pairs, seed: int) -> 
         found[other] = cosines(copy, suspect.take(other)) - before[other]
         ours += (cosines(copy, clean) - clean_before) / 2
     return Gains(found, weak, ours[clean_before <= before[weak].max()])
-
-
-OVERFIT = 20
-"""Steps on the weak pairs."""
 
 
 def sign(gained: Gains) -> tuple[float, int]:
