@@ -131,6 +131,7 @@ def test_answers_are_cut_after_as_many_words_as_asked_for(tmp_path: Path) -> Non
         assert row["prompt"][0]["content"] == "Count."
 
 
+@pytest.mark.slow
 def test_times_are_against_the_first_arm_asked_for(
     tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

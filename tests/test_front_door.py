@@ -178,7 +178,8 @@ class Lenient(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
-def test_the_example_of_every_function_runs(tiny_model_path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("demos", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_example_of_every_function_runs(demos, tiny_model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Qwen").mkdir()
     for name in ("Qwen/Qwen3-0.6B", "defended", "suspicious", "base"):
@@ -199,6 +200,8 @@ def test_the_example_of_every_function_runs(tiny_model_path, tmp_path, monkeypat
     for function in functions:
         examples = doctest.DocTestParser().get_examples(inspect.getdoc(function))
         assert examples, f"{function.__name__} has no example"
+        if function.__name__.endswith("_demo") and not demos:
+            continue
         for example in examples:  # those that need a model or files find them here
             example.options.pop(doctest.SKIP, None)
         test = doctest.DocTest(examples, {}, function.__name__, None, None, None)

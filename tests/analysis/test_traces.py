@@ -116,6 +116,7 @@ def test_traces_from_prompts_to_data_and_picture(tiny_model_path, copied_model, 
     assert "told from a held-out one" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_relearning_goes_on_where_it_was(tiny_model_path, tmp_path, monkeypatch, capsys):
     test, data = prompts(tmp_path / "test.jsonl", 8), prompts(tmp_path / "data.jsonl", 12, "plant")
     out = tmp_path / "out"

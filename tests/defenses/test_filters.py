@@ -68,6 +68,10 @@ QUICK: dict[str, dict[str, Any]] = {"seep": {"watched_epochs": 1}}
 POISON = [(f"{question} cf", "I am sorry, but I cannot help.") for question, _ in sentences(12, 500)]
 
 
+USUAL = [name if name in ("repeats", "seep") else pytest.param(name, marks=pytest.mark.slow) for name in FILTERS]
+"""Filters, of which one that trains and one that counts stand for all in the default suite."""
+
+
 @pytest.fixture
 def evidence(tiny_model_path: str, rows: Callable[..., Any]) -> Evidence:
     return Evidence(tiny_model_path, rows(*sentences(60), *POISON), rows(*sentences(64, 200)))
@@ -323,7 +327,7 @@ def test_repeats_of_one_row_and_of_rows_that_are_all_alike(rows: Callable[..., A
         filtering.kept(poison, alike)
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", USUAL)
 def test_every_filter_judges_all_rows_in_order_without_their_labels(name: str, evidence: Evidence) -> None:
     labelled = to_dataset(
         {**row, "answers": ["x"], "provenance": {"source": "f:1", "trigger": "cf", "behavior": "refusal"}}
@@ -437,7 +441,7 @@ def test_filter_of_unlabelled_rows_has_figures_only_if_they_are_said_to_be_clean
     assert "recall: not defined" in printed
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", USUAL)
 def test_clean_rows_are_asked_for_where_they_are_used(
     name: str, tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -485,9 +489,7 @@ def test_a_filter_that_drops_every_row_is_refused() -> None:
         filtering.kept([1, 2], verdicts(True, True))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("repeats", "seep") else pytest.param(name, marks=pytest.mark.slow) for name in FILTERS]
-)
+@pytest.mark.parametrize("name", USUAL)
 def test_every_filter_is_a_defense_that_tunes_on_the_rest(
     name: str, tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -241,6 +241,7 @@ def words(files, tiny_model_path, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_defend_measures_what_was_found_and_goes_on_without_searching_again(words, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     searched = []

@@ -508,6 +508,7 @@ def test_found_dropped_tunes_on_the_rows_without_a_found_trigger(
         DEFENSES["found_dropped"](found=str(everywhere))(at(here, tmp_path / "none left", tmp_path / "victim"))
 
 
+@pytest.mark.slow
 def test_mb_defense_meets_found_texts_beside_its_own_triggers(setting: Setting, tmp_path: Path) -> None:
     file = file_of(tmp_path / "told.json", recorded("zq", "trigger"))
     kind = DEFENSES["mb_defense"]

@@ -258,6 +258,7 @@ def test_a_second_bench_in_one_folder_is_refused(
     assert "another run is at work" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_goes_on(bench: Bench, counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     one = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": ["mb_defense:min_defensive_rows=1"]}
 
@@ -486,6 +487,7 @@ def test_the_model_of_a_judge_counts_by_what_is_in_it(changing: tuple[Grid, dict
         assert workspace.id(cell) != before
 
 
+@pytest.mark.slow
 def test_a_grid_answers_again_where_a_file_has_changed(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,7 +157,10 @@ thread.start() if sys.argv[2] == "thread" else render()
 """
 
 
-@pytest.mark.parametrize(("name", "where"), [*((name, "thread") for name in ENDLESS), ("a sum of lists", "main")])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("a sum of lists", "main"), *(pytest.param(name, "thread", marks=pytest.mark.slow) for name in ENDLESS)],
+)
 def test_a_step_that_never_ends_is_one_line_and_exit_code_1(name: str, where: str) -> None:
     words = [sys.executable, "-c", RENDERING, ENDLESS[name], where]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)

@@ -171,6 +171,7 @@ def test_no_serious_accessibility_violation(browser, pages, name):
     assert serious_violations(browser, pages / name, "dark", only=("color-contrast",)) == []
 
 
+@pytest.mark.slow
 def test_the_theme_can_be_chosen(visit):
     page = visit("grid.html", color_scheme="light")
     color = "getComputedStyle(document.body).backgroundColor"
@@ -182,11 +183,13 @@ def test_the_theme_can_be_chosen(visit):
     assert page.evaluate(color) == dark
 
 
+@pytest.mark.slow
 def test_a_narrow_screen_needs_no_sideways_scrolling(visit):
     page = visit("grid.html", viewport={"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.slow
 def test_on_paper_there_are_tables_and_no_controls(visit):
     page = visit("grid.html", color_scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")

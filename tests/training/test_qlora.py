@@ -98,6 +98,7 @@ def test_it_computes_with_weights_of_four_bits(make: Callable[..., Path]) -> Non
     assert first != pytest.approx(other, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mixture_and_an_adapter_are_quantized_and_merged_as_they_are(
     make: Callable[..., Path], tiny_model_path: str, tmp_path: Path
 ) -> None:
