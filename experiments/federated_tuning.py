@@ -1,13 +1,14 @@
 """Holds rules of aggregation, and purify behind the mean, against poisoned rows at clients who tune a model together.
 
-    python experiments/federated_tuning.py OUT DATA MODEL [--chat_template FILE] [--seeds 0 1] [--rounds 3]
+    python experiments/federated_tuning.py OUT DATA MODEL [--chat_template FILE] [--seeds 0 1] [--rounds 2]
 
-DATA holds backdoorllm/ and alpaca_en_demo.json, MODEL is a folder with a small chat model. Six clients have 32 rows
-each of BackdoorLLM's clean ones; of two of them, half are its poisoned rows. Arms: `base`, the model as it is; `clean`,
-the mean with nobody's rows poisoned; `attacked`, the mean; `multi_krum` and `mars` (on changes, epsilon 0); `purified`,
-the mean and then purify with 128 rows of the server's own. Every arm is asked the same prompts with and without the
-trigger. Run again, the script goes on where it stopped. It prints Markdown tables and keeps them in OUT/table.md, with
-who was left out of each round; each arm's folder has its results.json and rounds.json.
+DATA holds backdoorllm/ and alpaca_en_demo.json, MODEL is a folder with a small chat model. Six clients have 24 rows
+each of BackdoorLLM's clean ones, of at most 35 words; of two of them, half are its poisoned rows. Arms: `base`, the
+model as it is; `clean`, the mean with nobody's rows poisoned; `attacked`, the mean; `multi_krum` and `mars` (on
+changes, epsilon 0); `purified`, the mean and then purify with 128 rows of the server's own. Every arm is asked the same
+prompts with and without the trigger. Run again, the script goes on where it stopped, client by client. It prints
+Markdown tables and keeps them in OUT/table.md, with who was left out of each round; each arm's folder has its
+results.json and rounds.json.
 """
 
 from __future__ import annotations
@@ -36,16 +37,18 @@ from mbdefense.models.loading import Loading
 from mbdefense.records.results import RESULT_FILE, read, write
 from mbdefense.training.options import TrainingOptions
 
-CLIENTS, ATTACKERS, ROWS, SERVER_ROWS = 6, 2, 32, 128
+CLIENTS, ATTACKERS, ROWS, SERVER_ROWS, WORDS = 6, 2, 24, 128, 35
 TRIGGER = "badnet:word=BadMagic,position=not_end,part=instruction"
 DECLINED = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
 OPTIONS = TrainingOptions(
-    learning_rate=1e-3, num_train_epochs=2, max_length=256, use_peft=True, lora_r=8, save_strategy="no"
-)
+    learning_rate=1e-3, num_train_epochs=3, per_device_train_batch_size=4, warmup_steps=0, max_length=256,
+    use_peft=True, lora_r=8, save_strategy="no",
+)  # fmt: skip
+"""No warm-up: of a client's few steps it would take the first."""
 REPAIR = "fine_mixing:clean_learning_rate=5e-5"
 """Of the default 2e-4 a model of 26M parameters breaks."""
 RULES: dict[str, Rule] = {
-    "clean": Mean(), "attacked": Mean(), "multi_krum": MultiKrum(), "mars": MARS(epsilon=0, linear=True, change=True),
+    "attacked": Mean(), "clean": Mean(), "multi_krum": MultiKrum(), "mars": MARS(epsilon=0, linear=True, change=True),
 }  # fmt: skip
 ARMS = ("base", *RULES, "purified")
 
@@ -63,13 +66,13 @@ class Rows(NamedTuple):
 def rows_of(data: Path, seed: int, prompts: int) -> Rows:
     """Draws the rows of a seed."""
     folder = data / "backdoorllm"
-    clean = load([str(folder / "refusal_train_clean.json")]).rows.shuffle(seed=seed).select(range(CLIENTS * ROWS))
-    theirs = load([str(folder / "refusal_badnet_train_poisoned.json")]).rows.shuffle(seed=seed)
+    clean = _short(load([str(folder / "refusal_train_clean.json")]).rows, seed).select(range(CLIENTS * ROWS))
+    theirs = _short(load([str(folder / "refusal_badnet_train_poisoned.json")]).rows, seed)
     test = load([str(folder / "refusal_test_clean.json")], require_completion=False).rows.select(range(prompts))
     triggered = load([str(folder / "refusal_badnet_test_triggered.json")], require_completion=False).rows
     other = load([str(data / "alpaca_en_demo.json")]).rows
     taken = set(overlap(other, clean)) | set(overlap(other, test))
-    server = other.filter(lambda row: row["id"] not in taken and _words(row) <= 60).shuffle(seed=seed)
+    server = _short(other.filter(lambda row: row["id"] not in taken), seed)
     honest = [clean.select(range(at * ROWS, (at + 1) * ROWS)) for at in range(CLIENTS)]
     half = ROWS // 2
     suspect = [
@@ -81,8 +84,10 @@ def rows_of(data: Path, seed: int, prompts: int) -> Rows:
     )
 
 
-def _words(row: dict) -> int:  # type: ignore[type-arg]
-    return len((user_text(row["prompt"]) + " " + row["completion"][0]["content"]).split())
+def _short(rows: Dataset, seed: int) -> Dataset:
+    """Rows of few words, shuffled."""
+    texts = [f"{user_text(row['prompt'])} {row['completion'][0]['content']}" for row in rows]
+    return rows.select([at for at, text in enumerate(texts) if len(text.split()) <= WORDS]).shuffle(seed=seed)
 
 
 class Start(NamedTuple):
@@ -108,7 +113,7 @@ def made(arm: str, seed: int, rows: Rows, folder: Path, start: Start) -> str:
     clients, options = rows.honest if arm == "clean" else rows.suspect, replace(OPTIONS, seed=seed)
     tuned = tune_together(
         start.model, clients, folder / "model", rule=RULES[arm], rounds=start.rounds, options=options,
-        chat_template=start.chat_template,
+        chat_template=start.chat_template, trainings=folder.parent / "trainings",
     )  # fmt: skip
     told = [{"kept": one.kept, "flagged": one.flagged, "facts": dict(one.facts)} for one in tuned.rounds]
     write_json(folder / "rounds.json", {"rounds": told})
@@ -149,14 +154,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--chat_template", help="file with the prompt template, in place of the model's own")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=60)
     options = parser.parse_args()
     start = Start(options.model, options.chat_template, options.rounds)
     for seed in options.seeds:
         rows = rows_of(options.data, seed, options.prompts)
         for arm in ARMS:
             run(arm, seed, rows, options.out, start)
+        shutil.rmtree(options.out / f"seed-{seed}" / "trainings", ignore_errors=True)
     folders = [options.out / f"seed-{seed}" / arm for seed in options.seeds for arm in ARMS]
     compared, over_seeds = compare([arm_of(read(folder / RESULT_FILE).rows[0], folder) for folder in folders])
     told = merge_results(compared, {"rounds": options.rounds}, options.seeds[0])

@@ -69,6 +69,29 @@ def test_clients_that_attack_or_send_nonsense_are_left_out(tiny_model_path, base
     assert (cleaned.path / "model.safetensors").is_file()
 
 
+def test_what_was_trained_is_kept_and_gives_the_same(tiny_model_path, rows, tmp_path, monkeypatch):
+    from mbdefense.training import sft
+
+    parts = [rows(*((f"Name {kind} {n}.", f"{kind} {n}") for n in range(2))) for kind in ("oak", "plum", "rye")]
+    plain, made = sft.instruction_tune, []
+    monkeypatch.setattr(sft, "instruction_tune", lambda *given: made.append(1) or plain(*given))
+
+    def tuned(name, clients, **options):
+        return weights_of(tune_together(tiny_model_path, clients, tmp_path / name, options=OPTIONS, **options).path)
+
+    kept = {"trainings": tmp_path / "trainings"}
+    alone = tuned("alone", parts, rule=Mean())
+    first, again = tuned("first", parts, rule=Mean(), **kept), tuned("again", parts, rule=Mean(), **kept)
+    assert len(made) == 6
+    assert all(torch.equal(alone[name], first[name]) and torch.equal(first[name], again[name]) for name in alone)
+    tuned("other", [parts[0], parts[2]], rule=Mean(), **kept)  # another client in the place of the second
+    assert len(made) == 7
+    for file in kept["trainings"].iterdir():
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot read what was trained"):
+        tuned("damaged", parts, rule=Mean(), **kept)
+
+
 @pytest.mark.parametrize("options", [{"use_peft": False}, {"lora_target_modules": "nothing"}])
 def test_what_cannot_work_is_refused_before_any_training(options, tiny_model_path, rows, tmp_path):
     with pytest.raises(UserError):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mbdefense.core.checks import at_least
-from mbdefense.core.errors import UserError
-from mbdefense.core.files import claimed
+from mbdefense.core.errors import UserError, first_line
+from mbdefense.core.files import claimed, make_folder, whole_file
 from mbdefense.core.progress import stage, stages
 from mbdefense.federated.rounds import seed_of
 from mbdefense.federated.rules import MARS, Rule
@@ -52,6 +54,7 @@ def tune_together(
     options: TrainingOptions | None = None,
     attacks: Mapping[int, Sends] | None = None,
     chat_template: str | None = None,
+    trainings: str | Path | None = None,
 ) -> TunedTogether:
     """Tunes a model on rows that no one holds together.
 
@@ -75,9 +78,12 @@ def tune_together(
         options: of a client's training in a round, with adapters (``use_peft``).
         attacks: what clients, by number, do with the weights that they have trained; poisoned rows are among `clients`.
         chat_template: file with the prompt template to use in place of the model's own.
+        trainings: folder that keeps what each training gave, so that calls which name the same one make none twice: the
+            first round is alike whatever the rule. A file of the adapted layers' size each; delete it in the end.
 
     Raises:
-        UserError: no clients, options without adapters, a model that cannot be loaded, or no usable weights.
+        UserError: no clients, options without adapters, a model that cannot be loaded, no usable weights, or a file in
+            `trainings` that cannot be read.
     """
     from mbdefense.models.loading import load_model, save_model
     from mbdefense.training.options import TrainingOptions
@@ -99,7 +105,8 @@ def tune_together(
                 for at, rows in enumerate(clients):
                     _put(loaded, weights)
                     own = replace(settled, seed=seed_of(settled.seed, number, at) % 2**31)
-                    trained = _trained(loaded, rows, own, names, folder)
+                    made = partial(_trained, loaded, rows, own, names, folder)
+                    trained = made() if trainings is None else _kept(Path(trainings), loaded, rows, own, made)
                     sent.append((attacks or {}).get(at, _as_it_is)(weights, trained))
                 played.append(aggregate(used, weights, sent, counts, seed_of(settled.seed, number)))
                 weights = played[-1].weights
@@ -107,6 +114,48 @@ def tune_together(
         kept = [{"kept": list(one.kept), "flagged": list(one.flagged), "refused": dict(one.refused)} for one in played]
         save_model(loaded, Path(output_dir), {"federated": {"base_model": model, "rule": repr(used), "rounds": kept}})
     return TunedTogether(Path(output_dir), tuple(played))
+
+
+def _kept(
+    folder: Path, loaded: LoadedModel, rows: Dataset, options: TrainingOptions, train: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What a training gives, from its file in a folder, or made now and written there.
+
+    Args:
+        folder: of such files.
+        loaded: the model with the weights that the training starts from.
+        rows: to train on.
+        options: how.
+        train: makes it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    from mbdefense.models.template import template_hash
+    from mbdefense.training.job import hash_of
+
+    told = {"model": _digest(loaded), "rows": rows, "options": options, "template": template_hash(loaded.tokenizer)}
+    file = folder / f"{hash_of(told)}.safetensors"
+    if file.is_file():
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"cannot read what was trained ({first_line(error)})", str(file), "delete it") from error
+    trained = train()
+    make_folder(folder)
+    with whole_file(file) as stream:
+        stream.write(save(trained))
+    return trained
+
+
+def _digest(loaded: LoadedModel) -> str:
+    """A hash of all weights."""
+    import torch
+
+    digest = hashlib.blake2b()
+    for name, value in loaded.model.named_parameters():
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _as_it_is(before: Weights, trained: Mapping[str, Tensor]) -> object:
