@@ -320,7 +320,10 @@ def test_clients_who_train_together_are_shown(tmp_path):
     assert page.text_of("h1") == ["Clients who train together: 2 rules of aggregation, 1 attack by clients, 2 seeds."]
     assert "scaling: backdoor accuracy mean .88, mars .12." in text
     assert "clients" in page.ids
-    assert "mean .00 .88 .88; mars .00 .12 .12." in text  # the picture in words
+    assert "mean .00 .88 .88; mars .00 .12 .12. Accuracy after each round: mean .50 .50; mars" in text  # in words
+    assert re.search(
+        r"scaling</[^>]*>\s*<td[^>]*>mars</td>\s*<td[^>]*>1</td>\s*<td[^>]*>0</td>\s*<td[^>]*>0; 0\*<", text
+    )
     assert len(page.ids) == len(set(page.ids))
     assert "run/cells/mars-1.json" in {one.path for one in sources.files}
     assert "| scaling | mars |" in markdown(sources)

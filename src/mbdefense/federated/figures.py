@@ -9,7 +9,14 @@ from mbdefense.core.statistics import Score, over_seeds, rate
 from mbdefense.core.text import escaped, visible
 from mbdefense.evaluation.fitting import Column, fitted
 from mbdefense.evaluation.landing import share, shown
-from mbdefense.records.federated import NO_ATTACK, FederatedCell, FederatedFigures, FederatedResults, Rate
+from mbdefense.records.federated import (
+    NO_ATTACK,
+    FederatedCell,
+    FederatedFigures,
+    FederatedResults,
+    FederatedRound,
+    Rate,
+)
 
 REACHED, OUTLIVED = 0.9, 0.5
 """Backdoor accuracies: when a backdoor is in, and when it is still there."""
@@ -98,6 +105,18 @@ def _until(cell: FederatedCell) -> int:
     return next((count for count, value in enumerate(attacked, 1) if value >= REACHED), -1)
 
 
+def left_out(one: FederatedRound) -> str:
+    """The numbers of clients that are not in a round's weights."""
+    found = {client: str(client) for client in one.flagged}
+    found |= {refusal.client: f"{refusal.client} (unusable)" for refusal in one.refused}
+    return " ".join(found[client] for client in sorted(found)) or "-"
+
+
+def by_round(cell: FederatedCell, told: Callable[[FederatedRound], str], between: str = " ") -> str:
+    """What each round has to say; with * where the attack is over."""
+    return between.join(told(one) + ("" if one.attacked else "*") for one in cell.rounds)
+
+
 HEADER = ("Attack", "Rule", "Accuracy", "Backdoor", "TPR", "FPR", "CAD", "Rounds to .9", "Outlives")
 
 
@@ -127,12 +146,13 @@ def markdown(results: FederatedResults, cells: Sequence[FederatedCell]) -> str:
     body = [[escaped(part) for part in line_of(one)] for one in results.figures]
     rule = ["---"] * 2 + ["---:"] * (len(HEADER) - 2)
     lines = [f"| {' | '.join(row)} |" for row in (HEADER, rule, *body)]
-    rounds = ["| Attack | Rule | Seed | Backdoor accuracy, round by round |", "| --- | --- | ---: | --- |"]
+    names = ("Attack", "Rule", "Seed", "Backdoor accuracy, round by round", "Accuracy", "Left out")
+    rounds = [f"| {' | '.join(row)} |" for row in (names, ("---", "---", "---:", "---", "---", "---"))]
     for cell in cells:
-        values = [share(cell.before)]
-        values += [share(one.backdoor) + ("" if one.attacked else "\\*") for one in cell.rounds]
-        rounds.append(f"| {escaped(cell.attack)} | {escaped(cell.rule)} | {cell.seed} | {' '.join(values)} |")
-    told = ["", "The first is before the attack; \\* after it.", "", _origin(results), ""]
+        backdoor = f"{share(cell.before)} {by_round(cell, lambda one: share(one.backdoor))}"
+        parts = (cell.attack, cell.rule, str(cell.seed), backdoor, by_round(cell, lambda one: share(one.accuracy)))
+        rounds.append(f"| {' | '.join(map(escaped, (*parts, by_round(cell, left_out, '; '))))} |")
+    told = ["", "The first backdoor accuracy is before the attack; \\* after it.", "", _origin(results), ""]
     return "\n".join([*lines, "", escaped(_words(results)), "", *rounds, *told])
 
 

@@ -25,7 +25,7 @@ from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lin
 from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
 from mbdefense.report import charts, heads, training
-from mbdefense.report._federated import client_curves
+from mbdefense.report._federated import client_curves, left_out_tables
 from mbdefense.report._traces import relearning_tables, trace_tables
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences
@@ -78,12 +78,14 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "relearning": bool(sources.relearning),
         "training": bool(found["training"]),
         "clients": bool(found["clients"]),
+        "left-out": bool(sources.federated),
         "responses": bool(sources.answers),
     }
     names = {
         "results": "Results", "found": "Found", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison",
         "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "traces": "Traces",
-        "relearning": "Relearning", "training": "Training", "clients": "Clients", "responses": "Responses",
+        "relearning": "Relearning", "training": "Training", "clients": "Clients", "left-out": "Left out",
+        "responses": "Responses",
     }  # fmt: skip
     data = browser_data(sources.answers) if sources.answers else None
     values = {
@@ -96,6 +98,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "charts": found,
         "traces": trace_tables(sources.traces),
         "relearning": relearning_tables(sources.relearning),
+        "left_out": left_out_tables(sources.federated),
         "found": [(name, found_in_words(one), found_lines(one)) for name, one in sources.found],
         "found_header": FOUND_HEADER,
         "compared": compared,
@@ -121,6 +124,7 @@ _ABSENT = {
     "relearning": "how soon a backdoor comes back (analyze relearning)",
     "training": "training logs",
     "clients": "clients who train together (federated)",
+    "left-out": "clients who were left out (federated)",
     "responses": "judged responses",
 }
 
