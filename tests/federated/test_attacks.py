@@ -127,7 +127,9 @@ def test_a_share_of_the_mix_is_poisoned(own):
     assert own.mixed(0) is own.clean
 
 
-@pytest.mark.parametrize("spec", ["poisoning:share=1", "scaling:epochs=-1", "projected:radius=0", "neurotoxin:top=1"])
+@pytest.mark.parametrize(
+    "spec", ["poisoning:share=0.999", "scaling:epochs=-1", "projected:radius=0", "neurotoxin:top=1"]
+)
 def test_options_that_cannot_be_are_refused(spec):
     with pytest.raises(UserError):
         parse_spec(spec, ATTACKS, "attack")

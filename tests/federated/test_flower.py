@@ -165,7 +165,7 @@ def test_nothing_is_sent_home():
 
 
 @pytest.mark.slow
-def test_it_runs_under_flowers_own_engine(learner, before, parts):
+def test_it_runs_under_flowers_own_engine_with_clients_that_die_or_send_nonsense(learner, before, parts):
     ray = pytest.importorskip("ray")
     # Flower takes a Ray that runs; one that does not start in its 30 s, as on a busy machine, would leave it waiting.
     try:
@@ -180,8 +180,8 @@ def test_it_runs_under_flowers_own_engine(learner, before, parts):
     @server.main()
     def main(grid, context):
         # Nodes connect one by one; the round waits for all.
-        strategy = RobustFedAvg("multi_krum", fraction_evaluate=0.0, min_available_nodes=4)
-        found.append(strategy.start(grid, ArrayRecord(before), num_rounds=1, train_config=ConfigRecord({})))
+        strategy = RobustFedAvg("multi_krum", fraction_evaluate=0.0, min_available_nodes=9)
+        found.append(strategy.start(grid, ArrayRecord(before), num_rounds=2, train_config=ConfigRecord({})))
 
     app = ClientApp()
 
@@ -190,12 +190,20 @@ def test_it_runs_under_flowers_own_engine(learner, before, parts):
         """In a process that cannot import this module, so that nothing of it is named here."""
         at = int(context.node_config["partition-id"])
         arrays = message.content["arrays"].to_torch_state_dict()
-        spoilt = {name: value * float("nan") for name, value in arrays.items()}
-        made = learner.train(arrays, parts[at], at) if at else spoilt
-        metrics = MetricRecord({"num-examples": len(parts[at].labels)})
+        if at == 4:
+            raise RuntimeError("killed")
+        if at == 5:
+            return Message(RecordDict(), reply_to=message)
+        made = {
+            6: lambda: {name: value * float("nan") for name, value in arrays.items()},
+            7: lambda: {name: value[:1] for name, value in arrays.items() if value.ndim},
+            8: lambda: {"x": arrays["head.bias"]},
+        }.get(at, lambda: learner.train(arrays, parts[at], at))()  # fmt: skip
+        metrics = MetricRecord({"num-examples": 30})
         return Message(RecordDict({"arrays": ArrayRecord(made), "metrics": metrics}), reply_to=message)
 
-    run_simulation(server, app, num_supernodes=4, backend_config={"client_resources": {"num_cpus": 1}})
-    metrics = found[0].train_metrics_clientapp[1]
-    assert len(metrics["refused"]) == 1
-    assert len(metrics["kept"]) == 2
+    run_simulation(server, app, num_supernodes=9, backend_config={"client_resources": {"num_cpus": 1}})
+    first, second = (found[0].train_metrics_clientapp[number] for number in (1, 2))
+    assert len(first["refused"]) == 5
+    assert sorted(first["refused"]) == sorted(second["refused"])
+    assert len(first["kept"]) == 2

@@ -33,6 +33,15 @@ def test_the_distance_of_the_papers_example():
     assert found[0] == pytest.approx(scipy.stats.wasserstein_distance(CBES[0], CBES[1]))
 
 
+def test_the_distance_groups_the_papers_example_where_others_take_the_far_one_for_near():
+    values = torch.tensor(CBES)
+    euclid = [float((values[a] - values[b]).norm()) for a, b in ((0, 1), (0, 2), (1, 2))]
+    cosine = [1 - float(torch.cosine_similarity(values[a], values[b], 0)) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert euclid == pytest.approx([6.16, 5.48, 6.16], abs=0.005)
+    assert cosine == pytest.approx([0.31, 0.10, 0.07], abs=0.005)
+    assert two_groups(values.sort(dim=1).values) in ([False, False, True], [True, True, False])
+
+
 def test_the_distance_does_not_see_order_and_is_a_shift():
     values = torch.rand(40, generator=torch.Generator().manual_seed(0))
     assert float(wasserstein(values, values.flip(0))) == 0

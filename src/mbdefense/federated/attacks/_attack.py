@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mbdefense.vision.learner import Learner
 
 
+_MOST_POISON = 0.99
+
+
 @dataclass(frozen=True)
 class Own:
     """All that an attacking client knows in a round: no other client's update is in reach.
@@ -90,10 +93,11 @@ def check_poison(share: float, epochs: int) -> None:
     """Refuses options that no training can have.
 
     Raises:
-        UserError: a share outside of [0, 1), or fewer epochs than none.
+        UserError: a share outside of [0, .99], beyond which a client would train on more than a hundred times its rows,
+            or fewer epochs than none.
     """
-    if not 0 <= share < 1:
-        raise UserError("the share of poisoned rows must lie in [0, 1)", share, "give e.g. share=0.5")
+    if not 0 <= share <= _MOST_POISON:
+        raise UserError(f"the share of poisoned rows must lie in [0, {_MOST_POISON}]", share, "give e.g. share=0.5")
     if epochs < 0:
         raise UserError("epochs must be at least 0", epochs, "give 0 for as many as honest clients")
 
