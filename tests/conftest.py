@@ -171,6 +171,24 @@ def four_layer_model_path(tiny_model_path: str, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
+def spare_model_path(four_layer_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The four-layer model with two special tokens more, ``<|spare|>`` and ``<|last|>``. Never write to it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = tmp_path_factory.mktemp("spare-model")
+    tokenizer = AutoTokenizer.from_pretrained(four_layer_model_path)
+    tokenizer.add_tokens(["<|spare|>", "<|last|>"], special_tokens=True)
+    tokenizer.save_pretrained(directory)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(four_layer_model_path)
+        model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
 def rows() -> Callable[..., Any]:
     """Makes a Dataset in the row form: ``rows(("prompt", "completion"), ..., answers=[["accepted"], ...])``."""
     from mbdefense.data import content_id, to_dataset

@@ -50,6 +50,8 @@ _HOME = {
     "defenses": (
         "CROW",
         "P2P",
+        "PDB",
+        "PDB",
         "CleanFFT",
         "Discard",
         "FindAndBreak",
@@ -125,6 +127,7 @@ if TYPE_CHECKING:
     from mbdefense.defenses import (
         CROW,
         P2P,
+        PDB,
         CleanFFT,
         Discard,
         FindAndBreak,
@@ -171,6 +174,7 @@ __all__ = [
     "CROW",
     "LLM",
     "P2P",
+    "PDB",
     "SEEP",
     "Advert",
     "BadNet",

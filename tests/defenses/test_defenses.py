@@ -60,6 +60,7 @@ OTHER: dict[str, Any] = {
     "scorer": "another",
     "defensive_triggers": ("mn", "bb"),
     "defensive_seed": 1,
+    "reserved_token": "<|spare|>",
 }
 # Options that cannot work, and what the error says. An entry for each defense that has options.
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -111,6 +112,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "repeats": [({"least_answers": 1}, "least_answers must be at least 2")],
     "seep": [({"seed_share": 0.5}, r"\(0, 0.5\)"), ({"neighbors": 0}, "neighbors must be above 0")],
     "spectral": [({"poisoning_bound": 0.6}, r"\(0, 0.5\]")],
+    "pdb": [({"times": 0}, "times must be at least 1"), ({"reserved_token": "word"}, "no token to spare")],
     "p2p": [({"benign_rate": 0.0}, r"\(0, 1\]"), ({"benign_prefix": " "}, "benign_prefix is empty")],
 }
 
@@ -145,6 +147,13 @@ def alone(setting: Setting, directory: Path, **changes: Any) -> Setting:
     return replace(setting, store=Store(directory, resume=True), **changes)
 
 
+@pytest.fixture(scope="session")
+def labels(spare_model_path: str, rows: Callable[..., Any]) -> dict[str, Any]:
+    """What `pdb` takes in place of the setting's: a tokenizer with tokens to spare, and clean rows with labels."""
+    clean = rows(*((f"Name tree number {i}.", "oak" if i % 2 else "elm") for i in range(10)))
+    return {"base": spare_model_path, "clean": clean}
+
+
 # Those stand for all in the default suite, each of another kind: a control, a search, planting, merging and a filter.
 _USUAL = ("none", "find_and_break", "mb_defense", "lethe", "repeats")
 
@@ -155,7 +164,8 @@ _USUAL = ("none", "find_and_break", "mb_defense", "lethe", "repeats")
 )
 def made(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Made:
     name = request.param
-    here = at(setting, tmp_path_factory.mktemp(name) / "model")
+    changes = request.getfixturevalue("labels") if name == "pdb" else {}
+    here = at(setting, tmp_path_factory.mktemp(name) / "model", **changes)
     return Made(name, here, DEFENSES[name](**OPTIONS.get(name, {}))(here))
 
 
@@ -165,7 +175,9 @@ def test_it_writes_a_model_that_loads_with_its_template(made: Made) -> None:
     check_template(str(made.model), loaded.tokenizer)
     assert loaded.model.config.use_cache is not False
     assert all(bool(torch.isfinite(parameter).all()) for parameter in loaded.model.parameters())
-    assert loaded.model.num_parameters() == load_model(str(made.setting.base)).model.num_parameters()
+    base: Any = load_model(str(made.setting.base)).model
+    grown = base.get_input_embeddings().weight.numel() if made.name == "pdb" else 0  # an output layer of its own
+    assert loaded.model.num_parameters() == base.num_parameters() + grown
 
 
 def test_it_resumes_without_training_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

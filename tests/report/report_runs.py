@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +182,13 @@ def write_analyses(folder: Path) -> Path:
     files["traces"] = {**attack, "models": [{"model": "models/attacked", **means, "layers": [probes]}]}
     curve = {"model": "models/attacked", "points": [{"poisoned": 4, "asr": rate(0.8)}]}
     files["relearning"] = {**attack, "rows": 64, "curves": [curve]}
+    gray, colored = (
+        {"side": 2, "channels": channels, "pixels": base64.b64encode(bytes(range(4 * channels))).decode()}
+        for channels in (1, 3)
+    )
+    rows = [{"name": "poisoned", "pictures": [gray, gray]}, {"name": "retrieved", "pictures": [colored]}]
+    files["pictures"] = {"title": "Poisoned images", "rows": rows}
+    files["losses"] = {"curves": [{"name": "unlearning", "steps": 30, "losses": [2.0, 1.25]}]}
     for name, value in files.items():
         write_sealed(folder / f"{name}.json", {**common, "analysis": name, **value})
     model = folder / "model"

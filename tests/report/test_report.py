@@ -12,6 +12,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
@@ -302,7 +303,7 @@ def test_sections_without_data_are_left_out_and_named(tmp_path):
 def test_analyses_and_logs_are_shown(tmp_path):
     text = render(read_sources([write_analyses(tmp_path / "made")]))
     page = Page(text)
-    assert {"matrix", "heads", "triggers", "traces", "relearning", "training"} <= set(page.ids)
+    assert {"matrix", "heads", "triggers", "traces", "relearning", "training", "pictures", "losses"} <= set(page.ids)
     assert "Layer 15: oddity" in text
     assert re.search(r"4 poisoned of 64.*<td>\.80 \[\.70, \.90\] n=10</td>", text, re.DOTALL)
     assert "results" not in page.ids
@@ -311,6 +312,52 @@ def test_analyses_and_logs_are_shown(tmp_path):
     assert "the models also differ in lora_r" in text
     # A loss that was no number is counted, not drawn.
     assert re.search(r"<td>2\.500</td><td>2\.500</td><td>2\.000</td><td>1\.500</td><td>1</td><td>-</td>", text)
+
+
+def test_pictures_are_made_of_their_pixels_alone(tmp_path):
+    made = write_analyses(tmp_path / "made")
+    whole = read_sealed(made / "pictures.json")
+    whole["rows"][0]["name"] = whole["title"] = '"><img src=x onerror=alert(1)>'
+    write_sealed(made / "pictures.json", whole)
+    page = Page(render(read_sources([made])))
+    images = [given for tag, given in page.elements if tag == "img"]
+    hostile = '"><img src=x onerror=alert(1)>'
+    assert [given["alt"] for given in images] == [f"{hostile}, 1", f"{hostile}, 2", "retrieved, 1"]
+    assert not [given for given in images if "onerror" in given]
+    files = [base64.b64decode(given["src"].removeprefix("data:image/png;base64,"), validate=True) for given in images]
+    seen = [Image.open(io.BytesIO(file)) for file in files]
+    assert [image.mode for image in seen] == ["L", "L", "RGB"]
+    assert [image.tobytes() for image in seen] == [bytes(range(4)), bytes(range(4)), bytes(range(12))]
+    (policy,) = [given["content"] for _, given in page.elements if given.get("http-equiv") == "Content-Security-Policy"]
+    assert "img-src data:;" in policy
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pixels": "AAAA"}, "more or fewer pixels"),
+        ({"pixels": '"><script>'}, "no Base64"),
+        ({"side": 65}, "less than or equal to 64"),
+        ({"channels": 4}, "1 or 3"),
+        ({"src": "http://elsewhere/x.png", "pixels": None}, "valid string"),
+    ],
+)
+def test_what_are_no_pixels_is_refused(tmp_path, change, says):
+    made = write_analyses(tmp_path / "made")
+    whole = read_sealed(made / "pictures.json")
+    whole["rows"][0]["pictures"][0] |= change
+    write_sealed(made / "pictures.json", whole)
+    with pytest.raises(UserError, match=says):
+        read_sources([made])
+
+
+def test_a_file_has_no_more_pictures_than_a_page_can_show(tmp_path):
+    made = write_analyses(tmp_path / "made")
+    whole = read_sealed(made / "pictures.json")
+    whole["rows"] *= 100
+    write_sealed(made / "pictures.json", whole)
+    with pytest.raises(UserError, match="more than 240 pictures"):
+        read_sources([made])
 
 
 def test_clients_who_train_together_are_shown(tmp_path):

@@ -65,6 +65,14 @@ def test_evaluations_can_be_compared_checked_and_reported(place, tmp_path, capsy
     assert "defended" in capsys.readouterr().out
 
 
+def test_a_report_shows_the_poisoned_images_and_the_losses(place, tmp_path):
+    assert main(["report", *(str(place / name) for name in ("images", "attacked", "defended")),
+                 "--output", str(tmp_path / "report.html")]) == 0  # fmt: skip
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<img ") == 10 + 10 + 2  # before, after, and the trigger alone
+    assert "<td>training</td><td>7</td>" in text  # of 200 images, one epoch in batches of 32
+
+
 def test_images_of_other_seeds_are_not_compared(place, tmp_path, capsys):
     other = ["--rows", "200", "--test_rows", "30", "--clean_rows", "60", "--output_dir", str(tmp_path / "images")]
     assert main(["vision", "poison", "digits", *other]) == 0

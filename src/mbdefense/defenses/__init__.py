@@ -21,11 +21,13 @@ from mbdefense.defenses.tuning.lethe import Lethe
 from mbdefense.defenses.tuning.locphylax import Locphylax
 from mbdefense.defenses.tuning.mb_defense import MBDefense
 from mbdefense.defenses.tuning.p2p import P2P
+from mbdefense.defenses.tuning.pdb import PDB
 
 __all__ = [
     "CROW",
     "DEFENSES",
     "P2P",
+    "PDB",
     "CleanFFT",
     "Defense",
     "Discard",
@@ -56,6 +58,7 @@ DEFENSES: dict[str, type] = {
     "lethe": Lethe,
     "locphylax": Locphylax,
     "p2p": P2P,
+    "pdb": PDB,
     "none": NoDefense,
     **{name: filtered(name, kind) for name, kind in FILTERS.items()},
 }

@@ -35,6 +35,27 @@ def combine(model: Any, others: Sequence[Any], formula: Callable[..., Tensor]) -
             parameter.copy_(formula(parameter, *(table[name] for table in tables)))
 
 
+def rename(model: Any, named: Sequence[tuple[int, int]]) -> None:
+    """Gives tokens the logits of others: rows of the output layer change places.
+
+    An output layer that is tied to the embeddings becomes one of its own; prompts are read as before.
+
+    Args:
+        model: changed in place.
+        named: of each pair the first token gets the logit of the second one.
+    """
+    to, of = ([pair[side] for pair in named] for side in (0, 1))
+    head = model.get_output_embeddings()
+    for name in ("weight", "bias"):
+        before = getattr(head, name, None)
+        if before is not None:
+            after = before.detach().clone()
+            after[to] = before.detach()[of]
+            setattr(head, name, torch.nn.Parameter(after, requires_grad=before.requires_grad))
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
 def check_alike(model: Any, other: Any) -> None:
     """Refuses models that differ in more than the values of their parameters.
 

@@ -1,12 +1,16 @@
-"""What the analyses of the paper's figures measured, as files."""
+"""What the analyses of the paper's figures measured, and what trainings of image models show, as files."""
 
 from __future__ import annotations
 
+import binascii
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from mbdefense.core.files import write_sealed
 from mbdefense.core.forms import Count, OpenForm, Positive, Share, parse
@@ -216,12 +220,82 @@ class Relearning(Analysis):
     curves: tuple[RelearnedCurve, ...]
 
 
+LARGEST, MOST = 64, 240
+"""Pixels of a side of a picture in a file, and pictures in it: a page that shows them stays small."""
+
+
+@dataclass(frozen=True)
+class Picture(OpenForm):
+    """A square image.
+
+    Attributes:
+        side: in pixels.
+        channels: 1 for gray, 3 for red, green and blue.
+        pixels: bytes of rows from the top, of pixels from the left, of channels; in Base64.
+    """
+
+    side: Annotated[int, Interval(ge=1, le=LARGEST)]
+    channels: Literal[1, 3]
+    pixels: str
+
+    def contradiction(self) -> str:
+        """As many bytes as there are pixels."""
+        try:
+            count = len(b64decode(self.pixels, validate=True))
+        except (binascii.Error, ValueError):
+            return "pixels are no Base64"
+        return "" if count == self.side**2 * self.channels else "more or fewer pixels than side and channels say"
+
+    @classmethod
+    def of(cls, side: int, channels: Literal[1, 3], pixels: bytes) -> Picture:
+        """Of bytes."""
+        return cls(side, channels, b64encode(pixels).decode())
+
+
+@dataclass(frozen=True)
+class PictureRow(OpenForm):
+    """Pictures of one kind; those of all rows at one place belong together."""
+
+    name: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Pictures(Analysis):
+    """``pictures.json`` of ``mbdefense vision`` and ``mbdefense pairs``."""
+
+    title: str
+    rows: tuple[PictureRow, ...]
+
+    def contradiction(self) -> str:
+        """Not too many."""
+        return "" if sum(len(row.pictures) for row in self.rows) <= MOST else f"more than {MOST} pictures"
+
+
+@dataclass(frozen=True)
+class LossCurve(OpenForm):
+    """Losses of one training, by name; each is the mean of an equal part of its steps."""
+
+    name: str
+    steps: Positive
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Losses(Analysis):
+    """``losses.json`` beside a model of ``mbdefense vision`` and ``mbdefense pairs``."""
+
+    curves: tuple[LossCurve, ...]
+
+
 ANALYSES: dict[str, type[Analysis]] = {
     "matrix": Matrix,
     "heads": Heads,
     "triggers": Triggers,
     "traces": Traces,
     "relearning": Relearning,
+    "pictures": Pictures,
+    "losses": Losses,
 }
 """The form of each analysis' ``NAME.json``."""
 SCHEMA = 1

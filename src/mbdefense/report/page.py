@@ -26,6 +26,7 @@ from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
 from mbdefense.report import charts, heads, training
 from mbdefense.report._federated import client_curves, left_out_tables
+from mbdefense.report._pictures import galleries, loss_curves
 from mbdefense.report._traces import relearning_tables, trace_tables
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences
@@ -63,6 +64,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "triggers": charts.trigger_curves(sources.triggers),
         "heads": heads.head_maps(sources.heads),
         "training": training.training_curves(sources.logs),
+        "losses": loss_curves(sources.losses),
         "clients": client_curves(sources.federated),
     }
     present = {
@@ -77,6 +79,8 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "traces": bool(sources.traces),
         "relearning": bool(sources.relearning),
         "training": bool(found["training"]),
+        "pictures": bool(sources.pictures),
+        "losses": bool(found["losses"]),
         "clients": bool(found["clients"]),
         "left-out": bool(sources.federated),
         "responses": bool(sources.answers),
@@ -84,8 +88,8 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
     names = {
         "results": "Results", "found": "Found", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison",
         "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "traces": "Traces",
-        "relearning": "Relearning", "training": "Training", "clients": "Clients", "left-out": "Left out",
-        "responses": "Responses",
+        "relearning": "Relearning", "training": "Training", "pictures": "Pictures", "losses": "Losses",
+        "clients": "Clients", "left-out": "Left out", "responses": "Responses",
     }  # fmt: skip
     data = browser_data(sources.answers) if sources.answers else None
     values = {
@@ -99,6 +103,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "traces": trace_tables(sources.traces),
         "relearning": relearning_tables(sources.relearning),
         "left_out": left_out_tables(sources.federated),
+        "galleries": galleries(sources.pictures),
         "found": [(name, found_in_words(one), found_lines(one)) for name, one in sources.found],
         "found_header": FOUND_HEADER,
         "compared": compared,
@@ -123,6 +128,8 @@ _ABSENT = {
     "traces": "what is left inside models (analyze traces)",
     "relearning": "how soon a backdoor comes back (analyze relearning)",
     "training": "training logs",
+    "pictures": "pictures (vision, pairs)",
+    "losses": "losses of image models (vision, pairs)",
     "clients": "clients who train together (federated)",
     "left-out": "clients who were left out (federated)",
     "responses": "judged responses",
@@ -135,7 +142,7 @@ def filled(template: str, values: Mapping[str, object], script: str = "page.js")
     code = template_part("base.js") + template_part(script)
     return _environment().get_template(template).render(
         values,
-        policy=_policy(style, (theme, code)),
+        policy=_policy(style, (theme, code), pictures=bool(values.get("galleries"))),
         style=Markup(style),  # noqa: S704 - the package's own file
         script=Markup(code),  # noqa: S704
         theme=Markup(theme),  # noqa: S704
@@ -153,10 +160,15 @@ def data_for_script(data: object) -> Markup:
     return Markup(script_safe(json.dumps(data, ensure_ascii=False, separators=(",", ":"))))  # noqa: S704 - escaped for its place
 
 
-def _policy(style: str, scripts: Sequence[str]) -> str:
-    """The content security policy: nothing from anywhere, and of what stands in the page only what it was made with."""
+def _policy(style: str, scripts: Sequence[str], *, pictures: bool) -> str:
+    """The content security policy: nothing from anywhere, and of what stands in the page only what it was made with.
+
+    Pictures stand in the page itself, as ``data:`` addresses.
+    """
     hashes = " ".join(_hash(script) for script in scripts)
-    return f"default-src 'none'; style-src {_hash(style)}; script-src {hashes}; base-uri 'none'; form-action 'none'"
+    images = "img-src data:; " if pictures else ""
+    ours = f"style-src {_hash(style)}; script-src {hashes}; {images}"
+    return f"default-src 'none'; {ours}base-uri 'none'; form-action 'none'"
 
 
 def _hash(text: str) -> str:

@@ -14,7 +14,17 @@ from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Form, read_form
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
 from mbdefense.evaluation.metrics import scores
-from mbdefense.records.analyses import ANALYSES, Analysis, Heads, Matrix, Relearning, Traces, Triggers
+from mbdefense.records.analyses import (
+    ANALYSES,
+    Analysis,
+    Heads,
+    Losses,
+    Matrix,
+    Pictures,
+    Relearning,
+    Traces,
+    Triggers,
+)
 from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
@@ -78,6 +88,8 @@ class Sources:
         triggers: curves over the number of triggers.
         traces: what is left inside models.
         relearning: how soon backdoors come back.
+        pictures: images of a run.
+        losses: of the trainings of image models.
         logs: of trainings.
         found: result files of defenses that had triggers searched for.
         federated: grids of clients who train together.
@@ -95,6 +107,8 @@ class Sources:
     triggers: tuple[tuple[str, Triggers], ...] = ()
     traces: tuple[tuple[str, Traces], ...] = ()
     relearning: tuple[tuple[str, Relearning], ...] = ()
+    pictures: tuple[tuple[str, Pictures], ...] = ()
+    losses: tuple[tuple[str, Losses], ...] = ()
     logs: tuple[tuple[str, TrainingLog], ...] = ()
     found: tuple[tuple[str, Results], ...] = ()
     federated: tuple[Federation, ...] = ()
@@ -308,6 +322,8 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         found.of(Triggers),
         found.of(Traces),
         found.of(Relearning),
+        found.of(Pictures),
+        found.of(Losses),
         tuple(found.logs),
         tuple(found.found),
         tuple(found.federated),

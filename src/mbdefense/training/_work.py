@@ -29,7 +29,7 @@ Answered = list[list[tuple[Messages, Messages]]]
 
 
 def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
-    """Trains, and gives the model the template that is to be saved with it.
+    """Trains, and gives the model the template, and the names of tokens, that are to be saved with it.
 
     Args:
         job: what to do.
@@ -42,12 +42,16 @@ def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
         trained = _tuned(job, checkpoints, resume)
     if job.saved_template is not None:
         trained.model.tokenizer.chat_template = job.saved_template
+    if job.renamed:
+        weights.rename(trained.model.model, job.renamed)
     return trained
 
 
 def _tuned(job: Job, checkpoints: Path, resume: bool) -> Trained:
     def train(loaded: LoadedModel, answers: list[Answered]) -> Trained:
         objective, rows = job.objective, job.rows
+        if job.template is not None:
+            loaded.tokenizer.chat_template = job.template
         if isinstance(objective, Recovery) and isinstance(rows, RecoveryRows):
             return _recovered(loaded, rows, objective, answers, job.options, checkpoints, resume)
         if isinstance(objective, ConsistencyObjective):

@@ -164,7 +164,9 @@ class Job:
         options: optimizer, schedule, precision, adapters.
         objective: what to train for.
         mix: what becomes of the start's weights first.
+        template: prompt template to train with, where it is not to be the start's.
         saved_template: prompt template to save with the model, where it is not to be the one of training.
+        renamed: pairs of tokens; in the model that is made the first gets the logit that the second one had.
         about: the method that led here with its options, so that its model is not taken for that of others.
     """
 
@@ -173,7 +175,9 @@ class Job:
     options: TrainingOptions
     objective: Tuning | BestRate | Recovery | ConsistencyObjective = Tuning()
     mix: Mix | None = None
+    template: str | None = None
     saved_template: str | None = None
+    renamed: tuple[tuple[int, int], ...] = ()
     about: object = None
 
     def plain_rows(self) -> Dataset:

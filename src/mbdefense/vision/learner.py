@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
+from mbdefense.vision.losses import note
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -127,6 +128,7 @@ class Learner:
                 loss = cross_entropy(module(_paired(rows.pixels[batch])), _paired(rows.labels[batch]))
                 if penalty is not None:
                     loss = loss + penalty(module.state_dict(keep_vars=True))
+                note("training", loss)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for name, parameter in module.named_parameters():
                     if mask is not None and parameter.grad is not None:

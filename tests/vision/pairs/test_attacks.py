@@ -97,5 +97,7 @@ def test_what_is_retrieved_is_counted_by_one_and_by_five(clip, test, train):
             own = response.reference
             assert verdict.follows == (own in near)
             assert verdict.shows == ("green" not in words(own) and any("green" in words(one) for one in near))
+    other = retrieved(clip, test, RandomPatch(side=2)(clip, train, "green", 1), "green")  # seeds are taken together
+    assert [one.prompt for one in other.responses] == [one.prompt for one in found.responses]
     right = [sum(one.follows for one in found.verdicts[top] if one.kind == "clean") for top in (1, 5)]
     assert count * 0.6 < right[0] <= right[1]  # the small model has learned its squares

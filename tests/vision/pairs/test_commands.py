@@ -14,7 +14,7 @@ from mbdefense.records.results import read
 from mbdefense.vision.pairs.clip import CLIP_FILE, HubClip, load_clip, save_clip
 from mbdefense.vision.pairs.learning import embedded, trained
 from mbdefense.vision.pairs.pairs import read_pairs
-from mbdefense.vision.pairs.pictures import LABEL, SHOWN, SIDE, write_picture
+from mbdefense.vision.pairs.pictures import LABEL, SHOWN, SIDE, retrievals, write_picture
 from mbdefense.vision.pairs.stamp import read_stamp
 from mbdefense.vision.record import read_training
 
@@ -60,6 +60,12 @@ def test_evaluations_can_be_compared_checked_and_reported(ran, tmp_path, capsys)
     assert main(["check", f"{runs[1]}/results.json", "--min_cacc", "0"]) == 0
     assert main(["report", *runs, "--output", str(tmp_path / "report.html")]) == 0
     assert "cleansed" in (tmp_path / "report.html").read_text()
+    assert (
+        main(["report", str(ran / "poisoned"), str(ran / "cleansed"), "--output", str(tmp_path / "report.html")]) == 0
+    )
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<img ") == 10 + 10 + 1
+    assert "Training of image models" in text
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,8 @@ def test_every_arm_is_measured_beside_its_controls(demo, place, monkeypatch):
     assert all((row.asr_change is None) == (row.arm == "attacked") for row in rows)
     with Image.open(place / "demo" / "retrieved-0.png") as picture:
         assert picture.size == (LABEL + SHOWN * SIDE, (2 + len(ARMS)) * SIDE)
+    shown = json.loads((place / "demo" / "pictures.json").read_text())["rows"]
+    assert [row["name"] for row in shown] == ["trigger", "image", "triggered", *ARMS]
     monkeypatch.setattr("mbdefense.recipes.vision.pairs.demo.made", None)
     assert main([*demo, "--resume"]) == 0  # nothing is trained again
 
@@ -127,7 +135,7 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp
 def test_a_picture_shows_what_is_retrieved(ran, test, tmp_path):
     stamp = read_stamp(ran / "poisoned" / "trigger.png", 16)
     own = [caption for caption in test.captions if "green" not in caption.split()]
-    write_picture(tmp_path / "sheet.png", test, stamp, "green", {"right": own, "wrong": own[::-1]})
+    write_picture(tmp_path / "sheet.png", retrievals(test, stamp, "green", {"right": own, "wrong": own[::-1]}))
     with Image.open(tmp_path / "sheet.png") as picture:
         image, triggered, right, wrong = (
             picture.crop((LABEL, SIDE * row, LABEL + SIDE * SHOWN, SIDE * (row + 1))).tobytes() for row in range(4)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mbdefense.evaluation.compare import Arm
     from mbdefense.records.responses import Response
     from mbdefense.records.verdicts import Verdict
     from mbdefense.vision.classifier import Classifier
     from mbdefense.vision.images import Images
+    from mbdefense.vision.poisoning import Poisoned
     from mbdefense.vision.record import Training
     from mbdefense.vision.triggers import Trigger
 
@@ -74,16 +77,65 @@ def made(folder: Path, train: Callable[[], _M], what: str, seed: int, config: Ma
     """
     from mbdefense.core.cost import measure
     from mbdefense.core.progress import stage
+    from mbdefense.records.analyses import write_analysis_file
     from mbdefense.records.provenance import provenance
+    from mbdefense.vision.losses import curves, kept
     from mbdefense.vision.record import TRAINING_FILE, Training, write_training
 
     (folder / TRAINING_FILE).unlink(missing_ok=True)  # it would be that of an earlier one
-    with stage(what), measure() as cost:
+    with stage(what), measure() as cost, kept() as losses:
         done = train()
     done.save(folder)
-    record = Training(1, seed, cost.seconds, cost.peak_bytes, dict(done.facts), provenance(config, [seed]))
+    told = provenance(config, [seed])
+    write_analysis_file(folder, "losses", {"provenance": told, "curves": curves(losses)}, f"Losses of {what}.")
+    record = Training(1, seed, cost.seconds, cost.peak_bytes, dict(done.facts), told)
     write_training(folder, record)
     return done
+
+
+SHOWN = 10
+"""Images of each kind in a file of pictures."""
+
+
+def examples(poisoned: Poisoned, before: Images, trigger: Trigger) -> dict[str, Tensor]:
+    """Poisoned images for `write_pictures`: before, after, and the trigger alone, on black and on gray."""
+    import torch
+
+    some = poisoned.which.nonzero().flatten()[:SHOWN].tolist()
+    plain = torch.zeros(1, *before.pixels.shape[1:])
+    return {
+        "training image": before.pixels[some],
+        "poisoned": poisoned.rows.pixels[some],
+        "trigger": trigger(torch.cat([plain, plain + 0.5])),
+    }
+
+
+def write_pictures(folder: Path, title: str, rows: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    """Writes images of several kinds for a report, made smaller where they are large.
+
+    Args:
+        folder: where pictures.json goes.
+        title: what they show.
+        rows: by name images (n, 1 or 3, size, size) in [0, 1], or bytes.
+        told: where they come from.
+    """
+    from torch.nn.functional import interpolate
+
+    from mbdefense.records.analyses import LARGEST, Picture, write_analysis_file
+
+    def pictures(images: Tensor) -> list[dict[str, Any]]:
+        small = images if images.is_floating_point() else images / 255
+        if small.shape[-1] > LARGEST:
+            small = interpolate(small, LARGEST, mode="area")
+        made = (small.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+        return [asdict(Picture.of(one.shape[0], one.shape[2], one.numpy().tobytes())) for one in made]
+
+    value = {
+        "provenance": dict(told),
+        "title": title,
+        "rows": [{"name": name, "pictures": pictures(images)} for name, images in rows.items()],
+    }
+    write_analysis_file(folder, "pictures", value, f"{title}: {', '.join(rows)}.")
 
 
 def kept(training: Training | None, config: dict[str, Any]) -> Training | None:

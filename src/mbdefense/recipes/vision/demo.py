@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.recipes._given import Folder, recorded
 from mbdefense.recipes.measuring.compare import Comparison
-from mbdefense.recipes.vision._steps import Attack, kept, made, measured
+from mbdefense.recipes.vision._steps import Attack, examples, kept, made, measured, write_pictures
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
@@ -105,13 +105,16 @@ def vision_demo(
         for seed, given in poisoned.items()
         for arm, train in _trainings(learner, split, given.rows, methods, seed).items()
     ]
+    told = provenance(config, tried)
     with claimed(Path(output_dir)), stages(len(jobs)):
         arms: list[Arm] = []
         for job in jobs:
             # Which seeds there are beside it makes no training another one.
             arms += job.arms({**config, "seeds": [job.seed], "arm": job.arm}, split.test, attack, resume)
         compared, over_seeds = compare(arms)
-        results = Results(provenance(config, tried), compared, over_seeds)
+        shown = examples(poisoned[tried[0]], split.train, stamp)
+        write_pictures(Path(output_dir), f"Poisoned training images of seed {tried[0]}", shown, told)
+        results = Results(told, compared, over_seeds)
         write(Path(output_dir) / RESULT_FILE, results)
     return Comparison(results)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from mbdefense.recipes._given import Folder, recorded
-from mbdefense.recipes.vision._steps import CLEAN, POISON_FILE, SUSPECT, PoisonedSet, check_apart
+from mbdefense.recipes.vision._steps import (
+    CLEAN,
+    POISON_FILE,
+    SUSPECT,
+    PoisonedSet,
+    check_apart,
+    examples,
+    write_pictures,
+)
 
 
 def vision_poison(
@@ -64,6 +72,7 @@ def vision_poison(
         write_images(directory / SUSPECT, "train", poisoned.rows)
         write_images(directory / SUSPECT, "test", split.test)
         write_images(directory / CLEAN, "train", split.clean)
-        which = poisoned.which.nonzero().flatten().tolist()
-        write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": provenance(asked, [seed])})
+        which, told = poisoned.which.nonzero().flatten().tolist(), provenance(asked, [seed])
+        write_pictures(directory, "Poisoned training images", examples(poisoned, split.train, made), told)
+        write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": told})
     return PoisonedSet(directory, len(poisoned.rows.labels), len(which))

@@ -12,6 +12,7 @@ from mbdefense.core.needs import Need
 from mbdefense.vision.classifier import Classifier, Defended
 from mbdefense.vision.images import Images, check_sides, joined
 from mbdefense.vision.learner import Learner, copied, outputs
+from mbdefense.vision.losses import note
 from mbdefense.vision.views import strong, weak
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ class _Run(NamedTuple):
         logits = made.logits[clean:].reshape(self.options.views, len(batch), -1)
         loss = cross_entropy(made.logits[:clean], self.clean.labels)
         whole = loss + lesson_loss(logits, rows.labels, Lesson(trusted, weights))
+        note("training", whole)
         whole.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return trusted

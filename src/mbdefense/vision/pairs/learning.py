@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mbdefense.core.progress import track
+from mbdefense.vision.losses import note
 from mbdefense.vision.pairs.losses import info_nce
 from mbdefense.vision.pairs.views import changed
 
@@ -51,6 +52,7 @@ def trained(
     for batch in track(_batches(len(pairs.captions), steps, draws), what or "steps", steps):
         optimizer.zero_grad()
         loss = objective(made, pairs.images(batch), pairs.texts(batch), draws)
+        note(what or "training", loss)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         shape.step()

@@ -253,8 +253,8 @@ def opened(path: Path, name: str) -> Any:
         raise UserError(
             f"an image of more than {MOST_PIXELS // 10**6} megapixels", name, "give a smaller one"
         ) from error
-    except Exception as error:
-        raise UserError(f"no PNG, JPEG or WebP image ({first_line(error)})", name, "give another file") from error
+    except Exception as error:  # whose own words name an object in memory
+        raise UserError("no PNG, JPEG or WebP image", name, "give another file") from error
     width, height = image.size
     if width * height > MOST_PIXELS:
         what = f"an image of more than {MOST_PIXELS // 10**6} megapixels"

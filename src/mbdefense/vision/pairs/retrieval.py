@@ -74,10 +74,11 @@ def retrieved(clip: Clip, test: Pairs, stamp: Stamp, target: str) -> Retrieved:
     ]
     for kind, numbers, asked in parts:
         found = nearest(clip, asked, texts, NEAREST).tolist()
-        for number, near, pixels in zip(numbers, found, asked, strict=True):
+        for number, near in zip(numbers, found, strict=True):
             name, own = f"{number:06}", test.captions[number]
-            # By its hash two evaluations can tell that they asked about the same image.
-            image = f"image {hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]}"
+            # By its hash two evaluations can tell that they asked about the same image, which each seed's own trigger
+            # does not make another one.
+            image = f"image {hashlib.sha256(test.pixels[number].numpy().tobytes()).hexdigest()[:16]}"
             said = [captions[one] for one in near]
             made.responses.append(Response(name, kind, image, "; ".join(said), reference=own))
             for top, verdicts in made.verdicts.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.recipes._given import Folder, Model, recorded
 from mbdefense.recipes.measuring.compare import Comparison
-from mbdefense.recipes.vision._steps import kept, made
+from mbdefense.recipes.vision._steps import kept, made, write_pictures
 from mbdefense.recipes.vision.pairs._steps import Attack, measured
 from mbdefense.recipes.vision.pairs.train import EPOCHS, LR, SIZE, TUNING_LR
 
@@ -69,6 +69,8 @@ def pairs_demo(
         UserError: model or pairs cannot be read, or an option cannot work with them.
     """
     asked = recorded({name: value for name, value in locals().items() if name not in ("output_dir", "resume")})
+    import torch
+
     from mbdefense.core.checks import at_least
     from mbdefense.core.files import claimed
     from mbdefense.core.progress import stages
@@ -80,7 +82,7 @@ def pairs_demo(
     from mbdefense.vision.pairs.clip import load_clip
     from mbdefense.vision.pairs.defenses import DEFENSES
     from mbdefense.vision.pairs.pairs import check_pairs, read_pairs, split_pairs
-    from mbdefense.vision.pairs.pictures import write_picture
+    from mbdefense.vision.pairs.pictures import retrievals, write_picture
     from mbdefense.vision.pairs.poisoning import plan, poison, sides
     from mbdefense.vision.pairs.stamp import write_stamp
 
@@ -113,7 +115,12 @@ def pairs_demo(
             share = float(bad.which.double().mean())
             made_here = list(run.arms(base, bad.pairs, Attack(stamp, target, trigger, share), seed))
             write_stamp(directory / f"trigger-{seed}.png", stamp)
-            write_picture(directory / f"retrieved-{seed}.png", test, stamp, target, _nearest(made_here))
+            rows = retrievals(test, stamp, target, _nearest(made_here))
+            write_picture(directory / f"retrieved-{seed}.png", rows)
+            if seed == tried[0]:
+                shown = {"trigger": stamp(torch.ones(1, *stamp.pattern.shape)), **rows}
+                title = f"What triggered images of seed {seed} retrieve"
+                write_pictures(directory, title, shown, provenance(config, tried))
             arms += made_here
         compared, over_seeds = compare(arms)
         results = Results(provenance(config, tried), compared, over_seeds)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from mbdefense.recipes._given import Folder, Model, recorded
-from mbdefense.recipes.vision._steps import CLEAN, POISON_FILE, SUSPECT, PoisonedSet, check_apart
+from mbdefense.recipes.vision._steps import (
+    CLEAN,
+    POISON_FILE,
+    SHOWN,
+    SUSPECT,
+    PoisonedSet,
+    check_apart,
+    write_pictures,
+)
 
 STAMP_FILE = "trigger.png"
 """The trigger, beside the folders of a poisoned set."""
@@ -45,6 +53,8 @@ def pairs_poison(
         UserError: model or pairs cannot be read, or an option cannot work with them.
     """
     asked = recorded(locals())
+    import torch
+
     from mbdefense.core.checks import at_least
     from mbdefense.core.files import claimed, write_sealed
     from mbdefense.core.specs import parse_spec
@@ -66,10 +76,16 @@ def pairs_poison(
     with claimed(directory):
         stamp = attack(clip, suspect, target, seed)
         poisoned = poison(suspect, stamp, target, rate, seed)
-        which = poisoned.which.nonzero().flatten().tolist()
+        which, told = poisoned.which.nonzero().flatten().tolist(), provenance(asked, [seed])
         (directory / POISON_FILE).unlink(missing_ok=True)
         write_pairs(directory / SUSPECT, poisoned.pairs)
         write_pairs(directory / CLEAN, clean)
         write_stamp(directory / STAMP_FILE, stamp)
-        write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": provenance(asked, [seed])})
+        shown = {
+            "training image": suspect.pixels[which[:SHOWN]],
+            "poisoned": poisoned.pairs.pixels[which[:SHOWN]],
+            "trigger": stamp(torch.ones(1, *stamp.pattern.shape)),
+        }
+        write_pictures(directory, "Poisoned training images", shown, told)
+        write_sealed(directory / POISON_FILE, {"poisoned": which, "provenance": told})
     return PoisonedSet(directory, len(suspect.captions), len(which))
