@@ -147,6 +147,8 @@ def test_commands_that_look_at_data_say_what_they_do(width: int) -> None:
     assert mining == "mining 24 rows for texts that recur"
     filtered = shown("filter rows.jsonl --filter repeats --model model --output_dir kept", width)
     assert filtered.stages() == ["filtering 24 rows with repeats"]
+    assert len(shown("scan-data rows.jsonl --output_dir scan", width, 3).stages()) == 5
+    shown("pick-clean rows.jsonl -n 8 --output_dir picked", width)
     shown("list", width)
     shown("--help", width)
 

@@ -11,6 +11,7 @@ from mbdefense.core.text import (
     cell,
     encodable,
     escaped,
+    folded,
     printable_lines,
     script_safe,
     short,
@@ -127,3 +128,10 @@ def test_long_text_is_cut_at_its_end_or_in_its_middle():
     assert short("a" * 50, 10) == "a" * 9 + "…"
     assert shortened("insent:sentence=one thing,position=end", 20) == "insent:sente…ion=end"
     assert len(shortened("x" * 100)) == 44
+
+
+def test_a_line_is_folded_as_far_in_as_it_begins():
+    assert folded("one two three\n  four five six", 9) == "one two\nthree\n  four\n  five\n  six"
+    assert folded(f"  {'x' * 12} is long", 9) == f"  {'x' * 12}\n  is long"
+    # A stranger's text may begin with any number of spaces, which must not stand before each of its words.
+    assert len(folded(" " * 1000 + "a b " * 1000, 80)) < 6000

@@ -27,7 +27,7 @@ def federated(words: Sequence[str]) -> int:
         to_stderr(f"failed: {name}: {reason}")
     if done.interrupted:
         to_stderr("mbdefense: interrupted; run the same command again to go on")
-    print(f"written: {options['output_dir']}")  # noqa: T201
+    tell(f"written: {options['output_dir']}")
     return 130 if done.interrupted else 1 if done.results.failed else 0
 
 

@@ -20,16 +20,16 @@ def scan_data(words: Sequence[str]) -> int:
 
     options = read(words, "scan-data", recipe).of(recipe)
     scan = recipe(**options).scan
-    print(verdict(scan))  # noqa: T201
+    tell(verdict(scan))
     for suspect, title in ((True, ""), (False, "noted, which honest data have too:")):
         found = [one for one in scan.clusters if one.suspect == suspect]
         if title and found:
-            print(title)  # noqa: T201
+            tell(title)
         for one in found[:_LINES]:
-            print(f"  {short(one.says, 300)}")  # noqa: T201
+            tell(f"  {short(one.says, 300)}")
         if len(found) > _LINES:
-            print(f"  and {len(found) - _LINES} more")  # noqa: T201
-    print(f"written: {options['output_dir']}")  # noqa: T201
+            tell(f"  and {len(found) - _LINES} more")
+    tell(f"written: {options['output_dir']}")
     return _SUSPECTS if scan.suspects else 0
 
 

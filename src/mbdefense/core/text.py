@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|(?<=\w)@|^[#+-](?= )")
+_DEEPEST = 4
+"""Spaces that stand in front of what is folded, at most: a stranger's line may begin with any number."""
 
 
 def printable(text: str) -> str:
@@ -32,18 +34,22 @@ def printable_lines(text: str) -> str:
 
 
 def folded(text: str, width: int) -> str:
-    """Text whose lines are folded between words to so many columns; a longer word stays whole, like a path to copy."""
+    """Text whose lines are folded between words to so many columns, what is folded as far in as its line begins.
+
+    A word that is longer stays whole, like a path to copy.
+    """
     from rich.cells import cell_len
 
     lines = []
     for line in text.split("\n"):
+        indent = " " * min(len(line) - len(line.lstrip(" ")), _DEEPEST)
         start, *words = line.split(" ")
         for word in words:
-            if cell_len(f"{start} {word}") <= width:
+            if cell_len(f"{start} {word}") <= width or (len(start) < _DEEPEST and not start.strip(" ")):
                 start = f"{start} {word}"
             else:
                 lines.append(start)
-                start = word
+                start = f"{indent}{word}"
         lines.append(start)
     return "\n".join(lines)
 
