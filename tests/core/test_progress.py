@@ -77,6 +77,23 @@ def test_a_terminal_shows_one_bar_with_rate_and_time_left(width: int, monkeypatc
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is there again
 
 
+def test_steps_that_end_together_took_the_time_since_the_ones_before(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """As the answers of a batch do: already the first batch says how long the rest takes."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "100")
+    with Bar("answering", 40) as bar:
+        clock[0] += 60
+        for _ in range(20):
+            bar.advance()
+        clock[0] += 30  # of the next batch
+        assert bar.line() == "answering: 20 of 40, 3.0 s each, about 1 min left"
+        bar._drawn.refresh()  # type: ignore[union-attr]
+    assert "3.0 s each, about 1 min left" in stream.getvalue()
+
+
 def test_the_next_bar_is_shown_when_the_last_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)

@@ -146,26 +146,33 @@ class Bar:
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.what, self.total, self.done = visible(what), total, done
         self._before = done
-        self._begun = time.monotonic()
+        self._begun = self._last = time.monotonic()
         self._next = self._begun + _FIRST
         main = threading.current_thread() is threading.main_thread() and is_main_process()
         self._mine = main and _one.acquire(blocking=False)
-        self._drawn = _drawn(self.what, total, done) if self._mine and sys.stderr.isatty() else None
+        self._drawn = _drawn(self) if self._mine and sys.stderr.isatty() else None
 
     def advance(self, steps: int = 1) -> None:
         """Takes note that so many steps are done."""
         self.done += steps
+        self._last = time.monotonic()
         if self._drawn is not None:
             self._drawn.advance(self._drawn.task_ids[0], steps)
-        elif self._mine and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _EVERY
+        elif self._mine and self._last >= self._next:
+            self._next = self._last + _EVERY
             say(self.line())
 
     def line(self) -> str:
         """How far it is, how fast, and how long the rest will take at that rate."""
-        rate = (self.done - self._before) / max(time.monotonic() - self._begun, 1e-9)
-        left = f", {_rate(rate)}, about {duration((self.total - self.done) / rate)} left" if rate else ""
-        return f"{self.what}: {self.done} of {self.total}{left}"
+        return ", ".join(part for part in (f"{self.what}: {self.done} of {self.total}", self.pace()) if part)
+
+    def pace(self) -> str:
+        """How fast it is, and how long the rest will take at that rate; "" before anything is done.
+
+        Up to the last step, of which several may end at once: a rate of the latest ones alone would know no time.
+        """
+        rate = (self.done - self._before) / max(self._last - self._begun, 1e-9)
+        return f"{_rate(rate)}, about {duration((self.total - self.done) / rate)} left" if rate else ""
 
     def close(self) -> None:
         """Takes the bar away; once is enough."""
@@ -229,25 +236,22 @@ def _rate(per_second: float) -> str:
     return f"{per_second:.1f} a second" if per_second >= 1 else f"{1 / per_second:.1f} s each"
 
 
-def _drawn(what: str, total: int, done: int) -> Progress:
+def _drawn(bar: Bar) -> Progress:
     """A bar of rich on standard error, which is gone when the work is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
-    class Speed(ProgressColumn):
-        """Rate and time left, both measured."""
+    class Pace(ProgressColumn):
+        """Of all steps, where rich takes the latest ones alone."""
 
         def render(self, task: Task) -> Text:
-            if not task.speed:
-                return Text("")
-            left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
-            return Text(_rate(task.speed) + left)
+            return Text(bar.pace())
 
     text = TextColumn("{task.description}", markup=False)
     made = Progress(
-        text, BarColumn(bar_width=None), MofNCompleteColumn(), Speed(), console=Console(stderr=True), transient=True
+        text, BarColumn(bar_width=None), MofNCompleteColumn(), Pace(), console=Console(stderr=True), transient=True
     )
-    made.add_task(what, total=total, completed=done)
+    made.add_task(bar.what, total=bar.total, completed=bar.done)
     made.start()
     return made
