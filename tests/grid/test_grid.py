@@ -24,7 +24,7 @@ from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.code import _tree
 from mbdefense.grid.config import Grid, behavior_of, changed, read_grid, trigger_of
-from mbdefense.grid.estimate import duration, estimate, shown, trainings
+from mbdefense.grid.estimate import estimate, shown, trainings
 from mbdefense.grid.local import _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
 from mbdefense.grid.workspace import Cell, open_workspace
@@ -545,7 +545,6 @@ def test_an_estimate_is_the_mean_of_the_like_and_says_what_is_unknown() -> None:
     assert estimate(tasks[:2], measured) == (30.0, ())
     assert shown(estimate(tasks, measured)) == "about 38 s, and what is not known before the first is done: crow"
     assert shown(estimate(tasks[2:3], {})) == "not known before the first is done: crow"
-    assert [duration(seconds) for seconds in (119, 120, 3600, 3660)] == ["119 s", "2 min", "1 h 00 min", "1 h 01 min"]
 
 
 def test_trainings_are_counted_once_shared_and_once_for_each_cell() -> None:

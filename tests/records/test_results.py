@@ -351,6 +351,8 @@ def test_no_rows_make_no_table_but_say_why():
     empty = Results({}, ())
     assert "Arm" in markdown(empty)
     assert drawn(empty).startswith("no backdoor is known that this model could be asked for, so nothing was measured")
+    assert "--canaries" in drawn(empty)
+    assert "--canaries" not in drawn(Results({"config": {"purified": True}}, ()))  # purify has no such option
     assert verdict_in_words(empty) == ""
 
 

@@ -24,7 +24,7 @@ from mbdefense.report.formats import as_json, comma_separated, markdown, written
 from mbdefense.report.page import render
 from mbdefense.report.sources import read_sources
 from mbdefense.report.summary import summarize
-from mbdefense.report.view import blocks
+from mbdefense.report.tables import blocks
 from tests.report.report_runs import (
     ARMS,
     HOSTILE,

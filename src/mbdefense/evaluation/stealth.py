@@ -14,15 +14,13 @@ from mbdefense.data import user_text
 from mbdefense.engine.perplexity import text_losses
 from mbdefense.judges import embedding
 from mbdefense.judges.embedding import BUNDLED, embed
-from mbdefense.models.builtin import model_directory
+from mbdefense.models.builtin import BUILTIN, directory_of
 from mbdefense.models.loading import load_model, load_tokenizer
 from mbdefense.records.results import Stealth
 
 if TYPE_CHECKING:
     import numpy
     from datasets import Dataset
-
-BUILTIN = "builtin"
 
 
 def perplexity_ratio(clean: Sequence[float], triggered: Sequence[float]) -> Mean:
@@ -96,7 +94,7 @@ def check_stealth(model: str) -> None:
     Raises:
         UserError: the language model is none, or the encoder is not installed.
     """
-    load_tokenizer(_directory(model), renders=False)
+    load_tokenizer(directory_of(model), renders=False)
     embedding.load_encoder(None)
 
 
@@ -110,7 +108,7 @@ def stealth(pairs: Sequence[tuple[str, str]], model: str, *, max_length: int, ba
         max_length: most tokens of a prompt; later ones are not read.
         batch_size: prompts at once.
     """
-    loaded = load_model(_directory(model), renders=False)
+    loaded = load_model(directory_of(model), renders=False)
     columns = list(zip(*pairs, strict=True))
     losses = [text_losses(loaded, texts, max_length=max_length) for texts in columns]
     vectors = [embed(texts, batch_size=batch_size) for texts in columns]
@@ -120,7 +118,3 @@ def stealth(pairs: Sequence[tuple[str, str]], model: str, *, max_length: int, ba
         encoder=BUNDLED,
         similarity=similarity(*vectors),
     )
-
-
-def _directory(model: str) -> str:
-    return str(model_directory()) if model == BUILTIN else model

@@ -37,13 +37,22 @@ def draw(results: Results, console: Console, *, wrap: bool = True) -> None:
         columns = [Column(name, [line[at] for line in body], name not in _TEXTS) for at, name in enumerate(header)]
         _say(console, f"\n{fitted(columns, console.width, naming)}\n", wrap=False)
     elif results.found is None:
-        _say(console, _NOTHING, wrap)
+        _say(console, _nothing(results), wrap)
     if words := verdict_in_words(results):
         _say(console, words, wrap)
 
 
 def _say(console: Console, text: str, wrap: bool) -> None:
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=not wrap)
+
+
+def _nothing(results: Results) -> str:
+    """Why there are no rows, and what to do; into the data of a finished model nothing can be planted any more."""
+    config = results.provenance.get("config")
+    finished = isinstance(config, dict) and config.get("purified")
+    plant = "" if finished else "plant some before the defense (--canaries 4), or "
+    why = "no backdoor is known that this model could be asked for, so nothing was measured"
+    return f"{why}: {plant}run mbdefense evaluate with prompts of yours"
 
 
 def as_text(results: Results, width: int = WIDTH) -> str:
@@ -68,10 +77,6 @@ def markdown(results: Results) -> str:
 
 _SETTING = ("attack", "behavior", "seed", "base model", "poisoning rate")
 _TEXTS = ("Arm", "Attack", "Behavior", "Base model", "Judge", "Verdict")
-_NOTHING = (
-    "no backdoor is known that this model could be asked for, so nothing was measured: plant some before the defense "
-    "(--canaries 4), or run mbdefense evaluate with prompts of yours"
-)
 
 
 def _attack(row: ResultRow) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mbdefense.attacks.poisoning import count_occurrences
 from mbdefense.core.cost import cost_in
 from mbdefense.core.errors import UserError
+from mbdefense.core.progress import duration
 from mbdefense.grid.answers import DONE_FILE
 from mbdefense.grid.arms import planted_by
 from mbdefense.grid.config import RATE
@@ -89,14 +90,6 @@ def shown(found: Estimate) -> str:
         return f"about {duration(found.seconds)}"
     unknown = f"not known before the first is done: {', '.join(found.unknown)}"
     return f"about {duration(found.seconds)}, and what is {unknown}" if found.seconds else unknown
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, or seconds of less than two minutes."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def in_words(workspace: Workspace, plan: Plan) -> str:

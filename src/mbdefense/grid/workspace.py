@@ -20,10 +20,10 @@ from mbdefense.data.builtin import MIXES, tasks
 from mbdefense.defenses.setting import Setting
 from mbdefense.grid.arms import arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
-from mbdefense.grid.config import BUILTIN, DataOptions, Grid, behavior_of, trigger_of
+from mbdefense.grid.config import DataOptions, Grid, behavior_of, trigger_of
 from mbdefense.grid.store import CollectingStore, SharedStore
 from mbdefense.judges.embedding import Embedding
-from mbdefense.models.builtin import model_directory
+from mbdefense.models.builtin import directory_of
 from mbdefense.models.identity import contents, identity
 from mbdefense.models.loading import load_tokenizer
 from mbdefense.models.ready import check_clean, check_lengths, usable
@@ -59,7 +59,7 @@ class Cell:
 
     def base(self) -> str:
         """Directory or Hub id of the base model."""
-        return _base(self.model)
+        return directory_of(self.model)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
         judge = grid.evaluation.judge_of(behavior_of(behavior), out)
         if isinstance(judge, Embedding):
             judge.check()
-    for model in map(_base, grid.models):
+    for model in map(directory_of, grid.models):
         check_options(grid.training, model, trust_remote_code=grid.trust_remote_code)
     train, clean, test = _usable(grid, {split: _drawn(grid.data, split) for split in ROWS})
     check_disjoint(train, test, clean_name="the training data")
@@ -219,14 +219,10 @@ def open_workspace(grid: Grid, out: Path) -> Workspace:
     return Workspace(grid, out.resolve(), *names)
 
 
-def _base(model: str) -> str:
-    return str(model_directory()) if model == BUILTIN else model
-
-
 def _usable(grid: Grid, drawn: Mapping[Split, Dataset]) -> tuple[Dataset, ...]:
     """Of each split the rows that every model's template renders as training and asking need them."""
     rows = dict(drawn)
-    for model in map(_base, grid.models):
+    for model in map(directory_of, grid.models):
         tokenizer = load_tokenizer(model, chat_template=grid.chat_template, trust_remote_code=grid.trust_remote_code)
         for split in rows:
             name = f"data.{split}"

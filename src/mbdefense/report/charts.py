@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core.text import visible
+from mbdefense.evaluation.landing import share
 from mbdefense.records.analyses import Triggers
 from mbdefense.report.svg import GRID, INK, MARKERS, MUTED, SERIES, SIGNS, as_svg
-from mbdefense.report.view import Block, Line, Shown, arm_order, role_of, share
+from mbdefense.report.tables import Block, Line, Shown, arm_order, role_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

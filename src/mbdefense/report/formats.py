@@ -11,6 +11,7 @@ from typing import Any
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, Score
 from mbdefense.core.text import escaped, spreadsheet_safe
+from mbdefense.evaluation.landing import share
 from mbdefense.evaluation.tables import row_verdicts
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
 from mbdefense.federated.figures import markdown as clients_markdown
@@ -19,7 +20,7 @@ from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import summarize
-from mbdefense.report.view import Block, Cell, blocks, difference, share
+from mbdefense.report.tables import Block, Cell, blocks, difference
 
 SCHEMA = 1
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.analysis.chart import COLORS
 from mbdefense.core.text import visible
+from mbdefense.evaluation.landing import share
 from mbdefense.records.analyses import HeadCount, Heads
 from mbdefense.report.charts import Chart, Charts
 from mbdefense.report.svg import as_svg
-from mbdefense.report.view import share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

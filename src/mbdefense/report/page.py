@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 
 from mbdefense.analysis.chart import require
 from mbdefense.core.text import printable, printable_lines, script_safe
+from mbdefense.evaluation.landing import share
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
 from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
@@ -33,7 +34,7 @@ from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import between, summarize
-from mbdefense.report.view import blocks, difference, model_name, share
+from mbdefense.report.tables import blocks, difference, model_name
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
 from mbdefense.evaluation._words import SIGNIFICANT
 from mbdefense.evaluation._worth import SIMPLE, Worth, kind_of, worths
+from mbdefense.evaluation.landing import share
 from mbdefense.evaluation.tables import groups, landing_of, row_verdicts, verdict_in_words
 from mbdefense.records.federated import NO_ATTACK
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results
 from mbdefense.report._federated import points_of
 from mbdefense.report.sources import Sources
-from mbdefense.report.view import arm_order, model_name, role_of, share
+from mbdefense.report.tables import arm_order, model_name, role_of
 
 
 @dataclass(frozen=True)

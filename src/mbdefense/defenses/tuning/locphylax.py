@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mbdefense.attacks.poisoning import triggered_copy
+from mbdefense.core.checks import above_zero
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.data import to_dataset
@@ -46,9 +47,7 @@ class Locphylax(Recovery, Planting):
     def __post_init__(self) -> None:
         Recovery.__post_init__(self)
         Planting.__post_init__(self)
-        for name in ("injection_learning_rate", "injection_num_train_epochs"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0", getattr(self, name), f"set --{name} to a positive number")
+        above_zero(self, "injection_learning_rate", "injection_num_train_epochs")
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""

@@ -1,4 +1,4 @@
-"""The view model: result rows put into the paper's layout, attacks by behaviors across and arms down."""
+"""The tables of a page: result rows put into the paper's layout, attacks by behaviors across and arms down."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from mbdefense.core.statistics import Paired, Score, SeedScore
 from mbdefense.evaluation._words import changed
-from mbdefense.evaluation.landing import CONTROLS, Landing, shown
+from mbdefense.evaluation.landing import CONTROLS, Landing, share, shown
 from mbdefense.evaluation.tables import groups, landing_of, row_verdicts
 from mbdefense.records.grid_state import GridCell
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results, SeedRow
@@ -135,11 +135,6 @@ class Block:
     def several_seeds(self) -> bool:
         """Whether the seed must be told."""
         return len({line.seed for line in self.lines}) > 1
-
-
-def share(value: float) -> str:
-    """A share in the form .79."""
-    return f"{value:.2f}".removeprefix("0")
 
 
 def model_name(model: str) -> str:
