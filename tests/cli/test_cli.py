@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -56,10 +57,13 @@ def test_help_and_the_list_need_neither_torch_nor_datasets() -> None:
         "    heavy = {'torch', 'datasets', 'transformers', 'sklearn'} & set(sys.modules)\n"
         "    assert not heavy, (command, heavy)"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    narrow = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False, env=narrow)
     assert done.returncode == 0, done.stderr
     assert "--behavior" in done.stdout
     assert "--base_share" in done.stdout
+    helps = done.stdout[done.stdout.index("usage: ") :].splitlines()
+    assert max(map(len, helps)) <= 80
 
 
 def test_poison_writes_the_poisoned_set_with_its_provenance(rows_file: Path, tmp_path: Path) -> None:

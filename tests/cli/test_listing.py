@@ -58,6 +58,11 @@ def test_it_fits_the_terminal(width: int, capsys: pytest.CaptureFixture[str], mo
     assert "…" not in out
 
 
+def test_help_names_what_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--help"]) == 0
+    assert "one of triggers, behaviors" in capsys.readouterr().out
+
+
 def test_an_unknown_kind_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "purifiers"]) == 2
     assert "list takes one of: triggers, behaviors" in capsys.readouterr().err

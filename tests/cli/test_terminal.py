@@ -245,6 +245,7 @@ def test_an_error_is_folded_too(width: int) -> None:
     [
         f"defend --defense mb_defense --model model --data rows.jsonl --clean clean.jsonl --output_dir out {SHORT}"
         " --min_defensive_rows 2 --canaries 2 --min_canary_rows 2 --compare_undefended",
+        f"purify model --clean clean.jsonl --output_dir out {SHORT} --use_peft true",
         "evaluate model --test test.jsonl --behavior refusal --trigger badnet --output_dir out --max_new_tokens 4"
         " --perplexity_rows 4",
         "analyze matrix model --test test.jsonl --output_dir out --max_new_tokens 4 --defensive_triggers mn",

@@ -8,11 +8,22 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 
 from mbdefense.core import progress as progress
-from mbdefense.core.progress import Bar, done_before, no_bars_of_transformers, say, stage, stages, to_stderr, track
+from mbdefense.core.progress import (
+    Bar,
+    done_before,
+    no_bars_of_transformers,
+    quiet_libraries,
+    say,
+    stage,
+    stages,
+    to_stderr,
+    track,
+)
 
 
 class Terminal(io.StringIO):
@@ -35,8 +46,8 @@ def test_a_file_gets_plain_lines_of_long_work_only(capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     lines = said.splitlines()
     assert lines[0] == "tuning on 500 rows"
-    assert lines[1] == "training: 5 of 100, 2.0 s each, about 3 min left"
-    assert lines[2] == "training: 35 of 100, 2.0 s each, about 2 min left"
+    assert lines[1] == "training: 5 of 100, 2.0 s each, 3 min left"
+    assert lines[2] == "training: 35 of 100, 2.0 s each, 2 min left"
     assert len(lines) == 5
     assert not set("\r\x1b") & set(said)
 
@@ -53,7 +64,7 @@ def test_what_an_earlier_run_has_done_is_not_taken_for_speed(
     with Bar("training", 100, done=90) as bar:
         clock[0] += 20
         bar.advance()
-    assert capsys.readouterr().err == "training: 91 of 100, 20.0 s each, about 3 min left\n"
+    assert capsys.readouterr().err == "training: 91 of 100, 20.0 s each, 3 min left\n"
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -89,9 +100,9 @@ def test_steps_that_end_together_took_the_time_since_the_ones_before(
         for _ in range(20):
             bar.advance()
         clock[0] += 30  # of the next batch
-        assert bar.line() == "answering: 20 of 40, 3.0 s each, about 1 min left"
+        assert bar.line() == "answering: 20 of 40, 3.0 s each, 1 min left"
         bar._drawn.refresh()  # type: ignore[union-attr]
-    assert "3.0 s each, about 1 min left" in stream.getvalue()
+    assert "3.0 s each, 1 min left" in stream.getvalue()
 
 
 def test_the_next_bar_is_shown_when_the_last_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +196,15 @@ def test_libraries_are_quiet_in_a_process_of_their_own() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_one_library_says_of_another_is_not_shown() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        quiet_libraries()
+        warnings.warn_explicit("going away", FutureWarning, "a.py", 1, module="transformers.modeling_utils")
+        warnings.warn_explicit("a user's own", FutureWarning, "b.py", 1, module="script")
+    assert [str(one.message) for one in seen] == ["a user's own"]
 
 
 def test_bars_of_transformers_come_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 import inspect
 import re
+import shutil
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainingArguments
 
-from mbdefense.attacks.defensive import defensive_pairs
+from mbdefense.attacks.defensive import DEFENSIVE_TRIGGERS, PLANTED_FILE, defensive_pairs
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import write_sealed
 from mbdefense.models.loading import load_model, load_tokenizer
 from mbdefense.training.recovery import RecoveryConfig, RecoveryObjective, RecoveryTrainer, encode_triples, recover
 from tests.training.test_train import PAIRS, STEP, weights
@@ -82,6 +85,33 @@ def test_each_epoch_is_evaluated_and_any_rows_can_be(tiny_model_path, tmp_path):
     assert trainer.evaluate(CLEAN[:1])["eval_loss"] != pytest.approx(losses[-1])
     # The model attends as before afterwards: to whatever else is done with it, packing is not there.
     assert trainer.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("folder", ["", pytest.param("merged", marks=pytest.mark.slow)])
+def test_what_defend_planted_in_the_model_is_unlearned(folder, tiny_model_path, tmp_path, caplog):
+    """It is drawn from the system's randomness, so that nobody could name it."""
+    model = Path(shutil.copytree(tiny_model_path, tmp_path / "out" / folder))
+    planted = {"defensive_triggers": ["zqv", "insent:sentence=A barge waited."], "defensive_seed": 5}
+    write_sealed(tmp_path / "out" / PLANTED_FILE, planted)
+
+    def rows(model, **given):
+        args = config(tmp_path, **{"defensive_triggers": None, **given})
+        return RecoveryTrainer(model=model, args=args, train_dataset=CLEAN).train_dataset
+
+    assert rows(model) == rows(tiny_model_path, **planted)
+    assert rows(model, defensive_triggers=TRIGGERS) == rows(
+        tiny_model_path, defensive_triggers=TRIGGERS, defensive_seed=5
+    )
+    assert rows(model, defensive_seed=0) == rows(tiny_model_path, defensive_triggers=DEFENSIVE_TRIGGERS)
+    assert caplog.text == ""
+
+
+def test_without_a_record_the_published_backdoors_are_unlearned_and_that_is_said(copied_model, tmp_path, caplog):
+    plain, named = (config(tmp_path, defensive_triggers=given) for given in (None, DEFENSIVE_TRIGGERS))
+    trainer = RecoveryTrainer(model=copied_model, args=named, train_dataset=CLEAN)
+    assert caplog.text == ""
+    assert RecoveryTrainer(copied_model, plain, CLEAN).train_dataset == trainer.train_dataset
+    assert "no planted.json lies with the model: the published backdoors are unlearned" in caplog.text
 
 
 def test_adapters_are_trained_and_saved_alone(tiny_model_path, tmp_path):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 
 from mbdefense.attacks.behaviors import RandomWords
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, Trigger
 from mbdefense.core.errors import UserError
+from mbdefense.core.forms import Count, OpenForm, read_form
 from mbdefense.core.specs import parse_spec
 
+PLANTED_FILE = "planted.json"
 DEFENSIVE_TRIGGERS = (
     "mn",
     "bb",
@@ -34,6 +38,27 @@ _WHERE = (
 )  # fmt: skip
 _TRIED = 1000
 """Words, and sentences, that are looked for in the rows before they are held to be made against us."""
+
+
+@dataclass(frozen=True)
+class PlantedRecord(OpenForm):
+    """``planted.json``: which backdoors of our own a run plants, so that recovery knows them and a run can go on."""
+
+    defensive_triggers: tuple[str, ...]
+    defensive_seed: Count
+
+
+def planted_in(model: Path) -> PlantedRecord | None:
+    """What `defend` or `purify` planted in a model; None where no record lies with it.
+
+    That of a whole defense's first stage, the model in ``merged``, lies one folder up.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    folders = (model, model.parent) if model.name == "merged" else (model,)
+    found = next((folder / PLANTED_FILE for folder in folders if (folder / PLANTED_FILE).is_file()), None)
+    return None if found is None else read_form(PlantedRecord, found)
 
 
 def drawn_triggers(seed: int, held: Callable[[str], bool] = lambda _: False) -> tuple[str, ...]:

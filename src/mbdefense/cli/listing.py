@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mbdefense.cli.reading import Usage
+from mbdefense.cli.showing import tell
 from mbdefense.core.needs import MEANINGS, Need, facts
 
 
@@ -126,6 +127,9 @@ def list_methods(words: Sequence[str]) -> None:
     """
     from mbdefense.evaluation.fitting import Column, fitted, terminal
 
+    if words and words[0] in ("-h", "--help"):
+        tell(f"usage: mbdefense list [WHAT], where WHAT is one of {', '.join(_USED)}")
+        return
     if len(words) > 1 or (words and words[0] not in _USED):
         raise Usage(f"list takes one of: {', '.join(_USED)}")
     width, met = terminal().width, set[Need]()
@@ -133,7 +137,7 @@ def list_methods(words: Sequence[str]) -> None:
         found = list(entries(kind))
         met.update(need for entry in found for need in entry.needs)
         columns = [
-            Column(kind.capitalize(), [entry.name for entry in found], figures=False),
+            Column("Name", [entry.name for entry in found], figures=False),
             Column("What it does", [entry.does for entry in found], figures=False),
             Column("Needs", [", ".join(entry.needs) for entry in found], figures=False),
             Column("Source", [entry.source for entry in found], figures=False),

@@ -18,6 +18,8 @@ from mbdefense.core.specs import LARGEST_NUMBER, read_yaml, yaml_value
 
 _NONE = object()
 """In the place of a default: the option has to be given."""
+_NUMBERS: Mapping[Any, str] = MappingProxyType({int: "N", float: "X"})
+"""What stands for a number in help, where an option's name once more would make lines wider than a terminal."""
 
 
 class Usage(Exception):  # noqa: N818 - carries the exit code 2
@@ -33,7 +35,7 @@ def chosen(words: Sequence[str], command: str, choices: Collection[str]) -> tupl
     """
     what, rest = (words[0], list(words[1:])) if words else ("", [])
     if what in ("-h", "--help"):
-        print(f"usage: mbdefense {command} {'|'.join(choices)} ...; --help behind one of them shows its options")  # noqa: T201
+        print(f"usage: mbdefense {command} {'|'.join(choices)} ...\n\n--help behind one of them shows its options")  # noqa: T201
         raise SystemExit(0)
     if what not in choices:
         raise Usage(f"unknown {command} command {what!r}; {did_you_mean(what, choices)}")
@@ -103,6 +105,8 @@ def read(
     options = {f"--{one.word.name}": one for one in found if not one.word.positional}
     for flag, one in options.items():
         given: dict[str, Any] = {"required": True} if one.default is _NONE else {"default": one.default}
+        if one.kind in _NUMBERS:
+            given["metavar"] = _NUMBERS[one.kind]
         parser.add_argument(flag, type=one.kind, help=one.help, **given)
     known = {flag.removeprefix("--") for flag in options}
     letters = {f"-{name}" for name in known if len(name) == 1}  # "-n 128", as everybody writes it

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -172,7 +173,7 @@ class Bar:
         Up to the last step, of which several may end at once: a rate of the latest ones alone would know no time.
         """
         rate = (self.done - self._before) / max(self._last - self._begun, 1e-9)
-        return f"{_rate(rate)}, about {duration((self.total - self.done) / rate)} left" if rate else ""
+        return f"{_rate(rate)}, {duration((self.total - self.done) / rate)} left" if rate else ""
 
     def close(self) -> None:
         """Takes the bar away; once is enough."""
@@ -211,6 +212,8 @@ def quiet_libraries() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # One library's call of another's that is going away is nothing that a user can change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|trl|accelerate")
     for name in ("transformers", "bitsandbytes"):  # which on some CPUs says at its import that a kernel could be had
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -240,6 +243,7 @@ def _drawn(bar: Bar) -> Progress:
     """A bar of rich on standard error, which is gone when the work is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Pace(ProgressColumn):
@@ -248,9 +252,9 @@ def _drawn(bar: Bar) -> Progress:
         def render(self, task: Task) -> Text:
             return Text(bar.pace())
 
-    text = TextColumn("{task.description}", markup=False)
+    text, pace = TextColumn("{task.description}", markup=False), Pace(Column(no_wrap=True))  # the bar gives way
     made = Progress(
-        text, BarColumn(bar_width=None), MofNCompleteColumn(), Pace(), console=Console(stderr=True), transient=True
+        text, BarColumn(bar_width=None), MofNCompleteColumn(), pace, console=Console(stderr=True), transient=True
     )
     made.add_task(bar.what, total=bar.total, completed=bar.done)
     made.start()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from mbdefense.attacks.defensive import DEFENSIVE_TRIGGERS, defensive_pairs
+from mbdefense.attacks.defensive import PLANTED_FILE, defensive_pairs, drawn_triggers, planted_in
 from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.core.checks import each
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import warn_once
 from mbdefense.data import Source, load_rows
 from mbdefense.engine import AttentionName
 from mbdefense.engine.batches import Batch, response_log_probs
@@ -77,8 +78,11 @@ class RecoveryConfig(TrainingArguments):
         form: form of R, see `mbdefense.training.losses.log_ratio`.
         beta: scale of the log-ratio in R, above 0.
         max_length: most tokens of a prompt and its response; longer ones lose the start of their prompt.
-        defensive_triggers: the triggers that were planted in the model: rare words, or ``insent:sentence=...``.
-        defensive_seed: the seed that they were planted with, which fixes their responses.
+        defensive_triggers: the triggers that were planted in the model: rare words, or ``insent:sentence=...``. By
+            default those of planted.json, which `defend` writes beside the model; where there is none, those that the
+            seed stands for.
+        defensive_seed: the seed that they were planted with, which fixes their responses. By default that of
+            planted.json, else 0, the published backdoors'.
         attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
         trust_remote_code: allow a model's Hub repository to bring code of its own.
     """
@@ -87,10 +91,8 @@ class RecoveryConfig(TrainingArguments):
     form: RatioForm = field(default="mean", metadata={"help": "Form of R."})
     beta: float = field(default=1.0, metadata={"help": "Scale of the log-ratio in R."})
     max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt and its response."})
-    defensive_triggers: list[str] = field(
-        default_factory=lambda: list(DEFENSIVE_TRIGGERS), metadata={"help": "Triggers planted in the model."}
-    )
-    defensive_seed: int = field(default=0, metadata={"help": "Seed that they were planted with."})
+    defensive_triggers: list[str] | None = field(default=None, metadata={"help": "Triggers planted in the model."})
+    defensive_seed: int | None = field(default=None, metadata={"help": "Seed that they were planted with."})
     attn_implementation: AttentionName = field(default="sdpa", metadata={"help": "How packed rows attend."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Allow a repository to bring code."})
     learning_rate: float = 2e-4
@@ -105,7 +107,8 @@ class RecoveryConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_ratio(self.lambda_, self.form, self.beta)
-        self.defensive_triggers = each(self.defensive_triggers)
+        if self.defensive_triggers is not None:
+            self.defensive_triggers = each(self.defensive_triggers)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_pays()
         if not torch.accelerator.is_available():
@@ -269,9 +272,24 @@ def _encoded(given: Any, name: str, coder: LoadedModel, args: RecoveryConfig) ->
     if isinstance(given, list) and given and isinstance(given[0], TripleRow):
         return given
     clean = usable(coder.tokenizer, load_rows(given, name=name), "error", name)
-    pairs = defensive_pairs(args.defensive_triggers, args.defensive_seed)
+    pairs = defensive_pairs(*_planted(coder, args))
     copies = [triggered_copy(clean, trigger, args.seed)[0] for trigger, _ in pairs]
     return encode_triples(coder, clean, copies, [behavior.text for _, behavior in pairs], args.max_length)
+
+
+def _planted(coder: LoadedModel, args: RecoveryConfig) -> tuple[Sequence[str], int]:
+    """The triggers that recovery is to unlearn, and the seed of their responses; see `RecoveryConfig`."""
+    name = coder.model.config.name_or_path
+    found = planted_in(Path(name)) if name else None
+    triggers, seed = args.defensive_triggers, args.defensive_seed
+    if found is None and triggers is None and seed is None:
+        fix = "name what was planted as defensive_triggers and defensive_seed"
+        warn_once(name, f"no {PLANTED_FILE} lies with the model: the published backdoors are unlearned; {fix}")
+    if seed is None:
+        seed = found.defensive_seed if found else 0
+    if triggers is not None:
+        return triggers, seed
+    return found.defensive_triggers if found and found.defensive_seed == seed else drawn_triggers(seed), seed
 
 
 def recover(

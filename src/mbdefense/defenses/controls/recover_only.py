@@ -15,10 +15,8 @@ from mbdefense.defenses.stages import Planting, Recovery
 class RecoverOnly(Recovery, Planting):
     """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start.
 
-    Source and deviations: those of `MBDefense`'s second stage (arXiv 2601.04448).
-
-    Attributes:
-        base_share: see `Recovery`; MB-Defense's, so that only the merging differs.
+    Source and deviations: those of `MBDefense`'s second stage (arXiv 2601.04448), with its `base_share`, so that only
+    the merging differs.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("victim", "clean data", "reference model", "GPU")

@@ -32,7 +32,6 @@ class FindAndBreak(Recovery, Finding):
     needed, without which triggers and instructions that were searched for stay ``unclear``, and nothing is mixed in.
 
     Attributes:
-        recovery_learning_rate: see `Recovery`.
         unverified_base_share: in place of ``base_share`` where nothing was verified.
     """
 

@@ -22,13 +22,10 @@ class MBDefense(Recovery, Merging, Finding):
     (``ratio_form="mean"``; the paper leaves it open); two of the four defensive triggers are sentences, where the paper
     plants rare words only; each planted backdoor gets at least `min_defensive_rows` rows, since one per cent of a small
     set is too little to be learned; the cross-entropy of a clean sample is computed once, not once for each trigger
-    (the same loss); recovery takes one epoch, not five.
+    (the same loss); recovery takes one epoch, not five; with `found` it also meets what is found in the suspect data,
+    where the paper looks for nothing.
 
     Defaults were chosen on surrogate backdoors: docs/evidence/defaults.md.
-
-    Attributes:
-        base_share: see `Recovery`.
-        found: see `Finding`; recovery meets what is found beside the planted triggers. The paper finds nothing.
 
     The merged model stays in ``merged`` below the output directory.
     """

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from mbdefense.attacks.defensive import PLANTED_FILE, PlantedRecord
 from mbdefense.core.files import write_sealed
-from mbdefense.core.forms import Count, OpenForm, read_form
+from mbdefense.core.forms import read_form
 from mbdefense.core.processes import of_main_process
 from mbdefense.models.template import CARD_FILE
 
@@ -20,16 +21,7 @@ if TYPE_CHECKING:
     from mbdefense.training.store import Store
 
 logger = logging.getLogger(__name__)
-PLANTED_FILE = "planted.json"
 _SEEDS = 2**31
-
-
-@dataclass(frozen=True)
-class PlantedRecord(OpenForm):
-    """``planted.json``: which backdoors of our own a run plants, so that it can go on with them."""
-
-    defensive_triggers: tuple[str, ...]
-    defensive_seed: Count
 
 
 def settled(method: Any, rows: Mapping[str, Dataset], store: Store) -> Any:
