@@ -162,13 +162,7 @@ def evaluate(
     asked = recorded(locals())
     at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size, max_length=max_length)
     at_least(0, perplexity_rows=perplexity_rows)
-    if trigger is not None and triggered is not None:
-        raise UserError("both --trigger and --triggered are given", fix="give one of them")
-    if max_length != MAX_LENGTH and not perplexity_rows and stealth is None:
-        fix = "add --perplexity_rows or --stealth, or leave it out"
-        raise UserError("--max_length is for the perplexity, which is not asked for", max_length, fix)
-    if stealth is not None and trigger is None and triggered is None:
-        raise UserError("--stealth without triggered prompts", stealth, "add --trigger or --triggered")
+    _check_together(trigger is not None, triggered is not None, max_length, perplexity_rows, stealth)
     from mbdefense.defenses.decoding import DECODINGS
     from mbdefense.evaluation import responding
     from mbdefense.models.loading import Loading, load_tokenizer
@@ -178,10 +172,6 @@ def evaluate(
     from mbdefense.records.results import write_beside
     from mbdefense.records.verdicts import VERDICTS_FILE, read_verdicts
 
-    if stealth is not None:
-        from mbdefense.evaluation.stealth import check_stealth
-
-        check_stealth(stealth)
     sought = behavior_of(behavior, target)
     rewriting = None if trigger is None else trigger_of(trigger)
     answering = parse_spec(decoding, DECODINGS, "decoding") if isinstance(decoding, str) else decoding
@@ -220,6 +210,22 @@ def evaluate(
             tuple(read_verdicts(directory / VERDICTS_FILE)),
             usage_in(directory, judging),
         )
+
+
+def _check_together(trigger: bool, triggered: bool, max_length: int, perplexity_rows: int, stealth: str | None) -> None:
+    """Refuses options of which one does not go with another; the first two say whether they are given."""
+    if trigger and triggered:
+        raise UserError("both --trigger and --triggered are given", fix="give one of them")
+    if max_length != MAX_LENGTH and not perplexity_rows and stealth is None:
+        fix = "add --perplexity_rows or --stealth, or leave it out"
+        raise UserError("--max_length is for the perplexity, which is not asked for", max_length, fix)
+    if stealth is None:
+        return
+    if not trigger and not triggered:
+        raise UserError("--stealth without triggered prompts", stealth, "add --trigger or --triggered")
+    from mbdefense.evaluation.stealth import check_stealth
+
+    check_stealth(stealth)
 
 
 def _server(
