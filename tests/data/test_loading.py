@@ -85,7 +85,8 @@ def test_a_bad_row_is_named_by_its_place(bad, reason, caplog):
         (IterableDataset.from_generator(lambda: iter([{}])), "data streams"),
         ({"prompt": ["x"], "completion": ["y"]}, "data is no data that can be read: 'dict'; give a path"),
         (None, "'NoneType'"),
-        ([{"text": "x"}], "data: no known format in the columns"),
+        ([{"text": "x"}], "data: a text that holds prompt and answer in one cannot be parted"),
+        ([{"words": "x"}], "data: no known format in the columns"),
         ("nowhere.json", "no such file"),
     ],
 )

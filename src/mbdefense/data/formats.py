@@ -124,6 +124,9 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     accepted = " | ".join(", ".join(row_format.columns) for row_format in formats[1:])
     if columns is None:
         raise UserError(f"{name}: the rows are not objects", first[0], f"give objects with the columns {accepted}")
+    if "text" in columns:  # TRL's form of language modeling
+        fix = "give prompt and completion, or messages"
+        raise UserError(f"{name}: a text that holds prompt and answer in one cannot be parted", columns, fix)
     raise UserError(f"{name}: no known format in the columns", columns, f"accepted: {accepted}")
 
 
