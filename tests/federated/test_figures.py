@@ -143,6 +143,20 @@ def test_one_damaged_cell_costs_one_cell(ran, tmp_path, capsys):
     assert main(words) == 0
 
 
+def test_a_cell_in_anothers_place_is_not_taken_for_it(ran, tmp_path, capsys):
+    """Its seal is whole: what is wrong is where it lies."""
+    shutil.copytree(ran / "out", tmp_path / "out")
+    whole = read_federated(tmp_path / "out" / FEDERATED_FILE)
+    one, other = (tmp_path / "out" / "cells" / name for name in whole.cells[1:3])
+    shutil.copyfile(other, one)
+    assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "page.html")]) == 1
+    assert f"{one.name} holds another cell" in capsys.readouterr().err
+    assert main(["federated", str(ran / "grid.yaml"), "--output_dir", str(tmp_path / "out")]) == 1
+    assert "holds another cell: 'mean against scaling, seed 0'" in capsys.readouterr().err
+    left = read_federated(tmp_path / "out" / FEDERATED_FILE)
+    assert left.figures == tuple(one for one in whole.figures if (one.attack, one.rule) != ("none", "mars"))
+
+
 def test_a_cell_that_fails_does_not_stop_the_others(ran, monkeypatch):
     from mbdefense.federated.rules import MARS
 

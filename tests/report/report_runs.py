@@ -10,7 +10,14 @@ from mbdefense.core.files import write_sealed
 from mbdefense.evaluation.compare import Arm, compare
 from mbdefense.evaluation.metrics import scores
 from mbdefense.federated.figures import over_cells
-from mbdefense.records.federated import FederatedCell, FederatedResults, FederatedRound, write_cell, write_federated
+from mbdefense.records.federated import (
+    FederatedCell,
+    FederatedResults,
+    FederatedRound,
+    own_end,
+    write_cell,
+    write_federated,
+)
 from mbdefense.records.responses import Response, write_responses
 from mbdefense.records.results import ResultRow, Results, write, write_beside
 from mbdefense.records.verdicts import Verdict, write_verdicts
@@ -128,8 +135,9 @@ def write_federation(folder: Path, *, attack="scaling", names=None, seeds=(0, 1)
                 for number in range(2)
             )
             fooled = "1" * int(8 * backdoor) + "0" * int(8 - 8 * backdoor)
-            cells.append(FederatedCell("k", attack, rule, "patch", seed, 4, (0,), rounds, "1110", fooled, 0.0, 1.0))
-    files = [f"{cell.rule}-{cell.seed}.json" for cell in cells]
+            key = f"{rule}-{seed}".ljust(12, "-")
+            cells.append(FederatedCell(key, attack, rule, "patch", seed, 4, (0,), rounds, "1110", fooled, 0.0, 1.0))
+    files = [f"cell{own_end(cell.key)}" for cell in cells]
     (folder / "cells").mkdir(parents=True)
     for name, cell in zip(files, cells, strict=True):
         write_cell(folder / "cells" / name, cell)

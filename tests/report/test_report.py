@@ -372,7 +372,7 @@ def test_clients_who_train_together_are_shown(tmp_path):
         r"scaling</[^>]*>\s*<td[^>]*>mars</td>\s*<td[^>]*>1</td>\s*<td[^>]*>0</td>\s*<td[^>]*>0; 0\*<", text
     )
     assert len(page.ids) == len(set(page.ids))
-    assert "run/cells/mars-1.json" in {one.path for one in sources.files}
+    assert "run/cells/cell-mars-1------.json" in {one.path for one in sources.files}
     assert "| scaling | mars |" in markdown(sources)
     assert json.loads(as_json(sources))["federated"]["run"]["figures"][1]["rule"] == "mars"
     both = Page(render(read_sources([write_evaluations(tmp_path / "other"), tmp_path / "run"])))

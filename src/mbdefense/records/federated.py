@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 
+from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_sealed, write_sealed
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.core.statistics import Score, SeedScore
@@ -173,6 +174,21 @@ def read_cell(path: Path) -> FederatedCell:
         UserError: unreadable, changed since, or a value of the wrong type or range.
     """
     return parse(FederatedCell, json.dumps(read_sealed(path, _FIX_CELL)), path.name, _FIX_CELL)
+
+
+def own_end(key: str) -> str:
+    """The end of a cell's file name, by which it is that cell's and no other's."""
+    return f"-{key[:12]}.json"
+
+
+def check_name(cell: FederatedCell, name: str) -> None:
+    """Refuses a cell that lies where another one is looked for.
+
+    Raises:
+        UserError: the file's name is not the cell's.
+    """
+    if not name.endswith(own_end(cell.key)):
+        raise UserError(f"{name} holds another cell", f"{cell.rule} against {cell.attack}, seed {cell.seed}", _FIX_CELL)
 
 
 def write_federated(path: Path, results: FederatedResults) -> None:

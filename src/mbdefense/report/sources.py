@@ -25,7 +25,7 @@ from mbdefense.records.analyses import (
     Traces,
     Triggers,
 )
-from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults
+from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults, check_name
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
 from mbdefense.records.results import RESULT_FILE, ResultRow, Results, SeedRow, check_beside, read
@@ -175,6 +175,8 @@ class _Collector:
             self.sealed(inside(path.parent / "cells", name), f"{folder}/cells/{name}", FederatedCell)
             for name in results.cells
         ]
+        for name, cell in zip(results.cells, cells, strict=True):
+            check_name(cell, name)
         self.provenance.append((shown, results.provenance))
         self.federated.append(Federation(folder, results, tuple(cells)))
 

@@ -82,19 +82,23 @@ Cell = tuple[int, str, str]
 
 def _name(seed: int, attack: str, rule: str, key: str) -> str:
     """The name of a cell's file, for people in front, and of its own by the key."""
-    return re.sub(r"[^a-z0-9_.]+", "-", f"{attack}-{rule}-{seed}")[:80] + f"-{key[:12]}.json"
+    from mbdefense.records.federated import own_end
+
+    return re.sub(r"[^a-z0-9_.]+", "-", f"{attack}-{rule}-{seed}")[:80] + own_end(key)
 
 
 def _kept(places: Mapping[Cell, Path]) -> tuple[dict[Cell, FederatedCell], dict[str, str]]:
     """What earlier calls have played, and why of what is damaged nothing can be said: that costs this cell alone."""
-    from mbdefense.records.federated import read_cell
+    from mbdefense.records.federated import check_name, read_cell
 
     done: dict[Cell, FederatedCell] = {}
     damaged: dict[str, str] = {}
     for one, path in places.items():
         if path.is_file():
             try:
-                done[one] = read_cell(path)
+                cell = read_cell(path)
+                check_name(cell, path.name)
+                done[one] = cell
             except UserError as error:
                 damaged[_words(one)] = str(error)
     return done, damaged
