@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import LOCK_FILE, read_sealed, sha256_of, write_sealed
 from mbdefense.core.statistics import rate
 from mbdefense.evaluation.compare import check_apart
+from mbdefense.grid.answers import Answers
 from mbdefense.grid.workspace import _keep, _kept, _read
 from mbdefense.models.identity import identity
 from mbdefense.records.filtering import Suspicion, read_suspicions, write_filtering
@@ -157,6 +159,53 @@ def test_edited_answers_of_a_grid_are_not_taken(
     assert bench() == 1
     # Of both cells, when it happens and at the end.
     assert capsys.readouterr().err.count("not those that the model gave") == 4
+
+
+@pytest.mark.slow
+def test_what_lies_in_anothers_place_is_not_taken(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole and sealed, but of another cell, or of another model: folders that changed places."""
+    assert bench() == 0
+    cells = sorted((tmp_path / "out" / "cells").iterdir())
+    shutil.copytree(cells[0], tmp_path / "kept")
+    shutil.rmtree(cells[0])
+    shutil.copytree(cells[1], cells[0])
+    assert bench() == 1
+    assert f"{cells[0].name} holds another cell: '{cells[1].name}'" in capsys.readouterr().err
+    shutil.rmtree(cells[0])
+    shutil.copytree(tmp_path / "kept", cells[0])
+    assert bench() == 0
+    answers = sorted((tmp_path / "out" / "answers").iterdir())
+    for folder, other in zip(answers, [*answers[1:], answers[0]], strict=True):
+        shutil.copytree(folder, tmp_path / "turned" / other.name)
+    shutil.copytree(tmp_path / "turned", tmp_path / "out" / "answers", dirs_exist_ok=True)
+    for cell in cells:
+        (cell / "results.json").unlink()  # judged again
+    capsys.readouterr()
+    assert bench() == 1
+    assert "the responses are another model's, or to other prompts" in capsys.readouterr().err
+
+
+def test_answers_of_another_model_are_not_taken(tmp_path: Path) -> None:
+    made: Any = SimpleNamespace(out=tmp_path)
+    place = tmp_path / "answers" / "one"
+    place.mkdir(parents=True)
+    write_responses(place / "responses.jsonl", [Response("a", "clean", "Name a tree.", "Oak.")])
+    digest = sha256_of(place / "responses.jsonl")
+    write_sealed(place / "answers.json", {"perplexity": None, "name": "one", "responses_sha256": digest})
+    assert len(Answers("one", "clean", "prompts").read(made)[0]) == 1
+    place.rename(place.with_name("two"))
+    with pytest.raises(UserError, match="another model's"):
+        Answers("two", "clean", "prompts").read(made)
+
+
+def test_rows_under_another_name_are_not_taken(tmp_path: Path, rows: Callable[..., Any]) -> None:
+    _keep(rows(("a", "b")), tmp_path / "rows.jsonl")
+    for ending in ("jsonl", "sha256"):
+        shutil.copyfile(tmp_path / f"rows.{ending}", tmp_path / f"other.{ending}")
+    with pytest.raises(UserError, match="not those that it wrote"):
+        _read(tmp_path / "other.jsonl")
 
 
 def test_edited_responses_are_not_judged_as_the_models(tmp_path: Path) -> None:

@@ -249,6 +249,15 @@ def test_a_damaged_reply_is_named_and_not_asked_for_in_silence(llm, fake_judge, 
     assert len(fake_judge.requests) == 1
 
 
+def test_a_reply_to_another_question_is_not_taken(llm, tmp_path):
+    """Its seal is whole: what is wrong is the name that it lies under."""
+    llm()(responses(2))
+    one, other = sorted((tmp_path / "cache").iterdir())
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match="to another question"):
+        llm()(responses(2))
+
+
 @pytest.mark.parametrize(
     "options",
     [{"concurrency": 0}, {"max_retries": -1}, {"timeout": 0.0}, {"max_tokens": 0}, {"price_prompt": 1.0}],

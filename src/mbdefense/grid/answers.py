@@ -37,6 +37,7 @@ class _Done(OpenForm):
 
     perplexity: Perplexity | None
     responses_sha256: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Answers:
         file = directory / RESPONSES_FILE
         if said.responses_sha256 not in (None, sha256_of(file)):
             raise UserError("the responses are not those that the model gave", str(file), _FIX)
+        if said.name not in (None, self.name):
+            raise UserError("the responses are another model's, or to other prompts", str(file), _FIX)
         return read_responses(file), said.perplexity
 
 
@@ -131,7 +134,8 @@ def _answer(
         responses = respond(answer, rows, answers.kind, asking, inference, cleaned, arm=arm)
     write_responses(directory / RESPONSES_FILE, responses)
     fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity_rows else None
-    facts = {"perplexity": asdict(fluency) if fluency else None, "prompts": len(rows), **asdict(cost)}
+    told = asdict(fluency) if fluency else None
+    facts = {"name": answers.name, "perplexity": told, "prompts": len(rows), **asdict(cost)}
     write_sealed(directory / DONE_FILE, {**facts, "responses_sha256": sha256_of(directory / RESPONSES_FILE)})
 
 

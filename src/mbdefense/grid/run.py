@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
@@ -17,7 +18,7 @@ from mbdefense.grid.store import retire
 from mbdefense.grid.workspace import Workspace
 from mbdefense.records.grid_state import GRID_FILE
 from mbdefense.records.provenance import provenance
-from mbdefense.records.results import RESULT_FILE, Results, write
+from mbdefense.records.results import RESULT_FILE, Results, read, write
 
 if TYPE_CHECKING:
     from mbdefense.grid.local import Workers
@@ -117,6 +118,7 @@ def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tup
         folder = workspace.out / "cells" / planned.id
         if not planned.reason and (folder / RESULT_FILE).is_file():
             try:
+                _check_cell(folder, planned.id)
                 arms[planned.id] = read_arm(folder)
             except UserError as error:  # one damaged cell costs one cell
                 reasons[planned.id] = str(error)
@@ -133,6 +135,14 @@ def conclude(workspace: Workspace, plan: Plan, failed: Mapping[str, str]) -> tup
     state = {"schema": SCHEMA, "config": config, "provenance": provenance(config, seeds), "cells": cells}
     write_sealed(workspace.out / GRID_FILE, state)
     return results, reasons
+
+
+def _check_cell(folder: Path, name: str) -> None:
+    """Refuses figures of another cell in a cell's place."""
+    config = read(folder / RESULT_FILE).provenance.get("config")
+    found = config.get("cell") if isinstance(config, dict) else None
+    if found not in (None, name):
+        raise UserError(f"{name} holds another cell", found, "delete the cell's folder; it is made again")
 
 
 def _state(workspace: Workspace, planned: PlannedCell, done: bool, reason: str) -> dict[str, Any]:

@@ -242,12 +242,17 @@ def _keep(rows: Dataset, file: Path) -> None:
     """Saves rows, and last what tells later whether they are still the same."""
     file.with_suffix(_SUM).unlink(missing_ok=True)
     save(rows, file)
-    write_text(file.with_suffix(_SUM), sha256_of(file))
+    write_text(file.with_suffix(_SUM), _sum(file))
+
+
+def _sum(file: Path) -> str:
+    """A file's hash and name, as `sha256sum` prints them: other rows under this name are not these."""
+    return f"{sha256_of(file)}  {file.name}\n"
 
 
 @lru_cache(maxsize=8)
 def _read(file: Path) -> Dataset:
-    if read_text(file.with_suffix(_SUM)) != sha256_of(file):
+    if read_text(file.with_suffix(_SUM)) != _sum(file):
         raise UserError("the grid's rows are not those that it wrote", str(file), "delete the file; it is made again")
     return load([str(file)], require_completion=False).rows
 

@@ -19,10 +19,11 @@ from mbdefense.core.progress import Bar
 
 @dataclass(frozen=True)
 class _Kept(Form):
-    """The file of a reply."""
+    """The file of a reply, which names the file for which it was written."""
 
     model: str
     reply: Reply
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ class Asker:
             path = self._path(ask)
             if path.is_file():
                 fix = "delete the file; its question is asked again"
-                found[ask] = read_form(_Kept, path, f"the kept reply {path}", fix).reply
+                kept = read_form(_Kept, path, f"the kept reply {path}", fix)
+                if kept.file not in (None, path.name):
+                    raise UserError("a kept reply is to another question", str(path), fix)
+                found[ask] = kept.reply
         return found
 
     def _ask_all(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:
@@ -105,7 +109,8 @@ class Asker:
                     return None
                 try:
                     reply = self.endpoint.chat(client, ask.system, ask.user)
-                    write_sealed(self._path(ask), {"model": self.endpoint.model, "reply": asdict(reply)})
+                    path = self._path(ask)
+                    write_sealed(path, {"model": self.endpoint.model, "reply": asdict(reply), "file": path.name})
                 except BaseException:
                     stop.set()
                     raise
