@@ -1,12 +1,14 @@
 """What is left of a backdoor: probes on states made by hand, and both analyses from the command line."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from mbdefense.analysis import relearning
 from mbdefense.analysis._hidden import held
 from mbdefense.analysis.relearning import Curve, Point, with_poison
 from mbdefense.analysis.traces import told_apart
@@ -17,7 +19,11 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import rate
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
+from mbdefense.evaluation.responding import Asking
 from mbdefense.models.loading import Encoded, load_model
+from mbdefense.records.responses import Response
+from mbdefense.training.job import Job, Model
+from mbdefense.training.options import TrainingOptions
 
 
 def states(shift, count=100, width=64, seed=0):
@@ -125,7 +131,7 @@ def test_relearning_goes_on_where_it_was(tiny_model_path, tmp_path, monkeypatch,
     assert main(words) == 0
     (curve,) = json.loads((out / "relearning.json").read_text())["curves"]
     assert [(point["poisoned"], point["asr"]["n"]) for point in curve["points"]] == [(0, 8), (4, 8)]
-    assert len(list((out / "answers").iterdir())) == 2
+    assert len(list((out / "answers").glob("*.jsonl"))) == 2
 
     def trains_again(*_, **__):
         raise AssertionError("a model that has answered was trained again")
@@ -136,10 +142,49 @@ def test_relearning_goes_on_where_it_was(tiny_model_path, tmp_path, monkeypatch,
     assert main(words) == 0
     assert json.loads((out / "relearning.json").read_text())["curves"] == json.loads(before)["curves"]
     assert "4 poisoned rows" in capsys.readouterr().out
-    kept = next((out / "answers").iterdir())
+    kept = next((out / "answers").glob("*.jsonl"))
     kept.write_text("".join(kept.read_text().splitlines(keepends=True)[1:]))
     assert main(words) == 1
-    assert "not the answers to these prompts" in capsys.readouterr().err
+    assert "changed since they were written" in capsys.readouterr().err
+
+
+def test_edited_answers_are_not_taken(rows, tmp_path, monkeypatch):
+    """The prompts are the same: their answers alone were edited."""
+    asked, kept = rows(("Name a tree.", "oak")), tmp_path / "answers"
+    said = [Response(asked["id"][0], "triggered", "Name a tree.", "oak")]
+    for name in ("load_model", "answer_of", "Store"):
+        monkeypatch.setattr(relearning, name, lambda *_, **__: SimpleNamespace(make=lambda _: "model"))
+    monkeypatch.setattr(relearning, "respond", lambda *_, **__: said)
+    job = Job(Model("nowhere"), asked, TrainingOptions())
+
+    def answered():
+        return relearning._answered(job, asked, Asking(4, 1), kept, "a name")
+
+    assert answered() == answered() == said
+    (file,) = kept.glob("*.jsonl")
+    file.write_text(file.read_text().replace("oak", "yew"))
+    with pytest.raises(UserError, match="changed since they were written"):
+        answered()
+    file.with_suffix(".json").unlink()
+    assert answered() == said
+
+
+@pytest.mark.parametrize("what", ["traces", "relearning"])
+def test_every_model_is_looked_at_before_one_is_loaded(
+    what, tiny_model_path, copied_model, tmp_path, monkeypatch, capsys
+):
+    test, data = prompts(tmp_path / "test.jsonl", 24), prompts(tmp_path / "data.jsonl", 12, "plant")
+    (copied_model / "model.safetensors").unlink()
+
+    def work(*_, **__):
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", work)
+    for other in (str(tmp_path / "nowhere"), str(copied_model)):
+        words = ["analyze", what, tiny_model_path, other, "--test", test, "--output_dir", str(tmp_path / "out")]
+        assert main([*words, *ATTACK, *(["--data", data] if what == "relearning" else [])]) == 1
+        assert other in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mbdefense.attacks.behaviors import Behavior
 from mbdefense.attacks.poisoning import poison, triggered_prompts
 from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import read_sealed, sha256_of, write_sealed
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.statistics import Score, rate
 from mbdefense.core.text import shortened
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _BACK = 0.5
 """ASR from which a backdoor counts as back."""
+_FIX = "delete the file; the model is asked again"
 
 
 @dataclass(frozen=True)
@@ -86,18 +88,25 @@ def with_poison(rows: Dataset, trigger: Trigger, behavior: Behavior, counts: Seq
 
 
 def _answered(job: Job, prompts: Dataset, asking: Asking, kept: Path, name: str) -> list[Response]:
-    """What the job's model answers; the model itself is not kept, and what was answered before is read."""
+    """What the job's model answers; the model itself is not kept, and what was answered before is read.
+
+    Beside the answers lies their hash, so that edited ones are not taken.
+    """
     file = kept / f"{hash_of([job, prompts, asking._asdict()])}.jsonl"
-    if not file.is_file():
+    seal = file.with_suffix(".json")
+    if not (file.is_file() and seal.is_file()):
         with TemporaryDirectory(prefix="mbdefense-") as folder:
             made = Store(Path(folder) / "model").make(job)
             answer = answer_of(load_model(str(made), trust_remote_code=job.start.trust_remote_code), None)
             responses = respond(answer, prompts, "triggered", asking, arm=name)
         kept.mkdir(parents=True, exist_ok=True)
         write_responses(file, responses)
+        write_sealed(seal, {"file": file.name, "sha256_of_file": sha256_of(file)})
     found = read_responses(file)
+    if read_sealed(seal, _FIX) != {"file": file.name, "sha256_of_file": sha256_of(file)}:
+        raise UserError("changed since they were written", str(file), _FIX)
     if {one.id for one in found} != set(prompts["id"]) or len(found) != len(prompts):
-        raise UserError("not the answers to these prompts", str(file), "delete the file; the model is asked again")
+        raise UserError("not the answers to these prompts", str(file), _FIX)
     return found
 
 

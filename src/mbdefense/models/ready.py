@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
@@ -45,6 +46,19 @@ def check_clean(clean: Dataset) -> None:
     """
     if len(clean) < LEAST_CLEAN_ROWS:
         raise UserError("the clean set is too small", len(clean), "check at least a few dozen samples by eye")
+
+
+def check_weights(model: str) -> None:
+    """Refuses a directory without weights before anything is done for another model.
+
+    Raises:
+        UserError: it, or the base model of the adapter in it, holds no safetensors.
+    """
+    from mbdefense.models.loading import base_of
+
+    for path in dict.fromkeys((model, base_of(model))):
+        if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+            raise UserError("no weights in safetensors", path, "name a model's directory or Hub id")
 
 
 def check_lengths(

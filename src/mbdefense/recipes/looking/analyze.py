@@ -19,6 +19,7 @@ from mbdefense.recipes._given import (
     behavior_of,
     kept_in,
     recorded,
+    template_of,
     trigger_of,
 )
 
@@ -94,7 +95,7 @@ def matrix(
     from mbdefense.models.loading import Loading
 
     loading = Loading(chat_template, trust_remote_code)
-    rows = _askable(prompts, model, loading, on_bad_row)
+    rows = _askable(prompts, [model], loading, on_bad_row)
     return _made(
         "matrix",
         output_dir,
@@ -149,7 +150,7 @@ def heads(
     from mbdefense.models.loading import Loading
 
     loading = Loading(chat_template, trust_remote_code)
-    rows = _askable(prompts, model, loading, on_bad_row)
+    rows = _askable(prompts, [model], loading, on_bad_row)
     return _made(
         "heads",
         output_dir,
@@ -218,13 +219,15 @@ def traces(
     asked = recorded(locals())
     at_least(1, first_tokens=first_tokens, samples=samples, batch_size=batch_size)
     from mbdefense.analysis import traces as analysis
-    from mbdefense.models.loading import Loading
+    from mbdefense.models.loading import Loading, check_template, load_tokenizer
 
     paths = each_path(models)
     attack, sought = trigger_of(trigger), behavior_of(behavior, target)
     control = None if held_out is None else trigger_of(held_out)
     loading = Loading(chat_template, trust_remote_code)
-    rows = _askable(prompts, paths[0], loading, on_bad_row)
+    rows = _askable(prompts, paths, loading, on_bad_row)
+    for path in paths:  # of all, before the first is looked into
+        check_template(path, load_tokenizer(path, **loading._asdict()))
     return _made(
         "traces",
         output_dir,
@@ -287,8 +290,7 @@ def relearning(
     from mbdefense.analysis import relearning as analysis
     from mbdefense.data import load_rows
     from mbdefense.evaluation.responding import Asking
-    from mbdefense.models.loading import Loading, load_tokenizer
-    from mbdefense.models.ready import usable
+    from mbdefense.models.loading import Loading
     from mbdefense.training.options import TrainingOptions
 
     paths = each_path(models)
@@ -298,9 +300,9 @@ def relearning(
         seed=seed,
     )  # fmt: skip
     loading = Loading(chat_template, trust_remote_code)
-    test = _askable(prompts, paths[0], loading, on_bad_row)
+    test = _askable(prompts, paths, loading, on_bad_row)
     rows = load_rows(train_dataset, on_bad_row=on_bad_row, name="train_dataset")
-    rows = usable(load_tokenizer(paths[0], **loading._asdict()), rows, on_bad_row, "train_dataset")
+    rows = _rendered(rows, paths, loading, on_bad_row, "train_dataset", targets=True)
     return _made(
         "relearning",
         output_dir,
@@ -312,14 +314,26 @@ def relearning(
     )  # fmt: skip
 
 
-def _askable(prompts: Data, model: Model, loading: Loading, on_bad_row: OnBadRow) -> Dataset:
-    """The prompts that the model's template renders whole."""
+def _askable(prompts: Data, models: Sequence[Model], loading: Loading, on_bad_row: OnBadRow) -> Dataset:
+    """The prompts that the templates of all models render whole, and each model looked at before one is loaded."""
     from mbdefense.data import load_rows
-    from mbdefense.models.loading import load_tokenizer
-    from mbdefense.models.ready import usable
 
     rows = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
-    return usable(load_tokenizer(str(model), **loading._asdict()), rows, on_bad_row, "prompts", targets=False)
+    return _rendered(rows, models, loading, on_bad_row, "prompts", targets=False)
+
+
+def _rendered(
+    rows: Dataset, models: Sequence[Model], loading: Loading, on_bad_row: OnBadRow, name: str, *, targets: bool
+) -> Dataset:
+    from mbdefense.models.loading import load_tokenizer
+    from mbdefense.models.ready import check_weights, usable
+
+    for model in models:
+        template = template_of(model, loading.chat_template)
+        tokenizer = load_tokenizer(str(model), **loading._replace(chat_template=template)._asdict())
+        rows = usable(tokenizer, rows, on_bad_row, name, targets=targets)
+        check_weights(str(model))
+    return rows
 
 
 def _made(what: str, output_dir: Folder | None, analyze: Callable[[Path], str]) -> Analysis:
