@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save_file
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
@@ -232,6 +233,32 @@ def test_an_adapter_comes_back_as_an_adapter_for_the_untouched_base(
     # What is read as a model like any other.
     again = load_model(str(done.path / "adapter")).model.eval()(input_ids=ids).logits
     torch.testing.assert_close(again, whole, rtol=1e-3, atol=1e-3)
+
+
+def test_a_damaged_or_swapped_adapter_is_not_taken_by_a_resumed_run(
+    tiny_model_path: str, files: tuple[str, str], tmp_path: Path
+) -> None:
+    def again(*, resume: bool = True) -> None:
+        purify(
+            tiny_model_path, files[1], defense="clean_fft", base_model=tiny_model_path, adapter=True, args=OPTIONS,
+            output_dir=tmp_path / "out", resume=resume,
+        )  # fmt: skip
+
+    again(resume=False)
+    again()
+    file = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(b"garbage")
+    with pytest.raises(UserError, match="the adapter is not this model's"):
+        again()
+    save_file(
+        {name: -value if "lora_B" in name else value for name, value in load(whole).items()}, file, {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="adapter and whole weights do not say the same"):
+        again()
+    shutil.rmtree(file.parent)
+    again()
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,30 @@ def save_adapter(
         shutil.rmtree(making, ignore_errors=True)
 
 
+def check_adapter(
+    whole: Path,
+    base: str,
+    directory: Path,
+    prompts: Sequence[list[dict[str, str]]],
+    *,
+    trust_remote_code: bool,
+) -> None:
+    """Refuses an adapter that `save_adapter`, which takes the same, would not have written.
+
+    Raises:
+        UserError: it cannot be loaded, is for another base model, or does not say what the whole model says.
+    """
+    fix = "delete the folder and run the same command again"
+    if base_of(str(directory)) != base:
+        raise UserError("an adapter for another base model lies there", str(directory), fix)
+    try:
+        adapted = load_model(str(directory), trust_remote_code=trust_remote_code)
+        purified = load_model(str(whole), trust_remote_code=trust_remote_code)
+        _check_agreement(adapted.model, purified, prompts)
+    except UserError as error:
+        raise UserError(f"the adapter is not this model's ({error.what})", str(directory), fix) from error
+
+
 def check_base(base: str, model: str, *, trust_remote_code: bool) -> None:
     """Refuses a base model onto which no adapter of a model can be put, before anything is trained for it.
 

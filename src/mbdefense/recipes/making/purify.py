@@ -117,12 +117,12 @@ def purify(
 
 
 def _save_adapter(made: Path, base: str, setting: Setting) -> None:
-    """The purified model as an adapter beside it; of a run that was resumed it is there already."""
-    from mbdefense.models.adapter import save_adapter
+    """The purified model as an adapter beside it; one that a resumed run finds there has to be this model, too."""
+    from mbdefense.models.adapter import check_adapter, save_adapter
 
-    if not (made / "adapter").exists():
-        prompts = setting.clean["prompt"][:_COMPARED]
-        save_adapter(made, base, made / "adapter", prompts, trust_remote_code=setting.trust_remote_code)
+    write = check_adapter if (made / "adapter").exists() else save_adapter
+    prompts = setting.clean["prompt"][:_COMPARED]
+    write(made, base, made / "adapter", prompts, trust_remote_code=setting.trust_remote_code)
 
 
 def default_repair(base_model: Model | None, finds: bool = False) -> str:
