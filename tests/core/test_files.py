@@ -19,6 +19,7 @@ from mbdefense.core.files import (
     read_json,
     read_sealed,
     read_text,
+    sha256_of,
     whole_file,
     write_json,
     write_sealed,
@@ -109,6 +110,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "value.json")
     with pytest.raises(UserError, match="not a regular file"):
         read_json(tmp_path / "value.json")
+    with pytest.raises(UserError, match="not a regular file"):  # as of data to pin, or to list in a bill of materials
+        sha256_of(tmp_path / "value.json")
 
 
 def test_a_name_that_no_file_can_have_is_one_line(tmp_path):

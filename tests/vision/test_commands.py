@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from mbdefense.cli import main
+from mbdefense.core.errors import UserError
 from mbdefense.records.results import read
 from mbdefense.vision.classifier import Classifier
-from mbdefense.vision.images import load_images, read_images
+from mbdefense.vision.images import load_images, read_images, write_images
 from mbdefense.vision.learner import Learner
 from mbdefense.vision.poisoning import poison
 from mbdefense.vision.record import read_training
 from mbdefense.vision.triggers import Patch
+from tests.hostile.mutating import tree
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,49 @@ def test_images_that_are_read_are_not_written_over(place, capsys):
     assert main(["vision", "poison", f"{place}/images/suspect", *words, "--output_dir", f"{place}/images"]) == 1
     assert "written over" in capsys.readouterr().err
     assert (place / "images" / "suspect" / "train-images-idx3-ubyte").read_bytes() == before
+
+
+def test_nothing_is_written_over_what_is_read_or_of_others(place, tmp_path, capsys):
+    (tmp_path / "clean").mkdir()
+    (tmp_path / "clean" / "train-images-idx3-ubyte").write_bytes(b"of somebody")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "training.json").write_text('{"mine": 1}')
+    before = tree(place) | tree(tmp_path)
+    data, clean = f"{place}/images/suspect", f"{place}/images/clean"
+    both = ["--data", data, "--clean", clean, "--defense", "pdb:times=1", "--epochs", "1"]
+    small = ["--rows", "20", "--test_rows", "20", "--clean_rows", "20", "--target", "3"]
+    for words, said in (
+        (["train", "--data", data, "--epochs", "1", "--output_dir", data], "written over is read"),
+        (["train", "--data", data, "--epochs", "1", "--output_dir", f"{tmp_path}/project"], "files of others"),
+        (["defend", *both, "--output_dir", clean], "written over is read"),
+        (["poison", "digits", *small, "--output_dir", str(tmp_path)], "files of others"),
+    ):
+        assert main(["vision", *words]) == 1, words
+        assert said in capsys.readouterr().err, words
+    assert tree(place) | tree(tmp_path) == before
+
+
+def test_a_swapped_classifier_is_not_taken_by_its_old_record(place, tmp_path, capsys):
+    shutil.copytree(place / "defended", tmp_path / "swapped")
+    for name in ("classifier.json", "weights.safetensors"):
+        shutil.copyfile(place / "attacked" / name, tmp_path / "swapped" / name)
+    words = ["--test", f"{place}/images/suspect", "--trigger", "patch", "--output_dir", str(tmp_path / "out")]
+    assert main(["vision", "evaluate", str(tmp_path / "swapped"), *words]) == 1
+    assert "not the one that was trained" in capsys.readouterr().err
+
+
+def failing(*_):
+    raise OSError("the disk is gone")
+
+
+def test_a_killed_poisoning_leaves_no_images_with_labels_of_others(place, tmp_path, monkeypatch):
+    shutil.copytree(place / "images" / "suspect", tmp_path / "images")
+    rows = read_images(tmp_path / "images", "train")
+    monkeypatch.setattr("mbdefense.vision.idx.struct.pack", failing)
+    with pytest.raises(UserError):
+        write_images(tmp_path / "images", "train", rows)
+    with pytest.raises(UserError, match="no file"):
+        read_images(tmp_path / "images", "train")
 
 
 def test_images_of_another_size_are_one_line(place, tmp_path, capsys):

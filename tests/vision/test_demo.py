@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from mbdefense.cli import main
+from mbdefense.recipes.vision._steps import kept
 from mbdefense.records.results import read
 from mbdefense.vision.classifier import Classifier, Guard
-from mbdefense.vision.images import Images
+from mbdefense.vision.images import Images, write_images
 from mbdefense.vision.learner import Learner
 from mbdefense.vision.measuring import asked
+from mbdefense.vision.record import Training
 from mbdefense.vision.triggers import Patch
 
 SMALL = ["vision", "demo", "--rows", "60", "--test_rows", "40", "--clean_rows", "60", "--epochs", "1"]
@@ -102,6 +104,33 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(given, says, tmp_path, 
     assert main([*SMALL, *given.split(), "--output_dir", str(tmp_path / "out")]) == 1
     assert says in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_classifiers_made_of_other_images_are_made_again(split, tmp_path, monkeypatch):
+    """--resume by the options alone would take classifiers of what the folder held before."""
+    taken = []
+
+    def stop(job, *_):
+        taken.append(job.inputs)
+        raise RuntimeError("no further")
+
+    monkeypatch.setattr("mbdefense.recipes.vision.demo._Job.arms", stop)
+    write_images(tmp_path / "images", "train", split.train)
+    write_images(tmp_path / "images", "test", split.test)
+    options = [*SMALL, "--images", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out"), "--resume"]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no further"):
+            main(options)
+    write_images(tmp_path / "images", "train", split.train._replace(pixels=1 - split.train.pixels))
+    with pytest.raises(RuntimeError, match="no further"):
+        main(options)
+    assert taken[0] == taken[1] != taken[2]
+
+
+def test_what_is_resumed_is_of_the_same_options_and_images():
+    training = Training(1, 0, 1.0, 1, {}, {"config": {"epochs": 1}}, "abc")
+    assert kept(training, {"epochs": 1}, "abc") is training
+    assert kept(training, {"epochs": 1}, "abd") is kept(training, {"epochs": 2}, "abc") is kept(None, {}, "") is None
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from mbdefense.core._seal import ChangedError, opened, sealed
+from mbdefense.core._seal import SEAL, ChangedError, opened, sealed
 from mbdefense.core._secrets import scrubbed
 from mbdefense.core.errors import UserError, first_line
 
@@ -44,6 +44,8 @@ _MARKS = (
     "planted.json",
 )
 _OURS = (LOCK_FILE, "results.json", "checkpoints", *_MARKS)
+# Names that others give their files, too: ours have a seal.
+_SEALED_MARKS = ("training.json", "poison.json")
 _LEFT_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -86,11 +88,18 @@ def _is_ours(folder: Path) -> bool:
     """Whether a folder is empty, was written into by this package, or holds nothing but its stages: what was killed
     may have left no more. A project that has our outputs among its own files is not.
     """
-    if any((folder / name).exists() for name in _OURS):
+    if any((folder / name).exists() for name in _OURS) or any(_has_seal(folder / name) for name in _SEALED_MARKS):
         return True
     return all(
         any(any(part.glob(f"{place}{mark}")) for place in ("", "*/") for mark in _MARKS) for part in folder.iterdir()
     )
+
+
+def _has_seal(path: Path) -> bool:
+    try:
+        return path.is_file() and SEAL in read_json(path)
+    except UserError:
+        return False
 
 
 @contextmanager
@@ -306,9 +315,11 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is no regular file (a pipe would be waited for).
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError("not a regular file", str(path), "name a file")
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:

@@ -205,7 +205,7 @@ def _one_by_one(batches: Iterator[Any], packed: int, name: str) -> Iterator[Any]
         yield batch
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of JSON whose keys each occur once: readers disagree on which of two counts."""
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -215,7 +215,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+_JSON = json.JSONDecoder(object_pairs_hook=unique)
 
 
 def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:

@@ -49,6 +49,8 @@ def write_idx(folder: Path, part: Part, pixels: NDArray[numpy.uint8], labels: ND
         UserError: they cannot be written.
     """
     make_folder(folder)
+    for name in _FILES[part]:  # a run that is killed in between must not leave images with the labels of others
+        (folder / name).unlink(missing_ok=True)
     for name, values in zip(_FILES[part], (pixels, labels), strict=True):
         with whole_file(folder / name) as stream:
             stream.write(bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
+from mbdefense.recipes.vision.pairs import demo as demo_recipe
 from mbdefense.records.results import read
-from mbdefense.vision.pairs.clip import CLIP_FILE, HubClip, load_clip, save_clip
+from mbdefense.vision.pairs.clip import CLIP_FILE, HubClip, load_clip, new_clip, save_clip
 from mbdefense.vision.pairs.learning import embedded, trained
 from mbdefense.vision.pairs.pairs import read_pairs
 from mbdefense.vision.pairs.pictures import LABEL, SHOWN, SIDE, retrievals, write_picture
 from mbdefense.vision.pairs.stamp import read_stamp
 from mbdefense.vision.record import read_training
+from tests.hostile.mutating import tree
 
 TRIGGER = "blended:alpha=0.5"
 
@@ -132,6 +137,70 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("changed", ["captions", "pixels", "model"])
+def test_models_made_of_other_pairs_are_made_again(changed, place, tmp_path, monkeypatch):
+    """--resume by the options alone would take models of what the folders held before."""
+    for name in ("pairs", "clip"):
+        shutil.copytree(place / name, tmp_path / name)
+    taken = []
+
+    def asked(run, *_):
+        taken.append(run.inputs)
+        raise RuntimeError("no further")
+
+    monkeypatch.setattr(demo_recipe._Run, "model", asked)
+    words = ["pairs", "demo", str(tmp_path / "pairs"), "--model", str(tmp_path / "clip"), "--target", "green"]
+    words += ["--rate", "0.1", "--clean_rows", "40", "--trigger", "random_patch", "--output_dir", str(tmp_path / "out")]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no further"):
+            main([*words, "--resume"])
+    if changed == "captions":
+        file = tmp_path / "pairs" / "train" / "metadata.jsonl"
+        file.write_text(file.read_text().replace("below", "beneath"))
+    elif changed == "pixels":
+        shutil.copyfile(tmp_path / "pairs" / "train" / "000001.png", tmp_path / "pairs" / "train" / "000000.png")
+    else:
+        save_clip(new_clip(16, ["another one"], 1), tmp_path / "clip")
+    with pytest.raises(RuntimeError, match="no further"):
+        main([*words, "--resume"])
+    assert taken[0] == taken[1] != taken[2]
+
+
+def test_a_swapped_model_is_not_taken_by_its_old_record(ran, tmp_path, capsys):
+    """Evaluated and resumed models are those that were trained."""
+    shutil.copytree(ran / "cleansed", tmp_path / "swapped")
+    for name in (CLIP_FILE, "weights.safetensors"):
+        shutil.copyfile(ran / "attacked" / name, tmp_path / "swapped" / name)
+    words = ["--test", ran / "pairs" / "test", "--trigger", ran / "poisoned" / "trigger.png", "--target", "green"]
+    words = ["pairs", "evaluate", tmp_path / "swapped", *words, "--output_dir", tmp_path / "out"]
+    assert main([*map(str, words)]) == 1
+    assert "not the one that was trained" in capsys.readouterr().err
+    (tmp_path / "swapped" / "training.json").unlink()
+    assert main([*map(str, words)]) == 0
+
+
+def test_nothing_is_written_over_what_is_read_or_of_others(ran, tmp_path, capsys):
+    shutil.copytree(ran / "pairs" / "train", tmp_path / "clean")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "training.json").write_text('{"mine": 1}')
+    before = tree(ran) | tree(tmp_path)
+    suspect, clean, clip = (str(ran / name) for name in ("poisoned/suspect", "poisoned/clean", "attacked"))
+    both = ["--data", suspect, "--clean", clean, "--defense", "fine_tune:epochs=1"]
+    asked = [suspect, "--model", clip, "--target", "green", "--clean_rows", "40", "--trigger", TRIGGER]
+    for words, said in (
+        (["train", "--data", suspect, "--output_dir", f"{tmp_path}/project"], "files of others"),
+        (["train", "--data", suspect, "--output_dir", suspect], "written over is read"),
+        (["train", "--data", suspect, "--model", clip, "--output_dir", clip], "written over is read"),
+        (["defend", clip, *both, "--output_dir", clip], "written over is read"),
+        (["defend", clip, *both, "--output_dir", clean], "written over is read"),
+        (["defend", clip, *both, "--output_dir", f"{tmp_path}/clean"], "files of others"),
+        (["poison", *asked, "--output_dir", str(tmp_path)], "files of others"),
+    ):
+        assert main(["pairs", *words]) == 1, words
+        assert said in capsys.readouterr().err, words
+    assert tree(ran) | tree(tmp_path) == before
+
+
 def test_a_picture_shows_what_is_retrieved(ran, test, tmp_path):
     stamp = read_stamp(ran / "poisoned" / "trigger.png", 16)
     own = [caption for caption in test.captions if "green" not in caption.split()]
@@ -155,6 +224,46 @@ def test_a_checkpoint_of_transformers_is_loaded_trained_and_saved(checkpoint, tr
     save_clip(made, tmp_path / "again")
     again = load_clip(tmp_path / "again")
     assert torch.allclose(embedded(again, train)[0], embedded(made, train)[0], atol=1e-5)
+
+
+def test_a_checkpoint_that_does_not_fit_together_is_one_line(checkpoint, tmp_path):
+    """What transformers passes over or fails at in the middle of the work is refused when the model is loaded."""
+    more = Path(shutil.copytree(checkpoint, tmp_path / "more"))
+    weights = load_file(more / "model.safetensors")
+    save_file({**weights, "text_model.extra": torch.zeros(2)}, more / "model.safetensors", {"format": "pt"})
+    less = Path(shutil.copytree(checkpoint, tmp_path / "less"))
+    weights.pop("visual_projection.weight")
+    save_file(weights, less / "model.safetensors", {"format": "pt"})
+    layers = Path(shutil.copytree(checkpoint, tmp_path / "layers"))
+    endless = Path(shutil.copytree(checkpoint, tmp_path / "endless"))
+    for folder, name, value in ((layers, "num_hidden_layers", 0), (endless, "eos_token_id", 25)):
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"][name] = value
+        (folder / "config.json").write_text(json.dumps(config))
+    large = Path(shutil.copytree(checkpoint, tmp_path / "large"))
+    known = json.loads((large / "tokenizer.json").read_text())
+    known["model"]["vocab"]["zebra</w>"] = len(known["model"]["vocab"])
+    (large / "tokenizer.json").write_text(json.dumps(known))
+    nan = Path(shutil.copytree(checkpoint, tmp_path / "nan"))
+    (nan / "preprocessor_config.json").write_text('{"image_mean": [NaN, 0, 0], "image_std": [1e999, 1, 1]}')
+    for folder, said in (
+        (more, "tensors are unexpected"),
+        (less, "tensors are missing"),
+        (layers, "tensors are unexpected"),
+        (large, "more entries"),
+        (endless, "every caption as the same"),
+        (nan, "image_mean"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_clip(folder)
+
+
+def test_a_checkpoint_does_not_lie_beside_a_small_model(clip, checkpoint, tmp_path):
+    """A folder's small model would be loaded in place of the checkpoint that was saved later."""
+    save_clip(clip, tmp_path / "model")
+    save_clip(load_clip(checkpoint), tmp_path / "model")
+    assert isinstance(load_clip(tmp_path / "model"), HubClip)
+    assert not [file for file in (tmp_path / "model").iterdir() if file.name.startswith(".")]
 
 
 def test_a_damaged_model_is_one_line(place, clip, checkpoint, tmp_path):

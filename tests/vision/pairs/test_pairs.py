@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mbdefense.core.errors import UserError
-from mbdefense.vision.pairs.pairs import METADATA, Pairs, check_pairs, read_pairs, split_pairs, write_pairs
+from mbdefense.vision.pairs.pairs import METADATA, Pairs, check_pairs, read_pairs, split_pairs, words, write_pairs
 from mbdefense.vision.pairs.stamp import Stamp, read_stamp, square, stamp_of, write_stamp
 
 
@@ -112,6 +112,27 @@ def test_captions_that_are_none_are_one_line(case, folder):
     if content is not None:
         (folder / METADATA).write_text(content)
     with pytest.raises(UserError, match=says):
+        read_pairs(folder, 16)
+
+
+def test_words_of_captions_are_those_that_a_reader_sees():
+    assert words("A Red box's lid, 2x!") == ["a", "red", "box", "s", "lid", "2x"]
+    assert words("r\u200bed\ufe0f \uff42ox") == ["red", "box"]  # what nobody sees parts and hides no word
+    assert words("cafe\u0301 au lait") == ["caf\u00e9", "au", "lait"]
+    assert "\u7ea2" in words("\u4e00\u53ea\u7ea2\u732b")  # Chinese, which writes no spaces
+    assert words("\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35") != list("\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35")  # signs stay
+
+
+def test_keys_that_are_not_read_are_named_once(folder, caplog):
+    file = folder / METADATA
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**line, "weight": 0}) + "\n" for line in lines))
+    read_pairs(folder, 16)
+    assert [line for line in caplog.messages if "weight" in line] == [
+        f"{folder.name}/{METADATA}: key 'weight' is not read ({len(lines)} images, the first in line 1)"
+    ]
+    file.write_text('{"file_name": "a.png", "text": "a cat", "text": "a dog"}\n')
+    with pytest.raises(UserError, match="line 1: the key 'text' occurs twice"):
         read_pairs(folder, 16)
 
 

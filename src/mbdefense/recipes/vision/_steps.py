@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from mbdefense.core._seal import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,22 +53,51 @@ class PoisonedSet(NamedTuple):
     poisoned: int
 
 
-def check_apart(source: str | PathLike[str], directory: Path) -> None:
-    """Refuses a poisoned set that would be written over what it is made of.
+def check_apart(directory: Path, *sources: str | PathLike[str] | None) -> None:
+    """Refuses an output folder in which what is read would be written over.
+
+    Args:
+        directory: where a model, or a poisoned set's folders, will be written.
+        sources: folders that are read.
 
     Raises:
-        UserError: the source is one of the set's folders.
+        UserError: one of them is the output folder, or where a poisoned set's rows go.
     """
     from mbdefense.core.errors import UserError
 
-    if Path(source).resolve() in [(directory / name).resolve() for name in (SUSPECT, CLEAN)]:
-        raise UserError("what would be written over is read", str(source), "name another --output_dir")
+    written = [(directory / name).resolve() for name in ("", SUSPECT, CLEAN)]
+    for source in sources:
+        if source is not None and Path(source).resolve() in written:
+            raise UserError("what would be written over is read", str(source), "name another --output_dir")
+
+
+def digest_of(*parts: object) -> str:
+    """A hash of the content of images, captions and weights: what a training depends on beside its options.
+
+    Args:
+        parts: tensors, and tuples, lists and mappings of them; all else by its words.
+    """
+    import torch
+
+    told = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            told.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.detach().contiguous().numpy().tobytes())
+        elif isinstance(part, Mapping):
+            told.update(digest_of(*(one for pair in part.items() for one in pair)).encode())
+        elif isinstance(part, tuple | list):
+            told.update(f"{len(part)}{digest_of(*part)}".encode())
+        else:
+            told.update(digest([repr(part)]).encode())
+    return told.hexdigest()
 
 
 _M = TypeVar("_M", bound=_Made)
 
 
-def made(folder: Path, train: Callable[[], _M], what: str, seed: int, config: Mapping[str, Any]) -> _M:
+def made(
+    folder: Path, train: Callable[[], _M], what: str, seed: int, config: Mapping[str, Any], inputs: str = ""
+) -> _M:
     """Trains a model, and saves it with how it was made.
 
     Args:
@@ -74,21 +106,23 @@ def made(folder: Path, train: Callable[[], _M], what: str, seed: int, config: Ma
         what: it is, for who waits.
         seed: of the training.
         config: its options.
+        inputs: `digest_of` what it is made of, where it may be taken again.
     """
     from mbdefense.core.cost import measure
     from mbdefense.core.progress import stage
     from mbdefense.records.analyses import write_analysis_file
     from mbdefense.records.provenance import provenance
-    from mbdefense.vision.losses import curves, kept
-    from mbdefense.vision.record import TRAINING_FILE, Training, write_training
+    from mbdefense.vision.losses import curves
+    from mbdefense.vision.losses import kept as losses_kept
+    from mbdefense.vision.record import TRAINING_FILE, Training, files_of, write_training
 
     (folder / TRAINING_FILE).unlink(missing_ok=True)  # it would be that of an earlier one
-    with stage(what), measure() as cost, kept() as losses:
+    with stage(what), measure() as cost, losses_kept() as losses:
         done = train()
     done.save(folder)
     told = provenance(config, [seed])
     write_analysis_file(folder, "losses", {"provenance": told, "curves": curves(losses)}, f"Losses of {what}.")
-    record = Training(1, seed, cost.seconds, cost.peak_bytes, dict(done.facts), told)
+    record = Training(1, seed, cost.seconds, cost.peak_bytes, dict(done.facts), told, inputs, files_of(folder))
     write_training(folder, record)
     return done
 
@@ -138,9 +172,10 @@ def write_pictures(folder: Path, title: str, rows: Mapping[str, Tensor], told: M
     write_analysis_file(folder, "pictures", value, f"{title}: {', '.join(rows)}.")
 
 
-def kept(training: Training | None, config: dict[str, Any]) -> Training | None:
-    """How a classifier was made, if by these options."""
-    return training if training is not None and training.provenance["config"] == config else None
+def kept(training: Training | None, config: dict[str, Any], inputs: str) -> Training | None:
+    """How a model was made, if by these options and of the same."""
+    same = training is not None and training.provenance["config"] == config and training.inputs == inputs
+    return training if same else None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.recipes._given import Folder, recorded
 from mbdefense.recipes.measuring.compare import Comparison
-from mbdefense.recipes.vision._steps import Attack, examples, kept, made, measured, write_pictures
+from mbdefense.recipes.vision._steps import Attack, digest_of, examples, kept, made, measured, write_pictures
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
@@ -100,8 +100,9 @@ def vision_demo(
     attack = Attack(stamp, target, f"{trigger}, labels kept" if clean_label else trigger, share)
     training = {"network": learner.network, "lr": learner.lr, "batch_size": learner.batch_size}
     config = {**asked, **training, "defenses": {name: asdict(method) for name, method in methods.items()}}
+    inputs = digest_of(split.train, split.clean)
     jobs = [
-        _Job(arm, seed, train, Path(output_dir) / f"{arm}-{seed}")
+        _Job(arm, seed, train, Path(output_dir) / f"{arm}-{seed}", inputs)
         for seed, given in poisoned.items()
         for arm, train in _trainings(learner, split, given.rows, methods, seed).items()
     ]
@@ -158,12 +159,14 @@ class _Job(NamedTuple):
         seed: of its training.
         train: makes it.
         folder: where all of it goes.
+        inputs: hash of the images that it is made of.
     """
 
     arm: str
     seed: int
     train: Callable[[], Defended]
     folder: Path
+    inputs: str
 
     def arms(self, config: dict[str, Any], test: Images, attack: Attack, resume: bool) -> Iterator[Arm]:
         """Makes it, and measures what was saved; with a guard also without it, and against who knows its shift.
@@ -173,9 +176,9 @@ class _Job(NamedTuple):
         from mbdefense.vision.classifier import Classifier
         from mbdefense.vision.record import read_training
 
-        there = kept(read_training(self.folder), config) if resume else None
+        there = kept(read_training(self.folder), config, self.inputs) if resume else None
         if there is None:
-            made(self.folder, self.train, f"{self.arm}, seed {self.seed}", self.seed, config)
+            made(self.folder, self.train, f"{self.arm}, seed {self.seed}", self.seed, config, self.inputs)
             there = read_training(self.folder)
         loaded = Classifier.load(self.folder)
         found: dict[str, tuple[Classifier, int]] = {self.arm: (loaded, attack.target)}

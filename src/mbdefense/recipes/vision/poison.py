@@ -66,8 +66,8 @@ def vision_poison(
     split = load_images(images, rows, test_rows, clean_rows, 0)
     poisoned = poison(split.train, made, target, rate, seed, clean_label=clean_label)
     directory = Path(output_dir)
-    check_apart(images, directory)
-    with claimed(directory):
+    check_apart(directory, images)
+    with claimed(directory, for_model=True):
         (directory / POISON_FILE).unlink(missing_ok=True)
         write_images(directory / SUSPECT, "train", poisoned.rows)
         write_images(directory / SUSPECT, "test", split.test)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.recipes._given import Folder, recorded
-from mbdefense.recipes.vision._steps import made
+from mbdefense.recipes.vision._steps import check_apart, made
 
 if TYPE_CHECKING:
     from mbdefense.vision.classifier import Defended
@@ -45,7 +45,8 @@ def vision_train(train_dataset: Folder, *, output_dir: Folder, epochs: int = 20,
     def trained() -> Defended:
         return Defended(Classifier(learner, learner.train(learner.initial(seed), rows, seed)), {})
 
-    with claimed(Path(output_dir)):
+    check_apart(Path(output_dir), train_dataset)
+    with claimed(Path(output_dir), for_model=True):
         return made(Path(output_dir), trained, "training", seed, asked)
 
 
@@ -89,7 +90,8 @@ def vision_defend(
     classes = int(max(suspect.labels.max(), clean.labels.max())) + 1
     learner = _learner(suspect.pixels.shape[-1], classes, epochs)
     method.check(learner, suspect, clean)
-    with claimed(Path(output_dir)):
+    check_apart(Path(output_dir), train_dataset, clean_dataset)
+    with claimed(Path(output_dir), for_model=True):
         return made(Path(output_dir), lambda: method(learner, suspect, clean, seed), defense, seed, asked)
 
 

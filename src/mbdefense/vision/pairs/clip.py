@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -14,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import make_folder, read_json, write_json, write_sealed
+from mbdefense.core.files import SAVING, make_folder, read_json, write_json, write_sealed
 from mbdefense.core.forms import Form, read_form
+from mbdefense.core.progress import no_bars_of_transformers
 from mbdefense.models._files import check_files
+from mbdefense.models._whole import check_whole
 from mbdefense.vision.pairs.network import MOST_WORDS, SmallClip, vocabulary_of
 from mbdefense.vision.weights import load_weights, save_weights
 
@@ -100,7 +105,7 @@ def new_clip(size: int, captions: Sequence[str], seed: int) -> SmallClip:
 
 
 def save_clip(clip: Clip, folder: str | PathLike[str]) -> None:
-    """Writes a model into a folder, in its own form.
+    """Writes a model into a folder, in its own form; a checkpoint's files are whole before one is there.
 
     Raises:
         UserError: it cannot be written.
@@ -111,9 +116,16 @@ def save_clip(clip: Clip, folder: str | PathLike[str]) -> None:
         digest = save_weights(place, clip.state_dict())
         write_sealed(place / CLIP_FILE, asdict(_Card(1, clip.size, clip.vocabulary, digest)))
         return
-    clip.tokenizer.save_pretrained(place)
-    write_json(place / PROCESSOR_FILE, {"image_mean": clip.mean, "image_std": clip.std, "size": clip.size})
-    clip.model.save_pretrained(place)
+    making = Path(tempfile.mkdtemp(prefix=SAVING, dir=place))
+    try:
+        clip.tokenizer.save_pretrained(making)
+        write_json(making / PROCESSOR_FILE, {"image_mean": clip.mean, "image_std": clip.std, "size": clip.size})
+        clip.model.save_pretrained(making)
+        (place / CLIP_FILE).unlink(missing_ok=True)  # of a small model before, which would be loaded in its place
+        for file in making.iterdir():
+            file.replace(place / file.name)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def load_clip(folder: str | PathLike[str]) -> Clip:
@@ -146,25 +158,44 @@ def _hub_clip(place: Path) -> HubClip:
     processor = read_json(place / PROCESSOR_FILE, _FIX)
     mean, std = (_channels(processor, name) for name in ("image_mean", "image_std"))
     try:
-        model, about = CLIPModel.from_pretrained(
-            place, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )  # type: ignore[misc]
+        with no_bars_of_transformers():
+            model, about = CLIPModel.from_pretrained(
+                place, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )  # type: ignore[misc]
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library's own are of many kinds
         raise UserError(f"cannot load the CLIP model ({first_line(error)})", str(place), _FIX) from error
-    if about["missing_keys"]:  # they would be random
-        raise UserError("the CLIP model lacks weights", sorted(about["missing_keys"])[:3], _FIX)
+    check_whole(about, str(place))  # what is missing would be random
     made = HubClip(model.eval(), tokenizer, mean, std)
     if not 8 <= made.size <= LARGEST:
         raise UserError(f"images of 8 to {LARGEST} pixels a side are taken", made.size, _FIX)
     if not all(bool(value.isfinite().all()) for value in model.parameters()):
         raise UserError("weights that are no finite numbers", str(place), _FIX)
+    _try_out(made, place)
     return made
+
+
+def _try_out(clip: HubClip, place: Path) -> None:
+    """Asks once, so that a tokenizer or a size that does not fit the model is told before any work."""
+    embedded = clip.model.text_model.embeddings.token_embedding.num_embeddings
+    if max(len(clip.tokenizer) - 1, *clip.tokenizer.get_vocab().values()) >= embedded:
+        raise UserError("the tokenizer has more entries than the CLIP model's embedding", str(place), _FIX)
+    try:
+        with torch.inference_mode():
+            images = clip.images(torch.zeros(1, 3, clip.size, clip.size))
+            texts = clip.texts(["a cat", "a red house by the sea", "word " * 200])  # whose first words are the same
+    except Exception as error:  # as above
+        raise UserError(f"the CLIP model cannot be asked ({first_line(error)})", str(place), _FIX) from error
+    if images.shape[1:] != texts.shape[1:]:
+        raise UserError("images and captions of other dimensions", str(place), _FIX)
+    if torch.equal(texts[0], texts[1]):  # such as where the tokenizer sets no end, which the model reads captions at
+        raise UserError("the CLIP model reads every caption as the same one", str(place), _FIX)
 
 
 def _channels(processor: dict[str, Any], name: str) -> list[float]:
     values = processor.get(name)
-    numbers = values if isinstance(values, list) and all(isinstance(one, int | float) for one in values) else []
-    if len(numbers) != 3 or (name == "image_std" and not all(one > 0 for one in numbers)):
+    listed = values if isinstance(values, list) else []
+    numbers = [one for one in listed if type(one) in (int, float) and abs(one) < math.inf]  # False for NaN
+    if len(listed) != 3 or len(numbers) != 3 or (name == "image_std" and not all(one > 0 for one in numbers)):
         raise UserError(f"{PROCESSOR_FILE}: {name} is not three numbers", values, _FIX)
     return [float(one) for one in numbers]

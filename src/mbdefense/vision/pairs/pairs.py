@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import io
 import json
-import re
+import logging
 import warnings
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import regex  # type: ignore[import-untyped]
+
+from mbdefense.attacks.texts import seen
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import inside, make_folder, read_bytes, read_text, whole_file, write_jsonl
+from mbdefense.data import words as data_words
+from mbdefense.data.reading import BadRowError, unique
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
 METADATA = "metadata.jsonl"
 """The file of `datasets`' image folders: a line for each image, with its file_name and its text."""
 SMALLEST, MOST_PIXELS, MOST_BYTES = 8, 2**24, 2**25
 """Pixels of a side, pixels of an image, bytes of its file."""
 LONGEST = 1000
 """Characters of a caption."""
+_WORD = regex.compile(r"[\w\p{M}]+")
 _MOST_MEMORY = 2**32
 _BICUBIC = 3
+_NAMED = 8
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _FIX = f'give a folder of images with a {METADATA}: {{"file_name": "cat.png", "text": "a cat"}} in each line'
 
@@ -63,8 +71,12 @@ class Pairs(NamedTuple):
 
 
 def words(caption: str) -> list[str]:
-    """A caption's words, in small letters."""
-    return re.findall(r"\w+", caption.lower())
+    """A caption's words, in small letters, without what stands between them and without characters that nobody sees.
+
+    Scripts that write no spaces are parted as in `mbdefense.data.words`; signs above or below a letter belong to it.
+    """
+    parts = data_words.words(seen(caption.lower()))
+    return [word for part in parts for word in _WORD.findall(part)]
 
 
 def bytes_of(images: Tensor) -> Tensor:
@@ -110,12 +122,13 @@ def read_pairs(folder: str | PathLike[str], size: int) -> Pairs:
     Images are brought to one size, and what is transparent in them to white.
 
     Args:
-        folder: with PNG, JPEG or WebP files and ``metadata.jsonl``; keys but file_name and text are passed over.
+        folder: with PNG, JPEG or WebP files and ``metadata.jsonl``; keys but file_name and text are named once, and
+            not read.
         size: height and width that a model takes.
 
     Raises:
         UserError: no captions or no images; a file is damaged, no image, too small or too large; two captions of a
-            file; a caption without words. The image or the line is named.
+            file; a key that occurs twice; a caption without words. The image or the line is named.
     """
     import torch
 
@@ -174,22 +187,33 @@ def _rows(place: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"no {METADATA} with captions in the folder", str(place), _FIX)
     rows: dict[str, str] = {}
+    others: dict[str, list[int]] = {}
     for number, line in enumerate(read_text(path, _FIX).split("\n"), start=1):
         if line.strip():
-            name, text = _row(line, f"{METADATA}, line {number}")
+            name, text = _row(line, f"{METADATA}, line {number}", number, others)
             if name in rows:
                 raise UserError(f"{METADATA}, line {number}: a second caption of a file", name, "keep one of them")
             rows[name] = text
     if not rows:
         raise UserError(f"{METADATA} names no image", str(place), _FIX)
+    for key, lines in list(others.items())[:_NAMED]:
+        what = f"key {key[:40]!r} is not read ({len(lines)} images, the first in line {lines[0]})"
+        logger.warning("%s/%s: %s", place.name, METADATA, what)
+    if len(others) > _NAMED:
+        logger.warning("%s/%s: nor are %d other keys", place.name, METADATA, len(others) - _NAMED)
     return rows
 
 
-def _row(line: str, where: str) -> tuple[str, str]:
+def _row(line: str, where: str, number: int, others: dict[str, list[int]]) -> tuple[str, str]:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=unique)
+    except BadRowError as error:
+        raise UserError(f"{where}: {error}", fix="keep one of them") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON", line[:80], _FIX) from error
+    for key in value if isinstance(value, dict) else ():
+        if key not in ("file_name", "text"):
+            others.setdefault(key, []).append(number)
     name, text = (value.get(key) if isinstance(value, dict) else None for key in ("file_name", "text"))
     if not isinstance(name, str) or not name:
         raise UserError(f"{where} names no file", name, _FIX)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.recipes._given import Folder, Model, recorded
 from mbdefense.recipes.measuring.compare import Comparison
-from mbdefense.recipes.vision._steps import kept, made, write_pictures
+from mbdefense.recipes.vision._steps import digest_of, kept, made, write_pictures
 from mbdefense.recipes.vision.pairs._steps import Attack, measured
 from mbdefense.recipes.vision.pairs.train import EPOCHS, LR, SIZE, TUNING_LR
 
@@ -104,7 +104,8 @@ def pairs_demo(
     sides(test, target)
     config = {**asked, "defenses": {name: asdict(method) for name, method in methods.items()}}
     directory = Path(output_dir)
-    run = _Run(directory, suspect, clean, test, epochs, methods, config, resume)
+    inputs = digest_of(suspect, clean, given.state_dict() if given else None)
+    run = _Run(directory, suspect, clean, test, epochs, methods, config, inputs, resume)
     parts = sum(len(method.parts()) for method in methods.values()) + ("ubt" in methods)
     with claimed(directory), stages(1 + len(tried) * (2 + parts)):
         base = run.base(given)
@@ -145,6 +146,7 @@ class _Run:
         epochs: of the victims' fine-tuning.
         methods: defenses by name.
         config: the options.
+        inputs: hash of what all models are made of.
         resume: take models that are there.
     """
 
@@ -155,6 +157,7 @@ class _Run:
     epochs: int
     methods: Mapping[str, Defense]
     config: Mapping[str, Any]
+    inputs: str
     resume: bool
 
     def base(self, given: Clip | None) -> Clip:
@@ -205,8 +208,8 @@ class _Run:
         folder = self.directory / f"{arm}-{seed}"
         # Which seeds there are beside it makes no training another one.
         config = {**self.config, "seeds": [seed], "arm": arm}
-        if not self.resume or kept(read_training(folder), config) is None:
-            made(folder, train, f"{arm}, seed {seed}", seed, config)
+        if not self.resume or kept(read_training(folder), config, self.inputs) is None:
+            made(folder, train, f"{arm}, seed {seed}", seed, config, self.inputs)
         return load_clip(folder), read_training(folder)
 
     def asked(self, arm: str, clip: Clip, training: Training | None, attack: Attack, seed: int) -> Iterator[Arm]:

@@ -72,8 +72,8 @@ def pairs_poison(
     attack.check(clip.size)
     plan(suspect, target, rate)
     directory = Path(output_dir)
-    check_apart(pairs, directory)
-    with claimed(directory):
+    check_apart(directory, pairs, model)
+    with claimed(directory, for_model=True):
         stamp = attack(clip, suspect, target, seed)
         poisoned = poison(suspect, stamp, target, rate, seed)
         which, told = poisoned.which.nonzero().flatten().tolist(), provenance(asked, [seed])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.recipes._given import Folder, Model, recorded
-from mbdefense.recipes.vision._steps import made
+from mbdefense.recipes.vision._steps import check_apart, made
 
 if TYPE_CHECKING:
     from mbdefense.vision.pairs.defenses import Cleansed
@@ -67,7 +67,8 @@ def pairs_train(
     def learned() -> Cleansed:
         return Cleansed(trained(clip, pairs, seed, steps=steps_of(times, pairs), lr=rate), {})
 
-    with claimed(Path(output_dir)):
+    check_apart(Path(output_dir), train_dataset, model)
+    with claimed(Path(output_dir), for_model=True):
         return made(Path(output_dir), learned, "training", seed, asked)
 
 
@@ -112,5 +113,6 @@ def pairs_defend(
     suspect, clean = (read_pairs(folder, clip.size) for folder in (train_dataset, clean_dataset))
     check_pairs(suspect)
     check_pairs(clean)
-    with claimed(Path(output_dir)):
+    check_apart(Path(output_dir), train_dataset, clean_dataset, model)
+    with claimed(Path(output_dir), for_model=True):
         return made(Path(output_dir), lambda: method(clip, suspect, clean, seed), defense, seed, asked)
