@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mbdefense import check, compare, judge
+from mbdefense.analysis import relearning
 from mbdefense.attacks.search import Step, _read_log
 from mbdefense.cli import main
 from mbdefense.core._seal import SEAL, digest
@@ -22,6 +23,8 @@ from mbdefense.core.files import _told, sha256_of, write_sealed
 from mbdefense.defenses.found import Finding, meetings
 from mbdefense.evaluation.agreement import read_labels
 from mbdefense.evaluation.compare import read_arm
+from mbdefense.evaluation.gate import pinned
+from mbdefense.evaluation.responding import Asking
 from mbdefense.finding.record import FOUND_FILE, read_found, write_found
 from mbdefense.grid.answers import Answers
 from mbdefense.grid.config import read_grid
@@ -30,15 +33,22 @@ from mbdefense.grid.workspace import _keep, _read
 from mbdefense.models.identity import identity
 from mbdefense.recipes.measuring.card import write_card
 from mbdefense.records.filtering import Suspicion, read_suspicions, write_filtering
-from mbdefense.records.responses import write_responses
+from mbdefense.records.release import pin
+from mbdefense.records.responses import Response, write_responses
 from mbdefense.records.results import Results, write, write_beside
 from mbdefense.records.verdicts import write_verdicts
 from mbdefense.report.formats import markdown
 from mbdefense.report.sources import read_sources
+from mbdefense.training.job import Job, Model
+from mbdefense.training.options import TrainingOptions
 from mbdefense.training.store import cost_of, train_into
+from mbdefense.vision.classifier import Classifier, Guard
+from mbdefense.vision.learner import Learner
+from mbdefense.vision.pairs.clip import load_clip, new_clip, save_clip
+from mbdefense.vision.record import Training, files_of, read_training, write_training
 from tests.finding.test_found_record import CANDIDATE, FOUND
 from tests.hostile.mutating import mutated, resealed, tree
-from tests.report.report_runs import PROVENANCE, arm, write_analyses, write_evaluation, write_grid
+from tests.report.report_runs import PROVENANCE, arm, write_analyses, write_evaluation, write_federation, write_grid
 
 NO_JOB: Any = SimpleNamespace(words=str)
 ARMS = ("base", "attacked", "mb_defense")
@@ -81,6 +91,11 @@ def write_defended(folder: Path) -> None:
     origin = {**PROVENANCE, "config": {"base": "base", "defense": "mb_defense", "lora_r": 8}}
     write(folder / "defended" / "results.json", Results(origin, (arm("mb_defense")[0],)))
     write_evaluation(folder / "measured", arm("mb_defense"))
+
+
+def federation(folder: Path) -> object:
+    (one,) = read_sources([folder]).federated
+    return one.results, one.cells
 
 
 def write_triggers(folder: Path) -> None:
@@ -167,6 +182,55 @@ def held(folder: Path) -> object:
     return code
 
 
+def write_pins(folder: Path) -> None:
+    write_defended(folder)
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    write_model(folder / "model")
+    pin(
+        folder / "pins.json", results=folder / "measured" / "results.json", data=[folder / "rows.jsonl"],
+        model=folder / "model",
+    )  # fmt: skip
+
+
+def as_pinned(folder: Path) -> object:
+    conditions = pinned(folder / "pins.json", folder / "measured" / "results.json")
+    if not all(one.holds for one in conditions):
+        raise UserError(conditions[0].reason)
+    return conditions
+
+
+def trained_beside(folder: Path) -> None:
+    record = Training(1, 3, 2.5, 1 << 30, {"found": ["a"]}, PROVENANCE, "inputs", files_of(folder))
+    write_training(folder, record)
+
+
+def write_classifier(folder: Path) -> None:
+    learner = Learner(8, 3)
+    Classifier(learner, learner.initial(0), Guard(2, 2.0, 3)).save(folder)
+    trained_beside(folder)
+
+
+def write_clip(folder: Path) -> None:
+    save_clip(new_clip(8, ("a red box", "a blue ball"), 0), folder)
+    trained_beside(folder)
+
+
+def weighed(folder: Path, weights: Any) -> object:
+    """A model by what its weights say, and how it was made."""
+    values = sorted((name, float(value.double().abs().sum()), tuple(value.shape)) for name, value in weights.items())
+    return values, read_training(folder)
+
+
+def taken_classifier(folder: Path) -> object:
+    made = Classifier.load(folder)
+    return made.learner, made.guard, weighed(folder, made.weights)
+
+
+def taken_clip(folder: Path) -> object:
+    made: Any = load_clip(folder)
+    return made.vocabulary, made.size, weighed(folder, made.state_dict())
+
+
 @pytest.fixture
 def forms(fake_judge: Any, rows: Callable[..., Any]) -> dict[str, Form]:
     asked = {"judge": "llm", "judge_model": "m", "judge_base_url": fake_judge.url}
@@ -194,6 +258,19 @@ def forms(fake_judge: Any, rows: Callable[..., Any]) -> dict[str, Form]:
         compare(evaluations(folder.parent / "evaluated"), output_dir=str(folder))
 
     words = {"ab": 1, "cd": 2, "ef": 3}
+    tuned = rows(("Name a tree.", "oak"), ("Name a color.", "red"))
+
+    def relearned(folder: Path) -> object:
+        """What a model answered that was tuned again; asked anew where nothing is there, which says the same."""
+        said = [Response(one, "triggered", "a prompt", "an answer") for one in tuned["id"]]
+        made = SimpleNamespace(make=lambda _: "model")
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("load_model", "answer_of", "Store"):
+                patch.setattr(relearning, name, lambda *_, **__: made)
+            patch.setattr(relearning, "respond", lambda *_, **__: said)
+            job = Job(Model("nowhere"), tuned, TrainingOptions())
+            return relearning._answered(job, tuned, Asking(4, 1), folder, "a name")
+
     return {
         "compared evaluations": Form(
             evaluations,
@@ -223,6 +300,12 @@ def forms(fake_judge: Any, rows: Callable[..., Any]) -> dict[str, Form]:
         "a grid's state": Form(
             lambda at: write_grid(at, attacks=("cf",), unfinished=(("failed", "no memory"),)), "*.json", reported
         ),
+        "clients who train together": Form(write_federation, "**/*.json", federation),
+        "pins": Form(write_pins, "pins.json", as_pinned),
+        "what is pinned": Form(write_pins, "m*/*", as_pinned),
+        "an image classifier": Form(write_classifier, "*", taken_classifier),
+        "a model of captions": Form(write_clip, "*", taken_clip),
+        "answers after relearning": Form(relearned, "*", relearned),
         "a search's log": Form(write_log, "*", lambda at: _read_log(at / "search.jsonl", dict(ASKED), words)),
         "labels": Form(write_labels, "*", lambda at: read_labels(at / "labels.jsonl"), ours=False),
         "a grid": Form(write_wishes, "*", lambda at: read_grid(str(at / "grid.yaml")), ours=False),
