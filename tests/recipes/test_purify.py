@@ -235,6 +235,7 @@ def test_an_adapter_comes_back_as_an_adapter_for_the_untouched_base(
     torch.testing.assert_close(again, whole, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_damaged_or_swapped_adapter_is_not_taken_by_a_resumed_run(
     tiny_model_path: str, files: tuple[str, str], tmp_path: Path
 ) -> None:
