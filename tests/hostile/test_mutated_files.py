@@ -82,8 +82,8 @@ def judged(folder: Path, **options: Any) -> object:
 def reported(folder: Path) -> object:
     found = read_sources([folder])
     markdown(found)
-    return [getattr(found, name) for name in ("rows", "over_seeds", "unfinished", "answers", "matrices", "heads",
-                                              "triggers", "logs", "found")]  # fmt: skip
+    # All figures, of whatever kind of file; the rest says where they are from.
+    return {name: value for name, value in vars(found).items() if name not in ("provenance", "files", "notes")}
 
 
 def write_defended(folder: Path) -> None:
