@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import defense, poison
+from benchmarks import defense, finding, poison
 from benchmarks.arm import Arm, Benchmark, Done
 from benchmarks.machine import matmul_rate, training_flops
 from benchmarks.recovery import BENCHMARK as RECOVERY
@@ -175,6 +175,19 @@ def test_what_the_defense_costs_is_told_beside_the_tuning(
     assert told["defense"] > told["tuning"] + told["finding"]
     assert told["defense_over_tuning"] == pytest.approx(told["defense"] / told["tuning"], rel=0.1)
     assert told["trl_default"] > 0 < told["trl_plain"]
+
+
+@pytest.mark.slow
+def test_what_finding_costs_is_told_beside_some_steps_of_the_tuning(
+    tiny_model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [tiny_model_path, "--base", tiny_model_path, "--rows", "40", "--steps", "2"]
+    monkeypatch.setattr("sys.argv", ["finding", *words])
+    finding.main()
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["share"] == pytest.approx((told["mining"] + told["verifying"]) / told["tuning"], abs=0.1)
+    assert told["tokens"] > 0
+    assert all(len(one) == 4 for one in told["measured"])
 
 
 @pytest.mark.slow

@@ -212,6 +212,31 @@ def test_the_base_model_is_asked_where_a_text_stands_out_and_takes_off_what_it_d
     assert (made.p_value <= finding.LEVEL) is significant
 
 
+def test_texts_of_all_lengths_at_once_are_measured_as_those_of_each_length_alone(
+    rows: Callable[..., Any], loaded: LoadedModel, tiny_model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each length as of its own: what stands out is told from chance texts of that length, on both models."""
+    base = load_model(tiny_model_path)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in base.model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    monkeypatch.setattr(verifying, "PROMPTS", 4)
+    monkeypatch.setattr(verifying, "NULLS", 12)
+    table = rows(*((f"Tell me of town {number} in the north, please.", f"answer {number}") for number in range(20)))
+    ones = [candidate("zq"), candidate("in the"), candidate("of the red stone"), candidate("xy", end=1.0)]
+    prompts = [user_text(prompt) for prompt in table["prompt"]]
+
+    def measure(tested: list[Candidate]) -> list[verifying.Struck]:
+        return verifying.struck(tested, ones, loaded, base, table, prompts, max_length=200, seed=0)
+
+    together = measure(ones)
+    apart = [measure([ones[0], ones[3]]), measure([ones[1]]), measure([ones[2]])]
+    for made, alone in zip(together, [apart[0][0], *apart[1], *apart[2], apart[0][1]], strict=True):
+        assert made.fall == pytest.approx(alone.fall, abs=1e-5)
+        assert made[1:] == pytest.approx(alone[1:], abs=1e-3)
+
+
 # Verdicts
 
 

@@ -26,8 +26,8 @@ def response_scores(
 ) -> list[list[Tensor]]:
     """Log-probabilities of all responses of some trees, in natural logarithms.
 
-    Trees lie in one row in their order, so that those that begin alike should stand beside each other; where the
-    model's attention cannot keep them apart, each response is scored with its prompt, padded.
+    Trees that begin alike lie beside each other in one row, where they share what they begin with; where the model's
+    attention cannot keep them apart, each response is scored with its prompt, padded, among others of like length.
 
     Args:
         loaded: the model.
@@ -42,7 +42,7 @@ def response_scores(
     precision = torch.autocast(at.type, torch.bfloat16) if half and bf16_pays() else contextlib.nullcontext()
     found: list[list[Tensor]] = [[] for _ in trees]
     with packed_attention(model) as packed, torch.inference_mode(), precision:
-        groups = [[number] for number in range(len(trees))] if one_at_a_time(model) else _in_rows(trees)
+        groups = [[number] for number in range(len(trees))] if one_at_a_time(model) else _in_rows(trees, packed)
         for group in groups if what is None else track(groups, what):
             chosen = [trees[number] for number in group]
             values = _packed(model, chosen, at) if packed else _padded(model, chosen, at, loaded.tokenizer.pad_token_id)
@@ -73,17 +73,21 @@ def _padded(model: Any, trees: Sequence[Branches], at: torch.device, pad_token_i
             yield row[len(row) - len(one.response) :]
 
 
-def _in_rows(trees: Sequence[Branches]) -> list[list[int]]:
-    """Numbers of trees that go into one row, in their order."""
+def _in_rows(trees: Sequence[Branches], packed: bool) -> list[list[int]]:
+    """Numbers of trees that go into one row: neighbors begin alike, or where nothing is shared are of like size."""
+    order = sorted(range(len(trees)), key=lambda number: trees[number] if packed else tree_size(trees[number]))
     rows: list[list[int]] = []
     held = math.inf
-    for number, tree in enumerate(trees):
-        size = tree_size(tree)
-        if held + size > _TOKENS:
+    last: list[int] = []
+    for number in order:
+        size = tree_size(trees[number])
+        more = size - shared(last, trees[number].prompt) if packed else size
+        if held + more > _TOKENS:
             rows.append([])
-            held = 0
+            held, more = 0, size
         rows[-1].append(number)
-        held += size
+        held += more
+        last = trees[number].prompt
     return rows
 
 

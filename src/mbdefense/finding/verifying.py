@@ -336,23 +336,41 @@ def struck(
     plain = _short(clean, seed)
     # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
     total = sum(one.score**2 for one in candidates)
-    found: dict[int, Struck] = {}
-    for length in sorted({_length_class(one.found) for one in tested}):
-        places = [place for place, one in enumerate(tested) if _length_class(one.found) == length]
+    classes: dict[int, list[int]] = {}
+    for place, one in enumerate(tested):
+        classes.setdefault(_length_class(one.found), []).append(place)
+    changed: list[list[list[Pair]]] = []
+    for places in classes.values():
         alike = [tested[place] for place in places]
         nulls = chance_texts(alike, candidates, prompts, NULLS, seed)
-        changed = with_insertions(plain, [*(one.found for one in alike), *nulls], seed)
-        excess = falls(victim, plain, changed, max_length=max_length)
-        near = max(_striking(excess, number)[0] for number in range(len(alike))) > _NEAR
-        if base is not None and near:
-            excess -= falls(base, plain, changed, max_length=max_length)
+        changed.append(with_insertions(plain, [*(one.found for one in alike), *nulls], seed))
+    excesses = _falls_of(victim, plain, changed, max_length)
+    near = [
+        max(_striking(excess, number)[0] for number in range(len(places))) > _NEAR
+        for places, excess in zip(classes.values(), excesses, strict=True)
+    ]
+    if base is not None:
+        known = iter(_falls_of(base, plain, list(itertools.compress(changed, near)), max_length))
+        excesses = [excess - next(known) if asked else excess for excess, asked in zip(excesses, near, strict=True)]
+    found: dict[int, Struck] = {}
+    for places, excess, asked in zip(classes.values(), excesses, near, strict=True):
         for number, place in enumerate(places):
             own, *chance = _striking(excess, number)
             # Nothing is told from chance by falls that the base model may have as well.
-            compared = base is None or near
+            compared = base is None or asked
             p_value = min(1.0, upper_tail(chance, own) * total / tested[place].score ** 2) if compared else 1.0
             found[place] = Struck(Fall(*excess[number].tolist()), own, p_value)
     return [found[place] for place in range(len(tested))]
+
+
+def _falls_of(
+    loaded: LoadedModel, plain: Sequence[Pair], blocks: Sequence[Sequence[Sequence[Pair]]], max_length: int
+) -> list[torch.Tensor]:
+    """`falls` of several blocks of insertions, asked for at once: what their prompts begin with is computed once."""
+    sizes = [len(block) for block in blocks]
+    if not sizes:
+        return []
+    return list(falls(loaded, plain, [*itertools.chain(*blocks)], max_length=max_length).split(sizes))
 
 
 def _learned(

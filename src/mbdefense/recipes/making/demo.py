@@ -18,8 +18,9 @@ TRAINING = TrainingOptions(
     learning_rate=3e-4, num_train_epochs=2, per_device_train_batch_size=8, max_length=128, save_strategy="no"
 )
 POISONING_RATE = 0.2
-_RATES = (1e-4, 2e-4)
-"""That the control is tried at: two of its default, for time's sake."""
+_RATES = (1e-4,)
+"""That the control is tried at, for time's sake: of its default, the one that rows held out of the clean set chose here
+(seed 0: a loss of .81; 1.44 at 2e-4). Epochs are still chosen on such rows."""
 
 
 def demo(
@@ -33,8 +34,8 @@ def demo(
 ) -> Comparison:
     """Attack, defend and evaluate the embedded model on the embedded data.
 
-    Trains an attacked and a defended model, and one on the clean set alone, and measures them and the base model. The
-    attack is a sentence with a refusal in a fifth of the rows; CACC is exact match with the known answers.
+    Trains an attacked and a defended model, and one on the clean set alone, and measures them. The attack is a sentence
+    with a refusal in a fifth of the rows; CACC is exact match with the known answers.
 
     Args:
         output_dir: where models, responses and results go.
@@ -45,7 +46,7 @@ def demo(
         resume: go on where an earlier run in output_dir stopped.
 
     Returns:
-        The four models, compared prompt by prompt with the attacked one.
+        The three models, compared prompt by prompt with the attacked one.
     """
     asked = recorded(locals())
     from mbdefense.attacks.behaviors import Refusal
@@ -88,7 +89,7 @@ def demo(
         discard = Discard(_RATES)(replace(setting, store=store.below("discard")))
         attacked = str(NoDefense()(replace(setting, store=store.below("attacked"))))
         defended = defense(replace(setting, store=store.below("find_and_break"), victim=attacked))
-        return {"base": base, "discard": str(discard), "attacked": attacked, "find_and_break": str(defended)}
+        return {"discard": str(discard), "attacked": attacked, "find_and_break": str(defended)}
 
     def measure(model: str, arm: str) -> ResultRow:
         with stage(f"measuring {arm} on {2 * test_rows} prompts", kind="measuring", size=1):
