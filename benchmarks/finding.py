@@ -2,10 +2,10 @@
 
     python -m benchmarks.finding VICTIM [--base MODEL] [--rows 600] [--steps 20] [--seed 0]
 
-VICTIM is ``attacked`` in a folder of ``mbdefense demo`` with as many rows and that seed. Processor seconds, which others
-on the same cores change less than those of the clock; the tuning's are those of some steps, times how many it has. The
-tokens are those that went through either model. What was measured of each candidate is printed beside, so that two
-commits can be held against each other.
+VICTIM is ``attacked`` in a folder of ``mbdefense demo`` with as many rows and that seed. Seconds are the processor's,
+which others on the same cores change less than those of the clock; the tuning's are those of some steps, times how many
+it has. The tokens are those that went through either model. What was measured of each candidate is printed beside, so
+that two commits can be held against each other.
 """
 
 from __future__ import annotations
