@@ -370,7 +370,7 @@ def _falls_of(
     sizes = [len(block) for block in blocks]
     if not sizes:
         return []
-    return list(falls(loaded, plain, [*itertools.chain(*blocks)], max_length=max_length).split(sizes))
+    return list(torch.split(falls(loaded, plain, [*itertools.chain(*blocks)], max_length=max_length), sizes))
 
 
 def _learned(
