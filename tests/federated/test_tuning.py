@@ -86,9 +86,11 @@ def test_what_was_trained_is_kept_and_gives_the_same(tiny_model_path, rows, tmp_
     assert all(torch.equal(alone[name], first[name]) and torch.equal(first[name], again[name]) for name in alone)
     tuned("other", [parts[0], parts[2]], rule=Mean(), **kept)  # another client in the place of the second
     assert len(made) == 7
-    for file in kept["trainings"].iterdir():
-        file.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="cannot read what was trained"):
+    files = sorted(kept["trainings"].glob("*.safetensors"))
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, [*contents[1:], contents[0]], strict=True):  # another training's, each whole
+        file.write_bytes(content)
+    with pytest.raises(UserError, match="changed since it was trained"):
         tuned("damaged", parts, rule=Mean(), **kept)
 
 

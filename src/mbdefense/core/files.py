@@ -326,6 +326,33 @@ def sha256_of(path: Path) -> str:
         raise UserError(f"cannot read ({_reason(error)})", str(path), "make it readable") from error
 
 
+def sum_file(path: Path) -> Path:
+    """Beside a file that will be used again, the file with its hash; a file without it is not there yet."""
+    return path.with_suffix(".sha256")
+
+
+def write_sum(path: Path) -> None:
+    """Writes a file's hash and name beside it, as `sha256sum` prints them.
+
+    Raises:
+        UserError: the file cannot be read, or the other one not written.
+    """
+    write_text(sum_file(path), _sum(path))
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a file is the one that `write_sum` was called for: of the same content, under the same name.
+
+    Raises:
+        UserError: one of the two cannot be read.
+    """
+    return read_text(sum_file(path)) == _sum(path)
+
+
+def _sum(path: Path) -> str:
+    return f"{sha256_of(path)}  {path.name}\n"
+
+
 def read_text(path: Path, fix: str = "save it as UTF-8") -> str:
     """The same as UTF-8, without a byte order mark.
 

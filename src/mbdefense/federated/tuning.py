@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.files import claimed, make_folder, whole_file
+from mbdefense.core.files import claimed, is_as_written, make_folder, sum_file, whole_file, write_sum
 from mbdefense.core.progress import stage, stages
 from mbdefense.federated.rounds import seed_of
 from mbdefense.federated.rules import MARS, Rule
@@ -83,7 +83,7 @@ def tune_together(
 
     Raises:
         UserError: no clients, options without adapters, a model that cannot be loaded, no usable weights, or a file in
-            `trainings` that cannot be read.
+            `trainings` that has changed.
     """
     from mbdefense.models.loading import load_model, save_model
     from mbdefense.training.options import TrainingOptions
@@ -136,7 +136,9 @@ def _kept(
 
     told = {"model": _digest(loaded), "rows": rows, "options": options, "template": template_hash(loaded.tokenizer)}
     file = folder / f"{hash_of(told)}.safetensors"
-    if file.is_file():
+    if file.is_file() and sum_file(file).is_file():
+        if not is_as_written(file):
+            raise UserError("changed since it was trained", str(file), "delete it; the client trains again")
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
@@ -145,6 +147,7 @@ def _kept(
     make_folder(folder)
     with whole_file(file) as stream:
         stream.write(save(trained))
+    write_sum(file)
     return trained
 
 

@@ -14,7 +14,7 @@ from mbdefense.attacks import poisoning as attack
 from mbdefense.attacks.behaviors import Behavior, Selective
 from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_text, sha256_of, write_text
+from mbdefense.core.files import is_as_written, sum_file, write_sum
 from mbdefense.data import check_disjoint, load, load_rows, save, unlabelled
 from mbdefense.data.builtin import MIXES, tasks
 from mbdefense.defenses.setting import Setting
@@ -32,7 +32,6 @@ from mbdefense.training.trainer import check_options
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_SUM = ".sha256"
 Split = Literal["train", "clean", "test"]
 ROWS: dict[Split, int] = {"train": 240, "clean": 128, "test": 100}
 """Of the built-in data, where the grid says nothing."""
@@ -235,24 +234,19 @@ def _usable(grid: Grid, drawn: Mapping[Split, Dataset]) -> tuple[Dataset, ...]:
 
 def _kept(file: Path) -> bool:
     """Whether rows are there whole; what tells that they are the same is written last."""
-    return file.is_file() and file.with_suffix(_SUM).is_file()
+    return file.is_file() and sum_file(file).is_file()
 
 
 def _keep(rows: Dataset, file: Path) -> None:
     """Saves rows, and last what tells later whether they are still the same."""
-    file.with_suffix(_SUM).unlink(missing_ok=True)
+    sum_file(file).unlink(missing_ok=True)
     save(rows, file)
-    write_text(file.with_suffix(_SUM), _sum(file))
-
-
-def _sum(file: Path) -> str:
-    """A file's hash and name, as `sha256sum` prints them: other rows under this name are not these."""
-    return f"{sha256_of(file)}  {file.name}\n"
+    write_sum(file)
 
 
 @lru_cache(maxsize=8)
 def _read(file: Path) -> Dataset:
-    if read_text(file.with_suffix(_SUM)) != _sum(file):
+    if not is_as_written(file):
         raise UserError("the grid's rows are not those that it wrote", str(file), "delete the file; it is made again")
     return load([str(file)], require_completion=False).rows
 
