@@ -22,12 +22,13 @@ from mbdefense.defenses.filters import FILTERS, SEEP, Evidence, Repeats
 from mbdefense.grid import code
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
-from mbdefense.grid.code import _tree
+from mbdefense.grid.code import _tree, code_in_use
 from mbdefense.grid.config import Grid, behavior_of, changed, read_grid, trigger_of
 from mbdefense.grid.estimate import estimate, shown, trainings
 from mbdefense.grid.local import _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
-from mbdefense.grid.workspace import Cell, open_workspace
+from mbdefense.grid.work import attempt
+from mbdefense.grid.workspace import Cell, Workspace, open_workspace
 from mbdefense.records.results import read
 from mbdefense.training import consistency, recovery, sft
 from tests.test_architecture import FILES, imports
@@ -555,6 +556,17 @@ def test_trainings_are_counted_once_shared_and_once_for_each_cell() -> None:
         PlannedCell(cell, "c", False, (), whole=False),
     )
     assert trainings(Plan(cells, (task("train", stage="tuned-1"),))) == (3, 4, 2)
+
+
+def test_code_that_changed_since_the_plan_was_made_does_nothing(tmp_path: Path) -> None:
+    """Its cells would have other names: hours of work that the tables of this run would not show."""
+    planned = Workspace(
+        Grid(("m",), ("crow",), ("badnet",), ("refusal",)), tmp_path, "train.jsonl", "clean.jsonl", "test.jsonl"
+    )
+    assert planned.code == code_in_use()
+    said = attempt(replace(planned, code="other"), task("train", stage="tuned-1"))
+    assert said == "the code is another one than when the grid began; run the same command again"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_was_ended_says_by_what() -> None:

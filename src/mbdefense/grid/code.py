@@ -45,6 +45,11 @@ def code_hash(*rooms: str) -> str:
     return hashed([trees, [version(name) for name in _LIBRARIES]])
 
 
+def code_in_use() -> str:
+    """A hash of all code that cells depend on, as it was when this process first looked."""
+    return hashed([code_hash(*rooms) for rooms in (TRAINING, POISONING, ANSWERING, JUDGING)])
+
+
 def hashed(value: object) -> str:
     """SHA-256 of a value as JSON, 16 digits of it: enough to tell what one folder will ever hold apart."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

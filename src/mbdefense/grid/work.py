@@ -13,6 +13,7 @@ from mbdefense.evaluation.metrics import cacc_by_source, scores
 from mbdefense.evaluation.responding import merge_results
 from mbdefense.grid.answers import Answers, answers_of, ask
 from mbdefense.grid.arms import CONTROLS, model_of
+from mbdefense.grid.code import code_in_use
 from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, Task
 from mbdefense.grid.store import SharedStore
 from mbdefense.grid.store import cost as cost_of
@@ -36,7 +37,14 @@ def attempt(workspace: Workspace, task: Task) -> str:
 
 
 def do(workspace: Workspace, task: Task) -> None:
-    """Does a task, or finds it done."""
+    """Does a task, or finds it done.
+
+    Raises:
+        UserError: it cannot be done, or would be done by other code than the plan was made with, which looks for it
+            under another name.
+    """
+    if workspace.code != code_in_use():
+        raise UserError("the code is another one than when the grid began", fix="run the same command again")
     cell = task.cell
     workspace.prepare(cell)
     if task.kind == "judge":

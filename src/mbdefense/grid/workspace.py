@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from mbdefense.data import check_disjoint, load, load_rows, save, unlabelled
 from mbdefense.data.builtin import MIXES, tasks
 from mbdefense.defenses.setting import Setting
 from mbdefense.grid.arms import arm_inputs, inference_of
-from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, hashed
+from mbdefense.grid.code import ANSWERING, JUDGING, POISONING, TRAINING, code_hash, code_in_use, hashed
 from mbdefense.grid.config import DataOptions, Grid, behavior_of, trigger_of
 from mbdefense.grid.store import CollectingStore, SharedStore
 from mbdefense.judges.embedding import Embedding
@@ -63,13 +63,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A grid, its folder, and the names of its files of rows in ``data``; small, so that workers can be sent it."""
+    """A grid, its folder, and the names of its files of rows in ``data``; small, so that workers can be sent it.
+
+    Names of folders depend on the code that fills them: `code` is that of whoever made the plan.
+    """
 
     grid: Grid
     out: Path
     train: str
     clean: str
     test: str
+    code: str = field(default_factory=code_in_use)
 
     @property
     def stages(self) -> Path:
