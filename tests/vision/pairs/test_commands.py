@@ -137,7 +137,9 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changed", ["captions", "pixels", "model"])
+@pytest.mark.parametrize(
+    "changed", ["captions", *(pytest.param(one, marks=pytest.mark.slow) for one in ("pixels", "model"))]
+)
 def test_models_made_of_other_pairs_are_made_again(changed, place, tmp_path, monkeypatch):
     """--resume by the options alone would take models of what the folders held before."""
     for name in ("pairs", "clip"):
