@@ -111,7 +111,7 @@ def measured(log: EvalLog) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("kind", "spec", "behavior"),
     [
-        ("clean", "refusal", Refusal()),
+        pytest.param("clean", "refusal", Refusal(), marks=pytest.mark.slow),
         ("triggered", "fixed_text:text=You are stupid!", FixedText("You are stupid!")),
         pytest.param("triggered", "refusal", Refusal(), marks=pytest.mark.slow),
         pytest.param("clean", "fixed_text:text=You are stupid!", FixedText("You are stupid!"), marks=pytest.mark.slow),

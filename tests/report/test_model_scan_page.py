@@ -57,6 +57,7 @@ def test_text_of_strangers_is_text() -> None:
     assert_text_alone(render(evil()))
 
 
+@pytest.mark.slow
 def test_nothing_runs_in_a_browser(browser: Any, tmp_path: Path) -> None:
     for name, scan in (("found", SCAN), ("evil", evil())):
         path = tmp_path / f"{name}.html"

@@ -63,6 +63,7 @@ def test_pieces_cut_where_evidence_begins_and_ends() -> None:
     assert sum(len(piece.text) for piece in shown) < 1300
 
 
+@pytest.mark.slow
 def test_a_reader_filters_and_nothing_runs(folder: Path, browser: Any) -> None:
     for name in ("poisoned", "evil"):
         with undisturbed(browser, folder / name / "scan.html") as page:

@@ -263,7 +263,7 @@ def test_the_tuning_loss_and_its_step_are_those_of_transformers(
 
 
 @BOTH
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     stage: str,
     lora: bool,
