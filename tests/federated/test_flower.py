@@ -206,4 +206,4 @@ def test_it_runs_under_flowers_own_engine_with_clients_that_die_or_send_nonsense
     first, second = (found[0].train_metrics_clientapp[number] for number in (1, 2))
     assert len(first["refused"]) == 5
     assert sorted(first["refused"]) == sorted(second["refused"])
-    assert len(first["kept"]) == 2
+    assert len(first["kept"]) == 3  # of four that are left, one of whom may be an attacker
