@@ -60,7 +60,7 @@ def test_operations_of_a_step_are_six_for_each_weight_and_token(tiny_model_path:
     assert matmul_rate(model.config, "float32", tokens=8) > 0
 
 
-@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("adapters", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("benchmark", "other", "items"),
     [(SFT, "padded", 3), (SFT, "trl_plain", 3), (SFT, "trl_packing_plain", 3), (RECOVERY, "naive", 12)],
