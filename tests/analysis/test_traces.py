@@ -16,6 +16,7 @@ from mbdefense.attacks.behaviors import FixedText
 from mbdefense.attacks.triggers import BadNet
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import sum_file
 from mbdefense.core.statistics import rate
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
@@ -165,7 +166,7 @@ def test_edited_answers_are_not_taken(rows, tmp_path, monkeypatch):
     file.write_text(file.read_text().replace("oak", "yew"))
     with pytest.raises(UserError, match="changed since they were written"):
         answered()
-    file.with_suffix(".json").unlink()
+    sum_file(file).unlink()
     assert answered() == said
 
 

@@ -14,7 +14,7 @@ from mbdefense.attacks.behaviors import Behavior
 from mbdefense.attacks.poisoning import poison, triggered_prompts
 from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import read_sealed, sha256_of, write_sealed
+from mbdefense.core.files import is_as_written, sum_file, write_sum
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.statistics import Score, rate
 from mbdefense.core.text import shortened
@@ -93,18 +93,17 @@ def _answered(job: Job, prompts: Dataset, asking: Asking, kept: Path, name: str)
     Beside the answers lies their hash, so that edited ones are not taken.
     """
     file = kept / f"{hash_of([job, prompts, asking._asdict()])}.jsonl"
-    seal = file.with_suffix(".json")
-    if not (file.is_file() and seal.is_file()):
+    if not (file.is_file() and sum_file(file).is_file()):
         with TemporaryDirectory(prefix="mbdefense-") as folder:
             made = Store(Path(folder) / "model").make(job)
             answer = answer_of(load_model(str(made), trust_remote_code=job.start.trust_remote_code), None)
             responses = respond(answer, prompts, "triggered", asking, arm=name)
         kept.mkdir(parents=True, exist_ok=True)
         write_responses(file, responses)
-        write_sealed(seal, {"file": file.name, "sha256_of_file": sha256_of(file)})
-    found = read_responses(file)
-    if read_sealed(seal, _FIX) != {"file": file.name, "sha256_of_file": sha256_of(file)}:
+        write_sum(file)
+    if not is_as_written(file):
         raise UserError("changed since they were written", str(file), _FIX)
+    found = read_responses(file)
     if {one.id for one in found} != set(prompts["id"]) or len(found) != len(prompts):
         raise UserError("not the answers to these prompts", str(file), _FIX)
     return found
