@@ -1,4 +1,4 @@
-"""Images of a run, made anew from their pixels, and the losses of image models."""
+"""Images of a run, made anew from their pixels."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import struct
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from mbdefense.core.text import shortened, visible
-from mbdefense.records.analyses import LossCurve, Losses, Picture, Pictures
-from mbdefense.report.charts import Chart, Charts
-from mbdefense.report.svg import GRID, SERIES, as_svg
+from mbdefense.core.text import visible
+from mbdefense.records.analyses import Picture, Pictures
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-MOST_GALLERIES, MOST_CURVES = 4, 12
-"""Files of pictures that a page shows, and charts of losses; all losses stand in the table."""
+MOST_GALLERIES = 4
+"""Files of pictures that a page shows."""
 
 
 class Gallery(NamedTuple):
@@ -56,48 +51,3 @@ def address(picture: Picture) -> str:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     ]
     return "data:image/png;base64," + b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode()
-
-
-def loss_curves(found: Sequence[tuple[str, Losses]]) -> Charts | None:
-    """Loss over steps of each model of images."""
-    pictures: list[Chart] = []
-    body: list[tuple[str, ...]] = []
-    for name, one in found:
-        curves = [curve for curve in one.curves if curve.losses]
-        title = shortened(name.rpartition("/")[0], 46)
-        body += [
-            (visible(title), visible(curve.name), str(curve.steps), f"{curve.losses[0]:.3f}", f"{curve.losses[-1]:.3f}")
-            for curve in curves
-        ]
-        if curves and len(pictures) < MOST_CURVES:
-            key, last = f"losses-{len(pictures)}", curves[-1]
-            words = f"Loss from {last.losses[0]:.3f} to {last.losses[-1]:.3f}."
-            pictures.append(Chart(title, as_svg(key, title, words, (3.1, 2.1), _painter(curves))))
-    if not body:
-        return None
-    more = f" The first {MOST_CURVES} models are drawn." if len(pictures) == MOST_CURVES < len(found) else ""
-    return Charts(
-        "Training of image models",
-        "Loss by step, as means of equal parts of the training. Where a defense trains several things, each is a line, "
-        f"in the order of the table.{more}",
-        tuple(pictures),
-        (),
-        ("Model", "Training", "Steps", "First loss", "Last loss"),
-        tuple(body),
-    )
-
-
-def _painter(curves: Sequence[LossCurve]) -> Any:
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for number, curve in enumerate(curves):
-            part = curve.steps / len(curve.losses)
-            steps = [part * (at + 1) for at in range(len(curve.losses))]
-            axes.plot(steps, curve.losses, color=SERIES[number % len(SERIES)], lw=1.3)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss")
-        axes.grid(color=GRID)
-        axes.tick_params(length=0)
-
-    return paint

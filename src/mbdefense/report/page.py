@@ -27,7 +27,7 @@ from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
 from mbdefense.report import charts, heads, training
 from mbdefense.report._federated import client_curves, left_out_tables
-from mbdefense.report._pictures import galleries, loss_curves
+from mbdefense.report._pictures import galleries
 from mbdefense.report._traces import relearning_tables, trace_tables
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import Differences
@@ -65,7 +65,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "triggers": charts.trigger_curves(sources.triggers),
         "heads": heads.head_maps(sources.heads),
         "training": training.training_curves(sources.logs),
-        "losses": loss_curves(sources.losses),
+        "losses": training.loss_curves(sources.losses),
         "clients": client_curves(sources.federated),
     }
     present = {
