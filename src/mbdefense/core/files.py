@@ -85,8 +85,10 @@ def make_folder(path: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is empty, was written into by this package, or holds nothing but its stages: what was killed
-    may have left no more. A project that has our outputs among its own files is not.
+    """Whether this package may write a model into a folder that is there.
+
+    One that is empty, that has its marks, or that holds nothing but its stages, which may be all that was left by a run
+    that was killed. A project that has our outputs among its own files is not.
     """
     if any((folder / name).exists() for name in _OURS) or any(_has_seal(folder / name) for name in _SEALED_MARKS):
         return True
