@@ -120,9 +120,9 @@ def _save_adapter(made: Path, base: str, setting: Setting) -> None:
     """The purified model as an adapter beside it; one that a resumed run finds there has to be this model, too."""
     from mbdefense.models.adapter import check_adapter, save_adapter
 
-    write = check_adapter if (made / "adapter").exists() else save_adapter
+    save_or_check = check_adapter if (made / "adapter").exists() else save_adapter
     prompts = setting.clean["prompt"][:_COMPARED]
-    write(made, base, made / "adapter", prompts, trust_remote_code=setting.trust_remote_code)
+    save_or_check(made, base, made / "adapter", prompts, trust_remote_code=setting.trust_remote_code)
 
 
 def default_repair(base_model: Model | None, finds: bool = False) -> str:
