@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from mbdefense.core._seal import digest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mbdefense.evaluation.compare import Arm
     from mbdefense.records.responses import Response
     from mbdefense.records.verdicts import Verdict
     from mbdefense.vision.classifier import Classifier
     from mbdefense.vision.images import Images
-    from mbdefense.vision.poisoning import Poisoned
     from mbdefense.vision.record import Training
     from mbdefense.vision.triggers import Trigger
 
@@ -125,51 +122,6 @@ def made(
     record = Training(1, seed, cost.seconds, cost.peak_bytes, dict(done.facts), told, inputs, files_of(folder))
     write_training(folder, record)
     return done
-
-
-SHOWN = 10
-"""Images of each kind in a file of pictures."""
-
-
-def examples(poisoned: Poisoned, before: Images, trigger: Trigger) -> dict[str, Tensor]:
-    """Poisoned images for `write_pictures`: before, after, and the trigger alone, on black and on gray."""
-    import torch
-
-    some = poisoned.which.nonzero().flatten()[:SHOWN].tolist()
-    plain = torch.zeros(1, *before.pixels.shape[1:])
-    return {
-        "training image": before.pixels[some],
-        "poisoned": poisoned.rows.pixels[some],
-        "trigger": trigger(torch.cat([plain, plain + 0.5])),
-    }
-
-
-def write_pictures(folder: Path, title: str, rows: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
-    """Writes images of several kinds for a report, made smaller where they are large.
-
-    Args:
-        folder: where pictures.json goes.
-        title: what they show.
-        rows: by name images (n, 1 or 3, size, size) in [0, 1], or bytes.
-        told: where they come from.
-    """
-    from torch.nn.functional import interpolate
-
-    from mbdefense.records.analyses import LARGEST, Picture, write_analysis_file
-
-    def pictures(images: Tensor) -> list[dict[str, Any]]:
-        small = images if images.is_floating_point() else images / 255
-        if small.shape[-1] > LARGEST:
-            small = interpolate(small, LARGEST, mode="area")
-        made = (small.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
-        return [asdict(Picture.of(one.shape[0], one.shape[2], one.numpy().tobytes())) for one in made]
-
-    value = {
-        "provenance": dict(told),
-        "title": title,
-        "rows": [{"name": name, "pictures": pictures(images)} for name, images in rows.items()],
-    }
-    write_analysis_file(folder, "pictures", value, f"{title}: {', '.join(rows)}.")
 
 
 def kept(training: Training | None, config: dict[str, Any], inputs: str) -> Training | None:

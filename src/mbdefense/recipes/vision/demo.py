@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.recipes._given import Folder, recorded
 from mbdefense.recipes.measuring.compare import Comparison
-from mbdefense.recipes.vision._steps import Attack, digest_of, examples, kept, made, measured, write_pictures
+from mbdefense.recipes.vision._pictures import examples, write_pictures
+from mbdefense.recipes.vision._steps import Attack, digest_of, kept, made, measured
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm

@@ -5,15 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mbdefense.recipes._given import Folder, recorded
-from mbdefense.recipes.vision._steps import (
-    CLEAN,
-    POISON_FILE,
-    SUSPECT,
-    PoisonedSet,
-    check_apart,
-    examples,
-    write_pictures,
-)
+from mbdefense.recipes.vision._pictures import examples, write_pictures
+from mbdefense.recipes.vision._steps import CLEAN, POISON_FILE, SUSPECT, PoisonedSet, check_apart
 
 
 def vision_poison(

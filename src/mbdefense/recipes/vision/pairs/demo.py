@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.recipes._given import Folder, Model, recorded
 from mbdefense.recipes.measuring.compare import Comparison
-from mbdefense.recipes.vision._steps import digest_of, kept, made, write_pictures
+from mbdefense.recipes.vision._pictures import write_pictures
+from mbdefense.recipes.vision._steps import digest_of, kept, made
 from mbdefense.recipes.vision.pairs._steps import Attack, measured
 from mbdefense.recipes.vision.pairs.train import EPOCHS, LR, SIZE, TUNING_LR
 

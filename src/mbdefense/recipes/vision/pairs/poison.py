@@ -5,15 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mbdefense.recipes._given import Folder, Model, recorded
-from mbdefense.recipes.vision._steps import (
-    CLEAN,
-    POISON_FILE,
-    SHOWN,
-    SUSPECT,
-    PoisonedSet,
-    check_apart,
-    write_pictures,
-)
+from mbdefense.recipes.vision._pictures import SHOWN, write_pictures
+from mbdefense.recipes.vision._steps import CLEAN, POISON_FILE, SUSPECT, PoisonedSet, check_apart
 
 STAMP_FILE = "trigger.png"
 """The trigger, beside the folders of a poisoned set."""
