@@ -13,6 +13,7 @@ from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import words
 from mbdefense.scanning import duplicates
+from mbdefense.scanning._forked import each
 from mbdefense.scanning.marks import HIDDEN, SIGNS, STRAY, bit
 from mbdefense.scanning.repeats import Recurring, alternatives, least, recurring, without_parts
 from mbdefense.scanning.table import Table
@@ -71,7 +72,12 @@ class Found:
 
 
 def clusters(
-    table: Table, prompts: Prompts, mined: Sequence[Candidate], clean: frozenset[int], texts_of: TextsOf
+    table: Table,
+    prompts: Prompts,
+    mined: Sequence[Candidate],
+    clean: frozenset[int],
+    texts_of: TextsOf,
+    workers: int = 1,
 ) -> list[Found]:
     """What rows share, suspects first, best evidence first.
 
@@ -81,8 +87,9 @@ def clusters(
         mined: candidates of all prompts.
         clean: hashes of the parts of clean answers: what these have is no sign of poison.
         texts_of: gives recurring parts with their texts, which are in the files.
+        workers: processes.
     """
-    return in_order([*_parts(table, prompts, mined, clean, texts_of), *_marked(table), *_duplicates(table)])
+    return in_order([*_parts(table, prompts, mined, clean, texts_of, workers), *_marked(table), *_duplicates(table)])
 
 
 def in_order(found: Sequence[Found]) -> list[Found]:
@@ -91,7 +98,12 @@ def in_order(found: Sequence[Found]) -> list[Found]:
 
 
 def _parts(
-    table: Table, prompts: Prompts, mined: Sequence[Candidate], clean: frozenset[int], texts_of: TextsOf
+    table: Table,
+    prompts: Prompts,
+    mined: Sequence[Candidate],
+    clean: frozenset[int],
+    texts_of: TextsOf,
+    workers: int,
 ) -> list[Found]:
     """Parts of answers that recur, with the texts of prompts that they are tied to."""
     owners, hashes, asked = (table.column(name) for name in ("owners", "values", "asked"))
@@ -99,13 +111,17 @@ def _parts(
     recur += _evoked(table, mined, {one.value for one in recur})
     parts = without_parts(texts_of([one for one in recur if one.value not in clean]))
     texts = [one.found for one in mined]
-    tied = []
-    for number, part in enumerate(parts):
-        places = prompts.places(part.rows)
-        if len(places) >= 2:
-            own = prompts.candidates(places) if number < _MINED else []
-            tests = len(parts) * (len(texts) + 100 * len(places))
-            tied.append((part, _ties(prompts, part, [*own, *texts], tests)))
+
+    def ties_of(number: int) -> list[Tie] | None:
+        """None of a part that stands in too few of the rows that are kept."""
+        places = prompts.places(parts[number].rows)
+        if len(places) < 2:
+            return None
+        own = prompts.candidates(places) if number < _MINED else []
+        return _ties(prompts, parts[number], [*own, *texts], len(parts) * (len(texts) + 100 * len(places)))
+
+    every = each(ties_of, range(len(parts)), workers)
+    tied = [(part, ties) for part, ties in zip(parts, every, strict=True) if ties is not None]
     loose = [(part, ties) for part, ties in tied if prompts.unlike(prompts.places(part.rows), [])]
     found = []
     for part, ties in tied:
