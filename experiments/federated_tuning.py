@@ -5,10 +5,10 @@
 DATA holds backdoorllm/ and alpaca_en_demo.json, MODEL is a folder with a small chat model. Six clients have 24 rows
 each of BackdoorLLM's clean ones, of at most 35 words; of two of them, half are its poisoned rows. Arms: `base`, the
 model as it is; `clean`, the mean with nobody's rows poisoned; `attacked`, the mean; `multi_krum` and `mars` (on
-changes, epsilon 0); `purified`, the mean and then purify with 128 rows of the server's own. Every arm is asked the same
-prompts with and without the trigger. Run again, the script goes on where it stopped, client by client. It prints
-Markdown tables and keeps them in OUT/table.md, with who was left out of each round; each arm's folder has its
-results.json and rounds.json.
+changes, epsilon 0); `purified`, the mean and then purify with 128 rows of the server's own; `clean_purified`, the same
+behind `clean`, which tells what purify costs where nothing is to be removed. Every arm is asked the same prompts with
+and without the trigger. Run again, the script goes on where it stopped, client by client. It prints Markdown tables and
+keeps them in OUT/table.md, with who was left out of each round; each arm's folder has its results.json and rounds.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ REPAIR = "fine_mixing:clean_learning_rate=5e-5"
 RULES: dict[str, Rule] = {
     "attacked": Mean(), "clean": Mean(), "multi_krum": MultiKrum(), "mars": MARS(epsilon=0, linear=True, change=True),
 }  # fmt: skip
-ARMS = ("base", *RULES, "purified")
+PURIFIED = {"purified": "attacked", "clean_purified": "clean"}
+ARMS = ("base", *RULES, *PURIFIED)
 
 
 class Rows(NamedTuple):
@@ -102,11 +103,11 @@ def made(arm: str, seed: int, rows: Rows, folder: Path, start: Start) -> str:
     """The folder of an arm's model."""
     if arm == "base":
         return start.model
-    if arm == "purified":
+    if arm in PURIFIED:
         plain = TrainingOptions(max_length=256, save_strategy="no", seed=seed)
-        attacked = folder.parent / "attacked" / "model"
+        victim = folder.parent / PURIFIED[arm] / "model"
         repaired = purify(
-            attacked, rows.server, base_model=start.model, args=plain, output_dir=folder / "model",
+            victim, rows.server, base_model=start.model, args=plain, output_dir=folder / "model",
             defense=REPAIR, chat_template=start.chat_template,
         )  # fmt: skip
         return str(repaired.path)
