@@ -29,9 +29,14 @@ IMAGES: dict[str, dict[str, Any]] = {
 }
 PAIRS: dict[str, dict[str, Any]] = {
     f"{trigger}_{rate}": {"trigger": trigger, "rate": rate}
-    for rate in (0.01, 0.003)
-    for trigger in ("badclip", "random_patch", "blended")
+    for trigger, rates in {
+        "badclip": (0.01, 0.003),
+        "random_patch": (0.01, 0.003, 0.1),
+        "blended": (0.01, 0.003),
+    }.items()
+    for rate in rates
 }
+"""At the rate of .1 the random patch lands."""
 
 
 def main() -> None:
@@ -71,25 +76,26 @@ def _origin(results: Results) -> str:
 
 
 def _table(results: Results) -> str:
-    """A line for each arm and judge: ASR and CACC over seeds, and behind each the seeds one by one; and AACC."""
-    rows: dict[tuple[str, str], list[ResultRow]] = {}
+    """A line for each arm: ASR and CACC over seeds by each judge, and where there is one alone AACC seed by seed."""
+    rows: dict[str, dict[str, list[ResultRow]]] = {}
     for row in sorted(results.rows, key=lambda row: row.seed):
-        rows.setdefault((row.judge, row.arm), []).append(row)
+        rows.setdefault(row.arm, {}).setdefault(row.judge, []).append(row)
     over = {(one.judge, one.arm, one.figure): one.score for one in results.over_seeds}
-    judges = list(dict.fromkeys(judge for judge, _ in rows))
-    lines = []
-    for judge in judges:
-        first = next(found[0] for (of, _), found in rows.items() if of == judge)
-        names = [f"{figure}{f', {judge}' if len(judges) > 1 else ''}" for figure in ("ASR", "CACC", "AACC")]
-        counts = [_count(score) for score in (first.asr, first.cacc, first.aacc)]
-        header = ["Arm", *(f"{name}{count}" for name, count in zip(names, counts, strict=True))]
-        lines += ["", f"| {' | '.join(header)} |", "| --- | ---: | ---: | ---: |"]
-        for (of, arm), found in rows.items():
-            if of == judge:
-                asr = _shown([row.asr for row in found], over.get((judge, arm, "asr")))
-                cacc = _shown([row.cacc for row in found], over.get((judge, arm, "cacc")))
-                lines.append(f"| {arm} | {asr} | {cacc} | {_each(row.aacc for row in found)} |")
-    return "\n".join(lines[1:])
+    first = next(iter(rows.values()))
+    header = ["Arm"]
+    for judge, (row, *_) in first.items():
+        by = f", {judge}" if len(first) > 1 else ""
+        header += [f"ASR{by}{_count(row.asr)}", f"CACC{by}{_count(row.cacc)}"]
+        header += [f"AACC{_count(row.aacc)}"] if not by else []
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for arm, judged in rows.items():
+        line = [arm]
+        for judge, found in judged.items():
+            line.append(_shown([row.asr for row in found], over.get((judge, arm, "asr"))))
+            line.append(_shown([row.cacc for row in found], over.get((judge, arm, "cacc"))))
+            line += [_each(row.aacc for row in found)] if len(first) == 1 else []
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _count(score: Score | None) -> str:
