@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# Flower calls home at its import unless it is told not to; whoever sets the variable himself has his way.
+# Flower calls home unless it is told not to; whoever sets the variable himself has his way.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 from mbdefense.core.errors import UserError, first_line
@@ -24,9 +24,13 @@ try:
     from flwr.serverapp.exception import InconsistentMessageReplies
     from flwr.serverapp.strategy import FedAvg
     from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
+    from flwr.supercore import telemetry
 except ImportError as error:
     fix = "pip install -c constraints-flower.txt 'mbdefense[flower]', in an environment of its own"
     raise UserError("Flower is not installed", fix=fix) from error
+
+# It reads the variable when it is imported, which a ServerApp may have done before it imported this module.
+telemetry.FLWR_TELEMETRY_ENABLED = os.environ["FLWR_TELEMETRY_ENABLED"]
 
 
 class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where types are checked
