@@ -129,6 +129,41 @@ def test_a_hostile_or_killed_client_is_left_out_and_the_round_goes_on(case, lear
     assert all(torch.allclose(arrays[name], value) for name, value in wanted.items())
 
 
+FIGURES = {
+    "other names": {"num-examples": 5, "more": 1.0},
+    "a list": {"num-examples": 5, "loss": [1.0, 2.0]},
+    "no weight": {"loss": 1.0},
+    "weights that cancel out": {"num-examples": -15, "loss": 1.0},
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("part", ["train", "evaluate"])
+@pytest.mark.parametrize("case", FIGURES)
+def test_hostile_figures_of_a_client_end_no_round(part, case, learner, before, parts):
+    app = ClientApp()
+
+    def said(message, arrays, usual):
+        at = message.metadata.dst_node_id
+        given = FIGURES[case] if at == 1 and message.metadata.message_type == part else usual
+        records = {} if given is None else {"metrics": MetricRecord(given)}
+        return Message(RecordDict({**arrays, **records}), reply_to=message)
+
+    @app.train()
+    def train(message, context):
+        return said(message, {"arrays": message.content["arrays"]}, {"num-examples": 5, "loss": 0.5})
+
+    @app.evaluate()
+    def evaluate(message, context):
+        return said(message, {}, {"num-examples": 5, "loss": 0.5})
+
+    found = RobustFedAvg("mean").start(InProcess(app, 4), ArrayRecord(before), num_rounds=2)
+    assert set(found.train_metrics_clientapp) == {1, 2}
+    figures = {"train": found.train_metrics_clientapp, "evaluate": found.evaluate_metrics_clientapp}
+    if (part, case) != ("evaluate", "weights that cancel out"):  # in training that client is refused
+        assert figures[part][2]["loss"] == pytest.approx(0.5)
+
+
 def test_no_client_can_tell_the_noise_of_a_round(learner, before, parts):
     """Its seed is the server's own: a round's number, which all know, does not give it."""
     once, again = (start(FLAME(noise=0.5), app_of(learner, parts), before).arrays.to_torch_state_dict() for _ in "12")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 # Flower calls home unless it is told not to; whoever sets the variable himself has his way.
@@ -19,9 +19,8 @@ from mbdefense.federated.server import Played, aggregate
 from mbdefense.federated.weights import flat, moved
 
 try:
-    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
     from flwr.serverapp import Grid
-    from flwr.serverapp.exception import InconsistentMessageReplies
     from flwr.serverapp.strategy import FedAvg
     from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
     from flwr.supercore import telemetry
@@ -39,6 +38,7 @@ class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where t
     Clients whose reply cannot be used (no finite numbers, other names, shapes or types, no arrays, an error in its
     place) are left out and counted, where Flower's own check ends the round. The MetricRecord of a round holds node ids
     as ``kept``, ``flagged`` and ``refused``, and the figures that the choice rests on, beside the kept clients' own.
+    Figures, of training and of evaluation, are those of clients whose records have the form that most have.
 
     Args:
         rule: its spec (`mbdefense list rules`), or the rule, calibrated where it asks for that.
@@ -81,6 +81,13 @@ class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where t
         played = aggregate(self.rule, self._before, tables, rows, secrets.randbits(63))
         return ArrayRecord(played.weights), self._told(received, played)
 
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """What clients measured of the global arrays; None if nobody's record can be used."""
+        received = list(replies)
+        self._check_and_log_replies(received, is_train=False, validate=False)
+        answered = [reply.content for reply in received if not reply.has_error()]
+        return self._figures(answered, self.evaluate_metrics_aggr_fn, arrays=False)
+
     def _read(self, reply: Message) -> tuple[object, object]:
         """A reply's table of weights and its number of rows; None in the place of what is not there."""
         if reply.has_error():
@@ -96,18 +103,29 @@ class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where t
 
     def _told(self, received: list[Message], played: Played) -> MetricRecord:
         kept = [received[client].content for client in played.kept]
-        try:
-            validate_message_reply_consistency(kept, self.weighted_by_key, check_arrayrecord=True)
-            metrics: MetricRecord = self.train_metrics_aggr_fn(kept, self.weighted_by_key)
-        except InconsistentMessageReplies as error:
-            metrics = MetricRecord()
-            _log(f"metrics of clients differ in form and are left out ({first_line(error)})")
+        metrics = self._figures(kept, self.train_metrics_aggr_fn, arrays=True) or MetricRecord()
         ids = [reply.metadata.src_node_id for reply in received]
         for name, clients in (("kept", played.kept), ("flagged", played.flagged), ("refused", played.refused)):
             metrics[name] = [ids[client] for client in clients]
         for client, reason in played.refused.items():
             _log(f"node {ids[client]} is left out: {reason}")
         return MetricRecord({**metrics, **{name: float(value) for name, value in played.facts.items()}})
+
+    def _figures(
+        self, contents: Sequence[RecordDict], average: Callable[[list[RecordDict], str], MetricRecord], *, arrays: bool
+    ) -> MetricRecord | None:
+        """The mean of clients' own figures, of those whose form is the usual one; None if they cannot be averaged."""
+        forms = [_form(content) for content in contents]
+        usual = [content for content, form in zip(contents, forms, strict=True) if form == max(forms, key=forms.count)]
+        if len(usual) < len(contents):
+            _log(f"figures of {len(contents) - len(usual)} clients have another form than most, and are left out")
+        try:
+            if usual:
+                validate_message_reply_consistency(usual, self.weighted_by_key, check_arrayrecord=arrays)
+                return average(usual, self.weighted_by_key)
+        except Exception as error:  # whatever hostile values make of the sums
+            _log(f"figures of clients cannot be averaged ({first_line(error)})")
+        return None
 
 
 def scaling_mod(factor: float) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:
@@ -128,6 +146,14 @@ def scaling_mod(factor: float) -> Callable[[Message, Context, Callable[[Message,
         return reply
 
     return mod
+
+
+def _form(content: RecordDict) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Names of a client's figures, and the length of each that is a list; -1 for a single one."""
+    return [
+        (name, sorted((key, len(value) if isinstance(value, list) else -1) for key, value in record.items()))
+        for name, record in content.metric_records.items()
+    ]
 
 
 def _log(text: str) -> None:
