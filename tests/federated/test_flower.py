@@ -13,7 +13,7 @@ import torch
 
 from mbdefense.core.errors import UserError
 from mbdefense.federated.rounds import Client, play, seed_of
-from mbdefense.federated.rules import FLAME, MARS, Mean
+from mbdefense.federated.rules import FLAME, MARS, RULES, Mean
 from mbdefense.federated.sharing import shared_out
 
 pytest.importorskip("flwr")
@@ -81,7 +81,7 @@ def start(rule, app, before, rounds=1):
     return strategy.start(InProcess(app, 4), ArrayRecord(before), num_rounds=rounds)
 
 
-@pytest.mark.parametrize("rule", ["mean", "mars", "multi_krum"])
+@pytest.mark.parametrize("rule", ["flame:noise=0" if name == "flame" else name for name in RULES])
 def test_flower_gives_what_the_pure_loop_gives(rule, learner, before, parts):
     from mbdefense.federated.grid import rule_of
 
@@ -193,6 +193,8 @@ def test_a_rule_may_be_given_and_an_unknown_one_is_refused():
     assert RobustFedAvg("mars:linear=true", min_train_nodes=3).min_train_nodes == 3
     with pytest.raises(UserError, match="did you mean 'mars'"):
         RobustFedAvg("mras")
+    with pytest.raises(UserError, match="not calibrated"):  # before anybody has trained
+        RobustFedAvg("mars_larger:epsilon=calibrated")
 
 
 def test_nothing_is_sent_home():

@@ -14,7 +14,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.text import visible
-from mbdefense.federated.rules import RULES, Rule
+from mbdefense.federated.rules import MARS, RULES, Rule
 from mbdefense.federated.server import Played, aggregate
 from mbdefense.federated.weights import flat, moved
 
@@ -45,12 +45,16 @@ class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where t
         fedavg: what `flwr.serverapp.strategy.FedAvg` takes, which is not this package's to list.
 
     Raises:
-        UserError: an unknown rule, or one of its options that cannot be; in a round: no client sent usable weights.
+        UserError: an unknown rule, one of its options that cannot be, or MARS whose epsilon is not calibrated; in a
+            round: no client sent usable weights.
     """
 
     def __init__(self, rule: str | Rule = "mars", **fedavg: Any) -> None:
         super().__init__(**fedavg)
         self.rule: Rule = parse_spec(rule, RULES, "rule") if isinstance(rule, str) else rule
+        if isinstance(self.rule, MARS) and isinstance(self.rule.epsilon, str):
+            fix = "give a number, or what MARS.calibrated makes of clean rounds"
+            raise UserError("epsilon is not calibrated, and a server of Flower's has no rows", self.rule.epsilon, fix)
         self._before: dict[str, Any] | None = None
 
     def summary(self) -> None:
