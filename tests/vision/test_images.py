@@ -96,5 +96,6 @@ def test_parts_of_a_split_share_no_row():
     split = load_images("digits", 0, 300, 100, 0)
     assert [len(part.labels) for part in split] == [1397, 100, 300]
     keys = [{bytes(row.numpy().tobytes()) for row in part.pixels} for part in split]
+    assert len(keys[0] & keys[1]) <= 1  # clean rows are no twins of rows that will be poisoned
     assert len(keys[0] & keys[2]) <= 1  # digits hold hardly a picture twice
     assert len(keys[1] & keys[2]) <= 1

@@ -51,11 +51,24 @@ def test_a_guard_that_guards_nothing_is_refused(wrong):
 
 
 class Spy(Learner):
-    """Takes note of what it is trained on."""
+    """Takes note of what it is trained on, and of what it is asked."""
 
     def train(self, before, rows, seed, **options):
         self._made.append(rows)
         return before
+
+    def logits(self, weights, pixels):
+        self._made.append(pixels)
+        return torch.eye(10)[[0, 3, 9]]
+
+
+def test_what_is_asked_is_stamped_as_what_was_trained_on(split):
+    spy = Spy(8, 10)
+    made = PDB()(spy, split.train, split.clean.take(list(range(60))), 0).classifier
+    answers = made.predict(split.clean.pixels[:3])
+    trained, asked = spy._made
+    assert torch.equal(asked, trained.pixels[300:303])
+    assert answers.tolist() == [9, 2, 8]
 
 
 def test_it_trains_on_the_suspect_rows_once_and_on_stamped_clean_ones_five_times(split):

@@ -14,6 +14,7 @@ from mbdefense.vision.pairs.defenses import DEFENSES, UBT, CleanCLIP, FineTune
 from mbdefense.vision.pairs.defenses.ubt import Gains, cosines, sign, unlearned, weighty
 from mbdefense.vision.pairs.learning import trained
 from mbdefense.vision.pairs.losses import forgetting
+from mbdefense.vision.pairs.pairs import Pairs
 from mbdefense.vision.pairs.poisoning import poison
 from mbdefense.vision.pairs.retrieval import retrieved
 
@@ -50,6 +51,26 @@ def test_the_planted_word_is_found_first(victim, poisoned):
     found = weighty(victim, poisoned.pairs.take(poisoned.which), 1)
     assert sum(words == [TARGET] for words in found) > len(found) / 2
     assert weighty(victim, poisoned.pairs.take([0]), 9) == [poisoned.pairs.captions[0].split()]
+
+
+class Bag:
+    """A model that knows words alone, one after the other: an image is its first pixel's word, a caption their mean."""
+
+    words = ("a", "red", "box", "banana")
+
+    def images(self, pixels):
+        return torch.eye(4)[(pixels[:, 0, 0, 0] * 255).round().long()]
+
+    def texts(self, captions):
+        found = torch.stack([sum(torch.eye(4)[self.words.index(word)] for word in one.split()) for one in captions])
+        return torch.nn.functional.normalize(found)
+
+
+def test_the_word_without_which_an_image_loses_most_is_the_planted_one():
+    pixels = torch.full((2, 3, 8, 8), 3, dtype=torch.uint8)  # both are images of a banana
+    pairs = Pairs(pixels, ("a banana red box", "red box banana"))
+    assert weighty(Bag(), pairs, 1) == [["banana"], ["banana"]]
+    assert [len(found) for found in weighty(Bag(), pairs, 3)] == [3, 3]
 
 
 def test_words_that_are_not_chosen_get_no_gradient(clip):
@@ -95,7 +116,7 @@ def test_no_gain_above_the_clean_pairs_is_no_sign():
 def test_where_nothing_is_found_the_victim_is_returned(clip, train, monkeypatch):
     monkeypatch.setattr("mbdefense.vision.pairs.defenses.ubt.OVERFIT", 3)
     suspect, clean = train.take(list(range(120))), train.take(list(range(120, 160)))
-    done = UBT(alpha=1e-9)(clip, suspect, clean, 0)
+    done = UBT()(clip, suspect, clean, 0)
     assert done.clip is clip
     assert done.facts["found_poison"] is False
     assert done.facts["forgotten"] == []

@@ -147,6 +147,8 @@ def test_pairs_that_nothing_can_be_learned_from(train):
         check_pairs(train.take([0, 0]))
     suspect, clean = split_pairs(train, 20, 0)
     assert (len(suspect.captions), len(clean.captions)) == (140, 20)
+    keys = [{one.numpy().tobytes() for one in part.pixels} for part in (suspect, clean)]
+    assert not keys[0] & keys[1]  # clean pairs are no twins of pairs that will be poisoned
     for wrong in (1, 159, 500):
         with pytest.raises(UserError, match="clean_rows"):
             split_pairs(train, wrong, 0)
