@@ -128,6 +128,13 @@ def test_where_nothing_is_found_the_victim_is_returned(clip, train, monkeypatch)
     assert {*UBT().parts()} == {"", "_untested", "_captions", "_random"}
 
 
+@pytest.mark.parametrize("options", [{"forget": "random", "pairs": 160}, {"weakest": 1.0, "alpha": 1.0}])
+def test_where_nothing_is_left_to_remember_it_is_one_line(options, clip, train, monkeypatch):
+    monkeypatch.setattr("mbdefense.vision.pairs.defenses.ubt.OVERFIT", 1)
+    with pytest.raises(UserError, match="lower pairs or weakest"):
+        UBT(**options)(clip, train, train.take(list(range(40))), 0)
+
+
 @pytest.mark.parametrize("method", [FineTune(epochs=1), CleanCLIP(epochs=1)])
 def test_the_others_train_on_clean_pairs_alone(method, clip, train):
     clean = train.take(list(range(64)))

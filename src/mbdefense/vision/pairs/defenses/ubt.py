@@ -80,6 +80,9 @@ class UBT:
             suspect: pairs that may be poisoned.
             clean: pairs that the defender is sure of; only the test for poison looks at them.
             seed: of halves, order and views.
+
+        Raises:
+            UserError: `pairs` or `weakest` leaves no suspect pair to be remembered.
         """
         import torch
 
@@ -95,6 +98,9 @@ class UBT:
             if p_value > self.alpha:
                 return Cleansed(clip, {**facts, "forgotten": []})
             chosen, kept = gained.apart(self.pairs)
+        if not len(kept):
+            fix = "lower pairs or weakest"
+            raise UserError("no suspect pair is left that could be remembered", len(suspect.captions), fix)
         texts = suspect.texts(chosen)
         if self.words:
             texts = [" ".join(found) for found in weighty(clip, suspect.take(chosen), self.words)]
