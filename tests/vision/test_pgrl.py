@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mbdefense.core.errors import UserError
+from mbdefense.defenses.prototypes import sinkhorn
 from mbdefense.vision.classifier import Classifier
 from mbdefense.vision.defenses import PGRL
-from mbdefense.vision.defenses.pgrl import Lesson, lesson_loss
+from mbdefense.vision.defenses.pgrl import Lesson, batches, lesson_loss
 from mbdefense.vision.images import joined, load_images
 from mbdefense.vision.learner import Learner, outputs
 from mbdefense.vision.poisoning import poison
@@ -37,6 +38,14 @@ def test_rows_that_are_not_trusted_do_not_count():
     expected = losses.reshape(2, 3)[:, [0, 2]] * torch.tensor([1.0, 0.5])
     assert float(found) == pytest.approx(float(expected.mean()))
     assert float(lesson_loss(logits, labels, lesson([False] * 3, [1.0] * 3))) == 0.0
+
+
+def test_a_rest_of_rows_is_not_checked_alone():
+    assert sinkhorn(torch.tensor([[0.0, 1.0]])).tolist() == [[0.5, 0.5]]  # whatever it is like
+    assert [len(part) for part in batches(torch.arange(9), 4, 2)] == [4, 5]
+    assert [len(part) for part in batches(torch.arange(10), 4, 2)] == [4, 4, 2]
+    assert torch.equal(torch.cat(batches(torch.arange(9), 4, 2)), torch.arange(9))
+    assert [len(part) for part in batches(torch.arange(1), 4, 2)] == [1]
 
 
 def test_views_move_images_and_hide_a_part():

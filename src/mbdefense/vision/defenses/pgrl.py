@@ -172,6 +172,20 @@ def lesson_loss(logits: Tensor, labels: Tensor, lesson: Lesson) -> Tensor:
     return (used * losses).sum() / (views * lesson.trusted.sum()).clamp(min=1)
 
 
+def batches(order: Tensor, size: int, classes: int) -> list[Tensor]:
+    """The numbers of the rows of each step.
+
+    A rest of fewer rows than classes goes with the batch before it: Sinkhorn's algorithm gives each class its share of
+    a batch, and says nothing of a row that is alone.
+    """
+    import torch
+
+    parts = list(torch.split(order, size))
+    if len(parts) > 1 and len(parts[-1]) < classes:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
 class _Run(NamedTuple):
     """One training: its options, its images, and where its randomness comes from."""
 
@@ -203,7 +217,7 @@ class _Run(NamedTuple):
             if self.options.density_weights and epoch % EVERY == 0:
                 weights = self.weighed(module, weights, signed)
             order = torch.randperm(count, generator=self.draws)
-            for batch in torch.split(order, self.options.batch_size):
+            for batch in batches(order, self.options.batch_size, self.learner.classes):
                 trusted[batch] = self.step(module, optimizer, batch, weights[batch])
         return trusted, weights
 
