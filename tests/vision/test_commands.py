@@ -37,6 +37,19 @@ def place(tmp_path_factory):
     return folder
 
 
+def test_a_preact_resnet_18_is_trained_and_loads(tmp_path):
+    few = load_images("digits", 12, 1, 1, 0).train
+    write_images(tmp_path / "few", "train", few)
+    words = ["--data", f"{tmp_path}/few", "--epochs", "1", "--network", "preact_resnet18"]
+    assert main(["vision", "train", *words, "--output_dir", str(tmp_path / "model")]) == 0
+    loaded = Classifier.load(tmp_path / "model")
+    assert loaded.learner.network == "preact_resnet18"
+    trained = {name: value for name, value in loaded.weights.items() if name.endswith(("weight", "bias"))}
+    assert sum(value.ndim == 4 for value in trained.values()) == 1 + 16 + 3  # the first, two a block, three shortcuts
+    assert round(sum(value.numel() for value in trained.values()) / 1e6, 1) == 11.2
+    assert loaded.logits(few.pixels).isfinite().all()
+
+
 def test_the_poisoned_images_are_those_of_the_demo(place):
     split = load_images("digits", 200, 60, 60, 0)
     poisoned = poison(split.train, Patch(), 3, 0.05, 0)

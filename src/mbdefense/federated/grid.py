@@ -6,6 +6,7 @@ import os
 import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
@@ -15,7 +16,6 @@ from mbdefense.federated.backdoors import BACKDOORS, Backdoor
 from mbdefense.federated.rules import RULES, Rule
 from mbdefense.records.federated import NO_ATTACK, NO_DEFENSE
 from mbdefense.vision.images import DIGITS
-from mbdefense.vision.learner import Network
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FederatedGrid:
     clients: int = 10
     attackers: int = 2
     alpha: float = 0.9
-    network: Network = "batch_norm"
+    network: Literal["batch_norm", "plain"] = "batch_norm"
     epochs: int = 2
     lr: float = 0.05
     batch_size: int = 32

@@ -1,4 +1,4 @@
-"""A small network for grey images, and how it is trained by SGD."""
+"""A network for grey images, and how it is trained by SGD."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Weights: TypeAlias = Mapping[str, Tensor]
     """Names to tensors, as `torch.nn.Module.state_dict` has them: parameters and buffers."""
 
-Network = Literal["batch_norm", "plain", "projected"]
+Network = Literal["batch_norm", "plain", "projected", "preact_resnet18"]
 HEAD = "head"
 """The name of the last layer."""
 _FEATURES, _EMBEDDING = "flatten", "unit"
@@ -62,7 +62,7 @@ class Learner:
         size: height and width of the images.
         classes: how many.
         network: three convolutions and a linear layer, with batch norm behind each convolution or without; or, with
-            batch norm, a projection of two layers to 128 values of length one in between.
+            batch norm, a projection of two layers to 128 values of length one in between; or PreAct-ResNet-18.
         epochs: of a training; of a client in a round.
         lr: of SGD with momentum 0.9 and weight decay 5e-4 (those of the MARS paper).
         batch_size: rows of a step.
@@ -181,6 +181,11 @@ def _network(size: int, classes: int, kind: Network) -> nn.Module:
     from collections import OrderedDict
 
     from torch import nn
+
+    from mbdefense.vision._resnet import preact_resnet18
+
+    if kind == "preact_resnet18":
+        return nn.Sequential(OrderedDict([*preact_resnet18(), (HEAD, nn.Linear(512, classes))]))
 
     def block(number: int, channels: int, made: int, stride: int) -> list[tuple[str, nn.Module]]:
         convolution = nn.Conv2d(channels, made, 3, stride, 1, bias=kind == "plain")

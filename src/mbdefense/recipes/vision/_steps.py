@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from mbdefense.core._seal import digest
 
@@ -32,6 +32,8 @@ class _Made(Protocol):
         """Writes the model into a folder."""
 
 
+Backbone = Literal["batch_norm", "preact_resnet18"]
+"""Networks that a user chooses from; defenses may need another form of them."""
 SUSPECT, CLEAN, POISON_FILE = "suspect", "clean", "poison.json"
 """Folders of a poisoned set, and the file beside them that says which images are poisoned; it is written last."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbdefense.recipes._given import Folder, recorded
 from mbdefense.recipes.measuring.compare import Comparison
 from mbdefense.recipes.vision._pictures import examples, write_pictures
-from mbdefense.recipes.vision._steps import Attack, digest_of, kept, made, measured
+from mbdefense.recipes.vision._steps import Attack, Backbone, digest_of, kept, made, measured
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
@@ -37,6 +37,7 @@ def vision_demo(
     target: int = 0,
     rate: float = 0.05,
     defenses: list[str] | None = None,
+    network: Backbone = "batch_norm",
     epochs: int = 20,
     seeds: list[int] | None = None,
     resume: bool = False,
@@ -58,6 +59,7 @@ def vision_demo(
         target: the class that the attacker wants.
         rate: share of the training images that is poisoned.
         defenses: see `mbdefense list image_defenses`; names, or name:option=value,option=value; by default all.
+        network: three convolutions with batch norm, or PreAct-ResNet-18; PGRL trains one of its own.
         epochs: of each training.
         seeds: of poisoning and training, by default 0; the images are the same for all.
         resume: take the classifiers that an earlier run with the same options has left.
@@ -90,7 +92,7 @@ def vision_demo(
         spec.partition(":")[0]: parse_spec(spec, DEFENSES, "image defense") for spec in defenses or DEFENSES
     }
     split = load_images(images, rows, test_rows, clean_rows, 0)
-    learner = Learner(split.train.pixels.shape[-1], split.classes, epochs=epochs)
+    learner = Learner(split.train.pixels.shape[-1], split.classes, network, epochs)
     for part in (split.train, split.test):
         check_rows(part, learner.size, learner.classes)
     poisoned = {seed: poison(split.train, stamp, target, rate, seed, clean_label=clean_label) for seed in tried}

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.recipes._given import Folder, recorded
-from mbdefense.recipes.vision._steps import check_apart, made
+from mbdefense.recipes.vision._steps import Backbone, check_apart, made
 
 if TYPE_CHECKING:
     from mbdefense.vision.classifier import Defended
-    from mbdefense.vision.learner import Learner
 
 DEFAULT = "pgrl"
 
 
-def vision_train(train_dataset: Folder, *, output_dir: Folder, epochs: int = 20, seed: int = 0) -> Defended:
+def vision_train(
+    train_dataset: Folder, *, output_dir: Folder, network: Backbone = "batch_norm", epochs: int = 20, seed: int = 0
+) -> Defended:
     """Train an image classifier on images as they are.
 
     Examples:
@@ -25,6 +26,7 @@ def vision_train(train_dataset: Folder, *, output_dir: Folder, epochs: int = 20,
     Args:
         train_dataset: folder with the train files of `mbdefense vision poison`, MNIST or Fashion-MNIST.
         output_dir: where the classifier goes.
+        network: three convolutions with batch norm, or PreAct-ResNet-18.
         epochs: of the training.
         seed: of weights and order.
 
@@ -36,10 +38,11 @@ def vision_train(train_dataset: Folder, *, output_dir: Folder, epochs: int = 20,
     from mbdefense.core.files import claimed
     from mbdefense.vision.classifier import Classifier, Defended
     from mbdefense.vision.images import check_rows, read_images
+    from mbdefense.vision.learner import Learner
 
     at_least(0, seed=seed)
     rows = read_images(train_dataset, "train")
-    learner = _learner(rows.pixels.shape[-1], int(rows.labels.max()) + 1, epochs)
+    learner = Learner(rows.pixels.shape[-1], int(rows.labels.max()) + 1, network, epochs)
     check_rows(rows, learner.size, learner.classes)
 
     def trained() -> Defended:
@@ -56,6 +59,7 @@ def vision_defend(
     *,
     output_dir: Folder,
     defense: str = DEFAULT,
+    network: Backbone = "batch_norm",
     epochs: int = 20,
     seed: int = 0,
 ) -> Defended:
@@ -71,6 +75,7 @@ def vision_defend(
         clean_dataset: folder with the train files of images that the defender is sure of, of every class.
         output_dir: where the classifier goes, with the guard that it may need.
         defense: see `mbdefense list image_defenses`; a name, or name:option=value,option=value.
+        network: three convolutions with batch norm, or PreAct-ResNet-18; PGRL trains one of its own.
         epochs: of the training.
         seed: of weights and order.
 
@@ -83,19 +88,14 @@ def vision_defend(
     from mbdefense.core.specs import parse_spec
     from mbdefense.vision.defenses import DEFENSES, Defense
     from mbdefense.vision.images import read_images
+    from mbdefense.vision.learner import Learner
 
     at_least(0, seed=seed)
     method: Defense = parse_spec(defense, DEFENSES, "image defense")
     suspect, clean = read_images(train_dataset, "train"), read_images(clean_dataset, "train")
     classes = int(max(suspect.labels.max(), clean.labels.max())) + 1
-    learner = _learner(suspect.pixels.shape[-1], classes, epochs)
+    learner = Learner(suspect.pixels.shape[-1], classes, network, epochs)
     method.check(learner, suspect, clean)
     check_apart(Path(output_dir), train_dataset, clean_dataset)
     with claimed(Path(output_dir), for_model=True):
         return made(Path(output_dir), lambda: method(learner, suspect, clean, seed), defense, seed, asked)
-
-
-def _learner(size: int, classes: int, epochs: int) -> Learner:
-    from mbdefense.vision.learner import Learner
-
-    return Learner(size, classes, epochs=epochs)
