@@ -15,6 +15,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.federated.rounds import Client, play, seed_of
 from mbdefense.federated.rules import FLAME, MARS, RULES, Mean
 from mbdefense.federated.sharing import shared_out
+from mbdefense.federated.weights import flat
 
 pytest.importorskip("flwr")
 
@@ -22,7 +23,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from mbdefense.federated.flower import RobustFedAvg, scaling_mod
+from mbdefense.federated.flower import RobustFedAvg, projecting_mod, scaling_mod
 
 
 class InProcess(Grid):
@@ -186,6 +187,14 @@ def test_a_mod_scales_what_a_client_sends(learner, before, parts):
     scaled = start(Mean(), app_of(learner, parts, mods=[scaling_mod(3.0)]), before).arrays.to_torch_state_dict()
     for name in ("conv1.weight", "head.weight"):
         assert torch.allclose(scaled[name] - before[name], 3 * (plain[name] - before[name]), atol=1e-5)
+
+
+def test_a_mod_shortens_what_a_client_sends(learner, before, parts):
+    plain = start(Mean(), app_of(learner, parts), before).arrays.to_torch_state_dict()
+    assert float(flat(plain, before).norm()) > 0.2
+    for radius, least in ((0.1, 0.0), (1e6, 0.2)):
+        made = start(Mean(), app_of(learner, parts, mods=[projecting_mod(radius)]), before).arrays.to_torch_state_dict()
+        assert least < float(flat(made, before).norm()) <= radius * 1.0001
 
 
 def test_a_rule_may_be_given_and_an_unknown_one_is_refused():

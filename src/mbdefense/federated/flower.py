@@ -1,4 +1,4 @@
-"""The rules as strategies of Flower's ServerApp, and model replacement as a Mod of its ClientApp; needs [flower]."""
+"""The rules as strategies of Flower's ServerApp, and attacks on weights as Mods of its ClientApp; needs [flower]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 # Flower calls home unless it is told not to; whoever sets the variable himself has his way.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -14,6 +14,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.specs import parse_spec
 from mbdefense.core.text import visible
+from mbdefense.federated.attacks._attack import within
 from mbdefense.federated.rules import MARS, RULES, Rule
 from mbdefense.federated.server import Played, aggregate
 from mbdefense.federated.weights import flat, moved
@@ -27,6 +28,9 @@ try:
 except ImportError as error:
     fix = "pip install -c constraints-flower.txt 'mbdefense[flower]', in an environment of its own"
     raise UserError("Flower is not installed", fix=fix) from error
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # It reads the variable when it is imported, which a ServerApp may have done before it imported this module.
 telemetry.FLWR_TELEMETRY_ENABLED = os.environ["FLWR_TELEMETRY_ENABLED"]
@@ -132,11 +136,28 @@ class RobustFedAvg(FedAvg):  # type: ignore[misc]  # Flower is not there where t
         return None
 
 
-def scaling_mod(factor: float) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:
+Mod: TypeAlias = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
+
+
+def scaling_mod(factor: float) -> Mod:
     """A Mod with which a ClientApp sends its change several times as large (model replacement, arXiv 1807.00459).
 
     Poisoned rows are the client's own business. To test a server with; see `mbdefense.federated.attacks.Scaling`.
     """
+    return _mod(lambda change: factor * change)
+
+
+def projecting_mod(radius: float) -> Mod:
+    """A Mod with which a ClientApp shortens its change to a radius where it is longer (PGD, arXiv 2007.05084).
+
+    It is projected once, at the end of its training. Else as `scaling_mod`; see
+    `mbdefense.federated.attacks.Projected`.
+    """
+    return _mod(lambda change: within(change, radius))
+
+
+def _mod(made_of: Callable[[Tensor], Tensor]) -> Mod:
+    """A Mod that makes another change (P,) of a client's own."""
 
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         sent = {name: record.to_torch_state_dict() for name, record in message.content.array_records.items()}
@@ -145,7 +166,7 @@ def scaling_mod(factor: float) -> Callable[[Message, Context, Callable[[Message,
             for name, record in list(reply.content.array_records.items()):
                 # A client may give the one record that it was sent another name.
                 before, trained = sent.get(name, next(iter(sent.values()))), record.to_torch_state_dict()
-                change = factor * flat(trained, before)
+                change = made_of(flat(trained, before))
                 reply.content[name] = ArrayRecord(moved(before, change, trained))
         return reply
 
