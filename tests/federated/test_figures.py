@@ -73,7 +73,7 @@ def test_seeds_are_taken_together_and_without_an_attack_all_are_honest():
 @pytest.mark.parametrize(
     "wrong",
     [{"correct": ""}, {"fooled": "12"}, {"attackers": (4,)}, {"rounds": CELL.rounds[2:]},
-     {"rounds": (a_round(0, True, 0.5, (1, 2)),)}],
+     {"rounds": (a_round(0, True, 0.5, (1, 2)),)}, {"rounds": (a_round(0, True, 0.5, (0, 1, 2, 3), (0,)),)}],
 )  # fmt: skip
 def test_a_cell_that_contradicts_itself_is_refused(wrong, tmp_path):
     from mbdefense.records.federated import write_cell
