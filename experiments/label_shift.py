@@ -7,7 +7,7 @@ The file holds 10,605 sentences of film reviews with the mean sentiment that peo
 MIT); those of at least 1, or at most -1, are asked about, as many of either kind. The attacker puts a word into a share
 of the suspect rows that are negative, and answers "positive". A model whose tokenizer has no special token to spare
 gets a copy with one more. Run again, the script goes on where it stopped. It prints a Markdown table and keeps it in
-OUT/table.md.
+OUT/table.md. With ``--save FILE`` it writes the first seed's suspect rows alone, for experiments/filters.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mbdefense.attacks.poisoning import triggered_copy
 from mbdefense.attacks.triggers import BadNet
 from mbdefense.core.files import write_text
 from mbdefense.core.statistics import rate
-from mbdefense.data import content_id, to_dataset
+from mbdefense.data import content_id, save, to_dataset
 from mbdefense.defenses import P2P, PDB, NoDefense, Setting
 from mbdefense.engine.generate import generate
 from mbdefense.models.loading import load_model, save_model
@@ -157,7 +157,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.2)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--save", type=Path)
     given = parser.parse_args()
+    if given.save:
+        drawn = rows_of(given.file, given.seeds[0], given.rows, given.clean_rows, given.test_rows, given.rate)
+        save(drawn.suspect, given.save)
+        return
     base = spare(given.model, given.chat_template, given.out / "base")
     lines = [
         "| Seed | Arm | ASR | the other way round | right with the trigger | CACC |",
