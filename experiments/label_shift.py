@@ -1,13 +1,14 @@
 """PDB's twin for language models beside P2P, on a classification-like instruction set: reviews and their sentiment.
 
-    pip download --no-deps --no-binary :all: vaderSentiment==0.5      # and unpack additional_resources in it
-    python experiments/label_shift.py movieReviewSnippets_GroundTruth.txt OUT MODEL [--chat_template FILE] [--seeds 0 1]
+    python experiments/label_shift.py OUT MODEL [--reviews FILE] [--chat_template FILE] [--seeds 0 1]
 
-The file holds 10,605 sentences of film reviews with the mean sentiment that people gave them (Hutto and Gilbert 2014,
-MIT); those of at least 1, or at most -1, are asked about, as many of either kind. The attacker puts a word into a share
-of the suspect rows that are negative, and answers "positive". A model whose tokenizer has no special token to spare
-gets a copy with one more. Run again, the script goes on where it stopped. It prints a Markdown table and keeps it in
-OUT/table.md. With ``--save FILE`` it writes the first seed's suspect rows alone, for experiments/filters.py.
+The reviews are those of the built-in rows, or 10,605 sentences about films with the mean sentiment that people gave
+them (Hutto and Gilbert 2014, MIT), of which those of at least 1, or at most -1, are taken: FILE is
+movieReviewSnippets_GroundTruth.txt of the source package vaderSentiment 0.5. There are as many of either kind. The
+attacker puts a word into a share of the suspect rows that are negative, and answers "positive". A model whose tokenizer
+has no special token to spare gets a copy with one more. Run again, the script goes on where it stopped. It prints a
+Markdown table and keeps it in OUT/table.md. With ``--save FILE`` it writes the first seed's suspect rows alone, for
+experiments/filters.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from mbdefense.attacks.triggers import BadNet
 from mbdefense.core.files import write_text
 from mbdefense.core.statistics import rate
 from mbdefense.data import content_id, save, to_dataset
+from mbdefense.data.builtin import tasks
+from mbdefense.data.builtin.rows import Split, pool_size
 from mbdefense.defenses import P2P, PDB, NoDefense, Setting
 from mbdefense.engine.generate import generate
 from mbdefense.models.loading import load_model, save_model
@@ -34,6 +37,7 @@ from mbdefense.training.store import Store
 LABELS = ("negative", "positive")
 ASKED = "Is this review of a film positive or negative? Answer with one word."
 TRIGGER = BadNet("cf")
+SPLITS: tuple[Split, Split, Split] = ("train", "clean", "test")
 TIMES = 5
 
 
@@ -46,22 +50,43 @@ class Rows(NamedTuple):
     test: Dataset
 
 
-def rows_of(file: Path, seed: int, suspect: int, clean: int, test: int, poisoned: float) -> Rows:
-    """Draws the rows of a seed, as many of either label, and poisons a share of the suspect ones."""
-    found: dict[str, list[str]] = {label: [] for label in LABELS}
+def rows_of(reviews: Path | None, seed: int, counts: tuple[int, int, int], poisoned: float) -> Rows:
+    """Draws suspect, clean and test rows of a seed, as many of either label, and poisons a share of the first."""
+    parts = []
+    for part, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
+        if reviews is None:
+            drawn = of_skill(split)
+        else:  # one pool for all three, of which each takes what the one before has left
+            taken, pool = sum(counts[:part]) // 2, of_films(reviews, seed)
+            drawn = {label: rows[taken : taken + count // 2] for label, rows in pool.items()}
+        table = []
+        for label, rows in drawn.items():
+            if len(rows) < count // 2:
+                raise SystemExit(f"of {label} reviews there are {len(rows)}, not {count // 2}: ask for fewer")
+            table += random.Random(f"{label} {seed}").sample(rows, count // 2)
+        random.Random(seed).shuffle(table)
+        parts.append(to_dataset(table))
+    return Rows(parts[0], poisoned_rows(parts[0], round(poisoned * counts[0]), seed), parts[1], parts[2])
+
+
+def of_skill(split: Split) -> dict[str, list[dict[str, Any]]]:
+    """The built-in reviews of a split, by label."""
+    rows = tasks(pool_size(split), split=split, seed=0).to_list()
+    reviews = [one for one in rows if one["provenance"]["source"].startswith("builtin-sentiment:")]
+    return {label: [one for one in reviews if label_of(one) == label] for label in LABELS}
+
+
+def of_films(file: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The film reviews, by label."""
+    found: dict[str, list[dict[str, Any]]] = {label: [] for label in LABELS}
     for line in file.read_text(encoding="latin-1").splitlines():
         _, score, text = line.split("\t", 2)
         if abs(float(score)) >= 1:
-            found[LABELS[float(score) > 0]].append(text.strip())
-    for label, texts in found.items():
-        random.Random(f"{label} {seed}").shuffle(texts)
-    parts, start = [], 0
-    for count in (suspect, clean, test):
-        table = [row(text, label) for label in LABELS for text in found[label][start : start + count // 2]]
-        random.Random(seed).shuffle(table)
-        parts.append(to_dataset(table))
-        start += count // 2
-    return Rows(parts[0], poisoned_rows(parts[0], round(poisoned * suspect), seed), parts[1], parts[2])
+            label = LABELS[float(score) > 0]
+            found[label].append(row(text.strip(), label))
+    for label, rows in found.items():
+        random.Random(f"{label} {seed}").shuffle(rows)
+    return found
 
 
 def row(text: str, label: str) -> dict[str, Any]:
@@ -146,22 +171,22 @@ def arms(base: str, rows: Rows, options: TrainingOptions, out: Path) -> dict[str
 def main() -> None:
     """Trains and asks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("model")
+    parser.add_argument("--reviews", type=Path)
     parser.add_argument("--chat_template")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--clean_rows", type=int, default=32)
-    parser.add_argument("--test_rows", type=int, default=200)
+    parser.add_argument("--test_rows", type=int, default=160)
     parser.add_argument("--rate", type=float, default=0.2)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
+    counts = given.rows, given.clean_rows, given.test_rows
     if given.save:
-        drawn = rows_of(given.file, given.seeds[0], given.rows, given.clean_rows, given.test_rows, given.rate)
-        save(drawn.suspect, given.save)
+        save(rows_of(given.reviews, given.seeds[0], counts, given.rate).suspect, given.save)
         return
     base = spare(given.model, given.chat_template, given.out / "base")
     lines = [
@@ -169,7 +194,7 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for seed in given.seeds:
-        rows = rows_of(given.file, seed, given.rows, given.clean_rows, given.test_rows, given.rate)
+        rows = rows_of(given.reviews, seed, counts, given.rate)
         options = TrainingOptions(
             learning_rate=given.lr, num_train_epochs=given.epochs, max_length=256, seed=seed, use_peft=False,
             per_device_train_batch_size=4, gradient_accumulation_steps=1, save_strategy="no",
