@@ -147,8 +147,25 @@ def flagged(folder: Path) -> str:
     return f"- seed {folder.parent.name.removeprefix('seed-')}, {folder.name}, left out by round: {told}"
 
 
+def tables(out: Path, data: Path, start: Start, seeds: list[int], prompts: int = 60) -> str:
+    """Runs all arms of all seeds; what they gave, in Markdown."""
+    for seed in seeds:
+        rows = rows_of(data, seed, prompts)
+        for arm in ARMS:
+            run(arm, seed, rows, out, start)
+        shutil.rmtree(out / f"seed-{seed}" / "trainings", ignore_errors=True)
+    folders = [out / f"seed-{seed}" / arm for seed in seeds for arm in ARMS]
+    compared, over_seeds = compare([arm_of(read(folder / RESULT_FILE).rows[0], folder) for folder in folders])
+    told = merge_results(compared, {"rounds": start.rounds}, seeds[0])
+    results = replace(told, over_seeds=over_seeds)
+    write(out / RESULT_FILE, results)
+    text = "\n".join([markdown(results), "Clients 0 and 1 attack.", "", *filter(None, map(flagged, folders)), ""])
+    write_text(out / "table.md", text)
+    return text
+
+
 def main() -> None:
-    """Runs all arms of all seeds and prints what they gave."""
+    """Prints what all arms gave."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
@@ -159,19 +176,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60)
     options = parser.parse_args()
     start = Start(options.model, options.chat_template, options.rounds)
-    for seed in options.seeds:
-        rows = rows_of(options.data, seed, options.prompts)
-        for arm in ARMS:
-            run(arm, seed, rows, options.out, start)
-        shutil.rmtree(options.out / f"seed-{seed}" / "trainings", ignore_errors=True)
-    folders = [options.out / f"seed-{seed}" / arm for seed in options.seeds for arm in ARMS]
-    compared, over_seeds = compare([arm_of(read(folder / RESULT_FILE).rows[0], folder) for folder in folders])
-    told = merge_results(compared, {"rounds": options.rounds}, options.seeds[0])
-    results = replace(told, over_seeds=over_seeds)
-    write(options.out / RESULT_FILE, results)
-    lines = [markdown(results), "Clients 0 and 1 attack.", "", *filter(None, map(flagged, folders)), ""]
-    write_text(options.out / "table.md", "\n".join(lines))
-    print("\n".join(lines))  # noqa: T201
+    print(tables(options.out, options.data, start, options.seeds, options.prompts))  # noqa: T201
 
 
 if __name__ == "__main__":
