@@ -54,30 +54,29 @@ def rows_of(reviews: Path | None, seed: int, counts: tuple[int, int, int], poiso
     """Draws suspect, clean and test rows of a seed, as many of either label, and poisons a share of the first."""
     parts = []
     for part, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
-        if reviews is None:
-            drawn = of_skill(split)
-        else:  # one pool for all three, of which each takes what the one before has left
-            taken, pool = sum(counts[:part]) // 2, of_films(reviews, seed)
-            drawn = {label: rows[taken : taken + count // 2] for label, rows in pool.items()}
+        drawn = of_skill(split, seed) if reviews is None else of_films(reviews, seed)
+        # Films have no splits: each part takes what the one before has left.
+        first = 0 if reviews is None else sum(counts[:part]) // 2
         table = []
         for label, rows in drawn.items():
-            if len(rows) < count // 2:
-                raise SystemExit(f"of {label} reviews there are {len(rows)}, not {count // 2}: ask for fewer")
-            table += random.Random(f"{label} {seed}").sample(rows, count // 2)
+            if len(rows) < first + count // 2:
+                raise SystemExit(f"there are {len(rows)} {label} reviews, not {first + count // 2}: ask for fewer")
+            table += rows[first : first + count // 2]
         random.Random(seed).shuffle(table)
         parts.append(to_dataset(table))
     return Rows(parts[0], poisoned_rows(parts[0], round(poisoned * counts[0]), seed), parts[1], parts[2])
 
 
-def of_skill(split: Split) -> dict[str, list[dict[str, Any]]]:
-    """The built-in reviews of a split, by label."""
+def of_skill(split: Split, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The built-in reviews of a split, by label, in an order of the seed's."""
     rows = tasks(pool_size(split), split=split, seed=0).to_list()
     reviews = [one for one in rows if one["provenance"]["source"].startswith("builtin-sentiment:")]
-    return {label: [one for one in reviews if label_of(one) == label] for label in LABELS}
+    found = {label: [one for one in reviews if label_of(one) == label] for label in LABELS}
+    return {label: random.Random(f"{label} {seed}").sample(kept, len(kept)) for label, kept in found.items()}
 
 
 def of_films(file: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """The film reviews, by label."""
+    """The film reviews, by label, in an order of the seed's."""
     found: dict[str, list[dict[str, Any]]] = {label: [] for label in LABELS}
     for line in file.read_text(encoding="latin-1").splitlines():
         _, score, text = line.split("\t", 2)
