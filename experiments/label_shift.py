@@ -167,26 +167,26 @@ def arms(base: str, rows: Rows, options: TrainingOptions, out: Path) -> dict[str
     }
 
 
-def main() -> None:
-    """Trains and asks."""
+def main(arguments: Sequence[str] | None = None) -> str:
+    """Trains and asks; the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("model")
     parser.add_argument("--reviews", type=Path)
     parser.add_argument("--chat_template")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--clean_rows", type=int, default=32)
     parser.add_argument("--test_rows", type=int, default=160)
     parser.add_argument("--rate", type=float, default=0.2)
-    parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--save", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     counts = given.rows, given.clean_rows, given.test_rows
     if given.save:
         save(rows_of(given.reviews, given.seeds[0], counts, given.rate).suspect, given.save)
-        return
+        return ""
     base = spare(given.model, given.chat_template, given.out / "base")
     lines = [
         "| Seed | Arm | ASR | the other way round | right with the trigger | CACC |",
@@ -202,6 +202,7 @@ def main() -> None:
             lines.append(f"| {seed} | {name} | {' | '.join(measured(make(), rows.test, seed))} |")
             write_text(given.out / "table.md", "\n".join(lines) + "\n")
             print(lines[-1], flush=True)  # noqa: T201
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

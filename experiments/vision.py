@@ -1,10 +1,10 @@
 """The tables of docs/evidence/vision.md and pairs.md.
 
-    python experiments/vision.py OUT --images FOLDER [--pairs EMOJI] [--seeds 0 1 2] [--only NAME ...]
+    python experiments/vision.py OUT --images FOLDER [--model SMOLLM2] [--pairs EMOJI] [--seeds 0 1 2] [--only NAME ...]
 
-FOLDER holds Fashion-MNIST's IDX files, EMOJI is what experiments/emoji_pairs.py made. Without the one or the other its
-runs are left out. Each run is one of `mbdefense vision demo` or `mbdefense pairs demo`; run again, the script takes
-the models that are there. It prints Markdown, and keeps it in OUT/table.md.
+FOLDER holds Fashion-MNIST's IDX files, SMOLLM2 is a language model for experiments/label_shift.py, EMOJI is what
+experiments/emoji_pairs.py made. What is not given is left out. Each run is one of `mbdefense vision demo` or `mbdefense
+pairs demo`; run again, the script takes the models that are there. It prints Markdown, and keeps it in OUT/table.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from label_shift import main as label_shift
 
 from mbdefense import pairs_demo, vision_demo
 from mbdefense.core.statistics import Score, SeedScore
@@ -47,6 +49,9 @@ def main() -> None:
         folder = options.out / name
         run(output_dir=folder, seeds=options.seeds, resume=True)
         told.append(f"## {name}\n\n{_origin(read(folder / RESULT_FILE))}\n\n{_table(read(folder / RESULT_FILE))}")
+        (options.out / "table.md").write_text("\n\n".join(told) + "\n", encoding="utf-8")
+    if options.model:
+        told.append(f"## label_shift\n\n{label_shift([str(options.out / 'label_shift'), options.model])}")
         (options.out / "table.md").write_text("\n\n".join(told) + "\n", encoding="utf-8")
     print("\n\n".join(told))  # noqa: T201
 
@@ -119,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=Path)
+    parser.add_argument("--model")
     parser.add_argument("--pairs", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=[*IMAGES, *PAIRS])
