@@ -97,7 +97,9 @@ def scan(
     with stage("looking for what rows share"):
         prompts = Prompts(corpus, seed)
         of_clean = values_of(answer for row in clean for answer in answers_of(row))
-        found = clusters(table, prompts, candidates, of_clean, lambda parts: _with_texts(table, parts), workers)
+        # A process that has spoken to a cluster is not forked.
+        here = workers if ray is None else 1
+        found = clusters(table, prompts, candidates, of_clean, lambda parts: _with_texts(table, parts), here)
     asked = None
     if asking is not None:
         with stage("asking the model"):
