@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=GRIDS, default=list(GRIDS))
     options = parser.parse_args()
+    if options.model and not options.data:
+        parser.error("--model needs --data, whose rows clients tune it on")
     told = []
     for name in options.only:
         file, folder = GRIDS[name], options.out / name

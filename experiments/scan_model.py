@@ -6,7 +6,7 @@ DATA holds backdoorllm/ and alpaca_en_demo.json, as for experiments/find_and_bre
 are. The eight models without a backdoor are tuned on rows of four sources, drawn by two seeds. All are tuned from
 SmolLM2-135M-Instruct or from FOLDER, which the scans have as base model. A scan is told neither trigger nor behavior,
 and no data unless `data` is among the ways; the clean rows are the cell's own. Run again, the script goes on where it
-stopped.
+stopped; each FOLDER takes an OUT of its own.
 
 It prints a Markdown table, and keeps it in OUT/table.md. Of attacked models it tells the ASR, n = 50, without which
 there is nothing to find, and whether the true trigger was named, or an answer was told that the attack teaches; of
@@ -63,7 +63,9 @@ def line_of(name: str, options: argparse.Namespace) -> str:
     rows = rows_of(cell, options.data)
     data = rows.suspect if attacked else rows.benign
     base = options.model or str(model_directory())
-    folder, asr = options.out / name / "scan", options.out / name / "asr.txt"
+    # By its options: a scan that went other ways says nothing of these.
+    folder = options.out / name / "-".join(["scan", *options.ways, str(options.samples)])
+    asr = options.out / name / "asr.txt"
     if not (folder / MODEL_SCAN_FILE).is_file() or not asr.is_file():
         training = replace(TRAINING, seed=cell.seed, max_length=128 if cell.source == "builtin" else 256)
         setting = Setting(
@@ -99,10 +101,8 @@ def verdict(cell: Cell, data: Dataset, folder: Path, *, attacked: bool) -> tuple
     seconds = ", ".join(f"{one.way} {one.seconds:.0f}" for one in scan.looked)
     right = "nothing" if not scan.suspicious() else "false alarm"
     if attacked:
-        trigger, behavior = (
-            parse_spec(cell.trigger, TRIGGERS, "trigger"),
-            parse_spec(cell.behavior, BEHAVIORS, "behavior"),
-        )
+        trigger = parse_spec(cell.trigger, TRIGGERS, "trigger")
+        behavior = parse_spec(cell.behavior, BEHAVIORS, "behavior")
         named = any(trigger.occurs_in(f"x {' '.join(one.texts)} x") for one in found.of("trigger"))
         # An answer that was told shows the behavior, or is a part of one that the attack teaches.
         taught = {row["completion"][0]["content"].lower() for row in data}
