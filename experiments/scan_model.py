@@ -1,16 +1,17 @@
 """What `mbdefense scan-model` finds of known backdoors, and in models without one.
 
-    python experiments/scan_model.py OUT DATA [--model FOLDER --chat_template FILE] [--only NAME ...] [--ways NAME ...]
+    python experiments/scan_model.py OUT DATA [--model FOLDER --chat_template FILE] [--only NAME ...] [--kinds KIND ...]
 
 DATA holds backdoorllm/ and alpaca_en_demo.json, as for experiments/find_and_break.py, whose cells the eight attacks
 are. The eight models without a backdoor are tuned on rows of four sources, drawn by two seeds. All are tuned from
-SmolLM2-135M-Instruct or from FOLDER, which the scans have as base model. A scan is told neither trigger nor behavior,
-and no data unless `data` is among the ways; the clean rows are the cell's own. Run again, the script goes on where it
-stopped; each FOLDER takes an OUT of its own.
+SmolLM2-135M-Instruct or from FOLDER, which the scans have as base model. Each is scanned twice: with nothing else, all
+ways that need no data; and with the rows that it was tuned on, the way `data` alone. Neither scan is told trigger or
+behavior; the clean rows are the cell's own. Run again, the script goes on where it stopped; each FOLDER takes an OUT of
+its own, and several processes may share one that take different models.
 
 It prints a Markdown table, and keeps it in OUT/table.md. Of attacked models it tells the ASR, n = 50, without which
-there is nothing to find, and whether the true trigger was named, or an answer was told that the attack teaches; of
-clean ones what was told is a false alarm.
+there is nothing to find, and of each scan whether the true trigger was named, or an answer was told that the attack
+teaches; of clean ones what was told is a false alarm.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mbdefense.finding.record import FOUND_FILE, read_found
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.loading import load_model
 from mbdefense.recipes.looking.scan_model import scan_model
-from mbdefense.scanning.model.record import MODEL_SCAN_FILE, read_model_scan
+from mbdefense.scanning.model.record import MODEL_SCAN_FILE, WayName, read_model_scan
 from mbdefense.training.store import Store
 
 ATTACKS = tuple(
@@ -53,6 +54,8 @@ CLEAN = {
     for seed in (0, 1)
 }  # fmt: skip
 """Rows before anything was put into them."""
+KINDS: dict[str, tuple[WayName, ...]] = {"alone": ("leaks", "inversion", "parting"), "data": ("data",)}
+"""What a scan is given beside the base model, and the ways that it goes."""
 PROMPTS = 50
 
 
@@ -63,25 +66,25 @@ def line_of(name: str, options: argparse.Namespace) -> str:
     rows = rows_of(cell, options.data)
     data = rows.suspect if attacked else rows.benign
     base = options.model or str(model_directory())
-    # By its options: a scan that went other ways says nothing of these.
-    folder = options.out / name / "-".join(["scan", *options.ways, str(options.samples)])
-    asr = options.out / name / "asr.txt"
-    if not (folder / MODEL_SCAN_FILE).is_file() or not asr.is_file():
-        training = replace(TRAINING, seed=cell.seed, max_length=128 if cell.source == "builtin" else 256)
-        setting = Setting(
-            rows.clean, Store(options.out / name, resume=True), base=base, suspect=data, training=training,
-            chat_template=options.chat_template,
-        )  # fmt: skip
-        path = setting.victim_model().path
-        if not (folder / MODEL_SCAN_FILE).is_file():
+    training = replace(TRAINING, seed=cell.seed, max_length=128 if cell.source == "builtin" else 256)
+    folder = options.out / name
+    setting = Setting(
+        rows.clean, Store(folder, resume=True), base=base, suspect=data, training=training,
+        chat_template=options.chat_template,
+    )  # fmt: skip
+    path = setting.victim_model().path
+    for kind in options.kinds:
+        if not (folder / kind / MODEL_SCAN_FILE).is_file():
             scan_model(
-                path, base_model=base, dataset=data if "data" in options.ways else None, clean_dataset=rows.clean,
-                output_dir=folder, ways=options.ways, samples=options.samples, max_length=256, seed=cell.seed,
+                path, base_model=base, dataset=data if kind == "data" else None, clean_dataset=rows.clean,
+                output_dir=folder / kind, ways=KINDS[kind], max_length=256, seed=cell.seed,
                 chat_template=options.chat_template,
             )  # fmt: skip
+    asr = folder / "asr.txt"
+    if not asr.is_file():
         write_text(asr, landed(cell, path, rows.triggered) if attacked else "-")
-    parts = (name, asr.read_text(encoding="utf-8"), *verdict(cell, data, folder, attacked=attacked))
-    return f"| {' | '.join(parts)} |"
+    verdicts = [part for kind in options.kinds for part in verdict(cell, data, folder / kind, attacked=attacked)]
+    return f"| {' | '.join((name, asr.read_text(encoding='utf-8'), *verdicts))} |"
 
 
 def landed(cell: Cell, path: str, triggered: Dataset) -> str:
@@ -122,10 +125,11 @@ def main() -> None:
     parser.add_argument("--model", help="that all are tuned from; by default SmolLM2-135M-Instruct")
     parser.add_argument("--chat_template", help="file with the prompt template, in place of the model's own")
     parser.add_argument("--only", nargs="*", default=[*ATTACKS, *CLEAN], choices=[*CELLS, *CLEAN])
-    parser.add_argument("--ways", nargs="*", default=["leaks", "inversion", "parting"])
-    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS])
     options = parser.parse_args()
-    lines = [f"| Model | ASR, n={PROMPTS} | Verdict | Told | Seconds |", "| --- | ---: | --- | --- | --- |"]
+    heads = [f"{head} ({kind})" for kind in options.kinds for head in ("Verdict", "Told", "Seconds")]
+    heads = ["Model", f"ASR, n={PROMPTS}", *heads]
+    lines = [f"| {' | '.join(heads)} |", f"| --- | ---:{' | ---' * (len(heads) - 2)} |"]
     for name in options.only:
         lines.append(line_of(name, options))
         write_text(options.out / "table.md", "\n".join(lines) + "\n")
