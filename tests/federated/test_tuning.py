@@ -103,6 +103,13 @@ def test_what_cannot_work_is_refused_before_any_training(options, tiny_model_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_layer_that_is_the_embeddings_is_refused(tiny_model_path, rows, tmp_path):
+    options = replace(OPTIONS, lora_target_modules="lm_head")
+    with pytest.raises(UserError, match="no weights of its own for lm_head"):
+        tune_together(tiny_model_path, [rows(("a", "b"))], tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_base_weights_hide_what_changes_show():
     """Why the default scores changes."""
     draws = torch.Generator().manual_seed(0)
