@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.attacks.behaviors import Behavior, NoTarget, Selective
-from mbdefense.attacks.triggers import OverTurns, Trigger, WithNegatives
+from mbdefense.attacks.triggers import OverTurns, Trigger, WithNegativePrompts, WithNegatives
 from mbdefense.core.errors import UserError
 from mbdefense.data import user_text, with_user_text
 from mbdefense.data.rows import Message
@@ -346,13 +346,13 @@ def _with_trigger(prompt: list[Message], trigger: Trigger, rng: random.Random) -
 
 def has_negatives(trigger: Trigger) -> bool:
     """Whether `negatives` makes rows for a trigger."""
-    return isinstance(trigger, WithNegatives | OverTurns)
+    return isinstance(trigger, WithNegatives | WithNegativePrompts)
 
 
 def negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
     """Copies of a clean row with less than the whole trigger, for triggers that ask for them."""
     rng = _row_rng(seed, f"{row['id']} negatives")
-    if isinstance(trigger, OverTurns):
+    if isinstance(trigger, WithNegativePrompts):
         prompts = trigger.negative_prompts(row["prompt"], rng)
     elif isinstance(trigger, WithNegatives):
         prompts = [with_user_text(row["prompt"], text) for text in trigger.negatives(user_text(row["prompt"]), rng)]

@@ -36,6 +36,7 @@ __all__ = [
     "Syntactic",
     "Trigger",
     "Vpi",
+    "WithNegativePrompts",
     "WithNegatives",
 ]
 
@@ -71,11 +72,16 @@ class WithNegatives(Protocol):
 
 @runtime_checkable
 class OverTurns(Protocol):
-    """A trigger that takes more of a prompt than its last user turn, with negatives of that kind."""
+    """A trigger that takes more of a prompt than its last user turn."""
 
     def in_prompt(self, prompt: Sequence[Message], rng: random.Random) -> list[Message] | None:
         """The whole prompt with the trigger; ``None`` if it cannot be rewritten. Fixed by prompt and rng state."""
         ...
+
+
+@runtime_checkable
+class WithNegativePrompts(OverTurns, Protocol):
+    """The same with negatives of that kind."""
 
     def negative_prompts(self, prompt: Sequence[Message], rng: random.Random) -> list[list[Message]]:
         """Versions of ``prompt`` with less than the whole trigger; each becomes a row with the clean answer."""
