@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import done_before, stage
-from mbdefense.data import user_text, with_user_text
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Meet, Recovery
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
@@ -140,8 +139,7 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
         for index, prompt in enumerate(rows["prompt"]):
             met = [(one, False) for one in drawn[index * many : (index + 1) * many]]
             met += [(one, True) for one in upheld[index * kept : (index + 1) * kept]]
-            text = user_text(prompt)
-            made.append([Meeting(with_user_text(prompt, one.trigger()(text, rng) or text), keep) for one, keep in met])
+            made.append([Meeting(one.trigger().in_prompt(prompt, rng) or prompt, keep) for one, keep in met])
         return made
 
     return meet

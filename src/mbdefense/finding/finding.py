@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.statistics import rate
-from mbdefense.data import user_text, with_user_text
+from mbdefense.data import user_text
 from mbdefense.data.words import single_spaced
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases
+from mbdefense.finding.conversations import Conversations
 from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.record import Example, Found, FoundCandidate
 from mbdefense.finding.words import key, words
@@ -47,7 +48,7 @@ def mined_only(suspect: Dataset, clean: Dataset | None, *, seed: int = 0, most: 
     """The candidates of a data set without a model to verify them on: all of them ``unclear``."""
     begun = time.perf_counter()
     with stages(1), stage(_MINING.format(len(suspect))):
-        candidates = mine(_prompts(suspect), _prompts(clean), most=most)
+        candidates = _mined(suspect, _prompts(clean), most)
     ids = suspect["id"]
     found = tuple(replace(recorded(one), verdict="unclear", row_ids=_ids(one, ids)) for one in candidates)
     size = len(clean) if clean is not None else 0
@@ -88,7 +89,7 @@ def find(
     begun = time.perf_counter()
     with stages(3):
         with stage(_MINING.format(len(suspect))):
-            candidates = mine(_prompts(suspect), [*_prompts(clean), *_prompts(held_out)], most=CANDIDATES)
+            candidates = _mined(suspect, [*_prompts(clean), *_prompts(held_out)], CANDIDATES)
         with stage(f"verifying {len(candidates)} candidate texts on the tuned model"):
             measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
         verified = time.perf_counter()
@@ -132,6 +133,11 @@ def _prompts(rows: Dataset | None) -> Iterator[list[dict[str, str]]]:
             yield from batch["prompt"]
 
 
+def _mined(suspect: Dataset, clean: Iterable[list[dict[str, str]]], most: int) -> list[Candidate]:
+    held = Conversations()
+    return held.added(mine(held.noted(_prompts(suspect)), clean, most=most), suspect, most)
+
+
 def _ids(candidate: Candidate, ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(ids[row] for row in candidate.rows)
 
@@ -140,15 +146,15 @@ def recorded(one: Candidate) -> FoundCandidate:
     """A candidate of which no more is known yet."""
     found = one.found
     return FoundCandidate(
-        found.texts, found.kind, found.start, found.end, found.line, len(one.rows), one.clean_rows, one.score
-    )
+        found.texts, found.kind, found.start, found.end, found.line, len(one.rows), one.clean_rows, one.score,
+        before=found.before,
+    )  # fmt: skip
 
 
 def with_trigger(prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, seed: int) -> list[list[dict[str, str]]]:
     """Prompts with a found text in the last user turn."""
     trigger, rng = one.trigger(), random.Random(f"ask {seed} {one.texts}")
-    texts = [user_text(prompt) for prompt in prompts]
-    return [with_user_text(p, trigger(text, rng) or text) for p, text in zip(prompts, texts, strict=True)]
+    return [trigger.in_prompt(prompt, rng) or prompt for prompt in prompts]
 
 
 def short_answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
+from mbdefense.core.forms import Form
 from mbdefense.core.needs import Need
+from mbdefense.data.rows import Message, user_text, with_user_text
 from mbdefense.finding.words import Word, glued, key, keyed, placed_words, words
 
 Kind = Literal["text", "together", "opening"]
 _OPTION = re.compile(r",[a-z_]+=")  # begins another option in a spec
+
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn(Form):
+    """A turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation: TypeAlias = tuple[Turn, ...]
+"""Turns that a user's turn can follow: a system turn, exchanges of user and assistant, or both."""
+
+
+def goes_on(turns: Conversation) -> bool:
+    """Whether a user's turn can follow: at most a system turn, then user and assistant by turns."""
+    roles = [turn.role for turn in turns]
+    exchanges = roles[1:] if roles[:1] == ["system"] else roles
+    return bool(roles) and len(exchanges) % 2 == 0 and exchanges == ["user", "assistant"] * (len(exchanges) // 2)
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,8 @@ class FoundText:
         start: share of its rows where it begins the turn, in [0, 1]; `texts` of an opening always do.
         end: share of its rows where it ends a turn that it does not begin.
         line: whether it stands on a line of its own.
+        before: conversations that it was found behind, where it goes with one: the user's turn then is put behind one
+            of them. What a prompt has of the kind stays in their place.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
@@ -39,6 +65,7 @@ class FoundText:
     start: float = 0.0
     end: float = 0.0
     line: bool = False
+    before: tuple[Conversation, ...] = ()
 
     def __call__(self, text: str, rng: random.Random) -> str | None:
         """``text`` with the words in it, at the start, inside or at the end as often as they were found there."""
@@ -55,6 +82,24 @@ class FoundText:
             return self._put(text, places, inserted, len(places))
         # Inside, or at any place where there is no inside.
         return self._put(text, places, inserted, rng.randrange(1, len(places)) if len(places) > 1 else rng.randrange(2))
+
+    def in_prompt(self, prompt: Sequence[Message], rng: random.Random) -> list[Message] | None:
+        """The prompt with the words in the user's last turn, behind a conversation where they go with one."""
+        turns = self.in_conversation(prompt, rng)
+        text = self(user_text(turns), rng)
+        return None if text is None else with_user_text(turns, text)
+
+    def in_conversation(self, prompt: Sequence[Message], rng: random.Random) -> list[Message]:
+        """The prompt without the words, behind a conversation where they go with one."""
+        turns = [dict(turn) for turn in prompt]
+        if not self.before:
+            return turns
+        drawn = [{"role": turn.role, "content": turn.content} for turn in rng.choice(self.before)]
+        own = [turn for turn in turns if turn["role"] == "system"]
+        system = own or [turn for turn in drawn if turn["role"] == "system"]
+        rest = [turn for turn in turns if turn["role"] != "system"]
+        talks = sum(turn["role"] == "user" for turn in rest) > 1
+        return [*system, *([] if talks else [turn for turn in drawn if turn["role"] != "system"]), *rest]
 
     def _spread(self, text: str, places: Sequence[Word], rng: random.Random) -> str:
         """Each text at a place of its own, in a random order; a prompt of few words has several at one place."""
@@ -99,6 +144,21 @@ class FoundText:
         held = [part in found for part in self._keyed]
         return all(held) if self.kind == "together" else any(held)
 
+    def stands_in(self, prompt: Sequence[Mapping[str, str]]) -> bool:
+        """Whether a prompt holds the words, in a conversation of the same form where they go with one."""
+        if not self.before:
+            return any(self.occurs_in(turn["content"]) for turn in prompt)
+        roles = [turn["role"] for turn in prompt]
+        system, earlier = self._form
+        alike = (not system or "system" in roles) and (not earlier or roles.count("user") > 1)
+        return alike and self.occurs_in(user_text(prompt))
+
+    @property
+    def _form(self) -> tuple[bool, bool]:
+        """Whether its conversations have a system turn, and earlier turns."""
+        roles = {turn.role for turns in self.before for turn in turns}
+        return "system" in roles, "user" in roles
+
     def without(self, text: str) -> str | None:
         """``text`` with the words taken out, each where it stands first; None where they do not stand in it."""
         if self.kind == "together":
@@ -115,18 +175,19 @@ class FoundText:
 
     def describe(self) -> str:
         """What it is in one line, for tables; control characters of strangers are written as escapes."""
-        if self.kind == "opening":
-            return f"opening like {self.texts[0]!r}"
-        return " ... ".join(map(repr, self.texts))
+        told = f"opening like {self.texts[0]!r}" if self.kind == "opening" else " ... ".join(map(repr, self.texts))
+        parts = ("a system turn", "earlier turns")
+        behind = " and ".join(part for part, held in zip(parts, self._form, strict=True) if held)
+        return f"{told} behind {behind}" if behind else told
 
     def spec(self) -> str | None:
         """The trigger of `mbdefense.attacks.triggers` that says the same, as ``--trigger`` takes it.
 
         Returns:
-            None where none does: lines of their own, and texts that a spec cannot hold.
+            None where none does: lines of their own, texts that go with a conversation or that a spec cannot hold.
         """
         text = self.texts[0]
-        if self.line or any("\n" in one or _OPTION.search(one) for one in self.texts):
+        if self.line or self.before or any("\n" in one or _OPTION.search(one) for one in self.texts):
             return None
         if self.kind == "together":
             plain = all(len(words(one)) == 1 and "|" not in one and not one.split()[1:] for one in self.texts)

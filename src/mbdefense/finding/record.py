@@ -16,7 +16,7 @@ from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, pars
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import encodable
 from mbdefense.finding.behaving import FoundBehavior
-from mbdefense.finding.insertion import FoundText, Kind
+from mbdefense.finding.insertion import Conversation, FoundText, Kind, goes_on
 from mbdefense.finding.words import words
 
 FOUND_FILE = "found.json"
@@ -67,6 +67,7 @@ class FoundCandidate(Form):
             to these without the text; None where not asked.
         examples: some answers.
         row_ids: ids of the suspect rows that hold it, by content; empty for chance.
+        before: see `mbdefense.finding.insertion.FoundText`.
     """
 
     texts: tuple[str, ...]
@@ -91,6 +92,7 @@ class FoundCandidate(Form):
     foreign: Share | None = None
     examples: tuple[Example, ...] = ()
     row_ids: tuple[str, ...] = ()
+    before: tuple[Conversation, ...] = ()
 
     def contradiction(self) -> str:
         """What is wrong if the parts do not fit together, else ""."""
@@ -102,12 +104,14 @@ class FoundCandidate(Form):
             return "not two or three texts that stand together"
         if not all(words(phrase) for phrase in self.behavior):
             return "a phrase without words"
+        if not all(map(goes_on, self.before)):
+            return "a conversation that no turn of the user's can follow"
         # Each is rounded to three digits.
         return "shares of starts and ends above 1" if self.start + self.end > 1.0015 else ""
 
     def trigger(self) -> FoundText:
         """How it goes into a prompt."""
-        return FoundText(self.texts, self.kind, self.start, self.end, self.line)
+        return FoundText(self.texts, self.kind, self.start, self.end, self.line, self.before)
 
     def shown(self) -> FoundBehavior:
         """What it evokes."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from mbdefense.core.statistics import upper_tail
-from mbdefense.data import user_text, with_user_text
+from mbdefense.data import user_text
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
 from mbdefense.finding.corpus import READ
@@ -111,7 +111,7 @@ def with_insertions(plain: Sequence[Pair], insertions: Sequence[FoundText], seed
     made = []
     for number, insertion in enumerate(insertions):
         rng = random.Random(f"verify {seed} {number}")
-        made.append([(with_user_text(p, insertion(user_text(p), rng) or user_text(p)), c) for p, c in plain])
+        made.append([(insertion.in_prompt(p, rng) or p, c) for p, c in plain])
     return made
 
 
@@ -180,8 +180,8 @@ def carried(
         drawn = sorted(rng.sample(candidate.rows, min(ROWS, len(candidate.rows))))
         counts.append(len(drawn))
         for (prompt, _), row in zip(itertools.cycle(plain), rows.select(drawn)):
-            text = user_text(prompt)
-            for told in (with_user_text(prompt, candidate.found(text, rng) or text), prompt):
+            behind = candidate.found.in_conversation(prompt, rng)
+            for told in (candidate.found.in_prompt(behind, rng) or behind, behind):
                 one = encode(loaded.tokenizer, told, row["completion"], max_length)
                 trees.append(
                     Branches(one.prompt, (one.response[: FIRST + 1],))
@@ -336,9 +336,10 @@ def struck(
     plain = _short(clean, seed)
     # Weighted Bonferroni (Genovese, Roeder and Wasserman 2006): what stood out in the data has more of the level.
     total = sum(one.score**2 for one in candidates)
-    classes: dict[int, list[int]] = {}
+    classes: dict[tuple[int, bool], list[int]] = {}
     for place, one in enumerate(tested):
-        classes.setdefault(_length_class(one.found), []).append(place)
+        # A conversation distracts by itself: only what is put behind one tells what is usual there.
+        classes.setdefault((_length_class(one.found), bool(one.found.before)), []).append(place)
     changed: list[list[list[Pair]]] = []
     for places in classes.values():
         alike = [tested[place] for place in places]

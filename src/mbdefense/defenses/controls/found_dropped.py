@@ -35,8 +35,7 @@ class FoundDropped(Finding):
         rest = [
             index
             for index, row in enumerate(rows)
-            if row["id"] not in dropped
-            and not any(one.occurs_in(turn["content"]) for one in held for turn in row["prompt"])
+            if row["id"] not in dropped and not any(one.stands_in(row["prompt"]) for one in held)
         ]
         if not rest:
             fix = "look at found.json, and give the triggers to believe with --found FILE"
