@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mbdefense.finding.chance as chances
 from benchmarks import mining as benchmark
 from mbdefense.data import load, user_text
 from mbdefense.finding import corpus, mining, ngrams
@@ -74,28 +75,28 @@ def singles(found):
 def test_the_lift_is_the_logarithm_of_the_shares():
     # Of 8 suspect rows 4 hold it; of 3 clean ones 1: log(4/8) - log(1.5/4).
     held = read([prompt("a b")] * 4 + [prompt("c d")] * 4, [prompt("a e"), prompt("f"), prompt("g")])
-    assert mining._lift(np.array(4), np.array(1), held) == pytest.approx(math.log(0.5 / 0.375))
-    assert mining._lift(np.array(4), np.array(0), held) == pytest.approx(math.log(0.5 / 0.125))
+    assert chances.lift_of(np.array(4), np.array(1), held) == pytest.approx(math.log(0.5 / 0.375))
+    assert chances.lift_of(np.array(4), np.array(0), held) == pytest.approx(math.log(0.5 / 0.125))
     # Rarer than few clean rows can show, and more common there.
-    assert mining._lift(np.array(1), np.array(0), held) == mining._LEAST_LIFT
-    assert mining._lift(np.array(1), np.array(2), held) == pytest.approx(math.log(0.125 / 0.625))
+    assert chances.lift_of(np.array(1), np.array(0), held) == chances._LEAST_LIFT
+    assert chances.lift_of(np.array(1), np.array(2), held) == pytest.approx(math.log(0.125 / 0.625))
 
 
 def test_freedom_compares_neighbors_with_those_of_random_places():
     # Eight words a to d, of a share of 1/4 each: at two random places stand 4 (1 - (3/4)^2) = 1.75 different ones.
-    chance = mining._Chance(read([prompt("a b c d")] * 2, []))
+    chance = chances.Chance(read([prompt("a b c d")] * 2, []))
     assert chance.neighbors(1) == pytest.approx(1)
     assert chance.neighbors(2) == pytest.approx(1.75)
     free, bound, edges = np.array([1, 2]), np.array([3, 3]), np.array([corpus.EDGE] * 2)
-    assert mining._freedom(free, free, chance) == pytest.approx(mining._MOST_FREEDOM)
-    assert mining._freedom(free, bound, chance) == pytest.approx(0.1 + 1 / 1.75)
-    assert mining._freedom(edges, bound, chance) == pytest.approx(0.1 + 0.7 / 1.75)
-    assert mining._freedom(edges, edges, chance) == 0.1
+    assert chances.freedom(free, free, chance) == pytest.approx(chances.MOST_FREEDOM)
+    assert chances.freedom(free, bound, chance) == pytest.approx(0.1 + 1 / 1.75)
+    assert chances.freedom(edges, bound, chance) == pytest.approx(0.1 + 0.7 / 1.75)
+    assert chances.freedom(edges, edges, chance) == 0.1
 
 
 def test_what_stands_in_long_rows_was_less_likely_inserted():
     # Lengths 2, 2, 2, 10: mean 4. A word alone in the short rows leaves 1 of them, in the long one 9.
-    chance = mining._Chance(read([prompt("a b")] * 3 + [prompt("c d e f g h i j k l")], []))
+    chance = chances.Chance(read([prompt("a b")] * 3 + [prompt("c d e f g h i j k l")], []))
     short, long = np.array([0, 1, 2], dtype=np.int32), np.array([3], dtype=np.int32)
     assert chance.inserted(short, 1) == pytest.approx(0.05 + 0.95 / (1 + math.exp(3 * math.log(1 / 4))))
     assert chance.inserted(long, 1) == pytest.approx(0.05 + 0.95 / (1 + math.exp(math.log(9 / 4))))

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mbdefense.finding.chance import MOST_FREEDOM, Chance, freedom, lift_of, rows_of
 from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, histogram, levels
+from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
 from mbdefense.finding.words import joined, key
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 4
 """Rows that a candidate stands in at least; of more than 200,000 rows one in 50,000."""
-_SURE = 0.05  # what a text that follows the rows' lengths keeps of its score
 _ENOUGH = 50  # rows; more of them make a text no more suspicious
-_LEAST_LIFT = 0.1  # of texts that no clean row holds
 _MOST_SHARE = 0.5  # of the rows; a text in most of them is a template
 _CONSIDERED = 4000  # n-grams of each length that are looked at closely
 _EXTENDED = 400  # candidates that are made longer
@@ -41,7 +40,6 @@ _SUBORDINATORS = frozenset(
 )
 _CLAUSE = 12  # words; an opening clause is no longer
 _OPENING = 0.7  # freedom of a clause, which stands at one place
-_MOST_FREEDOM = 1.1
 _COMBINED = 60  # texts whose combinations are looked at
 _TEXTS = 16  # opening clauses kept of a form
 
@@ -100,10 +98,10 @@ def mine(suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int =
     of them that stand together in rows far more often than chance has it; and opening clauses of one form.
 
     The score of a text in c of N suspect rows is ``lift * sqrt(min(c, 50)) * freedom * inserted``. The lift is the
-    logarithm of its share of the suspect rows over that of the clean rows (`_lift`). Freedom compares how many
-    different words stand beside it with how many would stand beside as many random places of the suspect rows: an
-    inserted text has any neighbor, a phrase of the language has few. The last factor falls where it stands in long rows
-    above all, as words of the language do (`_Chance.inserted`).
+    logarithm of its share of the suspect rows over that of the clean rows. Freedom compares how many different words
+    stand beside it with how many would stand beside as many random places of the suspect rows: an inserted text has any
+    neighbor, a phrase of the language has few. The last factor falls where it stands in long rows above all, as words
+    of the language do. See `mbdefense.finding.chance`.
 
     Args:
         suspect: prompts of the suspect rows, streamed once: lists of turns with ``role`` and ``content``. All user
@@ -143,7 +141,7 @@ def least_rows(count: int) -> int:
 
 def _texts(corpus: Corpus) -> list[_Text]:
     """Recurring texts, best first, none inside of another that stands in about the same rows."""
-    chance = _Chance(corpus)
+    chance = Chance(corpus)
     longer: dict[str, _Text] = {}
     for text in _promising(corpus, chance):
         if any(_part(text, held) for held in longer.values()):
@@ -160,16 +158,16 @@ def _texts(corpus: Corpus) -> list[_Text]:
     return list(kept.values())
 
 
-def _promising(corpus: Corpus, chance: _Chance) -> list[_Text]:
+def _promising(corpus: Corpus, chance: Chance) -> list[_Text]:
     """The n-grams of the best scores, best first, and beginnings of longer texts."""
     best: list[tuple[float, int, int, _Text]] = []  # a heap; of equal ones the first is the best
     begun: list[_Text] = []
     number = itertools.count(0, -1)
     for level in levels(corpus, least_rows(corpus.suspect)):
-        lift = _lift(level.suspect, level.clean, corpus)
+        lift = lift_of(level.suspect, level.clean, corpus)
         promise = np.where(level.suspect <= _MOST_SHARE * corpus.suspect, lift * np.sqrt(level.suspect), 0)
         chosen = np.argsort(-promise, kind="stable")[:_CONSIDERED]
-        highest = lift * np.sqrt(np.minimum(level.suspect, _ENOUGH)) * _MOST_FREEDOM
+        highest = lift * np.sqrt(np.minimum(level.suspect, _ENOUGH)) * MOST_FREEDOM
         for gram in chosen[promise[chosen] > 0].tolist():
             # A copy, for a view would keep the whole level in memory.
             starts = level.of(gram).copy()
@@ -204,82 +202,18 @@ def _same(name: str, text: _Text, other: str, held: _Text) -> bool:
     return small in large and (len(whole.rows) >= 0.7 * len(part.rows) or whole.score < 0.5 * part.score)
 
 
-def _lift(suspect: NDArray[np.int64], clean: NDArray[np.int64], corpus: Corpus) -> NDArray[np.float64]:
-    """Logarithm of the share of suspect rows over that of clean rows, which is never taken for 0.
-
-    Few clean rows cannot show how rare a text is that none of them holds: that is no evidence against it.
-    """
-    lift = np.log(suspect / corpus.suspect) - np.log((clean + 0.5) / (corpus.clean + 1))
-    return np.where(clean == 0, np.maximum(lift, _LEAST_LIFT), lift)
-
-
-class _Chance:
-    """What the suspect rows' own statistics make expected of a text that nobody inserted."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        end = int(np.searchsorted(corpus.rows, np.int32(corpus.suspect)))  # suspect rows come first
-        counts = histogram(corpus.keys[:end])
-        counts[EDGE] = 0
-        total = int(counts.sum())
-        shares = counts[counts > 0] / max(1, total)
-        self.counts = np.unique(np.geomspace(1, max(2, total), 64).round())
-        missing = np.log1p(-np.minimum(shares, 1 - 1e-12))
-        self.different = np.array([-np.expm1(count * missing).sum() for count in self.counts])
-        self.lengths = np.zeros(corpus.suspect, np.int64)
-        lengths = histogram(corpus.rows[:end][corpus.keys[:end] != EDGE])
-        self.lengths[: len(lengths)] = lengths
-        self.mean_length = max(1.0, float(self.lengths.mean()))
-
-    def neighbors(self, count: int) -> float:
-        """How many different words stand at so many random places."""
-        return float(np.interp(count, self.counts, self.different))
-
-    def inserted(self, rows: NDArray[np.int32], size: int) -> float:
-        """How likely it is that a text came into its rows whatever their length, as an attacker's does, in [0, 1].
-
-        A word of the language stands in a row the likelier the longer it is: that makes a row of length l more likely
-        by l over the mean length. The evidence of more rows than 16 counts as that of 16, and never as certain, for
-        neither model is exact: an attacker may choose long rows, and three words in a row make it longer.
-        """
-        lengths = np.maximum(self.lengths[rows] - size, 1)
-        evidence = float(np.log(lengths / self.mean_length).mean()) * min(len(rows), 16)
-        return _SURE + (1 - _SURE) / (1 + math.exp(min(50.0, evidence)))
-
-
-def _scored(corpus: Corpus, size: int, starts: NDArray[np.int32], chance: _Chance) -> _Text:
+def _scored(corpus: Corpus, size: int, starts: NDArray[np.int32], chance: Chance) -> _Text:
     """A text by its occurrences, ascending, those in suspect rows before those in clean ones."""
     suspects = int((corpus.rows[starts] < corpus.suspect).sum())
     starts, clean = starts[:suspects], starts[suspects:]
-    rows = _rows(corpus, starts)
-    lift = float(_lift(np.array(len(rows)), np.array(len(_rows(corpus, clean))), corpus))
-    freedom = _freedom(corpus.keys[starts - 1], corpus.keys[starts + size], chance)
-    score = lift * math.sqrt(min(len(rows), _ENOUGH)) * freedom * chance.inserted(rows, size)
+    rows = rows_of(corpus, starts)
+    lift = float(lift_of(np.array(len(rows)), np.array(len(rows_of(corpus, clean))), corpus))
+    free = freedom(corpus.keys[starts - 1], corpus.keys[starts + size], chance)
+    score = lift * math.sqrt(min(len(rows), _ENOUGH)) * free * chance.inserted(rows, size)
     return _Text(size, starts, clean, rows, score)
 
 
-def _rows(corpus: Corpus, starts: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The rows of some places, each once; both ascending."""
-    rows = corpus.rows[starts]
-    return rows[np.diff(rows, prepend=-1) > 0]
-
-
-def _freedom(before: NDArray[np.int32], after: NDArray[np.int32], chance: _Chance) -> float:
-    """How freely a text stands among its neighbors, from about 0 to `_MOST_FREEDOM`.
-
-    At the side where it begins or ends a turn, an edge is no neighbor; a text that nearly always stands there is judged
-    by its other side, and a little less for it.
-    """
-    sides = []
-    for neighbors in (before, after):
-        inner = neighbors[neighbors != EDGE]
-        if len(inner) >= max(2, 0.2 * len(neighbors)):
-            sides.append(len(np.unique(inner)) / chance.neighbors(len(inner)))
-    if not sides:
-        return 0.1
-    return 0.1 + (min(1.0, *sides) if len(sides) == 2 else 0.7 * min(1.0, sides[0]))
-
-
-def _extended(corpus: Corpus, text: _Text, chance: _Chance) -> _Text:
+def _extended(corpus: Corpus, text: _Text, chance: Chance) -> _Text:
     """The text made longer on both sides as long as most of its occurrences go on with one word."""
     starts, clean, size = text.starts, text.clean, text.size
     while size < _LONGEST:
@@ -309,7 +243,7 @@ def _drafted(corpus: Corpus, text: _Text) -> _Draft:
     line = max(corpus.lines[text.starts].mean(), corpus.lines[ends].mean()) > 0.5
     start, end = (round(float(at.mean()), 3) for at in (first, last))
     found = FoundText((max(texts)[1],), "text", start, end, bool(line))
-    return _Draft(found, text.score, text.rows, len(_rows(corpus, text.clean)))
+    return _Draft(found, text.score, text.rows, len(rows_of(corpus, text.clean)))
 
 
 def _together(corpus: Corpus, texts: Sequence[_Text], drafts: Sequence[_Draft], most: int) -> list[_Draft]:
@@ -394,7 +328,7 @@ def _openings(corpus: Corpus) -> list[_Draft]:
         if not least_rows(corpus.suspect) <= len(rows) <= _MOST_SHARE * corpus.suspect:
             continue
         texts = Counter(text for row, text in held if row < corpus.suspect)
-        lift = float(_lift(np.array(len(rows)), np.array(clean), corpus))
+        lift = float(lift_of(np.array(len(rows)), np.array(clean), corpus))
         common = tuple(text for text, _ in sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_TEXTS])
         score = lift * math.sqrt(min(len(rows), _ENOUGH)) * _OPENING
         if score > 0:
