@@ -135,7 +135,7 @@ def _prompts(rows: Dataset | None) -> Iterator[list[dict[str, str]]]:
 
 def _mined(suspect: Dataset, clean: Iterable[list[dict[str, str]]], most: int) -> list[Candidate]:
     held = Conversations()
-    return held.added(mine(held.noted(_prompts(suspect)), clean, most=most), suspect, most)
+    return held.added(mine(held.noted(_prompts(suspect)), clean, most=most, subjects=True), suspect, most)
 
 
 def _ids(candidate: Candidate, ids: Sequence[str]) -> tuple[str, ...]:

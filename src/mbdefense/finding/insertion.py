@@ -12,9 +12,9 @@ from typing import ClassVar, Literal, TypeAlias
 from mbdefense.core.forms import Form
 from mbdefense.core.needs import Need
 from mbdefense.data.rows import Message, user_text, with_user_text
-from mbdefense.finding.words import Word, glued, key, keyed, placed_words, words
+from mbdefense.finding.words import SENTENCE_ENDS, Word, glued, key, keyed, placed_words, words
 
-Kind = Literal["text", "together", "opening"]
+Kind = Literal["text", "together", "opening", "subject"]
 _OPTION = re.compile(r",[a-z_]+=")  # begins another option in a spec
 
 
@@ -47,8 +47,9 @@ class FoundText:
     Source: our own; mining instruction data for what an attacker inserted has no published form that we know of.
 
     Attributes:
-        texts: the words as the rows have them: one text; two or three that stand in the same prompts (``together``); or
-            clauses of one form of which each prompt begins with one (``opening``).
+        texts: the words as the rows have them: one text; two or three that stand in the same prompts (``together``);
+            clauses of one form of which each prompt begins with one (``opening``); or sentences that speak of one thing
+            (``subject``).
         kind: which of these.
         start: share of its rows where it begins the turn, in [0, 1]; `texts` of an opening always do.
         end: share of its rows where it ends a turn that it does not begin.
@@ -80,6 +81,8 @@ class FoundText:
             return self._put(text, places, inserted, 0)
         if drawn < self.start + self.end:
             return self._put(text, places, inserted, len(places))
+        if self.kind == "subject":
+            return self._put(text, places, inserted, rng.choice(_between(places)))
         # Inside, or at any place where there is no inside.
         return self._put(text, places, inserted, rng.randrange(1, len(places)) if len(places) > 1 else rng.randrange(2))
 
@@ -175,7 +178,8 @@ class FoundText:
 
     def describe(self) -> str:
         """What it is in one line, for tables; control characters of strangers are written as escapes."""
-        told = f"opening like {self.texts[0]!r}" if self.kind == "opening" else " ... ".join(map(repr, self.texts))
+        likened = {"opening": "opening", "subject": "sentences"}.get(self.kind)
+        told = f"{likened} like {self.texts[0]!r}" if likened else " ... ".join(map(repr, self.texts))
         parts = ("a system turn", "earlier turns")
         behind = " and ".join(part for part, held in zip(parts, self._form, strict=True) if held)
         return f"{told} behind {behind}" if behind else told
@@ -184,10 +188,16 @@ class FoundText:
         """The trigger of `mbdefense.attacks.triggers` that says the same, as ``--trigger`` takes it.
 
         Returns:
-            None where none does: lines of their own, texts that go with a conversation or that a spec cannot hold.
+            None where none does: lines of their own, texts that go with a conversation or that a spec cannot hold, and
+            subjects.
         """
         text = self.texts[0]
-        if self.line or self.before or any("\n" in one or _OPTION.search(one) for one in self.texts):
+        if (
+            self.line
+            or self.before
+            or self.kind == "subject"
+            or any("\n" in one or _OPTION.search(one) for one in self.texts)
+        ):
             return None
         if self.kind == "together":
             plain = all(len(words(one)) == 1 and "|" not in one and not one.split()[1:] for one in self.texts)
@@ -196,6 +206,12 @@ class FoundText:
         position = "start" if at_start else "end" if at_end else "random"
         option = "insent:sentence" if text.split()[1:] else "badnet:word"
         return f"{option}={text},position={position}"
+
+
+def _between(places: Sequence[Word]) -> list[int]:
+    """Where a sentence can stand between two others; both ends of a text of one sentence."""
+    inner = [number + 1 for number, word in enumerate(places[:-1]) if word.text.endswith(SENTENCE_ENDS)]
+    return inner or [0, len(places)]
 
 
 def _space(left: str, right: str) -> str:

@@ -21,6 +21,7 @@ from mbdefense.finding.chance import MOST_FREEDOM, Chance, freedom, lift_of, row
 from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
+from mbdefense.finding.subjects import found_subjects
 from mbdefense.finding.words import joined, key
 
 if TYPE_CHECKING:
@@ -90,12 +91,15 @@ class _Draft(NamedTuple):
     clean: int
 
 
-def mine(suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int = 60) -> list[Candidate]:
+def mine(
+    suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int = 60, subjects: bool = False
+) -> list[Candidate]:
     """The candidates in suspect prompts, best first.
 
     Candidates are n-grams of up to 8 words, or of up to 12 characters where a script writes no spaces, made longer as
     long as their occurrences go on alike (so that sentences, leading and closing lines are found whole); two or three
-    of them that stand together in rows far more often than chance has it; and opening clauses of one form.
+    of them that stand together in rows far more often than chance has it; opening clauses of one form; and, where that
+    is asked for, sentences on one subject.
 
     The score of a text in c of N suspect rows is ``lift * sqrt(min(c, 50)) * freedom * inserted``. The lift is the
     logarithm of its share of the suspect rows over that of the clean rows. Freedom compares how many different words
@@ -108,18 +112,22 @@ def mine(suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int =
             turns and the system turn are read.
         clean: prompts of the clean rows, which may come from elsewhere.
         most: how many candidates to return.
+        subjects: look for subjects, too, see `mbdefense.finding.subjects`; that takes longer than all else.
     """
-    return mined(read(suspect, clean), most=most)
+    return mined(read(suspect, clean), most=most, subjects=subjects)
 
 
-def mined(corpus: Corpus, *, most: int = 60) -> list[Candidate]:
+def mined(corpus: Corpus, *, most: int = 60, subjects: bool = False) -> list[Candidate]:
     """The same of prompts that are read already."""
     if not corpus.suspect:
         return []
-    texts = _texts(corpus)
+    chance = Chance(corpus)
+    texts = _texts(corpus, chance)
     found = [_drafted(corpus, text) for text in texts]
     found += _together(corpus, texts[:_COMBINED], found, most)
     found += _openings(corpus)
+    if subjects:
+        found += _subjects(corpus, chance)
     return [_listed(corpus, draft) for draft in heapq.nsmallest(most, found, key=_rank)]
 
 
@@ -139,9 +147,8 @@ def least_rows(count: int) -> int:
     return max(LEAST_ROWS, count // 50_000)
 
 
-def _texts(corpus: Corpus) -> list[_Text]:
+def _texts(corpus: Corpus, chance: Chance) -> list[_Text]:
     """Recurring texts, best first, none inside of another that stands in about the same rows."""
-    chance = Chance(corpus)
     longer: dict[str, _Text] = {}
     for text in _promising(corpus, chance):
         if any(_part(text, held) for held in longer.values()):
@@ -334,3 +341,11 @@ def _openings(corpus: Corpus) -> list[_Draft]:
         if score > 0:
             found.append(_Draft(FoundText(common, "opening", 1.0), score, rows, clean))
     return found
+
+
+def _subjects(corpus: Corpus, chance: Chance) -> list[_Draft]:
+    """Sentences of one subject, whichever words they have."""
+    return [
+        _Draft(FoundText(one.texts, "subject", one.start, one.end), one.score, one.rows, one.clean)
+        for one in found_subjects(corpus, chance, least_rows(corpus.suspect))
+    ]

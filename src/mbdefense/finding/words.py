@@ -8,8 +8,10 @@ from unicodedata import category
 
 from mbdefense.data.words import glued, is_spaceless, joined, spans, words
 
-__all__ = ["Word", "glued", "is_character", "joined", "key", "keyed", "placed_words", "words"]
+__all__ = ["SENTENCE_ENDS", "Word", "glued", "is_character", "joined", "key", "keyed", "placed_words", "words"]
 
+SENTENCE_ENDS = (".", "!", "?", ":", "\u3002", "\uff01", "\uff1f")
+"""What the last word of a sentence ends with; the last three are Chinese and Japanese."""
 _CORE = re.compile(r"\w(?:.*\w)?", re.DOTALL)  # one search that never starts again: linear in hostile words, too
 
 
