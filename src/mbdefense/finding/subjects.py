@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST = 3  # subjects of each resolution; data that nothing is wrong with have as many of their own
 RESOLUTIONS = (1.0, 4.0)  # of the groups, coarse and fine: among many words an attacker's few are lost in a coarse one
 COHESION = 4.0  # power of the share of a subject's own words in its sentences
-_SENTENCES = 5000  # read, evenly over the rows: the words of more of them take minutes to group
+_ROWS, _SENTENCES = 20_000, 5000  # read, evenly over the suspect ones: the words of more take minutes to group
 _WORDS = 6  # of a subject, at least
 _TOGETHER = 2  # of its words in a sentence, at least, for it to be about the subject
 _COMMON = 0.05  # share of the rows; a word in more of them is no subject's, or found by itself
@@ -77,7 +77,8 @@ def found_subjects(corpus: Corpus, chance: Chance, least: int) -> list[Subject]:
     """
     import networkx as nx
 
-    sentences = list(_sentences(corpus, _usable(corpus)))
+    read = _read(corpus)
+    sentences = list(_sentences(corpus, read, _usable(corpus, read)))
     graph = _together(one for one in sentences if one.row < corpus.suspect)
     best: list[Subject] = []
     for resolution in RESOLUTIONS:
@@ -106,29 +107,36 @@ def _same(one: Subject, other: Subject) -> bool:
     return both > 0.5 * (len(one.rows) + len(other.rows) - both)
 
 
-def _usable(corpus: Corpus) -> NDArray[np.bool_]:
+def _read(corpus: Corpus) -> NDArray[np.bool_]:
+    """Which words are looked at: those of all clean rows, and of so many suspect ones."""
+    step = np.int32(max(1, -(-corpus.suspect // _ROWS)))
+    read: NDArray[np.bool_] = (corpus.rows >= corpus.suspect) | (corpus.rows % step == 0)
+    return read
+
+
+def _usable(corpus: Corpus, read: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which words, by their numbers, may be of a subject: those of few rows, and of fewer clean ones."""
-    counts = []
-    for low, high in ((0, corpus.suspect), (corpus.suspect, corpus.suspect + corpus.clean)):
-        inside = (corpus.rows >= low) & (corpus.rows < high)
-        pairs = np.unique(np.stack([corpus.rows[inside], corpus.keys[inside]]), axis=1)[1]
-        counts.append(np.bincount(pairs, minlength=len(corpus.spellings)))
-    suspect, clean = counts
-    share = np.maximum(suspect, 1) / corpus.suspect
-    rarer = (clean == 0) | (share > _LIFT * (clean + 0.5) / (corpus.clean + 1))
-    usable: NDArray[np.bool_] = (
-        (suspect > 1) & (suspect <= _COMMON * corpus.suspect + _RARE) & rarer & ~corpus.characters
+    rows, keys = corpus.rows[read], corpus.keys[read].astype(np.int64)
+    once = np.unique(rows * np.int64(len(corpus.spellings)) + keys)
+    of_clean = once >= corpus.suspect * len(corpus.spellings)
+    suspect, clean = (
+        np.bincount(once[part] % len(corpus.spellings), minlength=len(corpus.spellings))
+        for part in (~of_clean, of_clean)
     )
+    among = int((np.diff(rows, prepend=-1) > 0).sum()) - corpus.clean
+    share = np.maximum(suspect, 1) / max(1, among)
+    rarer = (clean == 0) | (share > _LIFT * (clean + 0.5) / (corpus.clean + 1))
+    usable: NDArray[np.bool_] = (suspect > 1) & (suspect <= _COMMON * among + _RARE) & rarer & ~corpus.characters
     usable[EDGE] = False
     return usable
 
 
-def _sentences(corpus: Corpus, usable: NDArray[np.bool_]) -> Iterator[_Sentence]:
+def _sentences(corpus: Corpus, read: NDArray[np.bool_], usable: NDArray[np.bool_]) -> Iterator[_Sentence]:
     """Sentences with two usable words or more, evenly over suspect rows, and those of clean rows."""
     closing = np.array([word.endswith(SENTENCE_ENDS) for word in corpus.spellings])
     edges = corpus.keys == EDGE
     # A sentence begins behind an edge, a line break or the end of another one.
-    begins = ~edges & (np.roll(edges, 1) | corpus.lines | np.roll(closing[corpus.spelled], 1))
+    begins = read & ~edges & (np.roll(edges, 1) | corpus.lines | np.roll(closing[corpus.spelled], 1))
     starts = np.flatnonzero(begins)
     stops = np.minimum(np.append(starts[1:], len(edges)), _next(edges, starts))
     inside = np.concatenate([[0], np.cumsum(usable[corpus.keys])])
