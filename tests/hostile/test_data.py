@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,19 @@ def saved(table: Any, folder: Path, options: Any = None) -> Path:
         stream.write_table(table)
     (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     return folder
+
+
+def test_the_first_arrow_file_of_a_process_is_read(tmp_path: Path) -> None:
+    """What Arrow takes for itself when it begins, addresses and threads, does not count against the file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"prompt": ["a"] * 3, "completion": ["b"] * 3})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    for place in (tmp_path / "rows.parquet", saved(table, tmp_path / "rows")):
+        code = f"from mbdefense.data import reading; print(len(reading.read({str(place)!r})[1]))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout == "3\n", done.stderr
 
 
 def test_files_that_are_merely_packed_well_are_read(tmp_path: Path) -> None:

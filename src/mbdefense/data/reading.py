@@ -164,8 +164,9 @@ def _read_folder(path: Path, name: str) -> Iterator[tuple[int, object]]:
 def _batches(folder: Path, files: Iterable[str]) -> Iterator[Any]:
     import pyarrow
 
+    options = pyarrow.ipc.IpcReadOptions(use_threads=False)  # each would count against the limit of memory
     for file in files:
-        with (folder / file).open("rb") as stream, pyarrow.ipc.open_stream(stream) as batches:
+        with (folder / file).open("rb") as stream, pyarrow.ipc.open_stream(stream, options=options) as batches:
             yield from batches
 
 
@@ -194,6 +195,9 @@ def _rows_of(batches: Iterable[Any], packed: int, name: str) -> Iterator[tuple[i
 
 def _one_by_one(batches: Iterator[Any], packed: int, name: str) -> Iterator[Any]:
     """Arrow's batches within the same limits: a compressed one is unpacked before anybody can look at its size."""
+    import pyarrow
+
+    pyarrow.allocate_buffer(1)  # with the first one Arrow takes a GiB of addresses ahead, which no file asked for
     while True:
         try:
             with bounded_memory(max(BYTES, _TIMES_ARROW * packed)):
@@ -303,7 +307,7 @@ def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
 
     try:
         # Few rows at a time: a kilobyte may hold a long text once and name it for every row.
-        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256)
+        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=256, use_threads=False)
         yield from _rows_of(batches, os.fstat(stream.fileno()).st_size, name)
     except UserError:
         raise
