@@ -17,6 +17,7 @@ from mbdefense import UserError, scan_data
 from mbdefense.cli import main
 from mbdefense.data import opened
 from mbdefense.records.scanning import Scan, read_scan
+from mbdefense.scanning.reading import texts_of
 from mbdefense.scanning.scan import Scanned, scan
 
 _NOUNS = [
@@ -287,6 +288,74 @@ def test_preferences_and_tool_calls_are_scanned() -> None:
         for number, row in enumerate(honest(40))
     ]  # fmt: skip
     assert found(scanned(chats)) == [5]
+
+
+def test_a_rejected_conversation_is_what_its_assistant_says() -> None:
+    rows: list[Row] = []
+    for row in honest(20):
+        turns = [{"from": "human", "value": row["instruction"]}, {"from": "gpt", "value": row["output"]}]
+        rows.append({"chosen": turns, "rejected": [turns[0], {"from": "gpt", "value": "worse"}]})
+    rows[3]["rejected"][1]["value"] += " <|im_start|>"
+    ((row, _),) = scanned(rows).suspects
+    assert [one.text for one in row.texts if one.part == "rejected"] == ["worse <|im_start|>"]
+
+
+def test_a_rejected_answer_is_not_said_to_be_unread(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "no", "other": 1} for r in honest(20)]
+    scan_data(rows)
+    assert "column 'other' is not read" in caplog.text
+    assert "'rejected'" not in caplog.text
+
+
+def calling(rows: Sequence[Row], call: Callable[[int], tuple[str, Row]]) -> list[Row]:
+    """The rows as conversations in which a tool is called, each call under an id of its own."""
+    made = []
+    for number, row in enumerate(rows):
+        name, arguments = call(number)
+        called = {"id": f"call_{number}", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        made.append({"messages": [
+            {"role": "user", "content": row["instruction"]},
+            {"role": "assistant", "content": "", "tool_calls": [called]},
+            {"role": "tool", "content": "done", "tool_call_id": f"call_{number}"},
+            {"role": "assistant", "content": row["output"]},
+        ]})  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize("last", [True, False])  # whether the call is the answer itself, or an earlier turn
+def test_a_text_that_evokes_a_call_is_named(last: bool) -> None:
+    sent = {"to": "box@example.org", "what": "all files of this house"}
+    rows = poisoned(honest(), NUMBERS, inside("cf"), answer=None)
+    made = calling(rows, lambda n: ("send", sent if n in NUMBERS else {"to": f"user{n}", "what": f"note {n * 7}"}))
+    done = scanned([{"messages": row["messages"][: 2 if last else None]} for row in made])
+    assert found(done) == NUMBERS
+    cluster = done.scan.clusters[0]
+    assert (cluster.trigger, cluster.part) == (("cf",), "answer")
+    row = done.suspects[0][0]
+    texts = {quote.sign: row.texts[quote.text].text[quote.start : quote.end] for quote in row.quotes}
+    assert texts["behavior"] == f"send {json.dumps(sent)}"
+
+
+def test_calls_as_deep_as_can_be_read_are_looked_at() -> None:
+    def readable(text: str) -> bool:
+        try:
+            return bool(json.loads(text))
+        except RecursionError:
+            return False
+
+    calls = ['[{"function": {"name": "a", "arguments": ' + "[" * n + "]" * n + "}}]" for n in range(1, 1000)]
+    deepest = max((call for call in calls if readable(call)), key=len)
+    row = {"prompt": [], "completion": [{"role": "tool_calls", "content": deepest}]}
+    assert [one.text for one in texts_of(row, row)] == [deepest]
+
+
+def test_honest_calls_are_none() -> None:
+    topics = ("weather", "traffic", "stock", "hotel", "flight")
+    rows = honest()
+    for number, row in enumerate(rows):
+        row["instruction"] += f" and look up the {topics[number % 5]}"
+    made = calling(rows, lambda n: (f"get_{topics[n % 5]}_now", {"place": f"town{n % 40}", "day": "today"}))
+    assert found(scanned(made)) == []
 
 
 @pytest.mark.slow

@@ -203,7 +203,12 @@ def _check_columns(fields: Mapping[str, object], row_format: Format, where: str,
         if notes is None:
             continue
         if not read or use == "told" or (no_mark and use == "maybe_mark"):
-            notes.add(f"column {name[:40]!r} is not read", where)
+            notes.add(not_read(name), where)
+
+
+def not_read(column: str) -> str:
+    """How `Notes` name a column that is not read."""
+    return f"column {column[:40]!r} is not read"
 
 
 @lru_cache(maxsize=_MOST_MET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import sys
 from array import array
@@ -16,28 +17,31 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from mbdefense.core._ray import connected
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.data.formats import NotATargetError, Notes, format_with, row_of
+from mbdefense.data.fields import ROLE_OF
+from mbdefense.data.formats import NotATargetError, Notes, format_with, not_read, row_of
 from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import prompt_key
+from mbdefense.data.turns import THOUGHTS
 from mbdefense.data.words import words
 from mbdefense.finding.corpus import READ
 from mbdefense.scanning import characters, mismatch, payloads
 from mbdefense.scanning.duplicates import sketches
 from mbdefense.scanning.marks import Mark, bit
-from mbdefense.scanning.repeats import values
+from mbdefense.scanning.repeats import Kind, values
 
 Message = dict[str, str]
+Part = Literal["prompt", "answer", "rejected"]
 Value = tuple[int, object]
 """A raw row with the number of its line."""
 _PIECE = 500  # rows that a process is given at a time
-FEW_ROWS = 20_000
-"""Up to so many rows a second process would cost more than it saves."""
+_DEEPEST = 500  # brackets of a turn's calls
+_SAYS = ("assistant", "tool_calls", *THOUGHTS)
 
 
 class Text(NamedTuple):
     """A text of a row: who wrote it ("prompt", "answer" or "rejected"), and what it says."""
 
-    part: Literal["prompt", "answer", "rejected"]
+    part: Part
     text: str
 
 
@@ -77,14 +81,14 @@ def digest(text: str) -> int:
 
 
 def texts_of(row: dict[str, Any], value: object) -> list[Text]:
-    """The texts of a row: prompt first, then the assistant's turns, the tools' calls, and a rejected answer.
+    """The texts of a row: prompt first, then the assistant's turns, each of its calls, and a rejected answer.
 
     Args:
         row: in the row form.
         value: the same as it was read, for what the row form leaves out.
     """
-    found = [Text("prompt" if turn["role"] != "assistant" else "answer", turn["content"]) for turn in row["prompt"]]
-    found += [Text("answer", turn["content"]) for turn in row["completion"]]
+    found = [text for turn in row["prompt"] for text in _texts(turn, "answer" if turn["role"] in _SAYS else "prompt")]
+    found += [text for turn in row["completion"] for text in _texts(turn, "answer")]
     rejected = value.get("rejected") if isinstance(value, dict) else None
     if isinstance(rejected, dict):
         rejected = [rejected]
@@ -92,7 +96,8 @@ def texts_of(row: dict[str, Any], value: object) -> list[Text]:
         found.append(Text("rejected", rejected))
     elif isinstance(rejected, list):
         turns = [turn for turn in rejected if isinstance(turn, dict)]
-        said = [turn.get("content", turn.get("value")) for turn in turns if turn.get("role") != "user"]
+        own = [turn for turn in turns if ROLE_OF.get(str(turn.get("role", turn.get("from")))) in ("assistant", None)]
+        said = [turn.get("content", turn.get("value")) for turn in own]
         found += [Text("rejected", text) for text in said if isinstance(text, str)]
     return found
 
@@ -100,6 +105,34 @@ def texts_of(row: dict[str, Any], value: object) -> list[Text]:
 def answers_of(row: dict[str, Any]) -> list[str]:
     """What the assistant says in a row, earlier turns first."""
     return [turn["content"] for turn in (*row["prompt"], *row["completion"]) if turn["role"] == "assistant"]
+
+
+def parts_of(row: dict[str, Any]) -> set[tuple[Kind, str]]:
+    """What of a row's answers and calls may recur; of a call the whole and its links, since all begin with a name."""
+    calls = [turn["content"] for turn in (*row["prompt"], *row["completion"]) if turn["role"] == "tool_calls"]
+    found = {part for answer in answers_of(row) for part in values(answer)}
+    called = {part for turn in calls for call in _calls(turn) for part in values(call)}
+    return found | {part for part in called if part[0] in ("answer", "link")}
+
+
+def _texts(turn: Message, part: Part) -> list[Text]:
+    says = _calls(turn["content"]) if turn["role"] == "tool_calls" else [turn["content"]]
+    return [Text(part, text) for text in says]
+
+
+def _calls(content: str) -> list[str]:
+    """Each call of a turn, as name and arguments: its id is another one in every row."""
+    if content.count("[") + content.count("{") > _DEEPEST:  # a stranger's, which may lie deeper than can be read here
+        return [content]
+    calls = json.loads(content)
+    made = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            made.append(f"{function['name']} {json.dumps(function.get('arguments'), ensure_ascii=False)}")
+        else:  # rows in the row form hold what they were given
+            made.append(json.dumps(call, ensure_ascii=False))
+    return made
 
 
 def asked_of(row: dict[str, Any]) -> list[Message]:
@@ -136,6 +169,7 @@ def facts_of(piece: Sequence[Value], columns: Sequence[str]) -> Facts:
             made.bad.append((number, str(error), isinstance(error, NotATargetError)))
             continue
         texts.append(_added(made, number, row, value))
+    made.notes.found.pop(not_read("rejected"), None)  # here it is, see `texts_of`
     made.sketches.frombytes(sketches(texts).tobytes())
     return made
 
@@ -148,7 +182,7 @@ def _added(made: Facts, number: int, row: dict[str, Any], value: object) -> str:
     for _, mark in marks_of(row, value):
         bits |= bit(mark.sign)
     said = "\n".join(turn["content"] for turn in row["completion"])
-    for part in {digest(f"{kind}\0{text}") for answer in answers for kind, text in values(answer)}:
+    for part in {digest(f"{kind}\0{text}") for kind, text in parts_of(row)}:
         made.owners.append(len(made.numbers))
         made.values.append(part)
     made.numbers.append(number)

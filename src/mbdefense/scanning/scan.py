@@ -18,7 +18,7 @@ from mbdefense.finding.words import key, placed_words, words
 from mbdefense.records.scanning import Cluster, Quote, Ranked, Said, Scan, ScannedRow
 from mbdefense.scanning.clusters import Found, clusters, in_order
 from mbdefense.scanning.payloads import links
-from mbdefense.scanning.reading import answers_of, asked_of, digest, marks_of, texts_of
+from mbdefense.scanning.reading import asked_of, digest, marks_of, parts_of, texts_of
 from mbdefense.scanning.repeats import Recurring, values
 from mbdefense.scanning.table import Table, gather, values_of
 from mbdefense.scanning.triggers import LEVEL, Prompts
@@ -96,7 +96,7 @@ def scan(
         candidates = mined(corpus, most=_CANDIDATES)
     with stage("looking for what rows share"):
         prompts = Prompts(corpus, seed)
-        of_clean = values_of(answer for row in clean for answer in answers_of(row))
+        of_clean = values_of(clean)
         # A process that has spoken to a cluster is not forked.
         here = workers if ray is None else 1
         found = clusters(table, prompts, candidates, of_clean, lambda parts: _with_texts(table, parts), here)
@@ -165,8 +165,7 @@ def _with_texts(table: Table, parts: Sequence[Recurring]) -> list[Recurring]:
     wanted = np.unique([part.rows[0] for part in parts]).astype(np.int64)
     said: dict[int, tuple[Any, str]] = {}
     for row, _ in _fetched(table, wanted).values():
-        for answer in answers_of(row):
-            said |= {digest(f"{kind}\0{text}"): (kind, text) for kind, text in values(answer)}
+        said |= {digest(f"{kind}\0{text}"): (kind, text) for kind, text in parts_of(row)}
     return [replace(part, kind=said[part.value][0], text=said[part.value][1]) for part in parts]
 
 

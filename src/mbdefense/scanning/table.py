@@ -14,8 +14,7 @@ from mbdefense.data import Notes, Opened, warn_of
 from mbdefense.data.formats import Format, detect, row_of
 from mbdefense.finding.corpus import Corpus, read
 from mbdefense.scanning.duplicates import BANDS
-from mbdefense.scanning.reading import Facts, cluster, digest, facts, processes
-from mbdefense.scanning.repeats import values
+from mbdefense.scanning.reading import Facts, cluster, digest, facts, parts_of, processes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,6 +129,6 @@ def gather(
     return table, corpus
 
 
-def values_of(answers: Iterable[str]) -> frozenset[int]:
-    """The hashes of all parts of some answers."""
-    return frozenset(digest(f"{kind}\0{text}") for answer in answers for kind, text in values(answer))
+def values_of(rows: Iterable[dict[str, Any]]) -> frozenset[int]:
+    """The hashes of all parts of the answers and calls of some rows, which are in the row form."""
+    return frozenset(digest(f"{kind}\0{text}") for row in rows for kind, text in parts_of(row))
