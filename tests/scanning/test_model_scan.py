@@ -111,6 +111,14 @@ def test_what_leads_nowhere_is_refused_before_any_work(more: dict[str, Any], say
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["model_scan.json", "model_scan.html", "found.json"])
+def test_nothing_is_written_over(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=r"an earlier scan lies there: .*; use another --output_dir"):
+        scan_model("nowhere", output_dir=tmp_path)
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(name, "mine")]
+
+
 # Sampling and leaks
 
 

@@ -97,6 +97,24 @@ def test_nothing_to_propose_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["proposed.json", "pick.html"])
+def test_a_file_of_others_is_never_written_over(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = written(tmp_path, "mine.jsonl", honest(20)), tmp_path / "out"
+    for seed in "12":  # an earlier run of the command may be replaced
+        assert main(["pick-clean", path, "-n", "4", "--seed", seed, "--output_dir", str(out)]) == 0
+    assert json.loads((out / "proposed.json").read_text())["seed"] == 2
+    (tmp_path / name).write_text('{"rows": 3}\n')
+    capsys.readouterr()
+    monkeypatch.setattr("mbdefense.scanning.scan.scan", None)  # no work is begun
+    assert main(["pick-clean", path, "-n", "4", "--output_dir", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"a file of others would be written over: '{tmp_path / name}'; name another --output_dir" in line
+    assert {one.name for one in tmp_path.iterdir()} == {"mine.jsonl", "out", name}
+    assert (tmp_path / name).read_text() == '{"rows": 3}\n'
+
+
 def test_the_pages_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -466,6 +466,36 @@ def test_several_files_are_one_set_and_are_cleaned_each_in_its_form(tmp_path: Pa
     assert (len(first), len(second)) == (97, 97)
 
 
+@pytest.mark.parametrize("name", ["scan.json", "scan.html", "suspects.jsonl", "cleaned.jsonl", "ranked.jsonl"])
+def test_a_file_of_others_is_never_written_over(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, "mine.jsonl", honest(20))
+    (tmp_path / name).write_text('{"rows": 3}\n')
+    monkeypatch.setattr("mbdefense.scanning.scan.scan", None)  # no work is begun
+    assert main(["scan-data", path, "--output_dir", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"a file of others would be written over: '{tmp_path / name}'; name another --output_dir" in line
+    assert {one.name for one in tmp_path.iterdir()} == {"mine.jsonl", name}
+    assert (tmp_path / name).read_text() == '{"rows": 3}\n'
+
+
+def test_an_earlier_scan_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    paths = [written(tmp_path, f"{name}.jsonl", honest(20, seed)) for seed, name in enumerate("abc")]
+    out = tmp_path / "out"
+    for given in (paths, paths[:2], paths[:1]):
+        scan_data(given, output_dir=out)
+        names = [f"cleaned-{number + 1}.jsonl" for number in range(len(given))] if given[1:] else ["cleaned.jsonl"]
+        assert sorted(path.name for path in out.iterdir()) == sorted(
+            [*names, "scan.html", "scan.json", "suspects.jsonl"]
+        )
+    with pytest.raises(UserError, match=r"what would be written over is read: .*cleaned.jsonl"):
+        scan_data(out / "cleaned.jsonl", output_dir=out)
+    with pytest.raises(UserError, match=r"the scan writes a file of its own there: .*scan.json'; name another --sarif"):
+        scan_data(paths[0], output_dir=out, sarif=out / "scan.json")
+    assert read_scan(out / "scan.json").files == ("a.jsonl",)
+
+
 def test_bad_rows_stop_the_scan_or_are_left_out(tmp_path: Path) -> None:
     path = written(tmp_path, "mine.jsonl", [*honest(20), {"instruction": "Say it."}])
     with pytest.raises(UserError, match=r"mine.jsonl:21: missing column output; .*--on_bad_row skip"):

@@ -203,6 +203,17 @@ def refuse_over(outputs: Iterable[str | Path], inputs: Iterable[object]) -> None
             raise UserError("what would be written over is read", str(output), "name another place for the output")
 
 
+def refuse_foreign(outputs: Iterable[Path]) -> None:
+    """Refuses to write over files, where no earlier run of the same command has written them.
+
+    Raises:
+        UserError: names the file.
+    """
+    for output in outputs:
+        if os.path.lexists(output):
+            raise UserError("a file of others would be written over", str(output), "name another --output_dir")
+
+
 def _remove_empty(folders: Iterable[Path]) -> None:
     """Removes folders, the innermost first, up to one that holds something."""
     with contextlib.suppress(OSError):

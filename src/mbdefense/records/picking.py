@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mbdefense.core.files import write_json
-from mbdefense.core.forms import Count, Form, Positive
+from mbdefense.core.files import read_json, write_json
+from mbdefense.core.forms import Count, Form, Positive, parse
 from mbdefense.core.text import encodable
 
 PROPOSED_FILE = "proposed.json"
@@ -86,3 +86,12 @@ def write_proposals(path: Path, made: Proposals) -> None:
         UserError: it cannot be written.
     """
     write_json(path, json.loads(encodable(json.dumps(asdict(made), ensure_ascii=False))))
+
+
+def read_proposals(path: Path) -> Proposals:
+    """Reads ``proposed.json`` strictly.
+
+    Raises:
+        UserError: unreadable, or a value of the wrong type or range.
+    """
+    return parse(Proposals, json.dumps(read_json(path)), path.name, "propose again with mbdefense pick-clean")

@@ -64,13 +64,14 @@ def pick_clean(
         on_bad_row: stop at the first unreadable row, or skip and count them.
 
     Raises:
-        UserError: data that cannot be read, no row that could be proposed, or a folder that cannot be written into.
+        UserError: data that cannot be read, no row that could be proposed, or a folder that cannot be written into
+            or that holds files of others under these names.
     """
     import json
 
-    from mbdefense.core.files import claimed, write_text
+    from mbdefense.core.files import claimed, refuse_foreign, write_text
     from mbdefense.data import is_strict, opened
-    from mbdefense.records.picking import PAGE_FILE, PROPOSED_FILE, write_proposals
+    from mbdefense.records.picking import PAGE_FILE, PROPOSED_FILE, read_proposals, write_proposals
     from mbdefense.records.scanning import verdict
     from mbdefense.report._pick import render
     from mbdefense.scanning.picking import MOST, pick
@@ -83,6 +84,11 @@ def pick_clean(
     directory = None if output_dir is None else Path(output_dir)
     sources = list(opened(dataset))
     with nullcontext() if directory is None else claimed(directory), stages(STAGES + 1):
+        if directory is not None:
+            try:
+                read_proposals(directory / PROPOSED_FILE)
+            except UserError:  # of no earlier run of this command, whose files may be replaced
+                refuse_foreign(directory / name for name in (PAGE_FILE, PROPOSED_FILE))
         done = scan(sources, strict=strict, seed=seed)
         with stage("choosing rows to check"):
             picked = pick(done, n, longest=longest, seed=seed)

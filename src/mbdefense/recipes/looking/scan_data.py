@@ -76,13 +76,13 @@ def scan_data(
         trust_remote_code: allow a Hub repository to run code of its own.
 
     Raises:
-        UserError: data or a model that cannot be read, or a folder or file that cannot be written into.
+        UserError: data or a model that cannot be read, or a folder or file that cannot be written into, or that is of
+            somebody else.
     """
     from contextlib import ExitStack
 
-    from mbdefense.core.files import claimed, claimed_file, refuse_over, write_json
+    from mbdefense.core.files import claimed, claimed_file, refuse_foreign, refuse_over, write_json
     from mbdefense.data import is_strict, opened, streamed
-    from mbdefense.records.scanning import RANKED_FILE, SCAN_FILE, SUSPECTS_FILE
     from mbdefense.scanning.scan import STAGES, scan
 
     if ray is not None and workers is not None:
@@ -101,14 +101,19 @@ def scan_data(
     sources = list(opened(dataset))
     clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
     directory = None if output_dir is None else Path(output_dir)
+    read = [*_paths(dataset), *([] if clean_dataset is None else _paths(clean_dataset))]
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(claimed(directory))
-            written = [directory / name for name in (SUSPECTS_FILE, RANKED_FILE, SCAN_FILE)]
-            written += directory.glob("cleaned*.jsonl")
-            refuse_over(written, [*_paths(dataset), clean_dataset])
+            earlier = _earlier(directory)
+            written = [directory / name for name in dict.fromkeys([*_written(len(sources)), *earlier])]
+            refuse_over(written, read)
+            if not earlier:
+                refuse_foreign(written)
+            if sarif is not None and Path(sarif).resolve() in [path.resolve() for path in written]:
+                raise UserError("the scan writes a file of its own there", str(sarif), "name another --sarif")
         if sarif is not None:
-            refuse_over([Path(sarif)], [*_paths(dataset), clean_dataset])
+            refuse_over([Path(sarif)], read)
             stack.enter_context(claimed_file(Path(sarif)))
         stack.enter_context(stages(STAGES + (directory is not None) + (model is not None)))
         asking = None if model is None else _asking(model, chat_template, trust_remote_code)
@@ -116,6 +121,8 @@ def scan_data(
         if directory is not None:
             with stage("writing"):
                 _write(done, directory)
+                for name in {*earlier} - {*_written(len(sources))}:  # of more files, which this one has no rows of
+                    (directory / name).unlink(missing_ok=True)
         if sarif is not None:
             from mbdefense.integrations.sarif import of_suspects
 
@@ -141,12 +148,36 @@ def _processors(dataset: Data) -> int:
     return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) or 1 if size > _LARGE else 1
 
 
+def _written(sources: int) -> list[str]:
+    """The names of all files that a scan writes into its folder."""
+    from mbdefense.records.scanning import PAGE_FILE, RANKED_FILE, SCAN_FILE, SUSPECTS_FILE
+
+    return [SCAN_FILE, SUSPECTS_FILE, RANKED_FILE, PAGE_FILE, *_cleaned(sources)]
+
+
+def _cleaned(sources: int) -> list[str]:
+    """Of each source the name of the file that its other rows go into: one file cannot hold several formats."""
+    from mbdefense.records.scanning import CLEANED_FILE
+
+    stem, _, ending = CLEANED_FILE.partition(".")
+    return [CLEANED_FILE] if sources == 1 else [f"{stem}-{number + 1}.{ending}" for number in range(sources)]
+
+
+def _earlier(directory: Path) -> list[str]:
+    """The names of the files that an earlier scan has written into a folder."""
+    from mbdefense.records.scanning import SCAN_FILE, read_scan
+
+    try:
+        return _written(len(read_scan(directory / SCAN_FILE).files))
+    except UserError:
+        return []
+
+
 def _write(done: Scanned, directory: Path) -> None:
     """Writes what was found; ``scan.json``, which says that it is done, last."""
     from mbdefense.core.files import write_text
     from mbdefense.data import save_lines
     from mbdefense.records.scanning import (
-        CLEANED_FILE,
         PAGE_FILE,
         RANKED_FILE,
         SCAN_FILE,
@@ -158,11 +189,7 @@ def _write(done: Scanned, directory: Path) -> None:
     from mbdefense.report._scan import render
 
     save_lines(suspect_lines(done.suspects, done.scan.clusters), directory / SUSPECTS_FILE)
-    stem, _, ending = CLEANED_FILE.partition(".")
-    several = len(done.table.sources) > 1
-    for number, _ in enumerate(done.table.sources):
-        # Several files may be of several formats, which one file cannot hold.
-        name = f"{stem}-{number + 1}.{ending}" if several else CLEANED_FILE
+    for number, name in enumerate(_cleaned(len(done.table.sources))):
         save_lines(_kept(done, number), directory / name)
     if done.scan.asked:
         save_lines(ranked_lines(done.ranked), directory / RANKED_FILE)

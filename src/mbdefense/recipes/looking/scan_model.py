@@ -97,8 +97,9 @@ def scan_model(
     from mbdefense.scanning.model.scan import scan
 
     directory = None if output_dir is None else Path(output_dir)
+    written = (MODEL_SCAN_FILE, MODEL_SCAN_PAGE, FOUND_FILE)
     # `Path.exists` raises for what is too long to be a name, which `claimed` says better.
-    if directory is not None and any(os.path.exists(directory / name) for name in (MODEL_SCAN_FILE, FOUND_FILE)):  # noqa: PTH110
+    if directory is not None and any(os.path.exists(directory / name) for name in written):  # noqa: PTH110
         raise UserError("an earlier scan lies there", named(output_dir), "use another --output_dir")
     tokenizer = load_tokenizer(
         str(model), chat_template=template_of(model, chat_template), trust_remote_code=trust_remote_code
