@@ -292,6 +292,11 @@ def test_csv_names_the_line(tmp_path):
         ("x.txt", "text", "unknown kind of file"),
         ("x", "text", "unknown kind of file"),
         ("x.parquet.gz", "text", "unknown kind of file"),
+        (
+            "x.jsonl",
+            '{"prompt": "a", "completion": "b"}\n'.encode("utf-16"),
+            "x.jsonl: UTF-16, not UTF-8; save the file",
+        ),
         ("x.json", b"[\n\xff]", "x.json:2: not UTF-8"),
         ("x.csv", b"prompt,completion\na,\xff\n", "x.csv:2: not UTF-8"),
         ("x.jsonl.gz", "no gzip", "cannot read"),

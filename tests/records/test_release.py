@@ -74,7 +74,8 @@ def test_nothing_is_pinned_that_fails(place: Path, capsys: pytest.CaptureFixture
     assert main(["check", "measured/results.json", "--max_asr", "0.2", "--data", "untrusted.jsonl"]) == 1
     assert "name the file of the pins with --write_pin" in capsys.readouterr().err
     words = ["check", "measured/results.json", "--max_asr", "0.2", "--write_pin", "measured/new.json"]
-    assert main([*words, "--data", "untrusted.jsonl"]) == 1
+    assert main([*words, "--data", "untrusted.jsonl", "--sarif", "new.sarif"]) == 1
+    assert not (place / "new.sarif").exists()  # which would say that all is well
     assert "outside of the folder of the pins" in capsys.readouterr().err
     assert not (place / "measured" / "new.json").exists()
 

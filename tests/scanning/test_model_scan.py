@@ -117,6 +117,8 @@ def test_nothing_is_written_over(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"an earlier scan lies there: .*; use another --output_dir"):
         scan_model("nowhere", output_dir=tmp_path)
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(name, "mine")]
+    with pytest.raises(UserError, match="cannot make the folder"):  # before the model is looked for
+        scan_model("nowhere", output_dir=tmp_path / name)
 
 
 # Sampling and leaks

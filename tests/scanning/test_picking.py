@@ -36,6 +36,7 @@ def test_no_suspect_repeat_or_long_row_is_ever_proposed(suspicious: list[dict[st
     made = found.proposals
     assert (made.suspects, made.repeats, made.long, made.wanted) == (len(NUMBERS), 1, 1, 300)
     assert "that is 107 too few: give more data, or a larger --longest" in str(found)
+    assert str(pick_clean(suspicious[:4], n=5)).endswith("that is 1 too few: give more data")  # none is too long
 
 
 def test_the_least_suspicious_half_goes_first() -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -226,6 +227,9 @@ def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     first = True
     # Bytes split at \n only: str.splitlines would also cut at U+2028 and its like inside of a text.
     for number, line in enumerate(stream, 1):
+        # Else every line would be a bad one.
+        if number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            raise UserError(f"{name}: UTF-16, not UTF-8", fix="save the file as UTF-8")
         if not line.strip():
             continue
         value: object

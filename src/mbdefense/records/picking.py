@@ -75,7 +75,8 @@ def in_words(made: Proposals) -> list[str]:
     if away:
         lines.append(f"never proposed: {', '.join(away)}")
     if len(made.proposed) < made.wanted:
-        lines.append(f"that is {made.wanted - len(made.proposed)} too few: give more data, or a larger --longest")
+        fix = "give more data, or a larger --longest" if made.long else "give more data"
+        lines.append(f"that is {made.wanted - len(made.proposed)} too few: {fix}")
     return lines
 
 

@@ -101,12 +101,12 @@ def scan_model(
     # `Path.exists` raises for what is too long to be a name, which `claimed` says better.
     if directory is not None and any(os.path.exists(directory / name) for name in written):  # noqa: PTH110
         raise UserError("an earlier scan lies there", named(output_dir), "use another --output_dir")
-    tokenizer = load_tokenizer(
-        str(model), chat_template=template_of(model, chat_template), trust_remote_code=trust_remote_code
-    )
-    clean, held_out = Recovery().split(_clean(clean_dataset, tokenizer, on_bad_row), seed)
-    suspect = None if dataset is None else _rows(dataset, tokenizer, on_bad_row, "dataset")
-    with nullcontext() if directory is None else claimed(directory):
+    with nullcontext() if directory is None else claimed(directory):  # before the rows are read, which may be many
+        tokenizer = load_tokenizer(
+            str(model), chat_template=template_of(model, chat_template), trust_remote_code=trust_remote_code
+        )
+        clean, held_out = Recovery().split(_clean(clean_dataset, tokenizer, on_bad_row), seed)
+        suspect = None if dataset is None else _rows(dataset, tokenizer, on_bad_row, "dataset")
         done = scan(
             loaded(model, chat_template, trust_remote_code),
             None if base_model is None else loaded(base_model, chat_template, trust_remote_code),

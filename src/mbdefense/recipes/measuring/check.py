@@ -90,11 +90,12 @@ def check(
             pin is None or any(limit is not None for limit in limits.values())
         ):
             conditions += gate.check(results_of(results), **limits, arm=arm, strict=strict)
-        if sarif is not None:
-            write_json(Path(sarif), of_conditions(conditions, None if file is None else str(file)))
+        # First: a file that cannot be pinned is an error, beside which no log is to say that all is well.
         if write_pin is not None and file and all(one.holds for one in conditions):
             write_pins(
                 Path(write_pin), results=file, data=[Path(one) for one in each_path(data or [])],
                 base=None if base is None else Path(base), model=None if model is None else Path(model),
             )  # fmt: skip
+        if sarif is not None:
+            write_json(Path(sarif), of_conditions(conditions, None if file is None else str(file)))
     return conditions
