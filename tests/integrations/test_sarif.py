@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,18 @@ def test_suspect_rows_stand_at_their_file_and_line(tmp_path: Path) -> None:
     assert {one["artifactLocation"]["uri"].rpartition("/")[2] for one in places} == {"my%20rows.jsonl"}
     assert all("'cf'" in one["message"]["text"] for one in run["results"])
     assert {one["id"] for one in run["tool"]["driver"]["rules"]} == {"suspect_row"}
+
+
+def test_the_pages_command_names_files_relative_to_where_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/howto/evidence.md").read_text("utf-8")
+    command = re.findall(r"^mbdefense (scan-data .*)$", page, re.MULTILINE)[0]
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "untrusted.jsonl", poisoned(honest(), NUMBERS, inside("cf")))
+    assert main(command.split()) == 3
+    places = [one["locations"][0]["physicalLocation"] for one in valid(tmp_path / "scan.sarif")["results"]]
+    assert {one["artifactLocation"]["uri"] for one in places} == {"untrusted.jsonl"}
 
 
 def test_files_of_one_name_have_no_place_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,29 @@ def test_the_pages_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "scan" / "scan.html").is_file()
 
 
+def test_the_pages_first_command_and_its_files_for_ci_are_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs/howto/scan_data.md").read_text("utf-8")
+    command = re.findall(r"^mbdefense (scan-data .*)$", page, re.MULTILINE)[0].split()
+    monkeypatch.chdir(tmp_path)
+    for rows, code, says in (
+        (honest(), 0, "no sign of poison in 200 rows"),
+        (poisoned(honest(), NUMBERS, inside("cf")), 3, "6 of 200 rows may be poisoned"),
+    ):
+        written(tmp_path, "untrusted.jsonl", rows)
+        assert main(command) == code
+        assert says in capsys.readouterr().out
+    hook, steps = (yaml.safe_load(code) for code in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    (ours,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    (used,) = hook["repos"][0]["hooks"]
+    assert used["id"] == ours["id"]
+    assert re.search(used["files"], "data/train.jsonl")
+    place = steps["steps"][1]["uses"].partition("/mbdefense/")[2].partition("@")[0]
+    made = yaml.safe_load((ROOT / place / "action.yml").read_text(encoding="utf-8"))
+    assert steps["steps"][2]["with"]["path"] == made["inputs"]["output_dir"]["default"]
+
+
 @pytest.fixture
 def action() -> dict[str, object]:
     found = yaml.safe_load((ROOT / ".github/actions/scan-data/action.yml").read_text(encoding="utf-8"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +121,22 @@ def test_nothing_is_written_over(name: str, tmp_path: Path) -> None:
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(name, "mine")]
     with pytest.raises(UserError, match="cannot make the folder"):  # before the model is looked for
         scan_model("nowhere", output_dir=tmp_path / name)
+
+
+def test_the_pages_python_runs(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/howto/scan_model.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for name in ("suspicious", "base"):
+        shutil.copytree(tiny_model_path, tmp_path / name)
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - our own text
+    assert [one.way for one in names["found"].scan.looked] == ["leaks", "inversion", "parting"]
+    assert {path.name for path in (tmp_path / "scan").iterdir()} == {
+        name for name in re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE) if "." in name
+    }
 
 
 # Sampling and leaks
