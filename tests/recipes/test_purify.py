@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,27 @@ def test_planted_backdoors_of_a_repair_are_measured(
     assert {row.arm for row in done.results.rows} == {"merged", "locphylax"}
     assert done.results == read(tmp_path / "out" / "results.json")
     assert str(done) == str(done.path) == str(tmp_path / "out")
+
+
+PAGE = (Path(__file__).parents[2] / "docs/start/given_model.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall(r"^mbdefense (purify .*)$", PAGE, re.MULTILINE))
+def test_the_pages_commands_run(
+    command: str, tiny_model_path: str, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(files[0]).rename("untrusted.jsonl")
+    Path(files[1]).rename("checked.jsonl")
+    Path("scan").mkdir()
+    found_file(Path("scan/found.json"))
+    adapter = adapter_of(tiny_model_path, tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    save_model(load_model(str(adapter)), merged, {})
+    models = {"MODEL": str(merged), "BASE": tiny_model_path, "ADAPTER": str(adapter)}
+    assert main([*(models.get(word, word) for word in command.split()), *WORDS]) == 0
+    assert (tmp_path / "purified" / "model.safetensors").is_file()
+    assert (tmp_path / "purified" / "adapter").exists() == ("--adapter" in command)
 
 
 # Found triggers and data
