@@ -23,15 +23,20 @@ class _Elements(HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-def assert_text_alone(page: str) -> None:
-    """A page full of `HOSTILE` texts has two scripts, which are ours, and nothing that a text has made."""
+def assert_elements_are_ours(page: str, scripts: int) -> None:
+    """A page full of `HOSTILE` texts has so many scripts, which are ours, and no element that a text has made."""
     elements = _Elements(page)
-    assert elements.tags.count("script") == 2
+    assert elements.tags.count("script") == scripts
     assert "img" not in elements.tags
     assert not [name for name in elements.attributes if name.startswith("on")]
+    assert "default-src &#39;none&#39;" in page
+
+
+def assert_text_alone(page: str) -> None:
+    """The same of a page without data for a script, whose texts are visible, too."""
+    assert_elements_are_ours(page, 2)
     assert "\u202e" not in page
     assert "U+202E" in page
-    assert "default-src &#39;none&#39;" in page
 
 
 @contextmanager

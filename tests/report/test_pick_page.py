@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mbdefense import load_rows, pick_clean
+from tests.report.pages import assert_elements_are_ours
 from tests.report.report_runs import HOSTILE
 from tests.scanning.test_scan import honest
 
@@ -71,6 +73,15 @@ def test_the_keyboard_decides_and_the_accepted_rows_are_saved(page: Any, made: A
     lines = clean.read_bytes().splitlines()
     kept = [one["sha256"] for one in record["rows"] if one["decision"] == "accepted"]
     assert kept == [hashlib.sha256(line).hexdigest() for line in lines]
+
+
+def test_hostile_rows_are_data_alone(made: tuple[Path, tuple[Any, ...]]) -> None:
+    """Without a browser: what the page consists of, and that its data are the rows."""
+    page = made[0].read_text("utf-8")
+    assert_elements_are_ours(page, 3)
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert tuple(json.loads(row["text"]) for row in json.loads(data)["rows"]) == made[1]
+    assert "</script>" in str(made[1])
 
 
 def test_hostile_rows_are_text(page: Any, made: Any) -> None:

@@ -12,7 +12,7 @@ from mbdefense.records.scanning import Quote, Ranked, Scan
 from mbdefense.report._scan import Piece, pieces, render
 from tests.report.pages import assert_text_alone, serious_violations, undisturbed
 from tests.report.report_runs import HOSTILE
-from tests.scanning.test_scan import NUMBERS, TEXT, honest, inside, poisoned
+from tests.scanning.test_scan import NUMBERS, TEXT, honest, inside, poisoned, written
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = poisoned(honest(), NUMBERS, inside(HOSTILE[0]), answer=f"{HOSTILE[1]} {HOSTILE[2]} over and out now")
     for number, text in enumerate(HOSTILE[:6]):
         rows[100 + number]["output"] += f" {text} \u202e"
-    scan_data(rows, output_dir=made / "evil")
+    scan_data(written(made, f"{HOSTILE[1]}\u202e.jsonl", rows), output_dir=made / "evil")
     return made
 
 
