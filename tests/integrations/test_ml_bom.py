@@ -95,3 +95,15 @@ def test_without_the_extra_it_is_named(
 def test_data_without_a_bill_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["card", "defended", "measured/results.json", "--data", "untrusted.jsonl"]) == 1
     assert "name its file with --ml_bom" in capsys.readouterr().err
+
+
+def test_a_bill_that_cannot_be_written_is_refused_before_the_model_is_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mbdefense.models._card.check_contents", None)
+    (place / "there").mkdir()
+    for name, says in {"there": "where a folder is", "untrusted.jsonl": "what would be written over is read"}.items():
+        words = ["card", "defended", "measured/results.json", "--data", "untrusted.jsonl", "--ml_bom", name]
+        assert main(words) == 1
+        assert says in capsys.readouterr().err
+    assert (place / "defended" / "README.md").read_text() == "defended/README.md"

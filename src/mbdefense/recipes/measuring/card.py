@@ -34,17 +34,17 @@ def write_card(model: Model, results: Folders, *, ml_bom: Folder | None = None, 
     if data and not ml_bom:
         raise UserError("data are listed in the bill of materials alone", fix="name its file with --ml_bom")
     directory = Path(model)
-    check_contents(directory)
-    if ml_bom:
-        refuse_over([Path(ml_bom)], [*each_path(results), *each_path(data or []), *directory.glob("*")])
-    card = read_card(directory, [Path(path) for path in each_path(results)])
-    text = model_card(card.results, card.base, card.defense, card.options, purified=card.purified)
-    files = {directory / "README.md": text}
-    if ml_bom:
-        files[Path(ml_bom)] = bill.ml_bom(directory, card, [Path(path) for path in each_path(data or [])])
     with ExitStack() as stack:
-        for path in files:
-            stack.enter_context(claimed_file(path))
+        if ml_bom:  # before the files of the model are read, which may be large
+            refuse_over([Path(ml_bom)], [*each_path(results), *each_path(data or []), *directory.glob("*")])
+            stack.enter_context(claimed_file(Path(ml_bom)))
+        check_contents(directory)
+        card = read_card(directory, [Path(path) for path in each_path(results)])
+        text = model_card(card.results, card.base, card.defense, card.options, purified=card.purified)
+        files = {directory / "README.md": text}
+        stack.enter_context(claimed_file(directory / "README.md"))
+        if ml_bom:
+            files[Path(ml_bom)] = bill.ml_bom(directory, card, [Path(path) for path in each_path(data or [])])
         for path, content in files.items():
             write_text(path, content)
     return directory / "README.md"
