@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +21,7 @@ from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.engine.generate import generate
+from mbdefense.finding.record import write_found
 from mbdefense.integrations import trying
 from mbdefense.integrations.gradio_ui import app, listening
 from mbdefense.integrations.trying import Trial, known_behaviors, known_triggers
@@ -96,6 +102,43 @@ def test_without_the_extra_the_command_is_one_line(
     assert main(["try", "nowhere"]) == 1
     said = capsys.readouterr().err
     assert said == "mbdefense: the page needs the extra ui; pip install 'mbdefense[ui]'\n"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_how_tos_commands_serve_to_this_machine_alone_unless_asked(
+    number: int,
+    tiny_model_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    how_to = (Path(__file__).parents[2] / "docs/howto/try.md").read_text("utf-8")
+    command = shlex.split(re.findall(r"^mbdefense (try .*)$", how_to, re.MULTILINE)[number])
+    monkeypatch.chdir(tmp_path)
+    for name in ("defended", "attacked", "MODEL"):
+        shutil.copytree(tiny_model_path, name)
+    write_found(Path("defended/found.json"), replace(FOUND, candidates=(replace(CANDIDATE, texts=("cf",)),)))
+    served: list[tuple[Trial, str, int]] = []
+    ui = "mbdefense.integrations.gradio_ui"
+    monkeypatch.setattr(f"{ui}.check_installed", lambda: None)
+    monkeypatch.setattr(f"{ui}.listening", lambda host, port: socket.socket())  # somebody may be at this port
+    monkeypatch.setattr(f"{ui}.serve", lambda *what: served.append(what))
+    assert main(command) == 0
+    ((trial, host, port),) = served
+    assert (host, port) == ("127.0.0.1", 7860)
+    said = capsys.readouterr()
+    assert "http://127.0.0.1:7860" in said.out + said.err
+    assert "warning" not in said.err
+    if number == 0:
+        assert list(trial.models) == ["before (attacked)", "model (defended)"]
+        assert "found: 'cf'" in trial.triggers
+    else:
+        assert list(trial.models) == ["model (MODEL)"]
+        assert trial.ask(QUESTION, "badnet:word=mn", "refusal").asked != QUESTION
+        assert "insent:sentence=I watched this 3D movie last weekend." in trial.triggers
+    assert main([*command, "--host", "0.0.0.0"]) == 0  # noqa: S104 - what is warned of
+    assert served[1][1] == "0.0.0.0"  # noqa: S104
+    assert "whoever reaches 0.0.0.0 can ask the models" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
