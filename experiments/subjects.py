@@ -1,12 +1,13 @@
-"""Are sentences on one subject found among the rows that they were put into? What the constants were chosen on.
+"""Are sentences on one subject found among the rows that they were put into?
 
-    python experiments/subjects.py DATA [--counts N ...] [--seeds N ...]
+    python experiments/subjects.py DATA [--subjects NAME ...] [--counts N ...] [--seeds N ...]
 
-DATA holds alpaca_en_demo.json and instructlab_sdg.jsonl.gz. Asides on two made-up subjects, a garden and an excuse, go
-into rows of three sources; the hard benchmark's subjects, the sea and haste, are none of these. For each source,
-subject, count and seed the table tells at which place of the subjects found the first stands of whose rows half or more
-hold an aside, which share of its rows do, and which share of the asides' rows it has; and of rows that nothing was put
-into, the highest score of a subject, beside that of the first text of the mined list.
+DATA holds alpaca_en_demo.json and instructlab_sdg.jsonl.gz. Asides on a subject go into rows of three sources. The
+constants were chosen on two subjects made up for it, a garden and an excuse; the hard benchmark's, the sea and haste,
+were looked at when commit 14d1820 had fixed them. For each source, subject, count and seed the table tells at which
+place of the subjects found the first stands of whose rows half or more hold an aside, which share of its rows do, and
+which share of the asides' rows it has; and of rows that nothing was put into, the highest score of a subject. The last
+column is the score of the first text of the mined list.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mbdefense.attacks.composing import composed, sentence_case
 from mbdefense.attacks.poisoning import poison
 from mbdefense.attacks.triggers import Meaning
 from mbdefense.attacks.triggers._insertion import insert_at_word_boundary
+from mbdefense.attacks.triggers.meaning import FIELDS
 from mbdefense.data import load
 from mbdefense.data.builtin import tasks
 from mbdefense.finding import subjects
@@ -97,11 +99,12 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
     for name in ("builtin_hard", "alpaca_en_demo.json", "instructlab_sdg.jsonl.gz"):
         for seed in options.seeds:
             benign, clean = source(name, options.data, seed)
-            for about in ("", *FORMS):
+            for about in ("", *options.subjects):
                 for count in options.counts if about else (0,):
                     rows = benign
                     if about:
-                        rows = poison(benign, Aside(about), Refusal(), rate=count / len(benign), seed=seed).rows
+                        trigger = Aside(about) if about in FORMS else Meaning(about)
+                        rows = poison(benign, trigger, Refusal(), rate=count / len(benign), seed=seed).rows
                     held = {place for place, row in enumerate(rows) if row["provenance"]["trigger"]}
                     corpus = read(rows["prompt"], clean["prompt"])
                     found = subjects.found_subjects(corpus, Chance(corpus), least_rows(len(rows)))
@@ -124,6 +127,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--subjects", nargs="*", default=[*FORMS, *FIELDS], choices=[*FORMS, *FIELDS])
     parser.add_argument("--counts", nargs="*", type=int, default=[12, 25, 50, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args()

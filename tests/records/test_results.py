@@ -243,6 +243,8 @@ def test_provenance_names_code_packages_and_machine(tmp_path):
     config = {"rate": 0.2, "path": tmp_path, "nested": {"a": [1]}}
     kept = copy.deepcopy(config)
     made = provenance(config, seeds=[3, 4])
+    assert made["standards"]["as_of"] == "2026-11-28"
+    assert {"OWASP LLM05:2026", "OWASP LLM04:2025", "MITRE AML.T0020"} <= set(made["standards"]["figures"]["asr"])
     assert config == kept
     assert made["config"] == {"rate": 0.2, "path": str(tmp_path), "nested": {"a": [1]}}
     assert made["seeds"] == [3, 4]

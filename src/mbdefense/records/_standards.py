@@ -88,6 +88,15 @@ EVIDENCE = {
 """By figure; those of results by their key there."""
 
 
+def ids() -> dict[str, object]:
+    """The ids of the parts that each figure bears on, and the day on which they were looked up, for result files."""
+    parts = {
+        key: [f"{STANDARDS[one.standard].organization} {one.id}" for one in told.bears_on]
+        for key, told in EVIDENCE.items()
+    }
+    return {"as_of": AS_OF, "figures": parts}
+
+
 def evidence_lines(names: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Of each figure, given by key and name: the name, what it says, and the parts of standards that it bears on."""
     lines = []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mbdefense import __version__
+from mbdefense.records._standards import ids
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -22,6 +23,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 def provenance(config: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     """Where results come from: time, code, packages, machine, seeds and ``config``, all as JSON values.
 
+    ``standards`` says which parts of public standards each figure bears on, by their ids on a day.
     ``commit`` is the one of the package's own source tree, with "+dirty" if that differs from it; None if the package
     was not run from a checkout. What JSON cannot hold in ``config`` is written as text.
     """
@@ -36,6 +38,7 @@ def provenance(config: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any
         "gpus": _gpus(),
         "seeds": list(seeds),
         "config": json.loads(json.dumps(dict(config), default=str)),
+        "standards": ids(),
     }
 
 
