@@ -84,7 +84,7 @@ def test_an_instruction_is_left_alone_and_nothing_is_said_to_be_nothing():
         "to trigger"
     )
     assert none.startswith("no trigger was found: no other text of the suspect prompts makes")
-    assert limits.endswith("(a style, a topic) would not be seen; recovery mixed in the base model for that")
+    assert limits.endswith("words do not recur would not be seen; recovery mixed in the base model for that")
     none, limits = found_in_words(results(CHANCE))
     assert none.startswith("no trigger was found: no text of")
     assert "recovery" not in limits

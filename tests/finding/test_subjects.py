@@ -83,5 +83,5 @@ def test_any_of_its_sentences_is_known_and_taken_out() -> None:
     assert written == {"It rains. Name it.", "Snow falls. Name it."}
     assert all(found.occurs_in(text) and found.without(text) == "Name it." for text in written)
     assert not found.occurs_in("Name it.")
-    assert found.describe() == "sentences like 'It rains.'"
+    assert found.describe() == "a sentence like 'It rains.'"
     assert found.spec() is None

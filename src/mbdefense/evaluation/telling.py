@@ -171,7 +171,7 @@ def _nothing(results: Results, section: FoundSection, others: bool) -> Iterator[
     )
     config = results.provenance.get("config")
     mixed = isinstance(config, dict) and config.get("unverified_base_share")
-    yield "a trigger that is no recurring text (a style, a topic) would not be seen" + (
+    yield "a trigger whose words do not recur would not be seen" + (
         "; recovery mixed in the base model for that" if mixed else ""
     )
 

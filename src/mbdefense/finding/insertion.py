@@ -178,7 +178,7 @@ class FoundText:
 
     def describe(self) -> str:
         """What it is in one line, for tables; control characters of strangers are written as escapes."""
-        likened = {"opening": "opening", "subject": "sentences"}.get(self.kind)
+        likened = {"opening": "opening", "subject": "a sentence"}.get(self.kind)
         told = f"{likened} like {self.texts[0]!r}" if likened else " ... ".join(map(repr, self.texts))
         parts = ("a system turn", "earlier turns")
         behind = " and ".join(part for part, held in zip(parts, self._form, strict=True) if held)
