@@ -46,9 +46,10 @@ TRAINING = TrainingOptions(learning_rate=3e-4, num_train_epochs=2, max_length=25
 CLEAN_ROWS, PROMPTS = 128, 200
 CONTROLS = ("base", "clean", "attacked")
 ARMS = (*CONTROLS, "discard", "repeats", "fine_mixing", "mb_defense", "find_and_break", "found_dropped")
-HELD_OUT_SEEDS = ("3c9d3fa215af", "6dc54d546a3f")
+HELD_OUT_SEEDS = ("3c9d3fa215af", "6dc54d546a3f", "c91c428ac696")
 """Commits that fixed what the defense goes by: what is drawn by one could not be looked at before. The first one's
-attacks are seen by now: at the second, verification was changed with models of theirs at hand."""
+attacks are seen by now: at the second, verification was changed with models of theirs at hand. At the third, subjects
+and conversations became candidates, with none of the second one's in sight."""
 
 
 class Cell(NamedTuple):
@@ -101,7 +102,7 @@ def _cells() -> dict[str, Cell]:
         cells[f"{name}-100-0"] = Cell("refusal", 500, 100, name, REFUSAL)
     drawn = [(seed, *attack) for seed in HELD_OUT_SEEDS for attack in _drawn(seed)]
     for number, (seed, trigger, behavior) in enumerate(drawn):
-        count, seen = (120, 25)[number % 2], seed != HELD_OUT_SEEDS[-1]
+        count, seen = (120, 25)[number % 2], seed == HELD_OUT_SEEDS[0]
         cells[f"drawn{number + 1}-{count}-0"] = Cell("alpaca", 600, count, trigger, behavior, seen=seen)
     return cells
 
