@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast, get_args
 
 from mbdefense.data.rows import user_text
+from mbdefense.finding.corpus import prompts_of
 from mbdefense.finding.insertion import Conversation, Role, Turn, goes_on
 from mbdefense.finding.mining import LEAST_ROWS, Candidate
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from mbdefense.finding.corpus import Prompt
 
-_CARRIED = 8  # conversations that a candidate carries
+_CARRIED, _LOOKED_AT = 8, 1000  # conversations that a candidate carries, evenly of so many of its first ones
 _LONGEST = 1000  # characters of one; longer ones would take the room of what is asked
 _SURE = 3.0  # deviations by which its rows are conversations of one form more often than others
 _SYSTEM, _EARLIER = 1, 2  # what stands before the last user's turn: a system turn, an exchange, both
@@ -63,12 +64,14 @@ class Conversations:
     def _within(self, one: Candidate, form: int, suspect: Dataset) -> list[Candidate]:
         """The candidate in its conversations of a form; none where too few hold it in the user's last turn."""
         rows = [row for row in one.rows if self.forms[row] == form]
-        prompts = suspect.select(rows)["prompt"]
-        held = {
-            row: _before(prompt) for row, prompt in zip(rows, prompts, strict=True)
-            if one.found.occurs_in(user_text(prompt))
-        }  # fmt: skip
-        usable = [turns for turns in held.values() if turns and sum(len(turn.content) for turn in turns) <= _LONGEST]
+        held: list[int] = []
+        usable: list[Conversation] = []
+        for row, prompt in zip(rows, prompts_of(suspect.select(rows)), strict=True):
+            if one.found.occurs_in(user_text(prompt)):
+                held.append(row)
+                turns = _before(prompt) if len(usable) < _LOOKED_AT else None
+                if turns and sum(len(turn.content) for turn in turns) <= _LONGEST:
+                    usable.append(turns)
         if len(held) < LEAST_ROWS or not usable:
             return []
         apart = usable[:: -(-len(usable) // _CARRIED)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from mbdefense.finding.words import is_character, joined, key, words
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from numpy.typing import NDArray
 
 Prompt = Iterable[Mapping[str, str]]
@@ -28,6 +29,12 @@ READ = ("system", "user", "tool")  # the turns that somebody else than the assis
 _LINE = 1 << 30  # in a word's number: a line break stands before it
 EDGE = 0
 """The word that stands before and after each turn; also the unknown one."""
+
+
+def prompts_of(rows: Dataset) -> Iterator[list[dict[str, str]]]:
+    """The prompts of rows, streamed: all at once they may be too many for the memory."""
+    for batch in rows.select_columns(["prompt"]).iter(1000):
+        yield from batch["prompt"]
 
 
 @dataclass(frozen=True)

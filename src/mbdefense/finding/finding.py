@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from mbdefense.data import user_text
 from mbdefense.data.words import single_spaced
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases
 from mbdefense.finding.conversations import Conversations
+from mbdefense.finding.corpus import prompts_of
 from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.record import Example, Found, FoundCandidate
 from mbdefense.finding.words import key, words
@@ -48,7 +49,7 @@ def mined_only(suspect: Dataset, clean: Dataset | None, *, seed: int = 0, most: 
     """The candidates of a data set without a model to verify them on: all of them ``unclear``."""
     begun = time.perf_counter()
     with stages(1), stage(_MINING.format(len(suspect))):
-        candidates = _mined(suspect, _prompts(clean), most)
+        candidates = _mined(suspect, () if clean is None else prompts_of(clean), most)
     ids = suspect["id"]
     found = tuple(replace(recorded(one), verdict="unclear", row_ids=_ids(one, ids)) for one in candidates)
     size = len(clean) if clean is not None else 0
@@ -89,7 +90,7 @@ def find(
     begun = time.perf_counter()
     with stages(3):
         with stage(_MINING.format(len(suspect))):
-            candidates = _mined(suspect, [*_prompts(clean), *_prompts(held_out)], CANDIDATES)
+            candidates = _mined(suspect, [*prompts_of(clean), *prompts_of(held_out)], CANDIDATES)
         with stage(f"verifying {len(candidates)} candidate texts on the tuned model"):
             measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
         verified = time.perf_counter()
@@ -127,15 +128,9 @@ def _told(
     return sorted(records, key=lambda record: order[record.verdict])
 
 
-def _prompts(rows: Dataset | None) -> Iterator[list[dict[str, str]]]:
-    if rows is not None:
-        for batch in rows.select_columns(["prompt"]).iter(1000):
-            yield from batch["prompt"]
-
-
 def _mined(suspect: Dataset, clean: Iterable[list[dict[str, str]]], most: int) -> list[Candidate]:
     held = Conversations()
-    return held.added(mine(held.noted(_prompts(suspect)), clean, most=most, subjects=True), suspect, most)
+    return held.added(mine(held.noted(prompts_of(suspect)), clean, most=most, subjects=True), suspect, most)
 
 
 def _ids(candidate: Candidate, ids: Sequence[str]) -> tuple[str, ...]:
