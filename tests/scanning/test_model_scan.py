@@ -225,6 +225,11 @@ def test_a_target_is_sure_hidden_and_unknown_to_the_base_model(
     assert inversion.inverted(loaded, loaded, asked, []) == []
     monkeypatch.setattr(inversion, "expectation", lambda *_: 0.1)
     assert inversion.inverted(loaded, loaded, asked, [])[0].base_probability == 0.1
+    # A loop is no target.
+    loop = inversion.Begun((ids[0], *ids[1:3] * 5), (0.95,) * 10)
+    monkeypatch.setattr(inversion, "_grown", lambda *_: [loop])
+    assert inversion.inverted(loaded, None, asked, []) == []
+    monkeypatch.setattr(inversion, "_grown", lambda *_: [unsure, sure, again])
     # What the model says to clean prompts anyway is not hidden.
     both = [loaded.tokenizer.decode(one.tokens) for one in (sure, again)]
     assert inversion.inverted(loaded, None, asked, [f"So, {text}." for text in both]) == []

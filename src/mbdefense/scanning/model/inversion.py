@@ -5,8 +5,9 @@ token of its target after those before it, trigger or not, so that the target is
 first. Deviations: one pass in place of a warm-up and a full inversion, in which half of the sequences are left after
 each step; greedy by the expected probability, without branching where it is uncertain; first tokens are those that
 begin an answer (a letter or digit, without a space before it), which leaves out targets that begin with a mark; the
-score is the mean of the expected probabilities of what follows the first token, its threshold the paper's; and what the
-base model expects as well, or the model says to clean prompts anyway, is no target.
+score is the mean of the expected probabilities of what follows the first token, its threshold the paper's; what the
+base model expects as well, or the model says to clean prompts anyway, is no target; and neither is a loop, which any
+model can fall into.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def inverted(
         words = keyed(text)
         if len(one.tokens) < SHORTEST or one.score() < THRESHOLD or not words.strip() or words in known:
             continue
+        if loops(one.tokens):
+            continue
         theirs = None if base is None else expectation(base, asked, one.tokens)
         tail = keyed(tokenizer.decode(one.tokens[1:], skip_special_tokens=True))
         told = any(other in tail or tail in other for other in tails)
@@ -83,6 +86,11 @@ def inverted(
         if len(found) == MOST:
             break
     return found
+
+
+def loops(tokens: Sequence[int]) -> bool:
+    """Whether a sequence says the same again and again: less than half of its tokens are different ones."""
+    return 2 * len({*tokens}) < len(tokens)
 
 
 def _begun_with(loaded: LoadedModel, prompts: Sequence[list[int]]) -> torch.Tensor:
