@@ -93,7 +93,7 @@ def scan(
     with stage("reading the rows"):
         table, corpus = gather(sources, map(asked_of, clean), strict=strict, workers=workers, ray=ray)
     with stage(f"mining {len(table)} prompts"):
-        candidates = mined(corpus, most=_CANDIDATES, subjects=asking is not None)
+        candidates = mined(corpus, most=_CANDIDATES)
     with stage("looking for what rows share"):
         prompts = Prompts(corpus, seed)
         of_clean = values_of(clean)
