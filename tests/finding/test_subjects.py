@@ -64,6 +64,15 @@ def test_a_subject_that_clean_rows_speak_of_as_much_is_none() -> None:
     assert not any(held.issuperset(one.rows) for one in found)
 
 
+def test_long_sentences_are_left_out() -> None:
+    prompts, held, _ = rows_with(40)
+    for place in held:
+        turn = prompts[place][0]
+        turn["content"] = turn["content"].replace(" near the", f" {'and again ' * 20}near the")
+    found = [one for one in mine(prompts, subjects=True) if one.found.kind == "subject"]
+    assert not any(held.issuperset(one.rows) for one in found)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -26,6 +26,7 @@ MOST = 3  # subjects of each resolution; data that nothing is wrong with have as
 RESOLUTIONS = (1.0, 4.0)  # of the groups, coarse and fine: among many words an attacker's few are lost in a coarse one
 COHESION = 4.0  # power of the share of a subject's own words in its sentences
 _ROWS, _SENTENCES = 20_000, 5000  # read, evenly over the suspect ones: the words of more take minutes to group
+_LONG = 40  # words of a sentence; a longer one, such as a table, would leave a prompt no room
 _WORDS = 6  # of a subject, at least
 _TOGETHER = 2  # of its words in a sentence, at least, for it to be about the subject
 _COMMON = 0.05  # share of the rows; a word in more of them is no subject's, or found by itself
@@ -140,7 +141,7 @@ def _sentences(corpus: Corpus, read: NDArray[np.bool_], usable: NDArray[np.bool_
     starts = np.flatnonzero(begins)
     stops = np.minimum(np.append(starts[1:], len(edges)), _next(edges, starts))
     inside = np.concatenate([[0], np.cumsum(usable[corpus.keys])])
-    rich = inside[stops] - inside[starts] >= _TOGETHER
+    rich = (inside[stops] - inside[starts] >= _TOGETHER) & (stops - starts <= _LONG)
     starts, stops = starts[rich], stops[rich]
     suspects = int((corpus.rows[starts] < corpus.suspect).sum())
     step = max(1, -(-suspects // _SENTENCES))
