@@ -123,6 +123,7 @@ def test_nothing_is_written_over(name: str, tmp_path: Path) -> None:
         scan_model("nowhere", output_dir=tmp_path / name)
 
 
+@pytest.mark.slow
 def test_the_pages_python_runs(
     tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -349,6 +349,7 @@ def test_calls_as_deep_as_can_be_read_are_looked_at() -> None:
     assert [one.text for one in texts_of(row, row)] == [deepest]
 
 
+@pytest.mark.slow
 def test_honest_calls_are_none() -> None:
     topics = ("weather", "traffic", "stock", "hotel", "flight")
     rows = honest()
