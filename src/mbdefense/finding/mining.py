@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.finding.chance import MOST_FREEDOM, Chance, freedom, lift_of, rows_of
+from mbdefense.finding.chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
 from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 4
 """Rows that a candidate stands in at least; of more than 200,000 rows one in 50,000."""
-_ENOUGH = 50  # rows; more of them make a text no more suspicious
 _MOST_SHARE = 0.5  # of the rows; a text in most of them is a template
 _CONSIDERED = 4000  # n-grams of each length that are looked at closely
 _EXTENDED = 400  # candidates that are made longer
@@ -174,7 +173,7 @@ def _promising(corpus: Corpus, chance: Chance) -> list[_Text]:
         lift = lift_of(level.suspect, level.clean, corpus)
         promise = np.where(level.suspect <= _MOST_SHARE * corpus.suspect, lift * np.sqrt(level.suspect), 0)
         chosen = np.argsort(-promise, kind="stable")[:_CONSIDERED]
-        highest = lift * np.sqrt(np.minimum(level.suspect, _ENOUGH)) * MOST_FREEDOM
+        highest = lift * np.sqrt(np.minimum(level.suspect, ENOUGH)) * MOST_FREEDOM
         for gram in chosen[promise[chosen] > 0].tolist():
             # A copy, for a view would keep the whole level in memory.
             starts = level.of(gram).copy()
@@ -216,7 +215,7 @@ def _scored(corpus: Corpus, size: int, starts: NDArray[np.int32], chance: Chance
     rows = rows_of(corpus, starts)
     lift = float(lift_of(np.array(len(rows)), np.array(len(rows_of(corpus, clean))), corpus))
     free = freedom(corpus.keys[starts - 1], corpus.keys[starts + size], chance)
-    score = lift * math.sqrt(min(len(rows), _ENOUGH)) * free * chance.inserted(rows, size)
+    score = lift * math.sqrt(min(len(rows), ENOUGH)) * free * chance.inserted(rows, size)
     return _Text(size, starts, clean, rows, score)
 
 
@@ -337,7 +336,7 @@ def _openings(corpus: Corpus) -> list[_Draft]:
         texts = Counter(text for row, text in held if row < corpus.suspect)
         lift = float(lift_of(np.array(len(rows)), np.array(clean), corpus))
         common = tuple(text for text, _ in sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:_TEXTS])
-        score = lift * math.sqrt(min(len(rows), _ENOUGH)) * _OPENING
+        score = lift * math.sqrt(min(len(rows), ENOUGH)) * _OPENING
         if score > 0:
             found.append(_Draft(FoundText(common, "opening", 1.0), score, rows, clean))
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.finding.chance import Chance, freedom, lift_of
+from mbdefense.finding.chance import ENOUGH, Chance, freedom, lift_of
 from mbdefense.finding.corpus import EDGE, Corpus
 from mbdefense.finding.words import SENTENCE_ENDS
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import networkx as nx
     from numpy.typing import NDArray
 
-MOST = 3  # subjects of each resolution; data that nothing is wrong with have as many of their own
-RESOLUTIONS = (1.0, 4.0)  # of the groups, coarse and fine: among many words an attacker's few are lost in a coarse one
-COHESION = 4.0  # power of the share of a subject's own words in its sentences
+_MOST = 3  # subjects of each resolution; data that nothing is wrong with have as many of their own
+_RESOLUTIONS = (1.0, 4.0)  # of the groups, coarse and fine: among many words an attacker's few are lost in a coarse one
+_COHESION = 4.0  # power of the share of a subject's own words in its sentences
 _ROWS, _SENTENCES = 20_000, 5000  # read, evenly over the suspect ones: the words of more take minutes to group
 _LONG = 40  # words of a sentence; a longer one, such as a table, would leave a prompt no room
 _WORDS = 6  # of a subject, at least
@@ -82,14 +82,14 @@ def found_subjects(corpus: Corpus, chance: Chance, least: int) -> list[Subject]:
     sentences = list(_sentences(corpus, read, _usable(corpus, read)))
     graph = _together(one for one in sentences if one.row < corpus.suspect)
     best: list[Subject] = []
-    for resolution in RESOLUTIONS:
+    for resolution in _RESOLUTIONS:
         found = []
         for words in nx.community.louvain_communities(graph, weight="weight", resolution=resolution, seed=0):
             about = [one for one in sentences if len(words.intersection(one.words)) >= _TOGETHER]
             subject = _subject(corpus, chance, about, words) if len(words) >= _WORDS else None
             if subject is not None and len(subject.rows) >= least and subject.score > 0:
                 found.append(subject)
-        best += sorted(found, key=_rank)[:MOST]
+        best += sorted(found, key=_rank)[:_MOST]
     kept: list[Subject] = []
     for one in sorted(best, key=_rank):
         if not any(_same(one, other) for other in kept):
@@ -182,9 +182,9 @@ def _subject(corpus: Corpus, chance: Chance, about: list[_Sentence], words: set[
     after = corpus.keys[np.array([one.end for one in own])]
     first, last = before == EDGE, (after == EDGE) & (before != EDGE)
     among = 1 - float((first & (after == EDGE)).mean())
-    own_words = float(np.mean([len(words.intersection(one.words)) / len(one.words) for one in own])) ** COHESION
+    own_words = float(np.mean([len(words.intersection(one.words)) / len(one.words) for one in own])) ** _COHESION
     lift = float(lift_of(np.array(len(rows)), np.array(clean), corpus))
-    score = _SCORE * lift * math.sqrt(min(len(rows), 50)) * freedom(before, after, chance) * among * own_words
+    score = _SCORE * lift * math.sqrt(min(len(rows), ENOUGH)) * freedom(before, after, chance) * among * own_words
     texts = list(dict.fromkeys(corpus.text(one.begin, one.end - one.begin) for one in own))
     chosen = texts[:: -(-len(texts) // _TEXTS)]
     start, end = (round(float(at.mean()), 3) for at in (first, last))

@@ -90,11 +90,11 @@ EVIDENCE = {
 
 def ids() -> dict[str, object]:
     """The ids of the parts that each figure bears on, and the day on which they were looked up, for result files."""
-    parts = {
-        key: [f"{STANDARDS[one.standard].organization} {one.id}" for one in told.bears_on]
-        for key, told in EVIDENCE.items()
-    }
-    return {"as_of": AS_OF, "figures": parts}
+    return {"as_of": AS_OF, "figures": {key: _named(told) for key, told in EVIDENCE.items()}}
+
+
+def _named(told: Evidence) -> list[str]:
+    return [f"{STANDARDS[one.standard].organization} {one.id}" for one in told.bears_on]
 
 
 def evidence_lines(names: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -102,6 +102,5 @@ def evidence_lines(names: Mapping[str, str]) -> list[tuple[str, str, str]]:
     lines = []
     for key, name in names.items():
         told = EVIDENCE[key]
-        parts = ", ".join(f"{STANDARDS[one.standard].organization} {one.id}" for one in told.bears_on)
-        lines.append((name, told.says, parts))
+        lines.append((name, told.says, ", ".join(_named(told))))
     return lines

@@ -73,9 +73,9 @@ def inverted(
     for one in grown:
         text = tokenizer.decode(one.tokens, skip_special_tokens=True).strip()
         words = keyed(text)
-        if len(one.tokens) < SHORTEST or one.score() < THRESHOLD or not words.strip() or words in known:
+        if len(one.tokens) < SHORTEST or one.score() < THRESHOLD or loops(one.tokens):
             continue
-        if loops(one.tokens):
+        if not words.strip() or words in known:
             continue
         theirs = None if base is None else expectation(base, asked, one.tokens)
         tail = keyed(tokenizer.decode(one.tokens[1:], skip_special_tokens=True))
