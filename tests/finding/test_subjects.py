@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from mbdefense.finding import subjects
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.mining import mine
+from mbdefense.finding.mining import Candidate, mine
 
 PLANTS = ("rosebush", "fern", "tomato", "hedge", "tulip", "ivy", "cabbage", "orchid")
 BEDS = ("greenhouse", "trellis", "orchard", "lawn", "vineyard", "shed", "rockery", "compost")
@@ -62,6 +63,19 @@ def test_a_subject_that_clean_rows_speak_of_as_much_is_none() -> None:
     clean = [[{"role": "user", "content": prompts[place][0]["content"]}] for place in sorted(held)]
     found = [one for one in mine(prompts, clean, subjects=True) if one.found.kind == "subject"]
     assert not any(held.issuperset(one.rows) for one in found)
+
+
+def test_of_many_rows_a_sample_tells_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def best(rows: list[list[dict[str, str]]]) -> Candidate:
+        clean = [[{"role": "user", "content": "Say it."}]] * 20
+        return next(one for one in mine(rows, clean, subjects=True) if one.found.kind == "subject")
+
+    prompts, held, _ = rows_with(40)
+    whole = best(prompts)
+    monkeypatch.setattr(subjects, "_ROWS", 200)
+    sample = best([prompt for prompt in prompts for _ in range(2)])  # every second row is read
+    assert {row // 2 for row in sample.rows} == set(whole.rows) <= held
+    assert sample.score == pytest.approx(whole.score, rel=0.05)
 
 
 def test_long_sentences_are_left_out() -> None:

@@ -78,15 +78,14 @@ def found_subjects(corpus: Corpus, chance: Chance, least: int) -> list[Subject]:
     """
     import networkx as nx
 
-    read = _read(corpus)
-    sentences = list(_sentences(corpus, read, _usable(corpus, read)))
+    sentences, each = _sentences(corpus)
     graph = _together(one for one in sentences if one.row < corpus.suspect)
     best: list[Subject] = []
     for resolution in _RESOLUTIONS:
         found = []
         for words in nx.community.louvain_communities(graph, weight="weight", resolution=resolution, seed=0):
             about = [one for one in sentences if len(words.intersection(one.words)) >= _TOGETHER]
-            subject = _subject(corpus, chance, about, words) if len(words) >= _WORDS else None
+            subject = _subject(corpus, chance, about, words, each) if len(words) >= _WORDS else None
             if subject is not None and len(subject.rows) >= least and subject.score > 0:
                 found.append(subject)
         best += sorted(found, key=_rank)[:_MOST]
@@ -108,13 +107,6 @@ def _same(one: Subject, other: Subject) -> bool:
     return both > 0.5 * (len(one.rows) + len(other.rows) - both)
 
 
-def _read(corpus: Corpus) -> NDArray[np.bool_]:
-    """Which words are looked at: those of all clean rows, and of so many suspect ones."""
-    step = np.int32(max(1, -(-corpus.suspect // _ROWS)))
-    read: NDArray[np.bool_] = (corpus.rows >= corpus.suspect) | (corpus.rows % step == 0)
-    return read
-
-
 def _usable(corpus: Corpus, read: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which words, by their numbers, may be of a subject: those of few rows, and of fewer clean ones."""
     rows, keys = corpus.rows[read], corpus.keys[read].astype(np.int64)
@@ -132,8 +124,14 @@ def _usable(corpus: Corpus, read: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return usable
 
 
-def _sentences(corpus: Corpus, read: NDArray[np.bool_], usable: NDArray[np.bool_]) -> Iterator[_Sentence]:
-    """Sentences with two usable words or more, evenly over suspect rows, and those of clean rows."""
+def _sentences(corpus: Corpus) -> tuple[list[_Sentence], int]:
+    """Sentences with two usable words or more, and how many of the suspect rows' each of theirs stands for.
+
+    They are all that clean rows hold, and at most `_SENTENCES` evenly over at most `_ROWS` suspect rows.
+    """
+    every = max(1, -(-corpus.suspect // _ROWS))
+    read: NDArray[np.bool_] = (corpus.rows >= corpus.suspect) | (corpus.rows % np.int32(every) == 0)
+    usable = _usable(corpus, read)
     closing = np.array([word.endswith(SENTENCE_ENDS) for word in corpus.spellings])
     edges = corpus.keys == EDGE
     # A sentence begins behind an edge, a line break or the end of another one.
@@ -146,10 +144,12 @@ def _sentences(corpus: Corpus, read: NDArray[np.bool_], usable: NDArray[np.bool_
     suspects = int((corpus.rows[starts] < corpus.suspect).sum())
     step = max(1, -(-suspects // _SENTENCES))
     chosen = [*range(0, suspects, step), *range(suspects, len(starts))]
+    found = []
     for begin, end in zip(starts[chosen].tolist(), stops[chosen].tolist(), strict=True):
         words = tuple(sorted({word for word in corpus.keys[begin:end].tolist() if usable[word]}))
         if len(words) >= _TOGETHER:
-            yield _Sentence(begin, end, int(corpus.rows[begin]), words)
+            found.append(_Sentence(begin, end, int(corpus.rows[begin]), words))
+    return found, every * step
 
 
 def _next(edges: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -171,8 +171,16 @@ def _together(sentences: Iterator[_Sentence]) -> nx.Graph:
     return graph
 
 
-def _subject(corpus: Corpus, chance: Chance, about: list[_Sentence], words: set[int]) -> Subject | None:
-    """The subject that some sentences are about; None where no suspect row holds one."""
+def _subject(corpus: Corpus, chance: Chance, about: list[_Sentence], words: set[int], each: int) -> Subject | None:
+    """The subject that some sentences are about; None where no suspect row holds one.
+
+    Args:
+        corpus: the rows.
+        chance: what chance makes expected in them.
+        about: the sentences.
+        words: of the subject.
+        each: suspect rows that one of those looked at stands for.
+    """
     own = [one for one in about if one.row < corpus.suspect]
     if not own:
         return None
@@ -183,7 +191,7 @@ def _subject(corpus: Corpus, chance: Chance, about: list[_Sentence], words: set[
     first, last = before == EDGE, (after == EDGE) & (before != EDGE)
     among = 1 - float((first & (after == EDGE)).mean())
     own_words = float(np.mean([len(words.intersection(one.words)) / len(one.words) for one in own])) ** _COHESION
-    lift = float(lift_of(np.array(len(rows)), np.array(clean), corpus))
+    lift = float(lift_of(np.array(len(rows) * each), np.array(clean), corpus))
     score = _SCORE * lift * math.sqrt(min(len(rows), ENOUGH)) * freedom(before, after, chance) * among * own_words
     texts = list(dict.fromkeys(corpus.text(one.begin, one.end - one.begin) for one in own))
     chosen = texts[:: -(-len(texts) // _TEXTS)]
