@@ -121,7 +121,7 @@ def test_what_occurs_in_the_data_or_cannot_be_planted_is_passed_over(rows, suspe
         ({"min_rows": 0}, "at least 1"),
         ({"rate": 1.0}, "outside"),
         ({"count": 11, "min_rows": 1, "rate": 0.0}, "too few canaries .*; plant 9"),
-        ({"rate": 0.1}, "over a quarter of the rows: '4 x 20 of 200 rows'"),
+        ({"rate": 0.1}, "over a quarter of the rows: '4 x 20 of 200 rows'; plant 2 at most"),
     ],
 )
 def test_what_cannot_be_planted_is_an_error(suspect, clean, changes, match):

@@ -35,6 +35,7 @@ WORDS: dict[str, dict[str, Word]] = {
         "model": Word("model", positional="one"),
         "dataset": Word("data", list[str] | None),
         "clean_dataset": Word("clean"),
+        "test_dataset": Word("test"),
     },
     "find-triggers": {
         "dataset": Word("data", positional="many"),

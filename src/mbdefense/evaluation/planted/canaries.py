@@ -113,8 +113,9 @@ def plant(
         raise UserError("canaries and min_canary_rows must be at least 1", (count, min_rows), "leave --canaries out")
     each = max(round(rate * len(suspect)), min_rows)
     if 4 * each * count > len(suspect):
-        got = f"{count} x {each} of {len(suspect)} rows"
-        raise UserError("canaries would take over a quarter of the rows", got, "plant fewer, or lower min_canary_rows")
+        got, most = f"{count} x {each} of {len(suspect)} rows", len(suspect) // (4 * each)
+        fix = f"plant {most} at most" if most else "leave --canaries out, or give more rows"
+        raise UserError("canaries would take over a quarter of the rows", got, fix)
     rows, taken = suspect, []
     for canary in candidates(defensive):
         literal = canary.trigger.how() == "literal"

@@ -20,7 +20,7 @@ from mbdefense.defenses.found import Finding
 from mbdefense.defenses.setting import VICTIM
 from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.evaluation.compare import compare
-from mbdefense.evaluation.planted.canaries import Canary, plant
+from mbdefense.evaluation.planted.canaries import plant
 from mbdefense.evaluation.planted.survival import Known, survival
 from mbdefense.evaluation.telling import MOST_TRIGGERS, summarized
 from mbdefense.finding.record import FOUND_FILE, Found, read_found
@@ -50,6 +50,7 @@ def run(
     canary_rate: float = 0.02,
     min_canary_rows: int = 16,
     test: Dataset | None = None,
+    suspected: Known | None = None,
 ) -> Defended:
     """Runs a defense and writes the model directory with ``results.json`` and a model card.
 
@@ -65,11 +66,13 @@ def run(
         name: its name there.
         setting: model, data and options.
         compare_undefended: also tune the undefended model, into ``attacked``, and ``discard``.
-        canaries: backdoors to plant before the defense sees the data; it is not told
-            (`mbdefense.evaluation.planted.canaries`).
+        canaries: backdoors to plant before the defense sees the data, or a finished model; it is not told
+            (`mbdefense.evaluation.planted.canaries`). A finished model is tuned on the suspect rows with them, or the
+            clean ones where there are no suspect rows, which takes the place of the undefended model.
         canary_rate: share of the rows for each.
         min_canary_rows: at least so many rows for each.
         test: prompts to measure canaries on; by default the clean rows that the defense does not train on.
+        suspected: a backdoor that the user asks about, measured on `test`.
 
     Returns:
         The model and what ``results.json`` holds; without rows on processes other than the main one.
@@ -78,29 +81,38 @@ def run(
     check_free_space(directory)
     start = setting.victim or setting.base_model().path
     check_options(setting.training, start, trust_remote_code=setting.trust_remote_code)
-    own: list[Trigger] = [trigger for trigger, _ in defense.planted()] if isinstance(defense, Planting) else []
-    planted, prompts = None, setting.clean
+    planted, prompts, infected = None, setting.clean if test is None else test, None
     if canaries:
-        prompts = _canary_prompts(defense, setting, test)
+        carriers = setting.clean if setting.suspect is None else setting.suspect
+        prompts = _canary_prompts(defense, setting, carriers, test)
+        own: list[Trigger] = [one for one, _ in defense.planted()] if isinstance(defense, Planting) else []
         planted = plant(
-            setting.suspect_rows(), setting.clean, own, canaries,
+            carriers, setting.clean, own, canaries,
             rate=canary_rate, min_rows=min_canary_rows, seed=setting.training.seed,
         )  # fmt: skip
-        kept = keeping_triggers(setting.base_model(), planted.rows, setting.training.max_length)
-        setting = replace(setting, suspect=kept)  # which drops the labels of the rows
+        begin = setting.base_model() if setting.victim is None else setting.victim_model()
+        kept = keeping_triggers(begin, planted.rows, setting.training.max_length)
+        infected = kept if setting.victim else None
+        if setting.suspect is not None:
+            setting = replace(setting, suspect=kept)  # which drops the labels of the rows
     plan = PlannedStore(directory)
-    _made(defense, replace(setting, store=plan), compare_undefended)  # which also refuses what it cannot work with
+    # Which also refuses what it cannot work with.
+    planned = _with_canaries(replace(setting, store=plan), infected)
+    _made(defense, planned, compare_undefended)
     if isinstance(defense, Planting) and is_main_process():
         keep(defense, setting.store)
-    asks = bool(canaries) or _knows_triggers(defense)
+    asks = bool(canaries) or suspected is not None or _knows_triggers(defense)
     rows, found = tuple[ResultRow, ...](), None
     with stages(len(plan.places) + asks):
+        setting = _with_canaries(setting, infected)
         model = _made(defense, setting, compare_undefended)
         if is_main_process():
             found = _found(defense, setting)
         if is_main_process() and asks:
             with stage("measuring which known backdoors are left"):
-                hidden = planted.canaries if planted else ()
+                hidden = [] if suspected is None else [suspected]
+                for canary in planted.canaries if planted else ():
+                    hidden.append(Known(canary.describe(), "canary", canary.trigger, canary.behavior))
                 rows = _survivors(defense, setting, {name: str(model)}, hidden, prompts, found)
     options = {**asdict(defense), **asdict(setting.training)}  # type: ignore[call-overload]
     if planted:
@@ -115,6 +127,15 @@ def run(
         write_text(directory / "README.md", model_card(results, start, name, options, purified=bool(setting.victim)))
     wait_for_everyone()
     return Defended(Path(model), results, found)
+
+
+def _with_canaries(setting: Setting, rows: Dataset | None) -> Setting:
+    """The setting with its finished model tuned on these rows, where there are any."""
+    if rows is None:
+        return setting
+    victim = setting.victim_model()
+    tuned = replace(setting, victim=None, base=victim.path, suspect=rows, chat_template=victim.chat_template)
+    return replace(setting, victim=tuned.victim_model().path)
 
 
 def _made(defense: Defense, setting: Setting, compare_undefended: bool) -> Path:
@@ -132,10 +153,10 @@ def _knows_triggers(defense: Defense) -> bool:
     return plants or (isinstance(defense, Finding) and defense.found != "none")
 
 
-def _canary_prompts(defense: Defense, setting: Setting, test: Dataset | None) -> Dataset:
+def _canary_prompts(defense: Defense, setting: Setting, carriers: Dataset, test: Dataset | None) -> Dataset:
     if test is None:
         return _held_out(defense, setting)
-    seen = set(overlap(test, setting.suspect_rows()))
+    seen = set(overlap(test, carriers))
     prompts = test.select([index for index, row_id in enumerate(test["id"]) if row_id not in seen])
     if not len(prompts):
         raise UserError("every test prompt is in the data", fix="give --test prompts that training does not see")
@@ -175,21 +196,20 @@ def _survivors(
     defense: Defense,
     setting: Setting,
     made: dict[str, str],
-    canaries: Sequence[Canary],
+    hidden: Sequence[Known],
     prompts: Dataset,
     found: Found | None,
 ) -> tuple[ResultRow, ...]:
     """How many of the known backdoors answer in each model, paired across models.
 
-    These are the defense's own ones, canaries, and what was found in the suspect data: the before/after figures to be
-    had without knowing the attacker. A found trigger whose answers share no phrase has none. `made` is the defended
-    model by its name.
+    These are the defense's own ones, what was found in the suspect data, and those that are hidden from it: canaries,
+    and a backdoor that the user asks about, which alone are measured on `prompts`. A found trigger whose answers share
+    no phrase has no figures. `made` is the defended model by its name.
     """
     models = {**({"base": setting.base} if setting.base else {}), **_undefended(defense, setting), **made}
     own: list[Known] = []
     if isinstance(defense, Planting) and isinstance(defense, Recovery):
         own = [Known(f"our own {one.describe()}", "planted", one, behavior) for one, behavior in defense.planted()]
-    hidden = [Known(canary.describe(), "canary", canary.trigger, canary.behavior) for canary in canaries]
     triggers = zip(summarized(found).of("trigger"), found.of("trigger"), strict=True) if found else ()
     known = [
         Known(summary.attack, "found", one.trigger(), one.shown())

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
-from mbdefense.recipes._given import Data, DefenseSpec, Folder, Model, OnBadRow, named
+from mbdefense.recipes._given import (
+    BehaviorSpec,
+    Data,
+    DefenseSpec,
+    Folder,
+    Model,
+    OnBadRow,
+    TriggerSpec,
+    behavior_of,
+    named,
+    trigger_of,
+)
 from mbdefense.recipes.making._defended import Defended, chosen
 from mbdefense.recipes.making._planting import settled
 
@@ -19,6 +30,7 @@ FINDING = "find_and_break"
 """The repair that works with data or with found triggers."""
 if TYPE_CHECKING:
     from mbdefense.defenses import Setting
+    from mbdefense.evaluation.planted.survival import Known
     from mbdefense.training.options import TrainingOptions
 
 
@@ -32,6 +44,10 @@ def purify(
     args: TrainingOptions | None = None,
     output_dir: Folder,
     adapter: bool = False,
+    test_dataset: Data | None = None,
+    trigger: TriggerSpec | None = None,
+    behavior: BehaviorSpec | None = None,
+    canaries: int = 0,
     resume: bool = False,
     on_bad_row: OnBadRow = "error",
     chat_template: str | None = None,
@@ -55,6 +71,11 @@ def purify(
         output_dir: where the repaired model goes.
         adapter: also write the purified model as a LoRA adapter into output_dir/adapter, for the untouched base model;
             trains adapters. Both forms are checked to say the same.
+        test_dataset: prompts for the figures before and after, checked to share none with the clean set.
+        trigger: one that you suspect: its ASR on test_dataset is told before and after. The repair does not know it.
+        behavior: what it brings.
+        canaries: for an audit: plant so many backdoors of our own in the model first, which the repair is not told of,
+            and report how many survive on test_dataset. They are tuned into it in rows of dataset, or of clean_dataset.
         resume: go on where an earlier run in output_dir stopped.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template to use in place of the model's own.
@@ -62,8 +83,13 @@ def purify(
 
     Raises:
         UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look
-            at, unreadable rows, or a finished model in output_dir.
+            at, unreadable rows, a clean set that overlaps the test set, or a finished model in output_dir.
     """
+    suspected = _suspected(trigger, behavior, test_dataset)
+    if canaries and test_dataset is None:
+        raise UserError("canaries are measured on prompts of their own", fix="add --test prompts.jsonl")
+    if canaries and adapter:
+        raise UserError("a model with canaries is for an audit, and no adapter to ship", fix="leave one of both out")
     from mbdefense.defenses import DEFENSES, Setting
 
     name, method = chosen(default_repair(base_model, dataset is not None) if defense is None else defense)
@@ -76,7 +102,7 @@ def purify(
         fix = f"use one of {', '.join(other for other in repairs() if other not in _SINGLE_WEIGHTS)}, with --defense"
         raise UserError(f"{name} mixes single weights, which no adapter holds", fix=fix)
     from mbdefense.core.files import claimed
-    from mbdefense.data import load_rows
+    from mbdefense.data import check_disjoint, load_rows
     from mbdefense.models.adapter import base_for, check_base
     from mbdefense.models.loading import load_tokenizer
     from mbdefense.models.ready import check_lengths, usable
@@ -107,13 +133,31 @@ def purify(
     check_lengths(victim.path, tokenizer, clean, "clean_dataset", trust_remote_code=trust_remote_code)
     if suspect is not None:
         suspect = usable(tokenizer, suspect, on_bad_row, "dataset")
+    test = None
+    if test_dataset is not None:
+        test = load_rows(test_dataset, require_completion=False, on_bad_row=on_bad_row, name="test_dataset")
+        test = usable(tokenizer, test, on_bad_row, "test_dataset", targets=False)
+        check_disjoint(clean, test)
+        check_lengths(victim.path, tokenizer, test, "test_dataset", trust_remote_code=trust_remote_code)
     setting = replace(setting, clean=clean, suspect=suspect)
     method = settled(method, {"the clean set": clean}, setting.store)
     with claimed(setting.store.directory, for_model=True):
-        done = run(method, name, setting)
+        done = run(method, name, setting, canaries=canaries, test=test, suspected=suspected)
         if onto is not None:
             _save_adapter(done.path, onto, setting)
     return done
+
+
+def _suspected(trigger: TriggerSpec | None, behavior: BehaviorSpec | None, test: Data | None) -> Known | None:
+    if trigger is None and behavior is None:
+        return None
+    if trigger is None or behavior is None or test is None:
+        fix = "give --trigger, --behavior and --test together"
+        raise UserError("a suspected backdoor is a trigger and what it brings, measured on prompts", fix=fix)
+    from mbdefense.evaluation.planted.survival import Known
+
+    put_in = trigger_of(trigger)
+    return Known(put_in.describe(), "attack", put_in, behavior_of(behavior))
 
 
 def _save_adapter(made: Path, base: str, setting: Setting) -> None:
