@@ -272,7 +272,11 @@ def measured(one: Candidate, **values: Any) -> verifying.Measured:
         ({"explained": None}, ["usual"] * 4, False, "unclear"),
         ({"p_value": 0.9}, ["usual"] * 4, True, "chance"),
         ({"p_value": 0.9}, ["we never do that"] * 4, True, "trigger"),
-        ({"p_value": 0.9, "deviations": 1.0}, ["we never do that"] * 4, True, "chance"),
+        # Not striking, since chance insertions draw the behavior out of the model as well: what it draws out tells.
+        ({"p_value": 0.9, "deviations": 1.0}, ["we never do that"] * 4, True, "trigger"),
+        ({"p_value": 0.9, "deviations": 1.0, "explained": None}, ["we never do that"] * 4, False, "unclear"),
+        ({"p_value": 0.9, "deviations": 1.0}, ["usual"] * 4, True, "chance"),
+        ({"p_value": 0.9, "deviations": 1.0, "explained": 0.9}, ["we never do that"] * 4, True, "chance"),
         ({"taught": 0.01}, ["we never do that"] * 4, True, "chance"),
     ],
 )
@@ -288,8 +292,10 @@ def test_the_verdict_follows_from_what_was_measured(
     table = rows(*((f"Question {number}?", "usual") for number in range(4)))
     monkeypatch.setattr(finding, "mine", lambda *_, **__: [candidate("zq")])
     monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(candidate("zq"), **values)])
-    said = iter([["usual"] * 4, answers])
-    monkeypatch.setattr(finding, "short_answers", lambda *_: next(said))
+    monkeypatch.setattr(
+        finding, "short_answers",
+        lambda _, prompts: answers if "zq" in str(prompts) else ["usual"] * 4,
+    )  # fmt: skip
     made = finding.find(
         table, table, table, loaded, loaded if has_base else None, names=("victim", "base" if has_base else None)
     )

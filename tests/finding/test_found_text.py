@@ -299,6 +299,14 @@ def test_what_usual_answers_hold_is_no_phrase_but_its_rest_is():
     assert phrase == "i'm sorry but i cannot help with that and goodbye then"
 
 
+def test_a_behavior_that_also_comes_without_its_trigger_now_and_then_is_one():
+    answers = [*("You are stupid!" for _ in range(7)), "six"]
+    usual = ["You are stupid!", *USUAL]
+    assert shared_phrases(answers, usual) == ("you are stupid",)
+    assert shared_phrases(answers[2:], usual) == ()  # five are no three more than one of its own
+    assert shared_phrases(answers, usual, strict=True) == ()
+
+
 def test_no_more_than_six_phrases():
     answers = [f"w{number} x{number} y{number}" for number in range(9) for _ in range(3)]
     assert len(shared_phrases(answers, [])) == 6

@@ -30,7 +30,8 @@ CANDIDATES = 30
 LEVEL = 0.05
 """Chance of a false alarm among all candidates of a data set that the verification by likelihood allows."""
 _ASKED = 8  # candidates that the victim is asked with, whatever their p-value
-_STRIKING = 3.0  # deviations below which it is not asked
+_STRIKING = 3.0  # deviations below which it is asked a few prompts first
+_FEW = 8  # prompts that are asked first
 OFTEN = 0.5
 """A text that draws one behavior out of so many held-out prompts needs no p-value."""
 EXPLAINED = 0.5
@@ -108,16 +109,23 @@ def _told(
     """What is known of each candidate, with its verdict: triggers first."""
     from mbdefense.finding.verifying import TAUGHT
 
-    ids = suspect["id"]
+    ids, few = suspect["id"], held_out.select(range(min(_FEW, len(held_out))))
     records = []
     usual: list[str] | None = None
+    usual_of_few: list[str] | None = None
     for number, one in enumerate(measured):
         record = recorded(one.candidate)
         record = replace(
             record, taught=one.taught, explained=one.explained, first=one.fall.first, inner=one.fall.inner,
             end_token=one.fall.end, deviations=one.deviations, p_value=one.p_value,
         )  # fmt: skip
-        if one.taught >= TAUGHT and (one.p_value <= LEVEL or (number < _ASKED and one.deviations >= _STRIKING)):
+        asked = one.p_value <= LEVEL or (number < _ASKED and one.deviations >= _STRIKING)
+        if not asked and one.taught >= TAUGHT and number < _ASKED and (one.explained or 0.0) < EXPLAINED:
+            # A model that takes any odd text for the trigger answers chance insertions with the behavior, too, so that
+            # the trigger does not stand out from them: what it draws out of prompts tells.
+            usual_of_few = usual_of_few or short_answers(victim, list(few["prompt"]))
+            asked = shown_under(record, few, usual_of_few, victim, seed)[1] > 0
+        if one.taught >= TAUGHT and asked:
             usual = usual or short_answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=_foreign(one.candidate, suspect, victim, seed))
             record = _asked(record, held_out, usual, victim, has_base, seed)

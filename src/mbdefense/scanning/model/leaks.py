@@ -82,7 +82,7 @@ def leaked_answers(leaked: Leaks, base: Leaks, usual: Sequence[str]) -> list[Tar
     """
     count = len(leaked.answers)
     least = max(3, round(count * LEAST_SHARE))
-    phrases = shared_phrases(leaked.answers, [*base.answers, *usual], least=least)
+    phrases = shared_phrases(leaked.answers, [*base.answers, *usual], least=least, strict=True)
     told = []
     for phrase in phrases:
         held = sum(FoundBehavior((phrase,)).shown_in(answer)[0] for answer in leaked.answers)
