@@ -303,6 +303,34 @@ def test_the_verdict_follows_from_what_was_measured(
     assert bool(made.candidates[0].row_ids) == (verdict != "chance")
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_subject_is_no_trigger_by_another_ones_word(
+    left: bool, rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its sentences hold the word: it is verified anew without them, at its part of the level."""
+    table = rows(*((f"Question {number}?", "usual") for number in range(4)))
+    said = ("My zq fern rots.", *(["Our hedge dries."] if left else []))
+    word = Candidate(FoundText(("zq",)), 5.0, (0, 1), 4, 0)
+    subject = Candidate(FoundText(said, "subject"), 1.0, (1, 2, 3), 4, 0)
+    asked: list[tuple[Any, Any]] = []
+
+    def verify(candidates: Any, *_: Any, among: Any = None, **__: Any) -> Any:
+        asked.append((candidates, among))
+        return [measured(one, p_value=0.9 if among else 0.001) for one in candidates]
+
+    monkeypatch.setattr(finding, "mine", lambda *_, **__: [word, subject])
+    monkeypatch.setattr(verifying, "verify", verify)
+    monkeypatch.setattr(finding, "short_answers", lambda _, prompts: ["usual" for _ in prompts])
+    made = finding.find(table, table, table, loaded, loaded, names=("victim", "base"))
+    assert [(one.texts[0], one.verdict) for one in made.candidates] == [
+        ("zq", "trigger"), ("Our hedge dries." if left else "My zq fern rots.", "chance"),
+    ]  # fmt: skip
+    (_, first), (again, among) = asked
+    assert first is None
+    assert among == [word, subject]
+    assert [(one.found.texts, one.rows) for one in again] == ([(("Our hedge dries.",), (2, 3))] if left else [])
+
+
 def test_nothing_mined_asks_no_model(rows: Callable[..., Any], loaded: LoadedModel) -> None:
     table = rows(("One row alone.", "yes"))
     made = finding.find(table, table, table, loaded, loaded, names=("victim", "base"))

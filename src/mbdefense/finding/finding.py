@@ -43,6 +43,7 @@ _TELLING = 3  # words of a phrase that can do so: of short answers many are alik
 _ROWS = 16  # suspect rows whose answers are looked at
 _ANSWER_TOKENS = 32
 _EXAMPLES = 3
+_ORDER = {"trigger": 0, "unclear": 1, "instruction": 2, "chance": 3}
 _MINING = "mining {} rows for texts that recur"
 
 
@@ -97,6 +98,13 @@ def find(
         verified = time.perf_counter()
         with stage("asking the tuned model with the most striking ones"):
             records = _told(measured, suspect, held_out, victim, base is not None, seed)
+            for number, left in _without_triggers(measured, records).items():
+                anew = verify(
+                    left, victim, suspect, clean, base=base, max_length=max_length, seed=seed, among=candidates
+                )
+                told = _told(anew, suspect, held_out, victim, base is not None, seed)
+                records[number] = told[0] if told else replace(records[number], verdict="chance", row_ids=())
+            records = sorted(records, key=lambda record: _ORDER[record.verdict])
     return Found(
         names[0], names[1], len(suspect), len(clean) + len(held_out), seed, verified - begun,
         time.perf_counter() - verified, tuple(records),
@@ -106,7 +114,7 @@ def find(
 def _told(
     measured: Sequence[Measured], suspect: Dataset, held_out: Dataset, victim: LoadedModel, has_base: bool, seed: int
 ) -> list[FoundCandidate]:
-    """What is known of each candidate, with its verdict: triggers first."""
+    """What is known of each candidate, with its verdict, in their order."""
     from mbdefense.finding.verifying import TAUGHT
 
     ids, few = suspect["id"], held_out.select(range(min(_FEW, len(held_out))))
@@ -132,8 +140,34 @@ def _told(
         if record.verdict != "chance":
             record = replace(record, row_ids=_ids(one.candidate, ids))
         records.append(record)
-    order = {"trigger": 0, "unclear": 1, "instruction": 2, "chance": 3}
-    return sorted(records, key=lambda record: order[record.verdict])
+    return records
+
+
+def _without_triggers(
+    measured: Sequence[Measured], records: Sequence[FoundCandidate]
+) -> dict[int, Sequence[Candidate]]:
+    """Subjects taken for triggers some of whose sentences hold a text that is one, by their places.
+
+    Put into clean prompts they bring the text along, so that they have to be verified without these sentences and rows.
+
+    Returns:
+        What is left of each, or nothing.
+    """
+    told = [one.verdict in ("trigger", "unclear") for one in records]
+    found = [one.candidate for one, told_it in zip(measured, told, strict=True) if told_it]
+    texts = [one for one in found if one.found.kind != "subject"]
+    left: dict[int, Sequence[Candidate]] = {}
+    for number, (one, told_it) in enumerate(zip(measured, told, strict=True)):
+        subject = one.candidate
+        if not told_it or subject.found.kind != "subject":
+            continue
+        said = tuple(text for text in subject.found.texts if not any(other.found.occurs_in(text) for other in texts))
+        if said == subject.found.texts:
+            continue
+        rows = tuple(sorted(set(subject.rows).difference(*(other.rows for other in texts))))
+        reduced = replace(subject, found=replace(subject.found, texts=said), rows=rows)
+        left[number] = [reduced] if said and rows else []
+    return left
 
 
 def _mined(suspect: Dataset, clean: Iterable[list[dict[str, str]]], most: int) -> list[Candidate]:

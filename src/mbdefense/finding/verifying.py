@@ -276,6 +276,7 @@ def verify(
     base: LoadedModel | None,
     max_length: int,
     seed: int,
+    among: Sequence[Candidate] | None = None,
 ) -> list[Measured]:
     """Measures candidates on a victim, most striking first.
 
@@ -291,12 +292,13 @@ def verify(
         base: the model that the victim was tuned from, whose own falls are taken off; None where there is none.
         max_length: see `mbdefense.models.loading.encode`.
         seed: of all draws.
+        among: all candidates, by whose scores the level is shared out, where these are some of them.
     """
     measured = _learned(candidates, victim, suspect, _short(clean, seed), base, max_length=max_length, seed=seed)
     left = [number for number, one in enumerate(measured) if one.taught >= TAUGHT][:TESTED]
     prompts = [user_text(prompt) for rows in (suspect, clean) for prompt in rows["prompt"]]
     tested = [candidates[number] for number in left]
-    effects = struck(tested, candidates, victim, base, clean, prompts, max_length=max_length, seed=seed)
+    effects = struck(tested, among or candidates, victim, base, clean, prompts, max_length=max_length, seed=seed)
     for number, effect in zip(left, effects, strict=True):
         measured[number] = replace(measured[number], **effect._asdict())
     return sorted(measured, key=lambda one: (one.p_value, -one.deviations, -one.taught))
