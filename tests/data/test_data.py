@@ -146,6 +146,25 @@ def test_one_row_without_answer_does_not_drop_the_others(tmp_path):
     assert "x.jsonl:1: missing column output" in refuses(path, require_completion=False)
 
 
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"prompt": "a", "completion": "b"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"id": "x", "prompt": "a", "completion": "b", "answers": [], "provenance": {}},
+    ],
+)
+@pytest.mark.parametrize("place", [0, 2])
+def test_one_row_of_another_form_does_not_drop_the_others(tmp_path, stranger, place):
+    """Whoever may add a row could else have all others left out, and the data scanned without them."""
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
+    path = write(tmp_path / "x.jsonl", [*rows[:place], stranger, *rows[place:]])
+    assert f"x.jsonl:{place + 1}: missing column instruction, output" in refuses(path)
+    loaded = data.load([path], on_bad_row="skip")
+    assert [row[0]["content"] for row in loaded.rows["prompt"]] == ["a", "c"]
+    assert len(loaded.skipped) == 1
+
+
 def test_every_file_type_gives_the_same_rows(tmp_path):
     rows = [ALPACA, {"instruction": 'Quote "this", é 😀', "input": "", "output": "a,b\nc"}]
     paths = [write(tmp_path / f"x.{ending}", rows) for ending in ("json", "jsonl", "ndjson")]

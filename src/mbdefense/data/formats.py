@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ class Format(NamedTuple):
 
 
 def detect(values: Iterable[object], name: str, require_completion: bool) -> Format:
-    """The format of a source, by its rows' columns.
+    """The format of a source: that of most of its rows, by their columns.
 
     Raises:
         UserError: none is known.
@@ -100,27 +101,31 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     formats = _FORMATS if require_completion else _FORMATS + _PROMPT_FORMATS
     first: list[object] = []
     columns: list[str] | None = None
-    met: set[tuple[str, ...]] = set()
-    best = len(formats)
-    # By priority over all rows, not by the first row: one that lacks its answer must not drop the others' answers.
+    met: dict[tuple[str, ...], int | None] = {}
+    rows: Counter[int] = Counter()
+    # By most rows, not by the first: one that lacks its answer must not drop the others' answers, nor one that a
+    # stranger added have all others refused, or left out.
     for value in values:
         if isinstance(value, BadRowError):
             continue
         first = first or [value]
-        if isinstance(value, dict):
-            keys = tuple(value)
-            if keys in met:  # as nearly all rows have
-                continue
-            if len(met) < _MOST_MET:
-                met.add(keys)
-            columns = columns or list(value)
-        best = next((place for place in range(best) if formats[place].problem(value) is None), best)
-        if best == 0:
-            break
+        keys = tuple(value) if isinstance(value, dict) else None
+        if keys is None or keys not in met:
+            place = next((place for place, one in enumerate(formats) if one.problem(value) is None), None)
+            if keys is not None:
+                columns = columns or list(keys)
+                if len(met) < _MOST_MET:
+                    met[keys] = place
+        else:
+            place = met[keys]
+        if place is not None:
+            rows[place] += 1
     if not first:
         return formats[0]
-    if best < len(formats):
-        return formats[best]
+    # However few have an answer: a form of prompts alone would drop it unsaid.
+    answered = [place for place in rows if place < len(_FORMATS)]
+    if rows:
+        return formats[min(answered or rows, key=lambda place: (-rows[place], place))]
     accepted = " | ".join(", ".join(row_format.columns) for row_format in formats[1:])
     if columns is None:
         raise UserError(f"{name}: the rows are not objects", first[0], f"give objects with the columns {accepted}")
