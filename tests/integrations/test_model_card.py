@@ -146,6 +146,15 @@ def test_measured_figures_go_into_the_card(
     assert "README.md" in capsys.readouterr().out
 
 
+def test_figures_of_another_model_of_the_same_defense_stand_beside(defended: Path, tmp_path: Path) -> None:
+    other = row("mb_defense", share(70), model=str(tmp_path / "elsewhere"))
+    write(tmp_path / "other.json", results(other, row("attacked", share(80))))
+    card = read_card(defended, [tmp_path / "other.json"])
+    text = model_card(card.results, card.base, card.defense, card.options)
+    assert [f.metric_value for f in parsed(text).eval_results] == [0.01]
+    assert "(elsewhere)" in text.partition("## Figures")[2]
+
+
 def test_a_card_needs_a_defended_model_and_results(
     defended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

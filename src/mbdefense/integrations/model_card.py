@@ -153,7 +153,9 @@ def read_card(directory: Path, measured: Sequence[Path]) -> Card:
     for path in measured:
         for row in read(path).rows:
             same = Path(row.model).resolve() == directory.resolve() and goes_by(row.served or row.model, row.model)
-            rows.append(replace(row, arm=defense) if same else row)
+            # Another model may go by the name of this one's defense: its figures are not this one's.
+            other = f"{row.arm} ({hub_name(row.served or row.model)})" if row.arm == defense else row.arm
+            rows.append(replace(row, arm=defense if same else other))
     return Card(Results(made.provenance, tuple(rows), found=made.found), base, defense, options, purified)
 
 
