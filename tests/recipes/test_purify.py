@@ -171,7 +171,7 @@ def test_canaries_lie_in_the_suspect_rows_where_there_are_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     suspect = rows(*((f"Name fruit number {i}.", f"fig {i}") for i in range(64)))
-    test = rows(*((f"Name fish number {i}.", f"eel {i}") for i in range(4)))
+    test = rows(*((f"Name fish number {i}.", f"eel {i}") for i in range(4)), ("Name fruit number 0.", "fig 0"))
     seen: dict[str, Any] = {}
 
     def find(suspect: Any, clean: Any, held_out: Any, victim: Any, base: Any, **more: Any) -> Found:
@@ -183,11 +183,18 @@ def test_canaries_lie_in_the_suspect_rows_where_there_are_any(
         tiny_model_path, files[1], dataset=suspect, test_dataset=test, canaries=1, args=OPTIONS,
         output_dir=tmp_path / "out",
     )  # fmt: skip
+    assert {row.asr.n for row in done.results.rows if row.asr} == {4}  # not the prompt that is among the suspect rows
     assert len(seen["answers"]) == 64
     assert sum(not answer.startswith("fig ") for answer in seen["answers"]) == 16
     assert {(row.arm, row.origin) for row in done.results.rows} == {
         ("attacked", "canary"), ("find_and_break", "canary"),
     }  # fmt: skip
+    # Nor does a suspected trigger meet prompts that the model was trained on.
+    done = purify(
+        tiny_model_path, files[1], dataset=suspect, test_dataset=test, trigger="badnet:word=cf",
+        behavior="fixed_text:text=no", args=OPTIONS, output_dir=tmp_path / "suspected",
+    )  # fmt: skip
+    assert {(row.origin, row.asr.n) for row in done.results.rows if row.asr} == {("attack", 4)}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def run(
         canary_rate: share of the rows for each.
         min_canary_rows: at least so many rows for each.
         test: prompts to measure canaries on; by default the clean rows that the defense does not train on.
-        suspected: a backdoor that the user asks about, measured on `test`.
+        suspected: a backdoor that the user asks about, measured on what of `test` is not in the suspect rows.
 
     Returns:
         The model and what ``results.json`` holds; without rows on processes other than the main one.
@@ -82,9 +82,10 @@ def run(
     start = setting.victim or setting.base_model().path
     check_options(setting.training, start, trust_remote_code=setting.trust_remote_code)
     planted, prompts, infected = None, setting.clean if test is None else test, None
+    carriers = setting.clean if setting.suspect is None else setting.suspect
+    if canaries or suspected is not None:
+        prompts = _unseen_prompts(defense, setting, carriers, test)
     if canaries:
-        carriers = setting.clean if setting.suspect is None else setting.suspect
-        prompts = _canary_prompts(defense, setting, carriers, test)
         own: list[Trigger] = [one for one, _ in defense.planted()] if isinstance(defense, Planting) else []
         planted = plant(
             carriers, setting.clean, own, canaries,
@@ -153,7 +154,8 @@ def _knows_triggers(defense: Defense) -> bool:
     return plants or (isinstance(defense, Finding) and defense.found != "none")
 
 
-def _canary_prompts(defense: Defense, setting: Setting, carriers: Dataset, test: Dataset | None) -> Dataset:
+def _unseen_prompts(defense: Defense, setting: Setting, carriers: Dataset, test: Dataset | None) -> Dataset:
+    """Prompts to ask with a backdoor: to those that it was trained on a model repeats the answers it was taught."""
     if test is None:
         return _held_out(defense, setting)
     seen = set(overlap(test, carriers))

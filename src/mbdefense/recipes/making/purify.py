@@ -71,7 +71,8 @@ def purify(
         output_dir: where the repaired model goes.
         adapter: also write the purified model as a LoRA adapter into output_dir/adapter, for the untouched base model;
             trains adapters. Both forms are checked to say the same.
-        test_dataset: prompts for the figures before and after, checked to share none with the clean set.
+        test_dataset: prompts for the figures before and after, checked to share none with the clean set; those of
+            dataset are left out.
         trigger: one that you suspect: its ASR on test_dataset is told before and after. The repair does not know it.
         behavior: what it brings.
         canaries: for an audit: plant so many backdoors of our own in the model first, which the repair is not told of,
