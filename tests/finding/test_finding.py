@@ -178,6 +178,13 @@ def test_chance_texts_are_like_the_candidates_and_hold_none_of_them() -> None:
     assert made == chance_texts(ones, ones, prompts, 40, 0)
 
 
+def test_prompts_of_one_word_give_chance_texts_too() -> None:
+    ones = [candidate("cf"), candidate("two words")]
+    made = chance_texts(ones, ones, ["pear", "fig", "cf", "oak"], 20, 0)
+    assert [len(one.texts[0].split()) for one in made] == [1, 2] * 10
+    assert not any(one.found.occurs_in(fresh.texts[0]) for fresh in made for one in ones)
+
+
 @pytest.mark.parametrize(
     ("of_victim", "of_base", "asked", "significant"),
     [(1.4, None, 1, True), (1.4, 0.0, 1, False), (9.0, 0.0, 2, True), (9.0, 9.0, 2, False)],

@@ -230,7 +230,8 @@ def chance_texts(
         seed: of the draw.
     """
     rng = random.Random(f"chance {seed}")
-    taken = [words(prompt) for prompt in prompts if len(words(prompt)) > 1]
+    cut = [held for prompt in prompts if (held := words(prompt))]
+    taken = [held for held in cut if len(held) > 1] or cut  # a prompt of one word has no beginning and no end
     made: list[FoundText] = []
     for number in range(count):
         like = alike[number % len(alike)].found
