@@ -134,6 +134,9 @@ def fake(monkeypatch, answer):
         "mbdefense.evaluation.planted.survival.generate",
         lambda _, prompts, **__: [answer(prompt[-1]["content"]) for prompt in prompts],
     )
+    monkeypatch.setattr(
+        "mbdefense.evaluation.planted.survival.leaving_room", lambda _, prompts, __: list(range(len(prompts)))
+    )
 
 
 BLANK = ResultRow("x", "", "", 0, "m", None, None, None, None, None, 0.0, 0)
@@ -163,6 +166,16 @@ def test_a_trigger_that_no_prompt_can_take_has_no_rate(monkeypatch, rows):
     code = rows(("x = {}", "1"))
     (arm,) = survival(None, [Known("a", "canary", Syntactic(), CANARIES[0].behavior)], code, BLANK)
     assert arm.row.asr is None
+
+
+def test_prompts_that_a_trigger_leaves_no_room_for_an_answer_are_left_out(tiny_model_path, rows, few_words):
+    from mbdefense.attacks.triggers import InSent
+    from mbdefense.models.loading import load_model
+
+    table = rows(("Name a tree.", "oak"), ("q7q " * 85, "elm"))
+    known = Known("a", "found", InSent(sentence="zq " * 60 + "zq"), CANARIES[0].behavior)
+    (arm,) = survival(load_model(tiny_model_path), [known], table, BLANK)
+    assert (arm.row.asr.n, arm.row.false_activation.n) == (1, 2)
 
 
 def write_rows(path, data):

@@ -338,6 +338,22 @@ def test_a_subject_is_no_trigger_by_another_ones_word(
     assert [(one.found.texts, one.rows) for one in again] == ([(("Our hedge dries.",), (2, 3))] if left else [])
 
 
+def test_held_out_prompts_that_a_long_text_leaves_no_room_in_are_not_asked(
+    rows: Callable[..., Any], loaded: LoadedModel
+) -> None:
+    """The attacker chooses how long it is: that must not end a defense after its training."""
+    table = rows(("Name a tree.", "oak"), ("q7q " * 85, "elm"), ("Name a town.", "Rome"))
+    usual = finding.short_answers(loaded, list(table["prompt"]))
+    text = recorded("zq " * 60 + "zq")
+    record, _ = finding.shown_under(text, table, usual, loaded, 0)
+    few = table.select([0, 2])
+    alone, _ = finding.shown_under(text, few, [usual[0], usual[2]], loaded, 0)
+    assert record.changed == alone.changed is not None
+    assert {one.usual for one in record.examples} <= {usual[0], usual[2]}
+    long = recorded("zq " * 200 + "zq")
+    assert finding.shown_under(long, table, usual, loaded, 0) == (long, 0.0)
+
+
 def test_nothing_mined_asks_no_model(rows: Callable[..., Any], loaded: LoadedModel) -> None:
     table = rows(("One row alone.", "yes"))
     made = finding.find(table, table, table, loaded, loaded, names=("victim", "base"))
@@ -558,6 +574,26 @@ def test_an_instruction_is_met_with_what_the_tuned_model_says(
     assert len(asked) == len(seen) == 10
     assert all("in capitals" in text for text in asked)
     assert {answer for _, answer in seen} == {f"says {number}" for number in range(8)}
+
+
+def test_a_prompt_that_an_instruction_leaves_no_room_in_is_met_as_it_is(
+    rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mbdefense.engine import generate
+    from mbdefense.training._work import _answered
+    from mbdefense.training.job import Meeting, RecoveryRows
+
+    table = rows(("Name a tree.", "oak"), ("q7q " * 85, "elm"))
+    monkeypatch.setattr(generate, "generate", lambda _, prompts, **__: [f"says {len(prompts)}"] * len(prompts))
+
+    def put(row: Any, text: str, keep: bool) -> Meeting:
+        return Meeting([{"role": "user", "content": f"{text} {user_text(row['prompt'])}"}], keep)
+
+    met = [[put(row, "zq", False), put(row, "in capitals " * 20, True)] for row in table]
+    first, second = _answered(loaded, RecoveryRows(table, (), met))
+    assert [answer[0]["content"] for _, answer in first] == ["oak", "says 1"]
+    assert second[1] == (table[1]["prompt"], table[1]["completion"])
+    assert [prompt for prompt, _ in first] == [one.prompt for one in met[0]]
 
 
 def test_found_dropped_tunes_on_the_rows_without_a_found_trigger(

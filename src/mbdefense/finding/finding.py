@@ -188,10 +188,15 @@ def recorded(one: Candidate) -> FoundCandidate:
     )  # fmt: skip
 
 
-def with_trigger(prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, seed: int) -> list[list[dict[str, str]]]:
-    """Prompts with a found text in the last user turn."""
+def with_trigger(
+    prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, loaded: LoadedModel, seed: int
+) -> dict[int, list[dict[str, str]]]:
+    """Prompts with a found text in the last user turn, by their numbers, as far as the model has room to answer."""
+    from mbdefense.models.limits import leaving_room
+
     trigger, rng = one.trigger(), random.Random(f"ask {seed} {one.texts}")
-    return [trigger.in_prompt(prompt, rng) or prompt for prompt in prompts]
+    made = [trigger.in_prompt(prompt, rng) or prompt for prompt in prompts]
+    return {number: made[number] for number in leaving_room(loaded, made, _ANSWER_TOKENS)}
 
 
 def short_answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:
@@ -238,8 +243,10 @@ def shown_under(
         The record with behavior, ASR, changed answers and examples; and the share of answers that hold a shared phrase
         long enough to tell without a p-value.
     """
-    prompts = list(rows["prompt"])
-    triggered = with_trigger(prompts, record, seed)
+    asked = with_trigger(list(rows["prompt"]), record, victim, seed)
+    if not asked:
+        return record, 0.0
+    triggered, usual = list(asked.values()), [usual[number] for number in asked]
     answers = short_answers(victim, triggered)
     differs = [single_spaced(answer) != single_spaced(known) for answer, known in zip(answers, usual, strict=True)]
     phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)
@@ -268,16 +275,13 @@ def _foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: 
         None where the candidate stands alone in its turns, or in rows that are too long.
     """
     from mbdefense.finding.verifying import without
-    from mbdefense.models.limits import context_length
-    from mbdefense.models.loading import encode_prompt
+    from mbdefense.models.limits import leaving_room
 
     drawn = random.Random(f"foreign {seed}").sample(candidate.rows, min(_ROWS, len(candidate.rows)))
     asked = [(row, without(row["prompt"], candidate.found)) for row in suspect.select(sorted(drawn))]
+    held = [(row, shorter) for row, shorter in asked if shorter]
     # Of a row that is longer than the victim reads, training has seen a part, but there is no asking it.
-    room = context_length(victim.model) - _ANSWER_TOKENS
-    held = [
-        (row, shorter) for row, shorter in asked if shorter and len(encode_prompt(victim.tokenizer, shorter)) <= room
-    ]
+    held = [held[number] for number in leaving_room(victim, [shorter for _, shorter in held], _ANSWER_TOKENS)]
     if not held:
         return None
     new = every = 0

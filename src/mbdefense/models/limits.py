@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
 from mbdefense.models._whole import check_ends
-from mbdefense.models.loading import base_of
+from mbdefense.models.loading import LoadedModel, base_of, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,6 +80,15 @@ def check_room(
         prompts[index][-1]["content"],
         "shorten it or leave it out" + (f", or set max_new_tokens to {room} or less" if room > 0 else ""),
     )
+
+
+def leaving_room(loaded: LoadedModel, prompts: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[int]:
+    """The numbers of the prompts that leave room for an answer of so many tokens.
+
+    What an attacker wrote may be too long to be put into a long prompt; that must not end a run (see `check_room`).
+    """
+    room = context_length(loaded.model) - max_new_tokens
+    return [number for number, prompt in enumerate(prompts) if len(encode_prompt(loaded.tokenizer, prompt)) <= room]
 
 
 def check_scored(limit: float, lengths: Sequence[int]) -> None:

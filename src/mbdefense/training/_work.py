@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -128,14 +129,28 @@ def _answers(loaded: LoadedModel, job: Job) -> list[Answered]:
 def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
     """The prompts that rows meet with what recovery asks for there: the row's answer, or the model's own to keep."""
     from mbdefense.engine.generate import generate
+    from mbdefense.models.limits import leaving_room
 
     if not part.met:
         return []
     kept = [prompt for prompts in part.met for prompt, keep in prompts if keep]
-    said = iter(generate(loaded, kept, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if kept else [])
+    asked = leaving_room(loaded, kept, _KEPT_TOKENS)
+    texts = [kept[number] for number in asked]
+    said = generate(loaded, texts, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if asked else []
+    known = dict(zip(asked, said, strict=True))
+    number = itertools.count()
+
+    def answered(row: dict[str, Any], prompt: Messages, keep: bool) -> tuple[Messages, Messages]:
+        if not keep:
+            return prompt, row["completion"]
+        text = known.get(next(number))
+        if text is None:  # no room for an answer; the row is met as it is, for each meets equally many
+            return row["prompt"], row["completion"]
+        return prompt, [{"role": "assistant", "content": text}]
+
     return [
-        [(prompt, [{"role": "assistant", "content": next(said)}] if keep else own) for prompt, keep in prompts]
-        for own, prompts in zip(part.clean["completion"], part.met, strict=True)
+        [answered(row, prompt, keep) for prompt, keep in prompts]
+        for row, prompts in zip(part.clean, part.met, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ from mbdefense.attacks.triggers import Trigger
 from mbdefense.engine.generate import generate
 from mbdefense.evaluation.compare import Arm
 from mbdefense.evaluation.metrics import scores
+from mbdefense.models.limits import leaving_room
 from mbdefense.models.loading import LoadedModel
 from mbdefense.records.responses import Kind
 from mbdefense.records.results import Origin, ResultRow
@@ -53,12 +54,13 @@ def survival(loaded: LoadedModel, known: Sequence[Known], prompts: Dataset, blan
         blank: a row with the model's arm, path, seed and cost; the figures are filled in.
 
     Returns:
-        One arm for each of `known`; its ASR is None if no prompt could take the trigger.
+        One arm for each of `known`; its ASR is None if no prompt could take the trigger and leave room for an answer.
     """
     arms = []
     plain = _answers(loaded, prompts, f"{blank.arm}: prompts without trigger")
     for backdoor in known:
         rows, _ = triggered_copy(prompts, backdoor.trigger, blank.seed)
+        rows = rows.select(leaving_room(loaded, rows["prompt"], _MAX_NEW_TOKENS))
         answers: dict[Kind, list[tuple[str, str]]] = {
             "clean": plain,
             "triggered": _answers(loaded, rows, f"{blank.arm}: {backdoor.origin} trigger"),

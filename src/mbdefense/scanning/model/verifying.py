@@ -95,7 +95,8 @@ def judged(record: FoundCandidate, models: Models) -> Verified:
         return Verified(record)
     if models.base is None:
         return Verified(replace(record, verdict="unclear"))
-    answers = short_answers(models.base, with_trigger(list(models.held_out["prompt"]), record, models.seed))
+    asked = with_trigger(list(models.held_out["prompt"]), record, models.base, models.seed)
+    answers = short_answers(models.base, list(asked.values()))
     base = rate([record.shown().shown_in(answer)[0] for answer in answers])
     told = base.value >= record.asr.value / 2
     return Verified(replace(record, verdict="instruction" if told else "trigger"), base)
