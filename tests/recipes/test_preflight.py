@@ -137,3 +137,15 @@ def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_beg
     with pytest.raises(UserError, match=r"row 0 of \w+: the chat template fails .*no system turn here"):
         begun[command]()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_refuses_clean_prompts_that_a_victim_could_not_be_asked_before_it_begins(
+    tiny_model_path, tmp_path, monkeypatch
+):
+    from mbdefense.models import loading
+    from mbdefense.recipes.looking.find_triggers import find_triggers
+
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    clean = [*PLAIN, {"instruction": "q7q " * 120, "input": "", "output": "Well."}]
+    with pytest.raises(UserError, match=r"clean_dataset: a prompt of .* no room to be asked"):
+        find_triggers(ROWS, victim=tiny_model_path, clean_dataset=clean, output_dir=str(tmp_path / "out"))

@@ -72,7 +72,7 @@ def find_triggers(
     from mbdefense.finding.finding import find, mined_only
     from mbdefense.finding.record import FOUND_FILE, write_found
     from mbdefense.models.loading import load_tokenizer
-    from mbdefense.models.ready import check_clean, usable
+    from mbdefense.models.ready import check_clean, check_lengths, usable
 
     file = None if output_dir is None else Path(output_dir) / FOUND_FILE
     # `Path.exists` raises for what is too long to be a name, which `claimed` says better.
@@ -90,6 +90,7 @@ def find_triggers(
         suspect = usable(tokenizer, suspect, on_bad_row, "dataset")
         clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
         check_clean(clean)
+        check_lengths(str(victim), tokenizer, clean, "clean_dataset", trust_remote_code=trust_remote_code)
     suspect = unlabelled(suspect)
     with nullcontext() if file is None else claimed(file.parent):  # before the search, which would be lost
         if victim is None or clean is None:
