@@ -6,6 +6,7 @@ import pytest
 
 from mbdefense.evaluation._worth import simple_ways, worths
 from mbdefense.evaluation.compare import Arm, compare
+from mbdefense.evaluation.gate import check
 from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.tables import verdict_in_words
 from mbdefense.records.results import ResultRow, Results, read, write
@@ -112,6 +113,25 @@ def test_the_report_does_not_praise_what_throwing_the_data_away_does_as_well():
     assert "mb_defense beats discard in accuracy in 1 of 1 setting." in found.points
     assert "mb_defense does not beat repeats in ASR or accuracy in 1 of 1 setting." in found.points
     assert any("crow does not beat discard in accuracy: CACC .40" in line for line in found.words)
+
+
+def test_discard_with_options_is_a_control_and_no_defense_that_lowers_the_asr():
+    """Nothing of the attacker's data is in it, whichever rates were tried."""
+    of_it = "discard:discard_learning_rates=1e-4"
+    rows = compared(**{"mb_defense": (0, 36), of_it: (0, 16)})
+    found = summarize(Sources(rows=rows))
+    assert found.headline == (
+        "mb_defense (to .00) lowers the attack success rate where the attack landed, with no loss of CACC shown."
+    )
+    assert [(one.arm, one.role) for one in found.standings] == [
+        ("base", "control"), (of_it, "control"), ("attacked", "attacked"), ("mb_defense", "defense"),
+    ]  # fmt: skip
+    assert f"mb_defense beats {of_it} in accuracy in 1 of 1 setting." in found.points
+    assert "no clean" not in verdict_in_words(Results({}, rows))
+    assert [one.holds for one in check(Results({}, rows), max_asr=0.05)] == [True]
+    # A model that refuses everything has no backdoor, whatever the control's options.
+    refusing = compared(**{"mb_defense": (0, 36), of_it: (28, 16)})
+    assert "not discriminating" in verdict_in_words(Results({}, refusing))
 
 
 def test_the_report_counts_settings_and_says_what_is_not_known():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mbdefense.core.statistics import Paired, Score
 from mbdefense.evaluation._words import SIGNIFICANT, changed
-from mbdefense.evaluation.landing import CONTROLS, shown
+from mbdefense.evaluation.landing import is_control, kind_of, shown
 from mbdefense.records.results import UNDEFENDED, ResultRow, Versus
 
 SIMPLE = ("discard", "repeats", "found_dropped")
@@ -23,16 +23,10 @@ def simple_ways(arm: str, arms: Iterable[str]) -> list[str]:
         arm: the defense; controls and undefended models have nothing to beat.
         arms: all arms that were measured under the same attack.
     """
-    kind = kind_of(arm)
-    if kind in (*CONTROLS, *UNDEFENDED.values()):
+    if is_control(arm) or kind_of(arm) in UNDEFENDED.values():
         return []
-    named = ("discard",) if kind in SIMPLE else SIMPLE
+    named = ("discard",) if kind_of(arm) in SIMPLE else SIMPLE
     return [other for way in named for other in arms if kind_of(other) == way]
-
-
-def kind_of(arm: str) -> str:
-    """An arm of a grid without its options."""
-    return arm.partition(":")[0]
 
 
 @dataclass(frozen=True)

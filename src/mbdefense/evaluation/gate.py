@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
-from mbdefense.evaluation.landing import CONTROLS, Landing, shown
+from mbdefense.evaluation.landing import Landing, is_control, shown
 from mbdefense.evaluation.tables import groups, landing_of
 from mbdefense.records.release import changes, read_release
 from mbdefense.records.results import RATES, UNDEFENDED, Origin, ResultRow, Results
@@ -135,7 +135,7 @@ def _only_arm(results: Results) -> str:
     made = results.provenance.get("config")
     if isinstance(made, dict) and isinstance(made.get("defense"), str):
         return str(made["defense"])
-    arms = {row.arm: None for row in results.rows if row.arm not in (*CONTROLS, *UNDEFENDED.values())}
+    arms = {row.arm: None for row in results.rows if row.arm not in UNDEFENDED.values() and not is_control(row.arm)}
     if len(arms) > 1:
         raise UserError("several models in the file", [visible(arm) for arm in arms], "name one with --arm")
     return next(iter(arms), "a defense")

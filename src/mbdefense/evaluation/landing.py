@@ -11,6 +11,16 @@ CONTROLS = ("clean", "discard", "base")
 """Arms that no attacker touched: tuned on the same data without poison, on the clean set alone, not tuned at all."""
 
 
+def kind_of(arm: str) -> str:
+    """An arm of a grid without its options."""
+    return arm.partition(":")[0]
+
+
+def is_control(arm: str) -> bool:
+    """Whether an arm is one of `CONTROLS`, with options or without."""
+    return kind_of(arm) in CONTROLS
+
+
 @dataclass(frozen=True)
 class Landing:
     """Whether an attack landed, and against which controls that was decided.
@@ -41,10 +51,10 @@ def landing(
         attacked: name of the undefended arm.
         needed: the controls that make the picture complete.
     """
-    present = [(arm, asr[arm]) for arm in CONTROLS if arm in asr]
+    present = [(arm, score) for control in CONTROLS for arm, score in asr.items() if kind_of(arm) == control]
     # Tuned on the clean set alone stands in for tuned on all data without poison, which nobody but a benchmark has.
     names = {"clean": "clean", "discard": "clean", "base": "base"}
-    have = {names[arm] for arm in CONTROLS if arm in asr}
+    have = {names[kind_of(arm)] for arm, _ in present}
     missing = tuple(dict.fromkeys(names[arm] for arm in needed if names[arm] not in have))
     if attacked not in asr:
         article = "an" if attacked[0] in "aeiou" else "a"

@@ -13,7 +13,7 @@ from mbdefense.core.text import escaped, visible
 from mbdefense.evaluation._words import SIGNIFICANT, changed, number
 from mbdefense.evaluation._worth import worths
 from mbdefense.evaluation.fitting import WIDTH, Column, fitted
-from mbdefense.evaluation.landing import CONTROLS, Landing, landing, shown
+from mbdefense.evaluation.landing import Landing, is_control, landing, shown
 from mbdefense.records.results import RATES, UNDEFENDED, Capability, ResultRow, Results
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _judged(rows: Sequence[ResultRow]) -> list[str]:
         return [found.reason] if "no ASR" in found.reason else [*lines, found.reason]
     undefended = next(row for row in rows if row.arm == UNDEFENDED[row.origin] and row.asr is not None)
     assert undefended.asr is not None  # noqa: S101 - for mypy
-    defended = [row for row in rows if row.arm not in (undefended.arm, *CONTROLS)]
+    defended = [row for row in rows if row.arm != undefended.arm and not is_control(row.arm)]
     for row in defended:
         if row.asr is not None:
             compared = f"{row.arm}: ASR from {shown(undefended.asr)} to {shown(row.asr)}"
@@ -263,7 +263,7 @@ def row_verdicts(results: Results) -> list[str]:
 def _row_verdict(row: ResultRow, found: Landing, undefended: Score) -> str:
     if row.asr is None:
         return ""
-    if row.arm in CONTROLS:
+    if is_control(row.arm):
         return "control"
     if found.landed is not True:
         return "no control" if found.landed is None else "not discriminating"

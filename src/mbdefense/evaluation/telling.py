@@ -13,7 +13,7 @@ from mbdefense.core.statistics import Score
 from mbdefense.core.text import short, visible
 from mbdefense.evaluation._words import number, p_words
 from mbdefense.evaluation.fitting import Column
-from mbdefense.evaluation.landing import CONTROLS, share, shown
+from mbdefense.evaluation.landing import is_control, share, shown
 from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.record import FOUND_FILE, Example, Found, FoundCandidate
 from mbdefense.records.results import UNDEFENDED, FoundSection, FoundSummary, Results
@@ -85,7 +85,7 @@ def measured(results: Results) -> list[Measured]:
         arms = {row.arm: row.asr for row in results.rows if row.origin == "found" and row.attack == one.attack}
         undefended = (UNDEFENDED["found"], UNDEFENDED["planted"])
         before = next((arms[arm] for arm in undefended if arms.get(arm)), one.asr)
-        after = [asr for arm, asr in arms.items() if arm not in (*undefended, *CONTROLS)]
+        after = [asr for arm, asr in arms.items() if arm not in undefended and not is_control(arm)]
         made.append(Measured(one, before, after[-1] if after else None))
     return made
 

@@ -9,8 +9,8 @@ from statistics import median
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
 from mbdefense.evaluation._words import SIGNIFICANT
-from mbdefense.evaluation._worth import SIMPLE, Worth, kind_of, worths
-from mbdefense.evaluation.landing import share
+from mbdefense.evaluation._worth import SIMPLE, Worth, worths
+from mbdefense.evaluation.landing import kind_of, share
 from mbdefense.evaluation.tables import groups, landing_of, row_verdicts, verdict_in_words
 from mbdefense.records.federated import NO_ATTACK
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results

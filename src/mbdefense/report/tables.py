@@ -9,7 +9,7 @@ from typing import Literal
 
 from mbdefense.core.statistics import Paired, Score, SeedScore
 from mbdefense.evaluation._words import changed
-from mbdefense.evaluation.landing import CONTROLS, Landing, share, shown
+from mbdefense.evaluation.landing import Landing, is_control, kind_of, share, shown
 from mbdefense.evaluation.tables import groups, landing_of, row_verdicts
 from mbdefense.records.grid_state import GridCell
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results, SeedRow
@@ -144,13 +144,14 @@ def model_name(model: str) -> str:
 
 def role_of(arm: str) -> Role:
     """What an arm is there for."""
-    return "control" if arm in CONTROLS else "attacked" if arm in UNDEFENDED.values() else "defense"
+    return "control" if is_control(arm) else "attacked" if arm in UNDEFENDED.values() else "defense"
 
 
 def arm_order(arms: Iterable[str]) -> list[str]:
     """Controls first, the undefended model next, then the defenses as they come."""
     names = list(dict.fromkeys(arms))
-    return sorted(names, key=lambda arm: (_ORDER.index(arm) if arm in _ORDER else len(_ORDER), names.index(arm)))
+    order = {arm: _ORDER.index(kind) if (kind := kind_of(arm)) in _ORDER else len(_ORDER) for arm in names}
+    return sorted(names, key=lambda arm: (order[arm], names.index(arm)))
 
 
 def blocks(sources: Sources) -> tuple[Block, ...]:
