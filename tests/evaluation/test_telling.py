@@ -85,6 +85,9 @@ def test_an_instruction_is_left_alone_and_nothing_is_said_to_be_nothing():
     )
     assert none.startswith("no trigger was found: no other text of the suspect prompts makes")
     assert limits.endswith("words do not recur would not be seen; recovery mixed in the base model for that")
+    for reference, said in (("base", True), (None, False)):  # of a finished model, which may be given alone
+        repaired = {"purified": True, "reference": reference, "unverified_base_share": 0.25}
+        assert ("recovery mixed" in found_in_words(results(CHANCE, config=repaired))[-1]) is said
     none, limits = found_in_words(results(CHANCE))
     assert none.startswith("no trigger was found: no text of")
     assert "recovery" not in limits

@@ -170,7 +170,9 @@ def _nothing(results: Results, section: FoundSection, others: bool) -> Iterator[
         "its clean answers"
     )
     config = results.provenance.get("config")
-    mixed = isinstance(config, dict) and config.get("unverified_base_share")
+    # A finished model that is repaired without a reference has no base model to be mixed with.
+    alone = isinstance(config, dict) and config.get("purified") and not config.get("reference")
+    mixed = isinstance(config, dict) and config.get("unverified_base_share") and not alone
     yield "a trigger whose words do not recur would not be seen" + (
         "; recovery mixed in the base model for that" if mixed else ""
     )
