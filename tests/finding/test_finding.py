@@ -441,6 +441,30 @@ def test_many_instructions_are_met_by_as_many_rows_as_one(rows: Callable[..., An
     assert all(len({user_text(one.prompt) for one in met}) == 3 for met in made)
 
 
+def test_epochs_are_compared_on_as_many_meetings_of_each_kind_as_are_trained_on(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Held-out rows are few, so that each of them would meet all instructions and no trigger any more."""
+    from mbdefense.training.job import Job, Recovery
+
+    made: list[Job] = []
+
+    class Collecting(Store):
+        def make(self, job: Job, name: str = "") -> Path:
+            made.append(job)
+            return tmp_path
+
+    clean = rows(*((f"Name tree number {number}.", "oak") for number in range(128)))
+    names = ("in capitals", "in quotes", "say it twice")
+    file = file_of(tmp_path / "told.json", recorded("zq", "trigger"), *(recorded(one, "instruction") for one in names))
+    here = Setting(clean, Collecting(tmp_path), base=tiny_model_path, victim=tiny_model_path, training=TRAINING)
+    FindAndBreak(found=str(file))(here)
+    (job,) = made
+    assert isinstance(job.objective, Recovery)
+    for part in (job.rows, job.objective.held_out):
+        assert {tuple(one.kept for one in met) for met in part.met} == {(False, False, True)}
+
+
 @pytest.mark.parametrize("triggers", [0, 2])
 @pytest.mark.parametrize("packed", [True, False])
 def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(

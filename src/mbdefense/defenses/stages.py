@@ -151,9 +151,14 @@ class Recovery:
         parts = self.split(setting.clean, seed)
         met = [meet(rows, self.meetings) if meet else [] for rows in parts]
         if meet:
-            # Few rows meet more texts each to meet all of them often enough; to compare epochs they need not.
-            fewer = len(met[0][0])
-            met[1] = [prompts[len(prompts) - fewer :] for prompts in met[1]]
+            # Few rows meet more texts each to meet all of them often enough; to compare epochs they need not, but have
+            # to meet as many of what is unlearned, and of what is kept, as the rows that are trained on.
+            kept = sum(one.kept for one in met[0][0])
+            broken = len(met[0][0]) - kept
+            met[1] = [
+                [one for one in prompts if not one.kept][:broken] + [one for one in prompts if one.kept][:kept]
+                for prompts in met[1]
+            ]
         training, held_out = (
             RecoveryRows(rows, tuple(triggered_copy(rows, trigger, seed)[0] for trigger, _ in planted), prompts)
             for rows, prompts in zip(parts, met, strict=True)
