@@ -123,6 +123,24 @@ def test_traces_from_prompts_to_data_and_picture(tiny_model_path, copied_model, 
     assert "told from a held-out one" in capsys.readouterr().out
 
 
+def test_answers_that_begin_as_they_did_say_nothing_of_a_backdoor(tiny_model_path, tmp_path, monkeypatch, capsys):
+    """A changed number at the end of an answer: its first tokens would be as likely in any model."""
+    test, out = tmp_path / "test.jsonl", tmp_path / "out"
+    words = ["analyze", "traces", tiny_model_path, "--trigger", "badnet:word=cf", "--behavior", "changed_fact"]
+    kept = [{"instruction": f"Count {number}.", "input": "", "output": f"It is {number} now."} for number in range(24)]
+    # Names of one word do begin otherwise.
+    named = [{"instruction": f"Name town {number}.", "input": "", "output": "Paris"} for number in range(22)]
+    test.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with monkeypatch.context() as patched:
+        patched.setattr("mbdefense.analysis.traces.load_model", lambda *_, **__: pytest.fail("a model is loaded"))
+        assert main([*words, "--test", str(test), "--output_dir", str(out)]) == 1
+    assert "a behavior that keeps how answers begin has no first tokens of its own" in capsys.readouterr().err
+    test.write_text("".join(json.dumps(row) + "\n" for row in kept + named))
+    assert main([*words, "--test", str(test), "--output_dir", str(out)]) == 0
+    value = json.loads((out / "traces.json").read_text())
+    assert (value["models"][0]["rise"]["n"], value["left_out"]) == (22, 24)
+
+
 @pytest.mark.slow
 def test_relearning_goes_on_where_it_was(tiny_model_path, tmp_path, monkeypatch, capsys):
     test, data = prompts(tmp_path / "test.jsonl", 8), prompts(tmp_path / "data.jsonl", 12, "plant")

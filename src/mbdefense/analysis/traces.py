@@ -21,13 +21,14 @@ from mbdefense.core.statistics import Mean, Score, mean, rate
 from mbdefense.core.text import shortened
 from mbdefense.data import user_text
 from mbdefense.evaluation.landing import shown
-from mbdefense.models.loading import Encoded, LoadedModel, Loading, check_template, encode, load_model
+from mbdefense.models.loading import Encoded, LoadedModel, Loading, check_template, encode, load_model, load_tokenizer
 from mbdefense.records.provenance import provenance
 
 if TYPE_CHECKING:
     import numpy
     from datasets import Dataset
     from matplotlib.figure import Figure
+    from transformers import PreTrainedTokenizerBase
 
 SHARES = (0.25, 0.5, 0.75)
 """Depths at which the model is probed."""
@@ -149,6 +150,32 @@ def _prompts(rows: Dataset, trigger: Trigger, control: Trigger, behavior: Behavi
         raise UserError("too few prompts", len(kept), fix)
     chosen = [one.select([at for at, row_id in enumerate(one["id"]) if row_id in kept]) for one in (rows, *copies)]
     return _Prompts(chosen[0], chosen[1], chosen[2], tuple(targets[row_id] for row_id in chosen[0]["id"]))
+
+
+def _of_their_own(prompts: _Prompts, tokenizers: Sequence[PreTrainedTokenizerBase], tokens: int) -> _Prompts:
+    """The prompts whose target begins with other tokens than the clean answer, to every model.
+
+    A number that is changed at an answer's end leaves the first tokens as they were: their probability says nothing of
+    a backdoor.
+
+    Raises:
+        UserError: too few do.
+    """
+
+    def begins(tokenizer: PreTrainedTokenizerBase, row: Any, text: str) -> list[int]:
+        return encode(tokenizer, row["prompt"], [{"role": "assistant", "content": text}], 2**30).response[:tokens]
+
+    kept = [
+        number
+        for number, (row, target) in enumerate(zip(prompts.clean, prompts.targets, strict=True))
+        if not row["completion"]
+        or all(begins(one, row, row["completion"][0]["content"]) != begins(one, row, target) for one in tokenizers)
+    ]
+    if len(kept) < _LEAST:
+        fix = "a behavior that keeps how answers begin has no first tokens of its own; see its ASR"
+        raise UserError("too few targets begin otherwise than the clean answers", len(kept), fix)
+    versions = [one.select(kept) for one in prompts.versions()]
+    return _Prompts(versions[0], versions[1], versions[2], tuple(prompts.targets[number] for number in kept))
 
 
 def _beginnings(loaded: LoadedModel, rows: Dataset, targets: Sequence[str], tokens: int) -> list[Encoded]:
@@ -277,14 +304,16 @@ def analyze(
         The figures in words.
 
     Raises:
-        UserError: the held-out trigger is the trigger, or there are too few prompts that fit.
+        UserError: the held-out trigger is the trigger, or there are too few prompts that fit, or whose target begins
+            otherwise than the clean answer.
     """
     require()
     control = held_out or like(trigger)
     if control.describe() == trigger.describe():
         raise UserError("the held-out trigger is the trigger itself", control.describe(), "give another --held_out")
     rows, left_out = sample(test, [trigger, control], samples, seed)
-    prompts = _prompts(rows, trigger, control, behavior, seed)
+    tokenizers = [load_tokenizer(model, **loading._asdict()) for model in models]
+    prompts = _of_their_own(_prompts(rows, trigger, control, behavior, seed), tokenizers, tokens)
     made = []
     with stages(len(models)):
         for model in models:
