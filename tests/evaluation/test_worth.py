@@ -115,6 +115,21 @@ def test_the_report_does_not_praise_what_throwing_the_data_away_does_as_well():
     assert any("crow does not beat discard in accuracy: CACC .40" in line for line in found.words)
 
 
+@pytest.mark.parametrize(
+    ("repeats", "attacked", "hard"),
+    [((15, 15), (30, 30), 1), ((14, 30), (30, 30), 0), ((19, 30), (19, 30), 0), ((20, 40), (20, 40), 1)],
+)
+def test_an_attack_counts_as_hard_where_it_lands_in_every_seed_and_repeats_leaves_half_of_it(repeats, attacked, hard):
+    rows = []
+    for seed in (0, 1):
+        figures = {**CONTROLS, "attacked": (attacked[seed], 36), "repeats": (repeats[seed], 36)}
+        rows += compare([arm(name, *each, seed=seed) for name, each in figures.items()])[0]
+    (point,) = [point for point in summarize(Sources(rows=tuple(rows))).points if "count as hard" in point]
+    assert point.startswith(f"{hard} of 1 attack beside which repeats was measured")
+    points = summarize(Sources(rows=tuple(row for row in rows if row.arm != "repeats"))).points
+    assert not any("as hard" in point for point in points)
+
+
 def test_discard_with_options_is_a_control_and_no_defense_that_lowers_the_asr():
     """Nothing of the attacker's data is in it, whichever rates were tried."""
     of_it = "discard:discard_learning_rates=1e-4"
