@@ -68,7 +68,7 @@ def test_the_sentence_has_the_figures_and_the_test():
     (line,) = [line for line in lines if "mb_defense does not beat discard" in line]
     assert line == (
         "mb_defense does not beat discard in accuracy: CACC .88 [.74, .95] n=40 against .85 [.71, .93] n=40, "
-        "paired +.03 [-.06, +.12] n=40 p=1.000"
+        "paired +.03 [-.06, +.12] n=40 p=1.000; 1 s against 1 s"
     )
     (line,) = [line for line in lines if "mb_defense does not beat repeats in ASR at equal accuracy: ASR .03" in line]
     assert line.count("paired") == 2

@@ -78,6 +78,8 @@ def _worth(row: ResultRow, way: ResultRow) -> Worth:
         words = f"whether {row.arm} beats {way.arm} {better} is not known: {told}"
     else:
         words = f"{row.arm} {'beats' if beaten else 'does not beat'} {way.arm} {better}: {told}"
+    if not beaten:  # the cheaper one is what is left to choose by
+        words += f"; {row.seconds:.0f} s against {way.seconds:.0f} s"
     return Worth(row.arm, way.arm, beaten, words)
 
 
