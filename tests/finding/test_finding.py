@@ -507,11 +507,25 @@ def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
     torch.testing.assert_close(got, torch.stack(by_hand).sum(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_sample_that_would_lose_a_found_text_is_left_out(loaded: LoadedModel, rows: Callable[..., Any]) -> None:
+def test_a_sample_that_would_lose_a_found_text_is_met_without_it(
+    loaded: LoadedModel, rows: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     table = rows(("Add two.", "two"), ("Add " + "three and " * 40 + "four.", "seven"))
-    met = [[[{"role": "user", "content": f"zq {prompt[0]['content']}"}]] for prompt in table["prompt"]]
+    met = [
+        [[{"role": "user", "content": f"{text} {prompt[0]['content']}"}] for text in ("zq", "zq " * 30)]
+        for prompt in table["prompt"]
+    ]
     answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
-    assert len(encode_triples(loaded, table, [], [], 64, answered)) == 1
+    first, second = encode_triples(loaded, table, [], [], 64, answered)
+    assert [one == first.plain for one in first.met] == [False, True]
+    assert second.met == (second.plain, second.plain)
+    assert "3 of 4 prompts with found texts are met without them: max_length 64 cuts these away" in caplog.text
+
+
+def test_a_found_text_longer_than_training_reads_does_not_end_a_defense(setting: Setting, tmp_path: Path) -> None:
+    """The attacker chooses how long it is."""
+    file = file_of(tmp_path / "told.json", recorded("zq " * 199 + "zq", "trigger"))
+    assert (FindAndBreak(found=str(file))(at(setting, tmp_path / "told")) / "model.safetensors").is_file()
 
 
 # The defenses

@@ -104,7 +104,8 @@ def encode_triples(
         triggered_copies: T copies of `clean`, copy j with trigger j in every prompt, in the same order.
         behaviors: the T defensive responses y_d.
         max_length: see `mbdefense.models.loading.encode`. A sample that would lose a trigger to it is left out.
-        met: for each sample the K prompts in which it meets found texts, each with the answer to it.
+        met: for each sample the K prompts in which it meets found texts, each with the answer to it. One that would
+            lose its text is met as it is without: how long a text is was for the attacker to choose.
 
     Raises:
         UserError: all samples would.
@@ -123,6 +124,10 @@ def encode_triples(
     if len(rows) < len(encoded):
         what = "%d of %d clean samples are left out: max_length %d cuts a trigger away"
         logger.warning(what, len(encoded) - len(rows), len(encoded), max_length)
+    lost = sum(one is row.plain for row in rows for one in row.met)
+    if lost:
+        what = "%d of %d prompts with found texts are met without them: max_length %d cuts these away"
+        logger.warning(what, lost, sum(len(row.met) for row in rows), max_length)
     return rows
 
 
@@ -135,8 +140,9 @@ def _triple(
     max_length: int,
 ) -> TripleRow | None:
     """One clean sample with its triggered prompts, or None where one of them loses its trigger."""
-    plain = encode(tokenizer, row["prompt"], row["completion"], max_length)
-    triggered, truncated = [], int(plain.truncated)
+    encoded = encode(tokenizer, row["prompt"], row["completion"], max_length)
+    plain = Branches(encoded.prompt, (encoded.response,))
+    triggered, truncated = [], int(encoded.truncated)
     for prompt, text in zip(prompts, behaviors, strict=True):
         clean = encode(tokenizer, prompt, row["completion"], max_length)
         defensive = encode(tokenizer, prompt, [{"role": "assistant", "content": text}], max_length)
@@ -150,11 +156,10 @@ def _triple(
     met = []
     for prompt, answer in met_pairs:
         clean = encode(tokenizer, prompt, answer, max_length)
-        if clean.truncated and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(clean.prompt)):
-            return None
-        met.append(Branches(clean.prompt, (clean.response,)))
+        lost = clean.truncated and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(clean.prompt))
+        met.append(plain if lost else Branches(clean.prompt, (clean.response,)))
         truncated += clean.truncated
-    return TripleRow(Branches(plain.prompt, (plain.response,)), tuple(triggered), truncated, tuple(met))
+    return TripleRow(plain, tuple(triggered), truncated, tuple(met))
 
 
 def _keeps_trigger(tokenizer: Any, plain: Messages, triggered: Messages, kept: int) -> bool:
