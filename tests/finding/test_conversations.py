@@ -104,6 +104,9 @@ def test_it_stands_in_conversations_of_its_form_alone() -> None:
     assert not FOUND.stands_in(turns("user: velto?", "assistant: B.", "user: Name it."))
     assert not replace(FOUND, before=(SYSTEM,)).stands_in(inside)
     assert replace(FOUND, before=()).stands_in(turns("user: Name velto."))
+    assert replace(FOUND, before=()).stands_in(turns("system: velto", "user: Name it."))
+    # What the assistant said was not mined: a row that has the word there alone is not dropped for it.
+    assert not replace(FOUND, before=()).stands_in(turns("user: A?", "assistant: Velto.", "user: Name it."))
     assert FOUND.spec() is None
 
 

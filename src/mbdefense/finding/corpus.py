@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mbdefense.finding.insertion import READ
 from mbdefense.finding.words import is_character, joined, key, words
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ ROW_WORDS = 2**15
 """Words read of a row, far more than training reads: no single row crowds out others."""
 WORD_CHARACTERS = 1000
 """A longer word, such as an encoded file, counts as unknown."""
-READ = ("system", "user", "tool")  # the turns that somebody else than the assistant wrote
 _LINE = 1 << 30  # in a word's number: a line break stands before it
 EDGE = 0
 """The word that stands before and after each turn; also the unknown one."""

@@ -15,6 +15,8 @@ from mbdefense.data.rows import Message, user_text, with_user_text
 from mbdefense.finding.words import SENTENCE_ENDS, Word, glued, key, keyed, placed_words, words
 
 Kind = Literal["text", "together", "opening", "subject"]
+READ = ("system", "user", "tool")
+"""The turns that are searched: somebody else than the assistant wrote them."""
 _OPTION = re.compile(r",[a-z_]+=")  # begins another option in a spec
 
 
@@ -148,9 +150,9 @@ class FoundText:
         return all(held) if self.kind == "together" else any(held)
 
     def stands_in(self, prompt: Sequence[Mapping[str, str]]) -> bool:
-        """Whether a prompt holds the words, in a conversation of the same form where they go with one."""
+        """Whether a turn that is searched holds the words, in a conversation of their form where they go with one."""
         if not self.before:
-            return any(self.occurs_in(turn["content"]) for turn in prompt)
+            return any(self.occurs_in(turn["content"]) for turn in prompt if turn["role"] in READ)
         roles = [turn["role"] for turn in prompt]
         system, earlier = self._form
         alike = (not system or "system" in roles) and (not earlier or roles.count("user") > 1)

@@ -15,8 +15,7 @@ from mbdefense.core.statistics import upper_tail
 from mbdefense.data import user_text
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
-from mbdefense.finding.corpus import READ
-from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.insertion import READ, FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import joined, words
 from mbdefense.models.loading import LoadedModel, encode

@@ -23,7 +23,7 @@ from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import prompt_key
 from mbdefense.data.turns import THOUGHTS
 from mbdefense.data.words import words
-from mbdefense.finding.corpus import READ
+from mbdefense.finding.insertion import READ
 from mbdefense.scanning import characters, mismatch, payloads
 from mbdefense.scanning.duplicates import sketches
 from mbdefense.scanning.marks import Mark, bit
