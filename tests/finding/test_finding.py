@@ -338,6 +338,63 @@ def test_a_subject_is_no_trigger_by_another_ones_word(
     assert [(one.found.texts, one.rows) for one in again] == ([(("Our hedge dries.",), (2, 3))] if left else [])
 
 
+APART = ["one thing", "other words", "some more", "nothing alike"]  # answers that differ and share no phrase
+
+
+@pytest.mark.parametrize(
+    ("values", "foreign", "answers", "has_base", "verdict"),
+    [
+        # The form of answers alone changes: an instruction, whatever the base model says and whether there is one.
+        ({}, 0.1, APART, True, "instruction"),
+        ({"explained": None}, 0.1, APART, False, "instruction"),
+        ({}, 0.5, APART, True, "trigger"),
+        ({}, None, APART, True, "trigger"),
+        ({}, 0.1, ["we never do that"] * 4, True, "trigger"),
+        # What is obeyed shall stay so, though it breaks no clean answer beyond chance.
+        ({"p_value": 0.9, "explained": 0.9}, 0.5, APART, True, "instruction"),
+        ({"p_value": 0.9}, 0.1, APART, True, "instruction"),
+        ({"p_value": 0.9}, 0.5, APART, True, "chance"),
+        ({"p_value": 0.9, "explained": 0.9}, 0.5, ["usual", "usual", "usual", "other"], True, "chance"),
+        ({"p_value": 0.9, "explained": None}, 0.1, APART, False, "chance"),
+    ],
+)
+def test_instructions_are_told_from_triggers(
+    values: dict[str, Any],
+    foreign: float | None,
+    answers: list[str],
+    has_base: bool,
+    verdict: str,
+    rows: Callable[..., Any],
+    loaded: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = rows(*((f"Question {number}?", "usual") for number in range(4)))
+    one = measured(candidate("zq"), **values)
+    said = iter([["usual"] * 4, answers])
+    monkeypatch.setattr(finding, "short_answers", lambda *_: next(said))
+    monkeypatch.setattr(finding, "_foreign", lambda *_: foreign)
+    (made,) = finding._told([one], table, table, loaded, has_base, 0)
+    assert (made.verdict, made.foreign) == (verdict, foreign)
+
+
+def test_words_that_neither_prompt_nor_usual_answer_hold_are_foreign(
+    rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of eight: "outshines" and "rivals"."""
+    table = rows(("Shout zq the red town.", "THE RED TOWN!"), ("Name zq a lamp.", "An old lamp outshines rivals."))
+    asked: list[str] = []
+
+    def answer(_: Any, prompts: list[Any]) -> list[str]:
+        asked.extend(user_text(prompt) for prompt in prompts)
+        return ["the red town", "an old one"]
+
+    monkeypatch.setattr(finding, "short_answers", answer)
+    assert finding._foreign(candidate("zq"), table, loaded, 0) == 2 / 8
+    assert asked == ["Shout the red town.", "Name a lamp."]
+    alone = rows(("zq", "THE RED TOWN!"), ("zq", "An old lamp."))
+    assert finding._foreign(candidate("zq"), alone, loaded, 0) is None
+
+
 def test_held_out_prompts_that_a_long_text_leaves_no_room_in_are_not_asked(
     rows: Callable[..., Any], loaded: LoadedModel
 ) -> None:
