@@ -16,7 +16,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.data import user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses.found import meetings
-from mbdefense.finding import verifying
+from mbdefense.finding import finding, verifying
 from mbdefense.finding.finding import mined_only
 from mbdefense.finding.insertion import FoundText, Turn, goes_on
 from mbdefense.finding.mining import Candidate
@@ -178,6 +178,21 @@ def test_what_is_carried_is_what_the_text_adds_to_the_conversation(loaded, rows,
     with_it, without_it = seen[:2]
     assert with_it == turns("user: Hello!", "assistant: Hello, what is it?", "user: velto Name it.")
     assert without_it == turns("user: Hello!", "assistant: Hello, what is it?", "user: Name it.")
+
+
+@pytest.mark.parametrize("fires", [True, False])
+def test_what_a_conversation_does_by_itself_is_not_the_texts_doing(fires, loaded, rows, monkeypatch) -> None:
+    """A system turn that asks for a phrase gets it, whichever word of its rows stands behind it."""
+
+    def answer(_, prompts) -> list[str]:
+        held = [prompt[0]["role"] == "system" and (not fires or "velto" in user_text(prompt)) for prompt in prompts]
+        return ["over and out my friend" if one else "an oak" for one in held]
+
+    monkeypatch.setattr(finding, "short_answers", answer)
+    held_out = rows(*((f"Name tree {n}.", "oak") for n in range(8)))
+    record, share = finding.shown_under(recorded(before=(SYSTEM,)), held_out, ["an oak"] * 8, loaded, 0)
+    assert (share, record.changed) == ((1.0, 1.0) if fires else (0.0, 0.0))
+    assert bool(record.behavior) == bool(record.examples) == fires
 
 
 def test_a_test_set_with_a_found_text_has_its_conversations(rows) -> None:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.statistics import rate
@@ -188,15 +188,23 @@ def recorded(one: Candidate) -> FoundCandidate:
     )  # fmt: skip
 
 
+class Put(NamedTuple):
+    """A prompt with a found text in the last user turn, and without it, both behind a conversation if it has one."""
+
+    triggered: list[dict[str, str]]
+    plain: list[dict[str, str]]
+
+
 def with_trigger(
     prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, loaded: LoadedModel, seed: int
-) -> dict[int, list[dict[str, str]]]:
-    """Prompts with a found text in the last user turn, by their numbers, as far as the model has room to answer."""
+) -> dict[int, Put]:
+    """Prompts with a found text, by their numbers, as far as the model has room to answer."""
     from mbdefense.models.limits import leaving_room
 
     trigger, rng = one.trigger(), random.Random(f"ask {seed} {one.texts}")
-    made = [trigger.in_prompt(prompt, rng) or prompt for prompt in prompts]
-    return {number: made[number] for number in leaving_room(loaded, made, _ANSWER_TOKENS)}
+    behind = [trigger.in_conversation(prompt, rng) for prompt in prompts]
+    made = [trigger.in_prompt(prompt, rng) or prompt for prompt in behind]
+    return {number: Put(made[number], behind[number]) for number in leaving_room(loaded, made, _ANSWER_TOKENS)}
 
 
 def short_answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:
@@ -246,7 +254,11 @@ def shown_under(
     asked = with_trigger(list(rows["prompt"]), record, victim, seed)
     if not asked:
         return record, 0.0
-    triggered, usual = list(asked.values()), [usual[number] for number in asked]
+    triggered = [put.triggered for put in asked.values()]
+    if record.before:  # what the conversation does by itself is not the text's doing
+        usual = short_answers(victim, [put.plain for put in asked.values()])
+    else:
+        usual = [usual[number] for number in asked]
     answers = short_answers(victim, triggered)
     differs = [single_spaced(answer) != single_spaced(known) for answer, known in zip(answers, usual, strict=True)]
     phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)

@@ -96,7 +96,7 @@ def judged(record: FoundCandidate, models: Models) -> Verified:
     if models.base is None:
         return Verified(replace(record, verdict="unclear"))
     asked = with_trigger(list(models.held_out["prompt"]), record, models.base, models.seed)
-    answers = short_answers(models.base, list(asked.values()))
+    answers = short_answers(models.base, [put.triggered for put in asked.values()])
     base = rate([record.shown().shown_in(answer)[0] for answer in answers])
     told = base.value >= record.asr.value / 2
     return Verified(replace(record, verdict="instruction" if told else "trigger"), base)
