@@ -666,6 +666,15 @@ def test_canaries_are_measured_under_the_template_that_the_defense_made(setting:
     assert [text.startswith("{%- set kept") for text in seen] == [False, True]
 
 
+@pytest.mark.parametrize("name", ["fine_mixing", "discard", "p2p"])
+def test_canaries_are_measured_on_no_row_that_the_defense_trains_on(
+    name: str, setting: Setting, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="trains on all clean rows, so that canaries want other prompts"):
+        pipeline.run(DEFENSES[name](), name, alone(setting, tmp_path / "model"), canaries=1, min_canary_rows=2)
+    assert not [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+
+
 def test_a_finished_stage_holds_no_model_even_where_its_frame_lives_on(
     tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

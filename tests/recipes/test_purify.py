@@ -200,12 +200,13 @@ def test_canaries_lie_in_the_suspect_rows_where_there_are_any(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--base_model", "MODEL"], "the base model is the suspect model itself"),
         (["--canaries", "1"], "add --test prompts.jsonl"),
         (["--trigger", "badnet:word=cf"], "give --trigger, --behavior and --test together"),
         (["--trigger", "badnet:word=cf", "--behavior", "refusal"], "give --trigger, --behavior and --test together"),
         (["--test", "CLEAN"], "clean"),
         (["--test", "SUSPECT", "--canaries", "2"], "canaries would take over a quarter of the rows"),
-        (["--test", "SUSPECT", "--canaries", "1", "--adapter", "--base_model", "MODEL"], "for an audit"),
+        (["--test", "SUSPECT", "--canaries", "1", "--adapter", "--base_model", "base"], "for an audit"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_trained(

@@ -15,10 +15,10 @@ from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import short
 from mbdefense.data import overlap
-from mbdefense.defenses import Defense, Discard, Setting
+from mbdefense.defenses import P2P, PDB, Defense, Discard, Setting
 from mbdefense.defenses.found import Finding
 from mbdefense.defenses.setting import VICTIM
-from mbdefense.defenses.stages import Planting, Recovery
+from mbdefense.defenses.stages import CleanTuning, Planting, Recovery
 from mbdefense.evaluation.compare import compare
 from mbdefense.evaluation.planted.canaries import plant
 from mbdefense.evaluation.planted.survival import Known, survival
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LONGEST_BEHAVIOR = 400  # characters
+_ALL_CLEAN = (CleanTuning, Discard, P2P, PDB)
+"""Defenses that train on every clean row."""
 
 
 def run(
@@ -157,6 +159,9 @@ def _knows_triggers(defense: Defense) -> bool:
 def _unseen_prompts(defense: Defense, setting: Setting, carriers: Dataset, test: Dataset | None) -> Dataset:
     """Prompts to ask with a backdoor: to those that it was trained on a model repeats the answers it was taught."""
     if test is None:
+        if isinstance(defense, _ALL_CLEAN):
+            fix = "add --test prompts.jsonl"
+            raise UserError("the defense trains on all clean rows, so that canaries want other prompts", fix=fix)
         return _held_out(defense, setting)
     seen = set(overlap(test, carriers))
     prompts = test.select([index for index, row_id in enumerate(test["id"]) if row_id not in seen])

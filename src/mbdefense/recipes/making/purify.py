@@ -86,6 +86,9 @@ def purify(
         UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look
             at, unreadable rows, a clean set that overlaps the test set, or a finished model in output_dir.
     """
+    if base_model is not None and Path(model).resolve() == Path(base_model).resolve():  # of Hub ids, too
+        fix = "give what it was tuned from, or leave it out"
+        raise UserError("the base model is the suspect model itself", fspath(base_model), fix)
     suspected = _suspected(trigger, behavior, test_dataset)
     if canaries and test_dataset is None:
         raise UserError("canaries are measured on prompts of their own", fix="add --test prompts.jsonl")
