@@ -13,7 +13,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.defenses.decoding import CleanGen
 from mbdefense.defenses.prompts.demonstrations import draw_demonstrations, with_demonstrations
 from mbdefense.engine.generate import agreed, generate, generate_beside
-from mbdefense.engine.perplexity import perplexity, text_losses
+from mbdefense.engine.perplexity import response_losses, text_losses
 from mbdefense.evaluation.responding import sample_references
 from mbdefense.models.limits import context_length
 from mbdefense.models.loading import LoadedModel, encode_prompt, load_model
@@ -196,9 +196,9 @@ def test_a_text_that_the_model_cannot_score_is_one_line(short, rows):
     with pytest.raises(UserError, match="set max_length to 39 or less"):
         text_losses(short, [text], max_length=40)
     references = rows(("Say hello.", text))
-    assert perplexity(short, references, max_length=40)[1] > 0
+    assert response_losses(short, references, max_length=40)[0].tokens > 0
     with pytest.raises(UserError, match="longer than the 40 tokens"):
-        perplexity(short, references, max_length=41)
+        response_losses(short, references, max_length=41)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +323,10 @@ def test_perplexity_is_of_a_sample_drawn_by_seed_whatever_the_order(rows):
 def test_the_row_says_how_many_references_its_perplexity_is_of(evaluation):
     words, out = evaluation
     assert main([*words, "--perplexity_rows", "4"]) == 0
-    assert read(out / "results.json").rows[0].perplexity.references == 4
+    said = read(out / "results.json").rows[0].perplexity
+    assert said.references == len({one.id for one in said.losses}) == 4
+    tokens = sum(one.tokens for one in said.losses)
+    assert said.n == tokens
+    assert math.log(said.value) == pytest.approx(sum(one.nats * one.tokens for one in said.losses) / tokens)
     assert main(words) == 0
     assert read(out / "results.json").rows[0].perplexity is None

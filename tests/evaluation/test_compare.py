@@ -13,7 +13,7 @@ from mbdefense.evaluation.gate import check
 from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.tables import markdown
 from mbdefense.records.responses import Response, write_responses
-from mbdefense.records.results import ResultRow, Results, read, write
+from mbdefense.records.results import Perplexity, ReferenceLoss, ResultRow, Results, read, write
 from mbdefense.records.verdicts import Verdict, read_verdicts, write_verdicts
 
 N = 40
@@ -72,6 +72,33 @@ def test_the_command_prints_one_table_with_the_tests_and_writes_the_results(arms
     assert [row.arm for row in rows] == ["base", "discard", "attacked", "mb_defense"]
     assert rows[-1].asr_change is not None
     assert main(["check", str(out / "results.json"), "--max_asr", "0.05", "--min_cacc", "0.9"]) == 0
+
+
+def test_losses_of_references_are_paired_by_reference(tmp_path, capsys):
+    def fluency(*nats, tokens=10):
+        return Perplexity.of([ReferenceLoss(f"p{number}", value, tokens) for number, value in enumerate(nats)])
+
+    folders = [
+        evaluated(tmp_path / "discard", "discard", 0, perplexity=fluency(1.0, 2.0, tokens=9)),  # another tokenizer
+        evaluated(tmp_path / "attacked", "attacked", 30, perplexity=fluency(1.0, 2.0, 3.0, 4.0)),
+        evaluated(tmp_path / "mb_defense", "mb_defense", 1, perplexity=fluency(1.1, 2.3, 3.1)),
+        evaluated(tmp_path / "clean_fft", "clean_fft", 1),
+    ]
+    rows, _ = compare([read_arm(path) for path in folders])
+    change = {row.arm: row.loss_change for row in rows}["mb_defense"]
+    # Differences .1, .3, .1: mean 1/6, standard error .2 / 3; t(.975, 2) = 4.3027.
+    assert (change.n, change.value) == (3, pytest.approx(1 / 6))
+    assert (change.low, change.high) == (pytest.approx(1 / 6 - 4.3027 / 15, abs=1e-4), pytest.approx(0.45351, abs=1e-4))
+    assert [row.arm for row in rows if row.loss_change] == ["mb_defense"]
+    assert main(["compare", *map(str, folders), "--output_dir", str(tmp_path / "out")]) == 0
+    assert "+0.167" in capsys.readouterr().out
+    assert read(tmp_path / "out" / "results.json").rows == rows
+
+
+def test_losses_that_do_not_give_the_perplexity_are_refused(tmp_path):
+    said = Perplexity(2.0, 10, 1, (ReferenceLoss("p0", 0.1, 10),))
+    with pytest.raises(UserError, match="not that of its references"):
+        evaluated(tmp_path / "a", "attacked", 3, perplexity=said)
 
 
 def test_one_folder_given_alone_is_a_path_and_not_letters(arms):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
@@ -36,10 +35,22 @@ def text_losses(loaded: LoadedModel, texts: Sequence[str], *, max_length: int) -
     return [-total / count for total, count in scores]
 
 
-def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int) -> tuple[float, int]:
-    """Perplexity of the rows' completions, and the number of tokens it is taken over.
+class ResponseLoss(NamedTuple):
+    """How unlikely a model finds a row's completion.
 
-    Rows without a completion are left out; `(nan, 0)` if none has one.
+    Attributes:
+        id: the row's.
+        nats: mean negative log-likelihood of its tokens.
+        tokens: how many they are.
+    """
+
+    id: str
+    nats: float
+    tokens: int
+
+
+def response_losses(loaded: LoadedModel, rows: Dataset, *, max_length: int) -> list[ResponseLoss]:
+    """The losses of the rows' completions; rows without one are left out.
 
     Raises:
         UserError: prompt and completion are longer than the model's context.
@@ -47,8 +58,11 @@ def perplexity(loaded: LoadedModel, rows: Dataset, *, max_length: int) -> tuple[
     answered = [row for row in rows if row["completion"][0]["content"]]
     encoded = [encode(loaded.tokenizer, row["prompt"], row["completion"], max_length) for row in answered]
     scores = _scores(loaded, [Branches(one.prompt, (one.response,)) for one in encoded], "perplexity")
-    total, tokens = sum(score for score, _ in scores), sum(count for _, count in scores)
-    return (math.exp(-total / tokens), tokens) if tokens else (math.nan, 0)
+    return [
+        ResponseLoss(row["id"], -total / tokens, tokens)
+        for row, (total, tokens) in zip(answered, scores, strict=True)
+        if tokens
+    ]
 
 
 def _scores(loaded: LoadedModel, trees: Sequence[Branches], what: str) -> list[tuple[float, int]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 
 from mbdefense.attacks.texts import seen
 from mbdefense.core.errors import UserError
-from mbdefense.core.statistics import Paired, holm, over_seeds
+from mbdefense.core.statistics import Mean, Paired, holm, mean, over_seeds
 from mbdefense.evaluation._worth import simple_ways
 from mbdefense.evaluation.metrics import outcomes, paired, scores
 from mbdefense.records.responses import read_responses
@@ -17,6 +17,7 @@ from mbdefense.records.results import (
     RESULT_FILE,
     UNDEFENDED,
     Figure,
+    Perplexity,
     ResultRow,
     SeedRow,
     Versus,
@@ -78,8 +79,9 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     """Pairs every arm with the undefended one under the same attack, and summarises arms with several seeds.
 
     ASR and CACC are compared on the same prompts by McNemar's exact test; the p-values are adjusted by Holm's method
-    for all tests of the table together. Only figures of one judge are compared. Each defense is also paired with the
-    simple ways of its group (`mbdefense.evaluation._worth`); those tests are a family of their own.
+    for all tests of the table together. Of the references' losses the mean difference stands with its interval. Only
+    figures of one judge are compared. Each defense is also paired with the simple ways of its group
+    (`mbdefense.evaluation._worth`); those tests are a family of their own.
 
     Returns:
         The arms' rows with their changes, in order, and the figures over seeds.
@@ -89,6 +91,7 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
             or two seeds of one.
     """
     check_apart(arm.row.arm for arm in arms)
+    losses: dict[int, Mean] = {}
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, arm in enumerate(arms):
         groups.setdefault((*arm.row.setting(), arm.row.seed), []).append(index)
@@ -101,6 +104,9 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
             if before is not None and index != before:
                 for figure, test in changes(arms[before], arms[index]).items():
                     tests[index, figure] = test
+                loss = loss_change(arms[before].row.perplexity, arms[index].row.perplexity)
+                if loss is not None:
+                    losses[index] = loss
         by_name = {arms[index].row.arm: arms[index] for index in indices}
         for index in indices:
             for way in simple_ways(arms[index].row.arm, by_name):
@@ -111,7 +117,8 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     rows = []
     for index, arm in enumerate(arms):
         found = {_CHANGE[figure]: test for (at, figure), test in adjusted.items() if at == index}
-        rows.append(replace(arm.row, versus=versus.get(index, ()), **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
+        kept = {"versus": versus.get(index, ()), "loss_change": losses.get(index)}
+        rows.append(replace(arm.row, **kept, **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
     return tuple(rows), tuple(_seed_rows(arms))
 
 
@@ -156,6 +163,18 @@ def changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
         "cacc": paired(before.verdicts, after.verdicts, "cacc") if "clean" in kinds else None,
     }
     return {figure: test for figure, test in found.items() if test is not None}
+
+
+def loss_change(before: Perplexity | None, after: Perplexity | None) -> Mean | None:
+    """How much less likely one model finds references than another, nats a token: mean over those that both were asked.
+
+    A reference of which they have different tokens cannot be compared. None for fewer than two.
+    """
+    if before is None or after is None:
+        return None
+    known = {(one.id, one.tokens): one.nats for one in before.losses}
+    found = [one.nats - known[one.id, one.tokens] for one in after.losses if (one.id, one.tokens) in known]
+    return mean(found) if len(found) > 1 else None
 
 
 def _check_prompts(names: str, first: Arm, second: Arm) -> None:

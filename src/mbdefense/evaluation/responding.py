@@ -17,7 +17,7 @@ from mbdefense.defenses.decoding import Decoding
 from mbdefense.defenses.prompts.cleaning import Cleaned, PromptCleaner
 from mbdefense.defenses.prompts.demonstrations import with_demonstrations
 from mbdefense.engine.generate import answers
-from mbdefense.engine.perplexity import perplexity
+from mbdefense.engine.perplexity import response_losses
 from mbdefense.engine.server import Server
 from mbdefense.evaluation.benchmarks import capabilities, find_benchmarks
 from mbdefense.evaluation.judging import JudgingBeside
@@ -28,7 +28,7 @@ from mbdefense.models.limits import stop_texts
 from mbdefense.models.loading import CARD_FILE, LoadedModel, Loading, check_template, load_model, load_tokenizer
 from mbdefense.records.provenance import provenance
 from mbdefense.records.responses import Kind, Response, write_responses
-from mbdefense.records.results import Capability, Perplexity, ResultRow, Results
+from mbdefense.records.results import Capability, Perplexity, ReferenceLoss, ResultRow, Results
 from mbdefense.training.store import cost_of
 
 if TYPE_CHECKING:
@@ -206,8 +206,7 @@ def evaluate(
         if loaded and perplexity_rows:
             references = sample_references(test, perplexity_rows, prompt_seed)
             with stage(f"taking the perplexity of {len(references)} references"):
-                value, tokens = perplexity(loaded, references, max_length=max_length)
-            fluency = Perplexity(value, tokens, len(references)) if tokens else None
+                fluency = perplexity(loaded, references, max_length=max_length)
         if loaded and benchmarks:
             with stage(f"running {len(benchmarks.names)} benchmarks of lm-evaluation-harness"):
                 capability = capabilities(loaded, benchmarks, batch_size=asking.batch_size, seed=prompt_seed)
@@ -246,6 +245,16 @@ def _answering(model: str, loading: Loading, inference: Inference) -> _Answering
     loaded = load_model(model, **options)
     check_template(model, loaded.tokenizer)
     return _Answering(loaded, answer_of(loaded, inference.decoding))
+
+
+def perplexity(loaded: LoadedModel, references: Dataset, *, max_length: int) -> Perplexity | None:
+    """Perplexity of the rows' completions, with the loss of each; None if no row has one.
+
+    Raises:
+        UserError: prompt and completion are longer than the model's context.
+    """
+    losses = response_losses(loaded, references, max_length=max_length)
+    return Perplexity.of([ReferenceLoss(**one._asdict()) for one in losses])
 
 
 def sample_references(test: Dataset, most: int, seed: int) -> Dataset:

@@ -114,6 +114,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]], int]:
     judges = len({row.judge for row in results.rows}) > 1
     changes = [name for name in _CHANGES if any(getattr(row, name) for row in results.rows)]
     perplexities = any(row.perplexity for row in results.rows)
+    losses = any(row.loss_change for row in results.rows)
     verdicts = row_verdicts(results)
     rates = [_rates(row) for row in results.rows]
     # Planted backdoors are never judged for accuracy: where there is nothing else, the columns would be empty.
@@ -122,6 +123,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]], int]:
     naming = len(header)
     header += [name for at, name in enumerate(RATES.values()) if at in kept]
     header += [*(_CHANGES[name] for name in changes), *(["Perplexity"] if perplexities else [])]
+    header += ["Loss change"] if losses else []
     benchmarks = list(dict.fromkeys(_benchmark(figure) for row in results.rows for figure in row.capability))
     stealthy = any(row.stealth for row in results.rows)
     header += [*map(visible, benchmarks), *(_STEALTH if stealthy else []), "Seconds"]
@@ -133,6 +135,8 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]], int]:
         line += [changed(getattr(row, name)) if getattr(row, name) else "-" for name in changes]
         if perplexities:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
+        if losses:
+            line.append(_nats(row.loss_change) if row.loss_change else "-")
         known = {_benchmark(figure): _measured(figure) for figure in row.capability}
         line += [known.get(name, "-") for name in benchmarks]
         if stealthy:
@@ -144,6 +148,10 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]], int]:
 
 def _interval(mean: Mean) -> str:
     return f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}] n={mean.n}"
+
+
+def _nats(change: Mean) -> str:
+    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] n={change.n}"
 
 
 def _rates(row: ResultRow) -> list[str]:

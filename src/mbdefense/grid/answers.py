@@ -12,8 +12,15 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import sha256_of, write_sealed
 from mbdefense.core.forms import OpenForm, read_form
 from mbdefense.defenses.prompts.cleaning import Cleaned
-from mbdefense.engine.perplexity import perplexity
-from mbdefense.evaluation.responding import Asking, Inference, answer_of, cleaned_prompts, respond, sample_references
+from mbdefense.evaluation.responding import (
+    Asking,
+    Inference,
+    answer_of,
+    cleaned_prompts,
+    perplexity,
+    respond,
+    sample_references,
+)
 from mbdefense.grid.arms import INFERENCE, arm_inputs, inference_of
 from mbdefense.grid.code import ANSWERING, code_hash, hashed
 from mbdefense.grid.workspace import Cell, Workspace
@@ -142,5 +149,4 @@ def _answer(
 def _fluency(workspace: Workspace, loaded: LoadedModel, rows: Dataset) -> Perplexity | None:
     options = workspace.grid.evaluation
     references = sample_references(rows, options.perplexity_rows, workspace.grid.data.seed)
-    value, tokens = perplexity(loaded, references, max_length=options.max_length)
-    return Perplexity(value, tokens, len(references)) if tokens else None
+    return perplexity(loaded, references, max_length=options.max_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -26,6 +27,15 @@ _FIX = "make it again with mbdefense evaluate"
 
 
 @dataclass(frozen=True)
+class ReferenceLoss(Form):
+    """Mean negative log-likelihood of one reference's ``tokens``, in nats; ``id`` is that of its prompt."""
+
+    id: str
+    nats: NotNegative
+    tokens: Positive
+
+
+@dataclass(frozen=True)
 class Perplexity(Form):
     """Perplexity over ``n`` response tokens.
 
@@ -34,11 +44,33 @@ class Perplexity(Form):
         n: tokens.
         references: responses that the tokens are of, where there were more a sample drawn by the prompts' seed; 0
             where a file written before does not say.
+        losses: of each of them, by which models are paired; empty where a file written before has none.
     """
 
     value: NotNegative
     n: Positive
     references: Count = 0
+    losses: tuple[ReferenceLoss, ...] = ()
+
+    @classmethod
+    def of(cls, losses: Sequence[ReferenceLoss]) -> Perplexity | None:
+        """That of all references' tokens together; None where there are none."""
+        tokens = sum(one.tokens for one in losses)
+        if not tokens:
+            return None
+        mean = sum(one.nats * one.tokens for one in losses) / tokens
+        return cls(math.exp(mean), tokens, len(losses), tuple(losses))
+
+    def contradiction(self) -> str:
+        """What is wrong if the parts do not fit together, else ""."""
+        if not self.losses:
+            return ""
+        if len({one.id for one in self.losses}) < len(self.losses):
+            return "two losses of one reference"
+        whole = Perplexity.of(self.losses)
+        counted = whole is not None and (whole.n, whole.references) == (self.n, self.references)
+        right = counted and whole is not None and math.isclose(whole.value, self.value, rel_tol=1e-6)
+        return "" if right else "a perplexity that is not that of its references"
 
 
 @dataclass(frozen=True)
@@ -131,6 +163,7 @@ class ResultRow(Form):
             suspect data.
         asr_change: against the undefended model on the same prompts.
         cacc_change: the same.
+        loss_change: of the references' losses against the undefended model's, mean over references in nats a token.
         judge: who judged the responses, as its ``describe`` says it.
         capability: benchmarks of lm-evaluation-harness.
         stealth: how much the trigger changes the prompts.
@@ -156,6 +189,7 @@ class ResultRow(Form):
     origin: Origin = "attack"
     asr_change: Paired | None = None
     cacc_change: Paired | None = None
+    loss_change: Mean | None = None
     judge: str = "rules"
     capability: tuple[Capability, ...] = ()
     stealth: Stealth | None = None

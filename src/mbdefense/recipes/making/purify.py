@@ -86,9 +86,6 @@ def purify(
         UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look
             at, unreadable rows, a clean set that overlaps the test set, or a finished model in output_dir.
     """
-    if base_model is not None and Path(model).resolve() == Path(base_model).resolve():  # of Hub ids, too
-        fix = "give what it was tuned from, or leave it out"
-        raise UserError("the base model is the suspect model itself", fspath(base_model), fix)
     suspected = _suspected(trigger, behavior, test_dataset)
     if canaries and test_dataset is None:
         raise UserError("canaries are measured on prompts of their own", fix="add --test prompts.jsonl")
@@ -100,6 +97,10 @@ def purify(
     if name in DEFENSES and name not in (*repairs(), FINDING):
         fix = f"choose one of {', '.join(repairs())}; or {FINDING}, with its data or found triggers"
         raise UserError(f"{name} does not repair a finished model", fix=fix)
+    itself = base_model is not None and Path(model).resolve() == Path(base_model).resolve()  # of Hub ids, too
+    if itself and "reference model" in method.needs:  # else it is what the adapter is for
+        fix = "give what it was tuned from, or leave it out"
+        raise UserError("the base model is the suspect model itself", fspath(model), fix)
     if dataset is not None and name != FINDING:
         raise UserError(f"{name} does not look at suspect data", named(dataset), f"use {FINDING}, or leave them out")
     if adapter and name in _SINGLE_WEIGHTS:
