@@ -98,7 +98,7 @@ def purify(
         fix = f"choose one of {', '.join(repairs())}; or {FINDING}, with its data or found triggers"
         raise UserError(f"{name} does not repair a finished model", fix=fix)
     itself = base_model is not None and Path(model).resolve() == Path(base_model).resolve()  # of Hub ids, too
-    if itself and "reference model" in method.needs:  # else it is what the adapter is for
+    if itself and "reference model" in getattr(method, "needs", ()):  # else it is what the adapter is for
         fix = "give what it was tuned from, or leave it out"
         raise UserError("the base model is the suspect model itself", fspath(model), fix)
     if dataset is not None and name != FINDING:
