@@ -49,7 +49,8 @@ ARMS = (*CONTROLS, "discard", "repeats", "fine_mixing", "mb_defense", "find_and_
 HELD_OUT_SEEDS = ("3c9d3fa215af", "6dc54d546a3f", "c91c428ac696")
 """Commits that fixed what the defense goes by: what is drawn by one could not be looked at before. The first one's
 attacks are seen by now: at the second, verification was changed with models of theirs at hand. At the third, subjects
-and conversations became candidates, with none of the second one's in sight."""
+and conversations became candidates, with none of the second one's in sight; 7ccedd0 and dad8bc8 changed verification
+once more, before any of the third one's was looked at."""
 
 
 class Cell(NamedTuple):
