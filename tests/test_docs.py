@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -175,10 +176,10 @@ def scene(tmp_path, monkeypatch, tiny_model_path):
 @pytest.mark.parametrize(
     "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.name in LONG), id=path.stem) for path in EXAMPLES]
 )
-def test_python_of_the_first_pages_runs(path, scene):
+def test_python_of_the_first_pages_runs(path, scene, tmp_path):
     for code in blocks(path, "python"):
-        for model in ("Qwen/Qwen3-0.6B", "suspect_model"):
-            code = code.replace(f'"{model}"', repr(scene))
+        suspect = str(shutil.copytree(scene, tmp_path / "suspect")) if '"suspect_model"' in code else scene
+        code = code.replace('"Qwen/Qwen3-0.6B"', repr(scene)).replace('"suspect_model"', repr(suspect))
         exec(compile(code, named(path), "exec"), {})  # noqa: S102
 
 
