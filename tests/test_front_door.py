@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,8 +183,9 @@ class Lenient(doctest.OutputChecker):
 def test_the_example_of_every_function_runs(demos, tiny_model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Qwen").mkdir()
-    for name in ("Qwen/Qwen3-0.6B", "defended", "suspicious", "base"):
+    for name in ("Qwen/Qwen3-0.6B", "defended", "base"):
         (tmp_path / name).symlink_to(tiny_model_path)
+    shutil.copytree(tiny_model_path, tmp_path / "suspicious")
     written(tmp_path, "messages")
     for one, other in (("checked", "clean"), ("checked", "test"), ("checked", "prompts")):
         (tmp_path / f"{other}.jsonl").write_bytes((tmp_path / f"{one}.jsonl").read_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,3 +152,24 @@ def test_triggers_of_a_matrix_that_are_given_alone_are_one_each(tiny_model_path:
     )
     assert alone.words == listed.words
     assert "cf" in alone.words
+
+
+@pytest.mark.parametrize("recipe", ["scan_data", "find_triggers", "filter_rows", "defend", "purify"])
+def test_the_untrusted_rows_are_no_clean_ones(
+    recipe: str, rows_file: Path, tmp_path: Path, tiny_model_path: str
+) -> None:
+    """Beside themselves nothing in them would stand out, and a scan would say that there is no sign."""
+    import mbdefense
+
+    (tmp_path / "x").mkdir()
+    same = tmp_path / "x" / ".." / "rows.jsonl"
+    given: dict[str, dict[str, Any]] = {
+        "scan_data": {"dataset": [str(rows_file)]},
+        "find_triggers": {"dataset": rows_file},
+        "filter_rows": {"dataset": rows_file, "model": tiny_model_path, "filter": "graceful"},
+        "defend": {"train_dataset": rows_file, "model": tiny_model_path, "output_dir": tmp_path / "out"},
+        "purify": {"dataset": rows_file, "model": tiny_model_path, "output_dir": tmp_path / "out"},
+    }
+    with pytest.raises(UserError, match="the same rows are given as untrusted and as clean"):
+        getattr(mbdefense, recipe)(**given[recipe], clean_dataset=same)
+    assert not (tmp_path / "out").exists()

@@ -111,6 +111,25 @@ def template_of(model: Model, given: str | None) -> str | None:
     return None if (Path(model) / CARD_FILE).is_file() else given
 
 
+def paths_of(dataset: Data) -> list[Path]:
+    """The files, or Hub ids, that rows are given by; none for rows in memory."""
+    given = dataset if isinstance(dataset, list | tuple) else [dataset]
+    return [Path(one) for one in given if isinstance(one, str | PathLike)]
+
+
+def check_apart(dataset: Data, clean_dataset: Data) -> None:
+    """Refuses the suspect rows as the clean ones: beside themselves nothing in them stands out.
+
+    Raises:
+        UserError: a file is given as both.
+    """
+    known = {path.resolve() for path in paths_of(clean_dataset)}
+    for path in paths_of(dataset):
+        if path.resolve() in known:
+            fix = "give rows that were checked by eye (mbdefense pick-clean)"
+            raise UserError("the same rows are given as untrusted and as clean", str(path), fix)
+
+
 def named(given: object) -> str:
     """What was given, in words for a message or a table."""
     if isinstance(given, str | PathLike):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
-from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, loaded, named, template_of
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, check_apart, loaded, named, template_of
 
 if TYPE_CHECKING:
     from mbdefense.finding.record import Found
@@ -79,6 +79,8 @@ def find_triggers(
     if file is not None and os.path.exists(file):  # noqa: PTH110
         # With verdicts that somebody may have set.
         raise UserError(f"a {FOUND_FILE} lies there already", named(output_dir), "use another --output_dir")
+    if clean_dataset is not None:
+        check_apart(dataset, clean_dataset)
     suspect = load_rows(dataset, on_bad_row=on_bad_row)
     clean = None
     if clean_dataset is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process
-from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow
+from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow, check_apart
 from mbdefense.recipes.making._defended import Defended, chosen
 from mbdefense.recipes.making._planting import settled
 
@@ -87,6 +87,7 @@ def defend(
     from mbdefense.training.store import Store
 
     training = args or TrainingOptions()
+    check_apart(train_dataset, clean_dataset)
     tokenizer = load_tokenizer(fspath(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")
     suspect = load_rows(train_dataset, on_bad_row=on_bad_row, name="train_dataset")

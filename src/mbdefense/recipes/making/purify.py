@@ -17,6 +17,7 @@ from mbdefense.recipes._given import (
     OnBadRow,
     TriggerSpec,
     behavior_of,
+    check_apart,
     named,
     trigger_of,
 )
@@ -86,6 +87,8 @@ def purify(
         UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look
             at, unreadable rows, a clean set that overlaps the test set, or a finished model in output_dir.
     """
+    if dataset is not None:
+        check_apart(dataset, clean_dataset)
     suspected = _suspected(trigger, behavior, test_dataset)
     if canaries and test_dataset is None:
         raise UserError("canaries are measured on prompts of their own", fix="add --test prompts.jsonl")
