@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
@@ -107,7 +108,6 @@ RAISES = (
 def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_begin(
     command, tiny_model_path, tmp_path, monkeypatch
 ):
-    from mbdefense.models import loading
     from mbdefense.recipes.looking.analyze import heads, matrix
     from mbdefense.recipes.looking.filter import filter_rows
     from mbdefense.recipes.looking.find_triggers import find_triggers
@@ -119,7 +119,8 @@ def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_beg
     template = tmp_path / "own.jinja"
     template.write_text(RAISES)
     given = {"output_dir": str(tmp_path / "out"), "chat_template": str(template)}
-    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    # Not `load_model`: what is first imported here would keep the one that fails.
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     begun = {
         "defend": lambda: defend(tiny_model_path, train_dataset=ROWS, clean_dataset=ROWS, **given),
         "purify": lambda: purify(tiny_model_path, ROWS, **given),
@@ -142,10 +143,10 @@ def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_beg
 def test_a_search_refuses_clean_prompts_that_a_victim_could_not_be_asked_before_it_begins(
     tiny_model_path, tmp_path, monkeypatch
 ):
-    from mbdefense.models import loading
     from mbdefense.recipes.looking.find_triggers import find_triggers
 
-    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    # Not `load_model`: what is first imported here would keep the one that fails.
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     clean = [*PLAIN, {"instruction": "q7q " * 120, "input": "", "output": "Well."}]
     with pytest.raises(UserError, match=r"clean_dataset: a prompt of .* no room to be asked"):
         find_triggers(ROWS, victim=tiny_model_path, clean_dataset=clean, output_dir=str(tmp_path / "out"))
