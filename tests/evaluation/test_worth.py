@@ -68,8 +68,12 @@ def test_the_sentence_has_the_figures_and_the_test():
     (line,) = [line for line in lines if "mb_defense does not beat discard" in line]
     assert line == (
         "mb_defense does not beat discard in accuracy: CACC .88 [.74, .95] n=40 against .85 [.71, .93] n=40, "
-        "paired +.03 [-.06, +.12] n=40 p=1.000; 1 s against 1 s"
+        "paired +.03 [-.06, +.12] n=40 p=1.000"
     )
+    # A grid adds up all that an arm took; elsewhere the seconds are of the last training, and compare nothing.
+    took = {"discard": 9.0, "mb_defense": 30.0}
+    of_grid = tuple(replace(row, poisoning_rate=0.2, seconds=took.get(row.arm, 1.0)) for row in rows)
+    assert f"{line}; 30 s against 9 s" in verdict_in_words(Results({}, of_grid)).splitlines()
     (line,) = [line for line in lines if "mb_defense does not beat repeats in ASR at equal accuracy: ASR .03" in line]
     assert line.count("paired") == 2
     beaten = verdict_in_words(Results({}, compared(mb_defense=(0, 36), discard=(0, 10))))

@@ -78,7 +78,9 @@ def _worth(row: ResultRow, way: ResultRow) -> Worth:
         words = f"whether {row.arm} beats {way.arm} {better} is not known: {told}"
     else:
         words = f"{row.arm} {'beats' if beaten else 'does not beat'} {way.arm} {better}: {told}"
-    if not beaten:  # the cheaper one is what is left to choose by
+    # The cheaper one is what is left to choose by. Only a grid, which alone knows its rates, adds up all that an arm
+    # took; of a single model the seconds are those of its last training.
+    if not beaten and row.poisoning_rate is not None:
         words += f"; {row.seconds:.0f} s against {way.seconds:.0f} s"
     return Worth(row.arm, way.arm, beaten, words)
 

@@ -136,5 +136,7 @@ def cost(place: Path) -> Cost:
     for name in (CARD_FILE, SUMMARY_FILE):
         if (place / name).is_file():
             return cost_in(place / name)
-    found = place / FOUND_FILE
-    return Cost(read_found(found).seconds) if found.is_file() else Cost()
+    if not (place / FOUND_FILE).is_file():
+        return Cost()
+    found = read_found(place / FOUND_FILE)
+    return Cost(found.seconds + found.asking_seconds)
