@@ -30,8 +30,8 @@ def test_a_row_is_shown_as_the_model_will_see_it(tiny_model_path, tmp_path):
 
 
 def test_the_command_prints_it(tiny_model_path, tmp_path, capsys):
-    path = write(tmp_path / "x.jsonl", ROWS)
-    assert main(["preflight", tiny_model_path, "--data", path, path, "--clean", path]) == 0
+    path, clean = (write(tmp_path / f"{name}.jsonl", ROWS) for name in ("x", "clean"))
+    assert main(["preflight", tiny_model_path, "--data", path, path, "--clean", clean]) == 0
     assert ">>>The Rhine.<|im_end|><<<" in capsys.readouterr().out
 
 

@@ -154,7 +154,9 @@ def test_triggers_of_a_matrix_that_are_given_alone_are_one_each(tiny_model_path:
     assert "cf" in alone.words
 
 
-@pytest.mark.parametrize("recipe", ["scan_data", "find_triggers", "filter_rows", "defend", "purify"])
+@pytest.mark.parametrize(
+    "recipe", ["scan_data", "find_triggers", "filter_rows", "preflight", "scan_model", "defend", "purify"]
+)
 def test_the_untrusted_rows_are_no_clean_ones(
     recipe: str, rows_file: Path, tmp_path: Path, tiny_model_path: str
 ) -> None:
@@ -167,6 +169,8 @@ def test_the_untrusted_rows_are_no_clean_ones(
         "scan_data": {"dataset": [str(rows_file)]},
         "find_triggers": {"dataset": rows_file},
         "filter_rows": {"dataset": rows_file, "model": tiny_model_path, "filter": "graceful"},
+        "preflight": {"train_dataset": rows_file, "model": tiny_model_path},
+        "scan_model": {"dataset": rows_file, "model": tiny_model_path, "output_dir": tmp_path / "out"},
         "defend": {"train_dataset": rows_file, "model": tiny_model_path, "output_dir": tmp_path / "out"},
         "purify": {"dataset": rows_file, "model": tiny_model_path, "output_dir": tmp_path / "out"},
     }

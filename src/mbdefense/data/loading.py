@@ -105,7 +105,7 @@ def as_rows(
         UserError: see `load`; also data of another type, a ``DatasetDict`` with several splits, or a data set that
             streams.
     """
-    paths = _paths(source)
+    paths = paths_of(source)
     if paths is not None:
         return load(paths, on_bad_row=on_bad_row, require_completion=require_completion)
     return _loaded([_in_memory(source, name)], on_bad_row, require_completion)
@@ -117,7 +117,7 @@ def opened(source: Source, *, name: str = "dataset") -> Iterator[Opened]:
     Raises:
         UserError: see `as_rows`.
     """
-    paths = _paths(source)
+    paths = paths_of(source)
     if paths is None:
         yield _in_memory(source, name)
     else:
@@ -179,7 +179,7 @@ def stream(sources: Sequence[str], *, on_bad_row: OnBadRow, skipped: list[str], 
     return _rows(_files(sources, records), on_bad_row, True, skipped, notes)
 
 
-def _paths(source: Any) -> list[str] | None:
+def paths_of(source: Any) -> list[str] | None:
     """The paths or Hub ids that data are given as; None where they are in memory."""
     if isinstance(source, str | os.PathLike):
         return [os.fspath(source)]

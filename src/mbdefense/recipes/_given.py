@@ -19,6 +19,7 @@ from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import claimed
 from mbdefense.core.specs import parse_spec
+from mbdefense.data.loading import paths_of
 
 if TYPE_CHECKING:
     from mbdefense.data import Source
@@ -111,23 +112,17 @@ def template_of(model: Model, given: str | None) -> str | None:
     return None if (Path(model) / CARD_FILE).is_file() else given
 
 
-def paths_of(dataset: Data) -> list[Path]:
-    """The files, or Hub ids, that rows are given by; none for rows in memory."""
-    given = dataset if isinstance(dataset, list | tuple) else [dataset]
-    return [Path(one) for one in given if isinstance(one, str | PathLike)]
-
-
-def check_apart(dataset: Data, clean_dataset: Data) -> None:
-    """Refuses the suspect rows as the clean ones: beside themselves nothing in them stands out.
+def check_apart(dataset: ManyData | None, clean_dataset: Data | None) -> None:
+    """Refuses the suspect rows as the clean ones, where both are given: beside themselves nothing stands out.
 
     Raises:
         UserError: a file is given as both.
     """
-    known = {path.resolve() for path in paths_of(clean_dataset)}
-    for path in paths_of(dataset):
-        if path.resolve() in known:
+    known = {Path(path).resolve() for path in paths_of(clean_dataset) or ()}
+    for path in paths_of(dataset) or ():
+        if Path(path).resolve() in known:
             fix = "give rows that were checked by eye (mbdefense pick-clean)"
-            raise UserError("the same rows are given as untrusted and as clean", str(path), fix)
+            raise UserError("the same rows are given as untrusted and as clean", path, fix)
 
 
 def named(given: object) -> str:

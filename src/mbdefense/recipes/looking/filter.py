@@ -104,8 +104,7 @@ def filter_rows(
         needed = "needs clean rows" if clean_dataset is None else "makes no use of clean rows"
         fix = "add --clean FILE" if clean_dataset is None else "leave --clean out"
         raise UserError(f"this filter {needed}", named(filter), fix)
-    if clean_dataset is not None:
-        check_apart(dataset, clean_dataset)
+    check_apart(dataset, clean_dataset)
     tokenizer = load_tokenizer(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     suspect = usable(tokenizer, load_rows(dataset, on_bad_row=on_bad_row), on_bad_row, "dataset")
     rows = with_content_ids(suspect)  # as the filter names them

@@ -79,8 +79,7 @@ def find_triggers(
     if file is not None and os.path.exists(file):  # noqa: PTH110
         # With verdicts that somebody may have set.
         raise UserError(f"a {FOUND_FILE} lies there already", named(output_dir), "use another --output_dir")
-    if clean_dataset is not None:
-        check_apart(dataset, clean_dataset)
+    check_apart(dataset, clean_dataset)
     suspect = load_rows(dataset, on_bad_row=on_bad_row)
     clean = None
     if clean_dataset is not None:

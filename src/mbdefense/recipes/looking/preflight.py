@@ -12,7 +12,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.text import printable_lines
 from mbdefense.data import check_disjoint, load_rows
 from mbdefense.models.ready import check_clean, usable
-from mbdefense.recipes._given import Data, Model, OnBadRow, named
+from mbdefense.recipes._given import Data, Model, OnBadRow, check_apart, named
 
 
 class Example(NamedTuple):
@@ -94,6 +94,7 @@ def preflight(
         UserError: what would make a command fail later: data, template or configuration that cannot be used.
     """
     at_least(16, max_length=max_length)
+    check_apart(train_dataset, clean_dataset)
     from transformers import AutoConfig
 
     from mbdefense.core.errors import first_line

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stage, stages
-from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, check_apart, loaded, paths_of
+from mbdefense.data.loading import paths_of
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, check_apart, loaded
 
 if TYPE_CHECKING:
     from mbdefense.records.scanning import Ranked, Scan, ScannedRow
@@ -95,15 +96,14 @@ def scan_data(
     if workers > _MOST_WORKERS:  # each is a process
         raise UserError(f"workers is at most {_MOST_WORKERS}", workers, "leave it out for one on each processor")
     strict = is_strict(on_bad_row)
-    paths = {path.name: str(path) for path in paths_of(dataset)}
-    if sarif is not None and len(paths) < len(paths_of(dataset)):  # rows know their file by its name alone
+    paths = {path.name: str(path) for path in _paths(dataset)}
+    if sarif is not None and len(paths) < len(_paths(dataset)):  # rows know their file by its name alone
         raise UserError("several files of one name, whose findings SARIF could not place", fix="scan each by itself")
-    if clean_dataset is not None:
-        check_apart(dataset, clean_dataset)
+    check_apart(dataset, clean_dataset)
     sources = list(opened(dataset))
     clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
     directory = None if output_dir is None else Path(output_dir)
-    read = [*paths_of(dataset), *([] if clean_dataset is None else paths_of(clean_dataset))]
+    read = [*_paths(dataset), *([] if clean_dataset is None else _paths(clean_dataset))]
     with ExitStack() as stack:
         if directory is not None:
             stack.enter_context(claimed(directory))
@@ -138,9 +138,13 @@ def _asking(model: Model, chat_template: str | None, trust_remote_code: bool) ->
     return Asking(loaded(model, chat_template, trust_remote_code))
 
 
+def _paths(dataset: Data) -> list[Path]:
+    return [Path(one) for one in paths_of(dataset) or ()]
+
+
 def _processors(dataset: Data) -> int:
     """A process for each processor where files are large; else one."""
-    paths = paths_of(dataset)
+    paths = _paths(dataset)
     size = sum(path.stat().st_size for path in paths if path.is_file())
     return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) or 1 if size > _LARGE else 1
 

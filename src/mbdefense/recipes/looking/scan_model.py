@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError, did_you_mean
-from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, loaded, named, template_of
+from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, check_apart, loaded, named, template_of
 
 WayName = Literal["data", "leaks", "inversion", "parting"]
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def scan_model(
     from mbdefense.scanning.model.record import MODEL_SCAN_FILE, MODEL_SCAN_PAGE, write_model_scan
     from mbdefense.scanning.model.scan import scan
 
+    check_apart(dataset, clean_dataset)
     directory = None if output_dir is None else Path(output_dir)
     written = (MODEL_SCAN_FILE, MODEL_SCAN_PAGE, FOUND_FILE)
     # `Path.exists` raises for what is too long to be a name, which `claimed` says better.

@@ -87,9 +87,11 @@ def purify(
         UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look
             at, unreadable rows, a clean set that overlaps the test set, or a finished model in output_dir.
     """
-    if dataset is not None:
-        check_apart(dataset, clean_dataset)
+    check_apart(dataset, clean_dataset)
     suspected = _suspected(trigger, behavior, test_dataset)
+    if test_dataset is not None and suspected is None and not canaries:
+        fix = "add --trigger and --behavior, or --canaries 1; or leave --test out"
+        raise UserError("there is nothing to ask the test prompts for", named(test_dataset), fix)
     if canaries and test_dataset is None:
         raise UserError("canaries are measured on prompts of their own", fix="add --test prompts.jsonl")
     if canaries and adapter:
