@@ -666,7 +666,7 @@ def test_canaries_are_measured_under_the_template_that_the_defense_made(setting:
     assert [text.startswith("{%- set kept") for text in seen] == [False, True]
 
 
-@pytest.mark.parametrize("name", ["fine_mixing", "discard", "p2p"])
+@pytest.mark.parametrize("name", ["fine_mixing", "discard", "p2p", "locphylax"])
 def test_canaries_are_measured_on_no_row_that_the_defense_trains_on(
     name: str, setting: Setting, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -13,11 +14,14 @@ from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.data import to_dataset
 from mbdefense.defenses import DEFENSES, MBDefense, NoDefense, Setting
+from mbdefense.evaluation.compare import Arm, compare
+from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.planted.canaries import CANARIES, candidates, family, plant
-from mbdefense.evaluation.planted.survival import Known, survival
+from mbdefense.evaluation.planted.survival import Known, on_shared_prompts, survival
 from mbdefense.evaluation.tables import markdown
 from mbdefense.integrations.model_card import model_card
 from mbdefense.records.results import ResultRow, Results, read
+from mbdefense.records.verdicts import Verdict
 from mbdefense.training.store import Store
 
 pytestmark = pytest.mark.usefixtures("few_words")
@@ -176,6 +180,19 @@ def test_prompts_that_a_trigger_leaves_no_room_for_an_answer_are_left_out(tiny_m
     known = Known("a", "found", InSent(sentence="zq " * 60 + "zq"), CANARIES[0].behavior)
     (arm,) = survival(load_model(tiny_model_path), [known], table, BLANK)
     assert (arm.row.asr.n, arm.row.false_activation.n) == (1, 2)
+
+
+def test_models_are_compared_on_the_prompts_that_all_had_room_for():
+    def asked(arm, ids, attack="a"):
+        verdicts = [Verdict(name, "triggered", name == "p0", None, "") for name in ids]
+        verdicts += [Verdict(name, "clean", False, None, "") for name in ("p0", "p1", "p2")]
+        return Arm(replace(BLANK, arm=arm, attack=attack, **scores(verdicts)._asdict()), verdicts, {})
+
+    arms = [asked("attacked", ["p0", "p1", "p2"]), asked("x", ["p0", "p2"]), asked("attacked", ["p1"], attack="b")]
+    rows, _ = compare(on_shared_prompts(arms))
+    assert [(row.asr.n, row.false_activation.n) for row in rows] == [(2, 3), (2, 3), (1, 3)]
+    assert rows[0].asr.value == 0.5
+    assert rows[1].asr_change.n == 2
 
 
 def write_rows(path, data):

@@ -82,6 +82,19 @@ def survival(loaded: LoadedModel, known: Sequence[Known], prompts: Dataset, blan
     return arms
 
 
+def on_shared_prompts(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms without the prompts that another model had no room for under the same backdoor: templates differ."""
+    asked: dict[str, set[tuple[str, str]]] = {}
+    for arm in arms:
+        own: set[tuple[str, str]] = {(verdict.kind, verdict.id) for verdict in arm.verdicts}
+        asked[arm.row.attack] = asked.get(arm.row.attack, own) & own
+    made = []
+    for arm in arms:
+        verdicts = [one for one in arm.verdicts if (one.kind, one.id) in asked[arm.row.attack]]
+        made.append(Arm(replace(arm.row, **scores(verdicts)._asdict()), verdicts, arm.prompts))
+    return made
+
+
 def _answers(loaded: LoadedModel, rows: Dataset, what: str) -> list[tuple[str, str]]:
     prompts = list(rows["prompt"])
     texts = generate(loaded, prompts, max_new_tokens=_MAX_NEW_TOKENS, batch_size=_BATCH_SIZE, what=what)

@@ -15,13 +15,13 @@ from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import short
 from mbdefense.data import overlap
-from mbdefense.defenses import P2P, PDB, Defense, Discard, Setting
+from mbdefense.defenses import P2P, PDB, Defense, Discard, Locphylax, Setting
 from mbdefense.defenses.found import Finding
 from mbdefense.defenses.setting import VICTIM
 from mbdefense.defenses.stages import CleanTuning, Planting, Recovery
 from mbdefense.evaluation.compare import compare
 from mbdefense.evaluation.planted.canaries import plant
-from mbdefense.evaluation.planted.survival import Known, survival
+from mbdefense.evaluation.planted.survival import Known, on_shared_prompts, survival
 from mbdefense.evaluation.telling import MOST_TRIGGERS, summarized
 from mbdefense.finding.record import FOUND_FILE, Found, read_found
 from mbdefense.integrations.model_card import model_card
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LONGEST_BEHAVIOR = 400  # characters
-_ALL_CLEAN = (CleanTuning, Discard, P2P, PDB)
+_ALL_CLEAN = (CleanTuning, Discard, Locphylax, P2P, PDB)
 """Defenses that train on every clean row."""
 
 
@@ -243,4 +243,4 @@ def _survivors(
     arms.sort(key=lambda arm: order.index(arm.row.attack))
     # What was found to be answered may be long, as a stranger wrote it.
     arms = [arm._replace(row=replace(arm.row, behavior=short(arm.row.behavior, _LONGEST_BEHAVIOR))) for arm in arms]
-    return compare(arms)[0]
+    return compare(on_shared_prompts(arms))[0]
