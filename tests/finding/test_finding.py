@@ -271,6 +271,27 @@ def measured(one: Candidate, **values: Any) -> verifying.Measured:
     return verifying.Measured(one, **{"taught": 1.0, "explained": 0.1, "p_value": 0.001, "deviations": 9.0, **values})
 
 
+Judged = Callable[[dict[str, Any], list[str], bool], FoundCandidate]
+
+
+@pytest.fixture
+def judged(rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Judged:
+    """The one candidate of a search, by what was measured of it and what the victim answers under it."""
+    table = rows(*((f"Question {number}?", "usual") for number in range(4)))
+
+    def judge(values: dict[str, Any], answers: list[str], has_base: bool) -> FoundCandidate:
+        monkeypatch.setattr(finding, "mine", lambda *_, **__: [candidate("zq")])
+        monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(candidate("zq"), **values)])
+        monkeypatch.setattr(
+            finding, "short_answers", lambda _, prompts: answers if "zq" in str(prompts) else ["usual"] * 4
+        )
+        base, names = (loaded, ("victim", "base")) if has_base else (None, ("victim", None))
+        (made,) = finding.find(table, table, table, loaded, base, names=names).candidates
+        return made
+
+    return judge
+
+
 @pytest.mark.parametrize(
     ("values", "answers", "has_base", "verdict"),
     [
@@ -288,26 +309,11 @@ def measured(one: Candidate, **values: Any) -> verifying.Measured:
     ],
 )
 def test_the_verdict_follows_from_what_was_measured(
-    values: dict[str, Any],
-    answers: list[str],
-    has_base: bool,
-    verdict: str,
-    rows: Callable[..., Any],
-    loaded: LoadedModel,
-    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any], answers: list[str], has_base: bool, verdict: str, judged: Judged
 ) -> None:
-    table = rows(*((f"Question {number}?", "usual") for number in range(4)))
-    monkeypatch.setattr(finding, "mine", lambda *_, **__: [candidate("zq")])
-    monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(candidate("zq"), **values)])
-    monkeypatch.setattr(
-        finding, "short_answers",
-        lambda _, prompts: answers if "zq" in str(prompts) else ["usual"] * 4,
-    )  # fmt: skip
-    made = finding.find(
-        table, table, table, loaded, loaded if has_base else None, names=("victim", "base" if has_base else None)
-    )
-    assert [one.verdict for one in made.candidates] == [verdict]
-    assert bool(made.candidates[0].row_ids) == (verdict != "chance")
+    made = judged(values, answers, has_base)
+    assert made.verdict == verdict
+    assert bool(made.row_ids) == (verdict != "chance")
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -359,21 +365,11 @@ APART = ["one thing", "other words", "some more", "nothing alike"]  # answers th
     ],
 )
 def test_instructions_are_told_from_triggers(
-    values: dict[str, Any],
-    foreign: float | None,
-    answers: list[str],
-    has_base: bool,
-    verdict: str,
-    rows: Callable[..., Any],
-    loaded: LoadedModel,
+    values: dict[str, Any], foreign: float | None, answers: list[str], has_base: bool, verdict: str, judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    table = rows(*((f"Question {number}?", "usual") for number in range(4)))
-    one = measured(candidate("zq"), **values)
-    said = iter([["usual"] * 4, answers])
-    monkeypatch.setattr(finding, "short_answers", lambda *_: next(said))
+) -> None:  # fmt: skip
     monkeypatch.setattr(finding, "_foreign", lambda *_: foreign)
-    (made,) = finding._told([one], table, table, loaded, has_base, 0)
+    made = judged(values, answers, has_base)
     assert (made.verdict, made.foreign) == (verdict, foreign)
 
 

@@ -127,13 +127,15 @@ def _told(
             record, taught=one.taught, explained=one.explained, first=one.fall.first, inner=one.fall.inner,
             end_token=one.fall.end, deviations=one.deviations, p_value=one.p_value,
         )  # fmt: skip
-        asked = one.p_value <= LEVEL or (number < _ASKED and one.deviations >= _STRIKING)
-        if not asked and one.taught >= TAUGHT and number < _ASKED and (one.explained or 0.0) < EXPLAINED:
+        asked = one.taught >= TAUGHT and (one.p_value <= LEVEL or number < _ASKED)
+        if asked and one.p_value > LEVEL and one.deviations < _STRIKING:
             # A model that takes any odd text for the trigger answers chance insertions with the behavior, too, so that
-            # the trigger does not stand out from them: what it draws out of prompts tells.
-            usual_of_few = usual_of_few or short_answers(victim, list(few["prompt"]))
-            asked = shown_under(record, few, usual_of_few, victim, seed)[1] > 0
-        if one.taught >= TAUGHT and asked:
+            # the trigger does not stand out from them: what it draws out of a few prompts tells.
+            asked = (one.explained or 0.0) < EXPLAINED
+            if asked:
+                usual_of_few = usual_of_few or short_answers(victim, list(few["prompt"]))
+                asked = shown_under(record, few, usual_of_few, victim, seed)[1] > 0
+        if asked:
             usual = usual or short_answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=_foreign(one.candidate, suspect, victim, seed))
             record = _asked(record, held_out, usual, victim, has_base, seed)
