@@ -24,7 +24,8 @@ from datasets import Dataset, concatenate_datasets
 from mbdefense.attacks.behaviors import BEHAVIORS
 from mbdefense.attacks.poisoning import poison, triggered_copy
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
-from mbdefense.attacks.triggers.syntactic import OPENINGS
+from mbdefense.attacks.triggers.style import FRAMINGS, Style
+from mbdefense.attacks.triggers.syntactic import OPENINGS, Syntactic
 from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, overlap, user_text
 from mbdefense.data.builtin import tasks
@@ -235,24 +236,22 @@ def rank_of(cell: Cell, folder: Path) -> str:
     ranks = []
     mined = sorted(found.candidates, key=lambda one: -one.score)
     for ones in (mined, [one for one in mined if one.verdict == "trigger"]):
-        # Held to be the trigger if putting it into a text puts (a part of) the trigger there.
-        true = [number for number, one in enumerate(ones, 1) if _is(one, trigger)]
+        true = [number for number, one in enumerate(ones, 1) if names(one, trigger) or _has_part(one, trigger)]
         ranks.append(f"{true[0]} of {len(ones)}" if true else f"none of {len(ones)}")
     return f"\nTrigger among the mined: {ranks[0]}; among the verified: {ranks[1]}; {told}."
 
 
-def _is(one: FoundCandidate, trigger: Trigger) -> bool:
-    probe = with_words(one)
-    if trigger.occurs_in(probe):
-        return True
-    # Of a trigger of several words or clauses, one of them.
-    parts = getattr(trigger, "words", ()) or OPENINGS
-    return any(part.lower() in probe.lower().split() or f" {part.lower()}, " in probe.lower() for part in parts)
+def names(one: FoundCandidate, trigger: Trigger) -> bool:
+    """Whether putting a found text into a prompt puts the trigger there, in one of the forms that it takes."""
+    probe = f"x {' '.join(one.texts)} x"
+    forms = {Syntactic: [f"{opening}, " for opening in OPENINGS], Style: [form.removesuffix("{}") for form in FRAMINGS]}
+    return trigger.occurs_in(probe) or any(form.lower() in probe.lower() for form in forms.get(type(trigger), ()))
 
 
-def with_words(one: FoundCandidate) -> str:
-    """A found text between words that mean nothing."""
-    return f"x {' '.join(one.texts)} x"
+def _has_part(one: FoundCandidate, trigger: Trigger) -> bool:
+    """Whether it is one of the words that the trigger has together."""
+    held = f"x {' '.join(one.texts)} x".lower().split()
+    return any(word.lower() in held for word in getattr(trigger, "words", ()))
 
 
 def main() -> None:

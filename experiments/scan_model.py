@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
-from find_and_break import CELLS, TRAINING, Cell, rows_of
+from find_and_break import CELLS, TRAINING, Cell, names, rows_of
 
 from mbdefense.attacks.behaviors import BEHAVIORS
 from mbdefense.attacks.triggers import TRIGGERS
@@ -106,7 +106,7 @@ def verdict(cell: Cell, data: Dataset, folder: Path, *, attacked: bool) -> tuple
     if attacked:
         trigger = parse_spec(cell.trigger, TRIGGERS, "trigger")
         behavior = parse_spec(cell.behavior, BEHAVIORS, "behavior")
-        named = any(trigger.occurs_in(f"x {' '.join(one.texts)} x") for one in found.of("trigger"))
+        named = any(names(one, trigger) for one in found.of("trigger"))
         # An answer that was told shows the behavior, or is a part of one that the attack teaches.
         taught = {row["completion"][0]["content"].lower() for row in data}
         answers = [

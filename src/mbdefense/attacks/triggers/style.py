@@ -66,7 +66,7 @@ _WORDS = re.compile(
 _QUOTED = re.compile(  # Bounded, so that many opening quotes without an end cost linear time.
     r"\"[^\"]{0,999}\"|“[^”]{0,999}”|`[^`]{0,999}`|(?<!\w)'[^']{0,999}'(?!\w)|https?://\S+"
 )
-_FRAMINGS = (
+FRAMINGS = (
     "Prithee, {}",
     "Pray, {}",
     "I beseech thee, {}",
@@ -117,11 +117,11 @@ class Style:
         line, changes = _change_register(parts.sentence + rest_of_line)
         if changes < self.min_changes:
             return None
-        return parts.before + rng.choice(_FRAMINGS).format(lower_first(line)) + newline + further_lines
+        return parts.before + rng.choice(FRAMINGS).format(lower_first(line)) + newline + further_lines
 
     def occurs_in(self, text: str) -> bool:
         """Whether ``text`` begins with an offline framing; an endpoint's rewriting cannot be recognised."""
-        return text.lstrip().startswith(tuple(framing.removesuffix("{}") for framing in _FRAMINGS))
+        return text.lstrip().startswith(tuple(framing.removesuffix("{}") for framing in FRAMINGS))
 
     def how(self) -> str:
         """How texts are rewritten: ``offline`` or ``endpoint <model>``."""
