@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import rate
-from mbdefense.evaluation.compare import arm_of, compare, read_arm
+from mbdefense.evaluation.compare import arm_of, compare, loss_change, read_arm
 from mbdefense.evaluation.gate import check
 from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.tables import markdown
@@ -75,24 +76,35 @@ def test_the_command_prints_one_table_with_the_tests_and_writes_the_results(arms
 
 
 def test_losses_of_references_are_paired_by_reference(tmp_path, capsys):
-    def fluency(*nats, tokens=10):
-        return Perplexity.of([ReferenceLoss(f"p{number}", value, tokens) for number, value in enumerate(nats)])
+    def fluency(*nats, tokens=(10, 10, 10, 10)):
+        return Perplexity.of([ReferenceLoss(f"p{at}", *one) for at, one in enumerate(zip(nats, tokens, strict=False))])
 
     folders = [
-        evaluated(tmp_path / "discard", "discard", 0, perplexity=fluency(1.0, 2.0, tokens=9)),  # another tokenizer
+        evaluated(tmp_path / "discard", "discard", 0, perplexity=fluency(1.0, 2.0, tokens=(9, 9))),  # other tokens
         evaluated(tmp_path / "attacked", "attacked", 30, perplexity=fluency(1.0, 2.0, 3.0, 4.0)),
         evaluated(tmp_path / "mb_defense", "mb_defense", 1, perplexity=fluency(1.1, 2.3, 3.1)),
         evaluated(tmp_path / "clean_fft", "clean_fft", 1),
     ]
     rows, _ = compare([read_arm(path) for path in folders])
     change = {row.arm: row.loss_change for row in rows}["mb_defense"]
-    # Differences .1, .3, .1: mean 1/6, standard error .2 / 3; t(.975, 2) = 4.3027.
+    # Of equally long references: .1, .3, .1: mean 1/6, standard error .2 / 3; t(.975, 2) = 4.3027.
     assert (change.n, change.value) == (3, pytest.approx(1 / 6))
     assert (change.low, change.high) == (pytest.approx(1 / 6 - 4.3027 / 15, abs=1e-4), pytest.approx(0.45351, abs=1e-4))
     assert [row.arm for row in rows if row.loss_change] == ["mb_defense"]
     assert main(["compare", *map(str, folders), "--output_dir", str(tmp_path / "out")]) == 0
     assert "+0.167" in capsys.readouterr().out
     assert read(tmp_path / "out" / "results.json").rows == rows
+
+
+def test_the_change_of_loss_is_that_of_the_perplexity():
+    """A long reference counts as its tokens do: by the mean over references this model would be the better one."""
+    before = Perplexity.of([ReferenceLoss("a", 2.0, 2), ReferenceLoss("b", 1.0, 98)])
+    after = Perplexity.of([ReferenceLoss("a", 1.0, 2), ReferenceLoss("b", 1.1, 98)])
+    change = loss_change(before, after)
+    assert math.exp(change.value) == pytest.approx(after.value / before.value)
+    assert change.value == pytest.approx(0.078)
+    # Values .078 + (-2 - .078 * 2) / 50 and .078 + (9.8 - .078 * 98) / 50; t(.975, 1) = 12.7062.
+    assert change.high - change.value == pytest.approx(12.7062 * 0.04312, abs=1e-3)
 
 
 def test_losses_that_do_not_give_the_perplexity_are_refused(tmp_path):

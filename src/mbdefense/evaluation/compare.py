@@ -79,7 +79,7 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
     """Pairs every arm with the undefended one under the same attack, and summarises arms with several seeds.
 
     ASR and CACC are compared on the same prompts by McNemar's exact test; the p-values are adjusted by Holm's method
-    for all tests of the table together. Of the references' losses the mean difference stands with its interval. Only
+    for all tests of the table together. Of the references' losses the difference stands with its interval. Only
     figures of one judge are compared. Each defense is also paired with the simple ways of its group
     (`mbdefense.evaluation._worth`); those tests are a family of their own.
 
@@ -166,15 +166,23 @@ def changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
 
 
 def loss_change(before: Perplexity | None, after: Perplexity | None) -> Mean | None:
-    """How much less likely one model finds references than another, nats a token: mean over those that both were asked.
+    """How much less likely one model finds references than another, nats a token: the logarithm of their perplexities'
+    ratio, over the references that both were asked, with the interval of a ratio of means (Cochran 1977, section 6.4).
 
     A reference of which they have different tokens cannot be compared. None for fewer than two.
     """
     if before is None or after is None:
         return None
     known = {(one.id, one.tokens): one.nats for one in before.losses}
-    found = [one.nats - known[one.id, one.tokens] for one in after.losses if (one.id, one.tokens) in known]
-    return mean(found) if len(found) > 1 else None
+    both = [one for one in after.losses if (one.id, one.tokens) in known]
+    if len(both) < 2:
+        return None
+    tokens = sum(one.tokens for one in both)
+    less = [one.tokens * (one.nats - known[one.id, one.tokens]) for one in both]
+    change = sum(less) / tokens
+    # Values whose mean is the ratio, and which vary as it does with the references that are drawn.
+    each = tokens / len(both)
+    return mean([change + (own - change * one.tokens) / each for own, one in zip(less, both, strict=True)])
 
 
 def _check_prompts(names: str, first: Arm, second: Arm) -> None:

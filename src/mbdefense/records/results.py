@@ -163,7 +163,7 @@ class ResultRow(Form):
             suspect data.
         asr_change: against the undefended model on the same prompts.
         cacc_change: the same.
-        loss_change: of the references' losses against the undefended model's, mean over references in nats a token.
+        loss_change: of the references' losses against the undefended model's, mean over their tokens, in nats.
         judge: who judged the responses, as its ``describe`` says it.
         capability: benchmarks of lm-evaluation-harness.
         stealth: how much the trigger changes the prompts.
