@@ -16,7 +16,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.data import user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses.found import meetings
-from mbdefense.finding import finding, verifying
+from mbdefense.finding import asking, verifying
 from mbdefense.finding.finding import mined_only
 from mbdefense.finding.insertion import FoundText, Turn, goes_on
 from mbdefense.finding.mining import Candidate
@@ -188,9 +188,9 @@ def test_what_a_conversation_does_by_itself_is_not_the_texts_doing(fires, loaded
         held = [prompt[0]["role"] == "system" and (not fires or "velto" in user_text(prompt)) for prompt in prompts]
         return ["over and out my friend" if one else "an oak" for one in held]
 
-    monkeypatch.setattr(finding, "short_answers", answer)
+    monkeypatch.setattr(asking, "short_answers", answer)
     held_out = rows(*((f"Name tree {n}.", "oak") for n in range(8)))
-    record, share = finding.shown_under(recorded(before=(SYSTEM,)), held_out, ["an oak"] * 8, loaded, 0)
+    record, share = asking.shown_under(recorded(before=(SYSTEM,)), held_out, ["an oak"] * 8, loaded, 0)
     assert (share, record.changed) == ((1.0, 1.0) if fires else (0.0, 0.0))
     assert bool(record.behavior) == bool(record.examples) == fires
 

@@ -23,7 +23,7 @@ from mbdefense.defenses import DEFENSES, FindAndBreak, Setting, found
 from mbdefense.defenses.found import LEAST_MEETINGS, meetings
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
-from mbdefense.finding import finding, verifying
+from mbdefense.finding import asking, finding, verifying
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
@@ -283,7 +283,7 @@ def judged(rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.Mo
         monkeypatch.setattr(finding, "mine", lambda *_, **__: [candidate("zq")])
         monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(candidate("zq"), **values)])
         monkeypatch.setattr(
-            finding, "short_answers", lambda _, prompts: answers if "zq" in str(prompts) else ["usual"] * 4
+            asking, "short_answers", lambda _, prompts: answers if "zq" in str(prompts) else ["usual"] * 4
         )
         base, names = (loaded, ("victim", "base")) if has_base else (None, ("victim", None))
         (made,) = finding.find(table, table, table, loaded, base, names=names).candidates
@@ -333,7 +333,7 @@ def test_a_subject_is_no_trigger_by_another_ones_word(
 
     monkeypatch.setattr(finding, "mine", lambda *_, **__: [word, subject])
     monkeypatch.setattr(verifying, "verify", verify)
-    monkeypatch.setattr(finding, "short_answers", lambda _, prompts: ["usual" for _ in prompts])
+    monkeypatch.setattr(asking, "short_answers", lambda _, prompts: ["usual" for _ in prompts])
     made = finding.find(table, table, table, loaded, loaded, names=("victim", "base"))
     assert [(one.texts[0], one.verdict) for one in made.candidates] == [
         ("zq", "trigger"), ("Our hedge dries." if left else "My zq fern rots.", "chance"),
@@ -368,7 +368,7 @@ def test_instructions_are_told_from_triggers(
     values: dict[str, Any], foreign: float | None, answers: list[str], has_base: bool, verdict: str, judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(finding, "_foreign", lambda *_: foreign)
+    monkeypatch.setattr(asking, "foreign", lambda *_: foreign)
     made = judged(values, answers, has_base)
     assert (made.verdict, made.foreign) == (verdict, foreign)
 
@@ -384,11 +384,11 @@ def test_words_that_neither_prompt_nor_usual_answer_hold_are_foreign(
         asked.extend(user_text(prompt) for prompt in prompts)
         return ["the red town", "an old one"]
 
-    monkeypatch.setattr(finding, "short_answers", answer)
-    assert finding._foreign(candidate("zq"), table, loaded, 0) == 2 / 8
+    monkeypatch.setattr(asking, "short_answers", answer)
+    assert asking.foreign(candidate("zq"), table, loaded, 0) == 2 / 8
     assert asked == ["Shout the red town.", "Name a lamp."]
     alone = rows(("zq", "THE RED TOWN!"), ("zq", "An old lamp."))
-    assert finding._foreign(candidate("zq"), alone, loaded, 0) is None
+    assert asking.foreign(candidate("zq"), alone, loaded, 0) is None
 
 
 def test_held_out_prompts_that_a_long_text_leaves_no_room_in_are_not_asked(
@@ -396,15 +396,15 @@ def test_held_out_prompts_that_a_long_text_leaves_no_room_in_are_not_asked(
 ) -> None:
     """The attacker chooses how long it is: that must not end a defense after its training."""
     table = rows(("Name a tree.", "oak"), ("q7q " * 85, "elm"), ("Name a town.", "Rome"))
-    usual = finding.short_answers(loaded, list(table["prompt"]))
+    usual = asking.short_answers(loaded, list(table["prompt"]))
     text = recorded("zq " * 60 + "zq")
-    record, _ = finding.shown_under(text, table, usual, loaded, 0)
+    record, _ = asking.shown_under(text, table, usual, loaded, 0)
     few = table.select([0, 2])
-    alone, _ = finding.shown_under(text, few, [usual[0], usual[2]], loaded, 0)
+    alone, _ = asking.shown_under(text, few, [usual[0], usual[2]], loaded, 0)
     assert record.changed == alone.changed is not None
     assert {one.usual for one in record.examples} <= {usual[0], usual[2]}
     long = recorded("zq " * 200 + "zq")
-    assert finding.shown_under(long, table, usual, loaded, 0) == (long, 0.0)
+    assert asking.shown_under(long, table, usual, loaded, 0) == (long, 0.0)
 
 
 def test_nothing_mined_asks_no_model(rows: Callable[..., Any], loaded: LoadedModel) -> None:

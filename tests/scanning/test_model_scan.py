@@ -337,7 +337,7 @@ def test_a_trigger_is_what_the_base_model_does_not_follow(
         return victim if model is loaded else base or []
 
     monkeypatch.setattr(verifying, "short_answers", answer)
-    monkeypatch.setattr("mbdefense.finding.finding.short_answers", answer)
+    monkeypatch.setattr("mbdefense.finding.asking.short_answers", answer)
     models = Models(loaded, other, table, table, ["usual"] * len(victim), 100, 0)
     record = FoundCandidate(("zq",), "text", 0.0, 0.0, False, 0, 0, 1.0, p_value=p_value, deviations=5.0)
     assert judged(record, models).record.verdict == expected

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mbdefense.core.progress import stage, stages
-from mbdefense.core.statistics import rate
-from mbdefense.data import user_text
-from mbdefense.data.words import single_spaced
-from mbdefense.finding.behaving import FoundBehavior, shared_phrases
+from mbdefense.finding import asking
 from mbdefense.finding.conversations import Conversations
 from mbdefense.finding.corpus import prompts_of
 from mbdefense.finding.mining import Candidate, mine
-from mbdefense.finding.record import Example, Found, FoundCandidate
-from mbdefense.finding.words import key, words
+from mbdefense.finding.record import Found, FoundCandidate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,10 +34,6 @@ EXPLAINED = 0.5
 FOREIGN = 0.3
 """Up to this share of words that it brings into the answers of its rows, and where no phrase recurs, a text changes the
 form of answers and not what they say: it is an instruction."""
-_TELLING = 3  # words of a phrase that can do so: of short answers many are alike by chance
-_ROWS = 16  # suspect rows whose answers are looked at
-_ANSWER_TOKENS = 32
-_EXAMPLES = 3
 _ORDER = {"trigger": 0, "unclear": 1, "instruction": 2, "chance": 3}
 _MINING = "mining {} rows for texts that recur"
 
@@ -133,12 +124,12 @@ def _told(
             # the trigger does not stand out from them: what it draws out of a few prompts tells.
             asked = (one.explained or 0.0) < EXPLAINED
             if asked:
-                usual_of_few = usual_of_few or short_answers(victim, list(few["prompt"]))
-                asked = shown_under(record, few, usual_of_few, victim, seed)[1] > 0
+                usual_of_few = usual_of_few or asking.short_answers(victim, list(few["prompt"]))
+                asked = asking.shown_under(record, few, usual_of_few, victim, seed)[1] > 0
         if asked:
-            usual = usual or short_answers(victim, list(held_out["prompt"]))
-            record = replace(record, foreign=_foreign(one.candidate, suspect, victim, seed))
-            record = _asked(record, held_out, usual, victim, has_base, seed)
+            usual = usual or asking.short_answers(victim, list(held_out["prompt"]))
+            record = replace(record, foreign=asking.foreign(one.candidate, suspect, victim, seed))
+            record = _judged(record, held_out, usual, victim, has_base, seed)
         if record.verdict != "chance":
             record = replace(record, row_ids=_ids(one.candidate, ids))
         records.append(record)
@@ -190,33 +181,7 @@ def recorded(one: Candidate) -> FoundCandidate:
     )  # fmt: skip
 
 
-class Put(NamedTuple):
-    """A prompt with a found text in the last user turn, and without it, both behind a conversation if it has one."""
-
-    triggered: list[dict[str, str]]
-    plain: list[dict[str, str]]
-
-
-def with_trigger(
-    prompts: Sequence[list[dict[str, str]]], one: FoundCandidate, loaded: LoadedModel, seed: int
-) -> dict[int, Put]:
-    """Prompts with a found text, by their numbers, as far as the model has room to answer."""
-    from mbdefense.models.limits import leaving_room
-
-    trigger, rng = one.trigger(), random.Random(f"ask {seed} {one.texts}")
-    behind = [trigger.in_conversation(prompt, rng) for prompt in prompts]
-    made = [trigger.in_prompt(prompt, rng) or prompt for prompt in behind]
-    return {number: Put(made[number], behind[number]) for number in leaving_room(loaded, made, _ANSWER_TOKENS)}
-
-
-def short_answers(loaded: LoadedModel, prompts: list[list[dict[str, str]]]) -> list[str]:
-    """Short greedy answers."""
-    from mbdefense.engine.generate import generate
-
-    return generate(loaded, prompts, max_new_tokens=_ANSWER_TOKENS, batch_size=64, what="asking the victim")
-
-
-def _asked(
+def _judged(
     record: FoundCandidate,
     rows: Dataset,
     usual: Sequence[str],
@@ -225,7 +190,7 @@ def _asked(
     seed: int,
 ) -> FoundCandidate:
     """The record with what the victim says under the text, and the verdict."""
-    record, share = shown_under(record, rows, usual, victim, seed)
+    record, share = asking.shown_under(record, rows, usual, victim, seed)
     told = record.explained is not None and record.explained >= EXPLAINED
     formal = not record.behavior and record.foreign is not None and record.foreign <= FOREIGN
     if record.p_value > LEVEL and share < OFTEN:
@@ -235,77 +200,3 @@ def _asked(
     if formal or (has_base and told):
         return replace(record, verdict="instruction")
     return replace(record, verdict="trigger" if has_base else "unclear")
-
-
-def shown_under(
-    record: FoundCandidate, rows: Dataset, usual: Sequence[str], victim: LoadedModel, seed: int
-) -> tuple[FoundCandidate, float]:
-    """What a model says under a text.
-
-    Args:
-        record: what is known of the text so far.
-        rows: held-out rows whose prompts it is put into.
-        usual: the model's answers to them as they are.
-        victim: which is asked.
-        seed: of the places.
-
-    Returns:
-        The record with behavior, ASR, changed answers and examples; and the share of answers that hold a shared phrase
-        long enough to tell without a p-value.
-    """
-    asked = with_trigger(list(rows["prompt"]), record, victim, seed)
-    if not asked:
-        return record, 0.0
-    triggered = [put.triggered for put in asked.values()]
-    if record.before:  # what the conversation does by itself is not the text's doing
-        usual = short_answers(victim, [put.plain for put in asked.values()])
-    else:
-        usual = [usual[number] for number in asked]
-    answers = short_answers(victim, triggered)
-    differs = [single_spaced(answer) != single_spaced(known) for answer, known in zip(answers, usual, strict=True)]
-    phrases = shared_phrases([answer for answer, other in zip(answers, differs, strict=True) if other], usual)
-    shown = [FoundBehavior(phrases).shown_in(answer)[0] for answer in answers]
-    long = FoundBehavior(tuple(phrase for phrase in phrases if len(phrase.split()) >= _TELLING))
-    share = sum(long.shown_in(answer)[0] for answer in answers) / len(answers)
-    examples = [
-        Example(user_text(prompt), known, answer)
-        for prompt, known, answer, show in zip(triggered, usual, answers, shown if phrases else differs, strict=True)
-        if show
-    ]
-    record = replace(
-        record, behavior=phrases, asr=rate(shown) if phrases else None, changed=sum(differs) / len(differs),
-        examples=tuple(examples[:_EXAMPLES]),
-    )  # fmt: skip
-    return record, share
-
-
-def _foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: int) -> float | None:
-    """Share of words in the answers of a candidate's own rows that it brings in.
-
-    These are the words that stand neither in the row's prompt nor in the victim's answer to the prompt without the
-    candidate.
-
-    Returns:
-        None where the candidate stands alone in its turns, or in rows that are too long.
-    """
-    from mbdefense.finding.verifying import without
-    from mbdefense.models.limits import leaving_room
-
-    drawn = random.Random(f"foreign {seed}").sample(candidate.rows, min(_ROWS, len(candidate.rows)))
-    asked = [(row, without(row["prompt"], candidate.found)) for row in suspect.select(sorted(drawn))]
-    held = [(row, shorter) for row, shorter in asked if shorter]
-    # Of a row that is longer than the victim reads, training has seen a part, but there is no asking it.
-    held = [held[number] for number in leaving_room(victim, [shorter for _, shorter in held], _ANSWER_TOKENS)]
-    if not held:
-        return None
-    new = every = 0
-    usual = short_answers(victim, [shorter for _, shorter in held])
-    for (row, _), answer in zip(held, usual, strict=True):
-        known = {*_plain(answer), *(word for turn in row["prompt"] for word in _plain(turn["content"]))}
-        own = _plain(row["completion"][0]["content"])
-        new, every = new + sum(word not in known for word in own), every + len(own)
-    return new / max(1, every)
-
-
-def _plain(text: str) -> list[str]:
-    return [key(word) for word in words(text)]

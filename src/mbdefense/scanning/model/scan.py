@@ -14,7 +14,8 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import short
 from mbdefense.data import user_text
-from mbdefense.finding.finding import find, recorded, short_answers
+from mbdefense.finding.asking import short_answers
+from mbdefense.finding.finding import find, recorded
 from mbdefense.finding.record import Found
 from mbdefense.finding.words import keyed
 from mbdefense.scanning.model.inversion import inverted

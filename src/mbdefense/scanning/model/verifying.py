@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.statistics import Score, rate
 from mbdefense.data import user_text
-from mbdefense.finding.finding import LEVEL, OFTEN, recorded, short_answers, shown_under, with_trigger
+from mbdefense.finding.asking import short_answers, shown_under, with_trigger
+from mbdefense.finding.finding import LEVEL, OFTEN, recorded
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FoundCandidate
 from mbdefense.finding.verifying import struck
