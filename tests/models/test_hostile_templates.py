@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +25,10 @@ PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_en
 GOOD = PLAIN + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 EACH = "{% for i in range(90000) %}"
 LOOP = 3 * EACH + 3 * "{% endfor %}"
-TIME, MEMORY = "breaks a limit: 'takes longer than 0.3 s'", "breaks a limit: '(needs more than 1 GiB|takes longer)"
+TIME, MEMORY = (
+    "breaks a limit: 'takes longer than 0.3 s of the processor'",
+    "breaks a limit: '(needs more than 1 GiB|takes longer)",
+)
 ADDS = "into what is trained"
 LENGTH, FAILS = (
     "breaks a limit: '(writes more than 4 million|takes longer)",
@@ -222,6 +226,24 @@ def test_a_limit_that_is_broken_again_and_again_leaves_nothing_behind(
     else:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(work).result()
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_time_in_which_others_have_the_processor_does_not_count(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of hours must not end because the machine swapped for three seconds."""
+    monkeypatch.setattr(_bounded, "SECONDS", 0.05)
+    monkeypatch.setattr(_bounded, "_AGAIN", 0.001)
+
+    def wait() -> bool:
+        with _bounded.bounded(""):
+            time.sleep(0.2)
+        return True
+
+    if where == "main":
+        assert wait()
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(wait).result()
 
 
 def test_two_threads_at_once_leave_no_limit_behind() -> None:

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,7 +17,8 @@ from types import FrameType
 from mbdefense.core._last_words import LastWords
 
 SECONDS = 3
-"""A template takes a thousandth of it for a long conversation."""
+"""Of the processor in this thread: a machine that is busy or swaps must not end a run. A template takes a thousandth of
+it for a long conversation."""
 LAST_SECONDS = 5
 """Of the processor in this thread, after which a step that never ends takes the process with it."""
 BYTES = 2**30
@@ -35,12 +37,12 @@ class LimitError(Exception):
 
 class _TooLongError(LimitError):
     def __init__(self) -> None:
-        super().__init__(f"takes longer than {SECONDS} s")
+        super().__init__(f"takes longer than {SECONDS} s of the processor")
 
 
 @contextmanager
 def bounded(last_words: str) -> Iterator[None]:
-    """Ends the body when it takes longer than `SECONDS`, or more memory than `BYTES`.
+    """Ends the body when it computes longer than `SECONDS`, or more memory than `BYTES`.
 
     A single step of the interpreter that goes on and on, such as a sum of a million lists, cannot be ended so: nothing
     else runs meanwhile, in any thread. After `LAST_SECONDS` it ends the process with exit code 1. The memory is limited
@@ -87,8 +89,11 @@ def _at_last(words: str) -> Iterator[None]:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
+    clock = _clock()
+    begun = time.clock_gettime(clock)
+
     def end(_: int, frame: FrameType | None) -> None:
-        if not _leaving(frame):
+        if time.clock_gettime(clock) - begun >= SECONDS and not _leaving(frame):
             raise _TooLongError
 
     before = signal.signal(signal.SIGALRM, end)
@@ -103,13 +108,14 @@ def _in_time() -> Iterator[None]:
 @contextmanager
 def _in_time_of_thread() -> Iterator[None]:
     """The same without signals, which reach the main thread alone."""
-    me, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    me, over, clock = ctypes.c_ulong(threading.get_ident()), threading.Event(), _clock()
+    begun = time.clock_gettime(clock)
 
     def watch() -> None:
         wait = float(SECONDS)
         while not over.wait(wait):
             wait = _AGAIN
-            if _leaving(sys._current_frames().get(me.value)):
+            if time.clock_gettime(clock) - begun < SECONDS or _leaving(sys._current_frames().get(me.value)):
                 continue
             ctypes.pythonapi.PyThreadState_SetAsyncExc(me, ctypes.py_object(_TooLongError))
 
@@ -121,6 +127,12 @@ def _in_time_of_thread() -> Iterator[None]:
         over.set()
         watcher.join()
         ctypes.pythonapi.PyThreadState_SetAsyncExc(me, None)  # one that is on its way
+
+
+def _clock() -> int:
+    """Of this thread's processor time, which any thread can read; where the system has none such, of all time."""
+    of_thread = getattr(time, "pthread_getcpuclockid", None)  # macOS has none
+    return time.CLOCK_MONOTONIC if of_thread is None else of_thread(threading.get_ident())
 
 
 def _leaving(frame: FrameType | None) -> bool:
