@@ -17,6 +17,9 @@ from PIL import Image
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_sealed, write_sealed
+from mbdefense.core.statistics import rate
+from mbdefense.records.results import SourceScore
+from mbdefense.report._by_source import source_tables
 from mbdefense.report._report import write_report
 from mbdefense.report.browser import browser_data
 from mbdefense.report.changes import differences
@@ -297,7 +300,25 @@ def test_sections_without_data_are_left_out_and_named(tmp_path):
     assert {"results", "tradeoff", "cost", "responses"} <= set(page.ids)
     assert not {"matrix", "heads", "triggers", "training", "comparison"} & set(page.ids)
     (footer,) = page.text_of("footer")
-    assert "Not in these files: triggers found in the data (defend), a comparison of two runs (--compare), " in footer
+    assert "Not in these files: triggers found in the data (defend), accuracy on each skill" in footer
+    assert "of the test prompts (bench), a comparison of two runs (--compare), " in footer
+
+
+def test_what_each_source_of_prompts_shows_has_a_table_for_each_attack(tmp_path):
+    """Which skills a defense keeps: an arm without a source, and a hostile name, are shown as they are."""
+    for number, attack in enumerate(("badnet:word=cf", "syntactic")):
+        for name, sources in (("crow", {"sums": 1, HOSTILE[0]: 2}), ("attacked", {"sums": 3})):
+            by_source = tuple(SourceScore(source, rate([True] * right + [False])) for source, right in sources.items())
+            write_evaluation(tmp_path / f"{name}-{number}", arm(name, attack, cacc_by_source=by_source))
+    text = render(read_sources([tmp_path]))
+    first, second = source_tables(read_sources([tmp_path]).rows)
+    assert (first.caption, second.caption) == ("badnet:word=cf, refusal, seed 0", "syntactic, refusal, seed 0")
+    assert first.header == ("Arm", HOSTILE[0], "sums")
+    assert first.body == (
+        ("attacked", "-", ".75 [.30, .95] n=4"), ("crow", ".67 [.21, .94] n=3", ".50 [.09, .91] n=2"),
+    )  # fmt: skip
+    assert ("table", "sources-2") in [(tag, given.get("id")) for tag, given in Page(text).elements]
+    assert HOSTILE[0] not in text
 
 
 def test_analyses_and_logs_are_shown(tmp_path):

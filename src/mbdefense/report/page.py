@@ -26,6 +26,7 @@ from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lin
 from mbdefense.records._standards import AS_OF, evidence_lines
 from mbdefense.records.results import RATES
 from mbdefense.report import charts, heads, training
+from mbdefense.report._by_source import source_tables
 from mbdefense.report._federated import client_curves, left_out_tables
 from mbdefense.report._pictures import galleries
 from mbdefense.report._traces import relearning_tables, trace_tables
@@ -71,6 +72,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
     present = {
         "results": bool(tables),
         "found": bool(sources.found),
+        "sources": any(row.cacc_by_source for row in sources.rows),
         "tradeoff": bool(found["tradeoff"]),
         "cost": bool(sources.rows),
         "comparison": compared is not None,
@@ -87,8 +89,8 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "responses": bool(sources.answers),
     }
     names = {
-        "results": "Results", "found": "Found", "tradeoff": "Trade-off", "cost": "Cost", "comparison": "Comparison",
-        "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "traces": "Traces",
+        "results": "Results", "found": "Found", "sources": "By source", "tradeoff": "Trade-off", "cost": "Cost",
+        "comparison": "Comparison", "matrix": "Heat map", "heads": "Heads", "triggers": "Triggers", "traces": "Traces",
         "relearning": "Relearning", "training": "Training", "pictures": "Pictures", "losses": "Losses",
         "clients": "Clients", "left-out": "Left out", "responses": "Responses",
     }  # fmt: skip
@@ -107,6 +109,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
         "galleries": galleries(sources.pictures),
         "found": [(name, found_in_words(one), found_lines(one)) for name, one in sources.found],
         "found_header": FOUND_HEADER,
+        "by_source": source_tables(sources.rows),
         "compared": compared,
         "sources": sources,
         "origins": _origins(sources.provenance),
@@ -120,6 +123,7 @@ def render(sources: Sources, compared: Differences | None = None) -> str:
 _ABSENT = {
     "results": "result rows",
     "found": "triggers found in the data (defend)",
+    "sources": "accuracy on each skill or file of the test prompts (bench)",
     "tradeoff": "ASR and CACC of one arm",
     "cost": "cost",
     "comparison": "a comparison of two runs (--compare)",
