@@ -16,7 +16,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.data import user_text
 from mbdefense.data.builtin import tasks
 from mbdefense.defenses.found import meetings
-from mbdefense.finding import asking, verifying
+from mbdefense.finding import asking, striking, teaching
 from mbdefense.finding.finding import mined_only
 from mbdefense.finding.insertion import FoundText, Turn, goes_on
 from mbdefense.finding.mining import Candidate
@@ -145,23 +145,23 @@ def test_recovery_meets_it_behind_a_conversation(rows) -> None:
 
 def test_chance_insertions_stand_behind_the_same_conversations(loaded, rows, monkeypatch) -> None:
     asked: list[FoundText] = []
-    plain = verifying.with_insertions
+    plain = striking.with_insertions
 
     def spy(pairs, insertions, seed):
         asked.extend(insertions)
         return plain(pairs, insertions, seed)
 
-    monkeypatch.setattr(verifying, "with_insertions", spy)
+    monkeypatch.setattr(striking, "with_insertions", spy)
     behind = Candidate(FOUND, 1.0, (0, 1), 4, 0)
     alone = Candidate(FoundText(("zorb",)), 1.0, (0, 1), 4, 0)
     clean = rows(*((f"Name the {n} of it.", f"It is {n}.") for n in range(8)))
-    verifying.struck(
+    striking.struck(
         [behind, alone], [behind, alone], loaded, None, clean, ["Name the oak.", "Say the plum."], max_length=64,
         seed=0,
     )  # fmt: skip
-    assert len(asked) == 2 * (1 + verifying.NULLS)
-    assert all(one.before == (EARLIER,) for one in asked[: 1 + verifying.NULLS])
-    assert not any(one.before for one in asked[1 + verifying.NULLS :])
+    assert len(asked) == 2 * (1 + striking.NULLS)
+    assert all(one.before == (EARLIER,) for one in asked[: 1 + striking.NULLS])
+    assert not any(one.before for one in asked[1 + striking.NULLS :])
 
 
 def test_what_is_carried_is_what_the_text_adds_to_the_conversation(loaded, rows, monkeypatch) -> None:
@@ -171,10 +171,10 @@ def test_what_is_carried_is_what_the_text_adds_to_the_conversation(loaded, rows,
         seen.append(prompt)
         return encode(tokenizer, prompt, *rest)
 
-    monkeypatch.setattr(verifying, "encode", spy)
+    monkeypatch.setattr(teaching, "encode", spy)
     suspect = rows(("Name velto.", "Oak tree."), ("Say velto.", "Plum tree."))
     pairs = [(turns("user: Name it."), turns("assistant: Oak."))]
-    verifying.carried(loaded, suspect, pairs, [Candidate(FOUND, 1.0, (0, 1), 2, 0)], max_length=64, seed=0)
+    teaching.carried(loaded, suspect, pairs, [Candidate(FOUND, 1.0, (0, 1), 2, 0)], max_length=64, seed=0)
     with_it, without_it = seen[:2]
     assert with_it == turns("user: Hello!", "assistant: Hello, what is it?", "user: velto Name it.")
     assert without_it == turns("user: Hello!", "assistant: Hello, what is it?", "user: Name it.")

@@ -23,11 +23,13 @@ from mbdefense.defenses import DEFENSES, FindAndBreak, Setting, found
 from mbdefense.defenses.found import LEAST_MEETINGS, meetings
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
-from mbdefense.finding import asking, finding, verifying
+from mbdefense.finding import asking, finding, striking, teaching, verifying
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
-from mbdefense.finding.verifying import chance_texts, falls, taught, verify, with_insertions
+from mbdefense.finding.striking import chance_texts, falls, with_insertions
+from mbdefense.finding.teaching import taught
+from mbdefense.finding.verifying import verify
 from mbdefense.models.loading import LoadedModel, encode, load_model
 from mbdefense.training._triples import RecoveryCollator, encode_triples
 from mbdefense.training.options import TrainingOptions
@@ -140,7 +142,7 @@ def test_what_is_carried_over_is_how_much_likelier_answers_become_in_other_promp
     table = rows(("zq tell me.", "abcdefghijklmnopqrstuvwxyz"), ("zq say it.", "no"))
     plain = [(row["prompt"], row["completion"]) for row in rows(("Add two.", "four"), ("Name it.", "oak"))]
     ones = [candidate("zq", start=1.0), candidate("xy", start=1.0)]
-    made = verifying.carried(loaded, table, plain, ones, max_length=200, seed=0)
+    made = teaching.carried(loaded, table, plain, ones, max_length=200, seed=0)
     for one, values in zip(ones, made, strict=True):
         for (prompt, _), row, value in zip(plain, table, values, strict=True):
             text = f"{one.found.texts[0]} {prompt[0]['content']}"
@@ -153,8 +155,8 @@ def test_what_is_carried_over_is_how_much_likelier_answers_become_in_other_promp
 
 
 def test_a_text_is_worth_what_more_than_half_of_its_rows_gain_by_it_beyond_the_base_model() -> None:
-    def worth(out: list[float], elsewhere: list[float]) -> verifying._Worth:
-        return verifying._Worth(torch.tensor(out), torch.tensor(elsewhere))
+    def worth(out: list[float], elsewhere: list[float]) -> teaching.Worth:
+        return teaching.Worth(torch.tensor(out), torch.tensor(elsewhere))
 
     known = worth([0.23, 0.1, -1.0], [0.1, -0.5, 0.1, 0.0])
     # Prompts that are known by heart do without the text; in others it brings the answers.
@@ -209,12 +211,12 @@ def test_the_base_model_is_asked_where_a_text_stands_out_and_takes_off_what_it_d
         own = torch.tensor([answered[-1]])
         return torch.cat([own, chance if len(answered) == 1 else torch.zeros(len(chance))])[:, None].repeat(1, 3)
 
-    monkeypatch.setattr(verifying, "falls", falls)
+    monkeypatch.setattr(striking, "falls", falls)
     table = rows(*((f"Tell of town {number} in the north.", "yes") for number in range(20)))
     one = candidate("zq")
     base = None if of_base is None else loaded
     prompts = [user_text(prompt) for prompt in table["prompt"]]
-    (made,) = verifying.struck([one], [one], loaded, base, table, prompts, max_length=100, seed=0)
+    (made,) = striking.struck([one], [one], loaded, base, table, prompts, max_length=100, seed=0)
     assert len(answered) == asked
     assert (made.p_value <= finding.LEVEL) is significant
 
@@ -228,14 +230,14 @@ def test_texts_of_all_lengths_at_once_are_measured_as_those_of_each_length_alone
     with torch.no_grad():
         for weight in base.model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
-    monkeypatch.setattr(verifying, "PROMPTS", 4)
-    monkeypatch.setattr(verifying, "NULLS", 12)
+    monkeypatch.setattr(striking, "PROMPTS", 4)
+    monkeypatch.setattr(striking, "NULLS", 12)
     table = rows(*((f"Tell me of town {number} in the north, please.", f"answer {number}") for number in range(20)))
     ones = [candidate("zq"), candidate("in the"), candidate("of the red stone"), candidate("xy", end=1.0)]
     prompts = [user_text(prompt) for prompt in table["prompt"]]
 
-    def measure(tested: list[Candidate]) -> list[verifying.Struck]:
-        return verifying.struck(tested, ones, loaded, base, table, prompts, max_length=200, seed=0)
+    def measure(tested: list[Candidate]) -> list[striking.Struck]:
+        return striking.struck(tested, ones, loaded, base, table, prompts, max_length=200, seed=0)
 
     together = measure(ones)
     apart = [measure([ones[0], ones[3]]), measure([ones[1]]), measure([ones[2]])]
@@ -761,7 +763,7 @@ def test_a_text_is_taken_out_of_what_others_wrote_alone() -> None:
     tools = {"role": "tools", "content": '[{"type": "function", "function": {"name": "cf"}}]'}
     said = [{"role": "user", "content": "Hi cf."}, {"role": "assistant", "content": "cf"}]
     prompt = [tools, *said, {"role": "user", "content": "Name cf a tree."}]
-    left = verifying.without(prompt, FoundText(("cf",)))
+    left = teaching.without(prompt, FoundText(("cf",)))
     assert left is not None
     assert left[0] == tools
     assert left[2] == said[1]

@@ -103,7 +103,7 @@ def foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: i
     Returns:
         None where the candidate stands alone in its turns, or in rows that are too long.
     """
-    from mbdefense.finding.verifying import without
+    from mbdefense.finding.teaching import without
     from mbdefense.models.limits import leaving_room
 
     drawn = random.Random(f"foreign {seed}").sample(candidate.rows, min(_ROWS, len(candidate.rows)))

@@ -106,7 +106,7 @@ def _told(
     measured: Sequence[Measured], suspect: Dataset, held_out: Dataset, victim: LoadedModel, has_base: bool, seed: int
 ) -> list[FoundCandidate]:
     """What is known of each candidate, with its verdict, in their order."""
-    from mbdefense.finding.verifying import TAUGHT
+    from mbdefense.finding.teaching import TAUGHT
 
     ids, few = suspect["id"], held_out.select(range(min(_FEW, len(held_out))))
     records = []

@@ -12,7 +12,7 @@ from mbdefense.finding.asking import short_answers, shown_under, with_trigger
 from mbdefense.finding.finding import LEVEL, OFTEN, recorded
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FoundCandidate
-from mbdefense.finding.verifying import struck
+from mbdefense.finding.striking import struck
 
 if TYPE_CHECKING:
     from datasets import Dataset

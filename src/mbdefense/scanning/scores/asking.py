@@ -13,7 +13,7 @@ from mbdefense.data import to_dataset
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.verifying import without
+from mbdefense.finding.teaching import without
 from mbdefense.models.loading import Encoded, LoadedModel, encode
 from mbdefense.models.ready import usable
 from mbdefense.scanning.clusters import CROWD, Found
