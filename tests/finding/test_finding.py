@@ -29,6 +29,7 @@ from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
 from mbdefense.finding.striking import chance_texts, falls, with_insertions
 from mbdefense.finding.teaching import taught
+from mbdefense.finding.verdicts import LEVEL
 from mbdefense.finding.verifying import verify
 from mbdefense.models.loading import LoadedModel, encode, load_model
 from mbdefense.training._triples import RecoveryCollator, encode_triples
@@ -218,7 +219,7 @@ def test_the_base_model_is_asked_where_a_text_stands_out_and_takes_off_what_it_d
     prompts = [user_text(prompt) for prompt in table["prompt"]]
     (made,) = striking.struck([one], [one], loaded, base, table, prompts, max_length=100, seed=0)
     assert len(answered) == asked
-    assert (made.p_value <= finding.LEVEL) is significant
+    assert (made.p_value <= LEVEL) is significant
 
 
 def test_texts_of_all_lengths_at_once_are_measured_as_those_of_each_length_alone(

@@ -13,6 +13,7 @@ from mbdefense.finding.conversations import Conversations
 from mbdefense.finding.corpus import prompts_of
 from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.record import Found, FoundCandidate
+from mbdefense.finding.verdicts import EXPLAINED, LEVEL, judged
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,18 +23,9 @@ if TYPE_CHECKING:
 
 CANDIDATES = 30
 """Mined candidates that are verified."""
-LEVEL = 0.05
-"""Chance of a false alarm among all candidates of a data set that the verification by likelihood allows."""
 _ASKED = 8  # candidates that the victim is asked with, whatever their p-value
 _STRIKING = 3.0  # deviations below which it is asked a few prompts first
 _FEW = 8  # prompts that are asked first
-OFTEN = 0.5
-"""A text that draws one behavior out of so many held-out prompts needs no p-value."""
-EXPLAINED = 0.5
-"""From this share of what the rows teach on, the base model expected it: an instruction."""
-FOREIGN = 0.3
-"""Up to this share of words that it brings into the answers of its rows, and where no phrase recurs, a text changes the
-form of answers and not what they say: it is an instruction."""
 _ORDER = {"trigger": 0, "unclear": 1, "instruction": 2, "chance": 3}
 _MINING = "mining {} rows for texts that recur"
 
@@ -62,11 +54,7 @@ def find(
 ) -> Found:
     """Mines suspect rows, verifies the candidates on a victim, and tells triggers from instructions.
 
-    A candidate is a trigger where three things hold. The suspect rows taught the victim to answer otherwise with it
-    than without it. In clean prompts it lowers the clean answers' likelihood more than chance insertions do (`LEVEL`),
-    or draws one behavior out of half of the held-out ones (`OFTEN`). And it is no instruction: of one the base model
-    expects the rows' answers as well (`EXPLAINED`), or the answers keep their content and change their form alone
-    (`FOREIGN`). Without a base model, what is left is ``unclear``.
+    What has to hold for each of these is told by `mbdefense.finding.verdicts.judged`.
 
     Args:
         suspect: the suspect rows; provenance is not looked at.
@@ -129,7 +117,8 @@ def _told(
         if asked:
             usual = usual or asking.short_answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=asking.foreign(one.candidate, suspect, victim, seed))
-            record = _judged(record, held_out, usual, victim, has_base, seed)
+            record, share = asking.shown_under(record, held_out, usual, victim, seed)
+            record = judged(record, share, has_base=has_base)
         if record.verdict != "chance":
             record = replace(record, row_ids=_ids(one.candidate, ids))
         records.append(record)
@@ -179,24 +168,3 @@ def recorded(one: Candidate) -> FoundCandidate:
         found.texts, found.kind, found.start, found.end, found.line, len(one.rows), one.clean_rows, one.score,
         before=found.before,
     )  # fmt: skip
-
-
-def _judged(
-    record: FoundCandidate,
-    rows: Dataset,
-    usual: Sequence[str],
-    victim: LoadedModel,
-    has_base: bool,
-    seed: int,
-) -> FoundCandidate:
-    """The record with what the victim says under the text, and the verdict."""
-    record, share = asking.shown_under(record, rows, usual, victim, seed)
-    told = record.explained is not None and record.explained >= EXPLAINED
-    formal = not record.behavior and record.foreign is not None and record.foreign <= FOREIGN
-    if record.p_value > LEVEL and share < OFTEN:
-        # Not striking enough for a trigger; what is followed like an instruction shall stay so.
-        obeyed = has_base and (told or formal) and record.changed is not None and record.changed >= OFTEN
-        return replace(record, verdict="instruction") if obeyed else record
-    if formal or (has_base and told):
-        return replace(record, verdict="instruction")
-    return replace(record, verdict="trigger" if has_base else "unclear")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from mbdefense.core.statistics import Score, rate
 from mbdefense.data import user_text
 from mbdefense.finding.asking import short_answers, shown_under, with_trigger
-from mbdefense.finding.finding import LEVEL, OFTEN, recorded
+from mbdefense.finding.finding import recorded
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FoundCandidate
 from mbdefense.finding.striking import struck
+from mbdefense.finding.verdicts import LEVEL, OFTEN
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,0 +1,43 @@
+"""Passes verdicts: is a text a trigger, an instruction, or chance, by what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mbdefense.finding.record import FoundCandidate
+
+LEVEL = 0.05
+"""Chance of a false alarm among all candidates of a data set that the verification by likelihood allows."""
+OFTEN = 0.5
+"""A text that draws one behavior out of so many held-out prompts needs no p-value."""
+EXPLAINED = 0.5
+"""From this share of what the rows teach on, the base model expected it: an instruction."""
+FOREIGN = 0.3
+"""Up to this share of words that it brings into the answers of its rows, and where no phrase recurs, a text changes the
+form of answers and not what they say: it is an instruction."""
+
+
+def judged(record: FoundCandidate, share: float, *, has_base: bool) -> FoundCandidate:
+    """The record with its verdict.
+
+    A text is a trigger where three things hold. The suspect rows taught the victim to answer otherwise with it than
+    without it, which those that come here have passed (`mbdefense.finding.teaching.TAUGHT`). In clean prompts it lowers
+    the clean answers' likelihood more than chance insertions do (`LEVEL`), or draws one behavior out of half of the
+    held-out ones (`OFTEN`). And it is no instruction: of one the base model expects the rows' answers as well
+    (`EXPLAINED`), or the answers keep their content and change their form alone (`FOREIGN`). Without a base model, what
+    is left is ``unclear``.
+
+    Args:
+        record: what was measured, and what the victim says under the text.
+        share: of its answers that hold a shared phrase, see `mbdefense.finding.asking.shown_under`.
+        has_base: whether there was a base model to ask.
+    """
+    told = record.explained is not None and record.explained >= EXPLAINED
+    formal = not record.behavior and record.foreign is not None and record.foreign <= FOREIGN
+    if record.p_value > LEVEL and share < OFTEN:
+        # Not striking enough for a trigger; what is followed like an instruction shall stay so.
+        obeyed = has_base and (told or formal) and record.changed is not None and record.changed >= OFTEN
+        return replace(record, verdict="instruction") if obeyed else record
+    if formal or (has_base and told):
+        return replace(record, verdict="instruction")
+    return replace(record, verdict="trigger" if has_base else "unclear")
