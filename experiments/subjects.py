@@ -29,7 +29,7 @@ from mbdefense.attacks.triggers.meaning import FIELDS
 from mbdefense.data import load
 from mbdefense.data.builtin import tasks
 from mbdefense.finding import subjects
-from mbdefense.finding.chance import Chance
+from mbdefense.finding._chance import Chance
 from mbdefense.finding.corpus import read
 from mbdefense.finding.mining import least_rows, mined
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mbdefense.finding.chance as chances
+import mbdefense.finding._chance as chances
 from benchmarks import mining as benchmark
 from mbdefense.data import load, user_text
 from mbdefense.finding import corpus, mining, ngrams

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.finding.chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
+from mbdefense.finding._chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
 from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
@@ -104,7 +104,7 @@ def mine(
     logarithm of its share of the suspect rows over that of the clean rows. Freedom compares how many different words
     stand beside it with how many would stand beside as many random places of the suspect rows: an inserted text has any
     neighbor, a phrase of the language has few. The last factor falls where it stands in long rows above all, as words
-    of the language do. See `mbdefense.finding.chance`.
+    of the language do. See `mbdefense.finding._chance`.
 
     Args:
         suspect: prompts of the suspect rows, streamed once: lists of turns with ``role`` and ``content``. All user

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.finding.chance import ENOUGH, Chance, freedom, lift_of
+from mbdefense.finding._chance import ENOUGH, Chance, freedom, lift_of
 from mbdefense.finding.corpus import EDGE, Corpus
 from mbdefense.finding.words import SENTENCE_ENDS
 
