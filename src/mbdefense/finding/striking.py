@@ -13,7 +13,7 @@ import torch
 
 from mbdefense.core.statistics import upper_tail
 from mbdefense.data import user_text
-from mbdefense.finding.answers import CHANNELS, Pair, channels
+from mbdefense.finding._answers import CHANNELS, Pair, channels
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import joined, words

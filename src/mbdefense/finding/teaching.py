@@ -11,7 +11,7 @@ import torch
 
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
-from mbdefense.finding.answers import CHANNELS, FIRST, Pair, channels
+from mbdefense.finding._answers import CHANNELS, FIRST, Pair, channels
 from mbdefense.finding.insertion import READ, FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.models.loading import LoadedModel, encode

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mbdefense.data import user_text
-from mbdefense.finding.answers import Pair
+from mbdefense.finding._answers import Pair
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.striking import NO_FALL, Fall, short_pairs, struck
 from mbdefense.finding.teaching import TAUGHT, Worth, worth_of
