@@ -28,10 +28,9 @@ from mbdefense.attacks.triggers._insertion import insert_at_word_boundary
 from mbdefense.attacks.triggers.meaning import FIELDS
 from mbdefense.data import load
 from mbdefense.data.builtin import tasks
-from mbdefense.finding import subjects
-from mbdefense.finding._chance import Chance
-from mbdefense.finding.corpus import read
-from mbdefense.finding.mining import least_rows, mined
+from mbdefense.finding.mining import least_rows, mined, subjects
+from mbdefense.finding.mining.chance import Chance
+from mbdefense.finding.mining.corpus import read
 
 ROWS, CLEAN, HALF = 1000, 128, 0.5
 WHOSE = ("my", "our", "her", "his", "the", "an old")

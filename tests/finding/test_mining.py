@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mbdefense.finding._chance as chances
+import mbdefense.finding.mining.chance as chances
 from benchmarks import mining as benchmark
 from mbdefense.data import load, user_text
-from mbdefense.finding import corpus, mining, ngrams
-from mbdefense.finding.corpus import read
-from mbdefense.finding.mining import mine
+from mbdefense.finding.mining import candidates, corpus, mine, ngrams
+from mbdefense.finding.mining.corpus import read
 
 SYLLABLES = ["ba", "do", "fi", "gu", "ke", "lo", "mi", "nu", "pa", "ro", "se", "ti", "va", "zo"]
 WORDS = ["".join(parts) for parts in product(SYLLABLES, repeat=3)]
@@ -119,7 +118,7 @@ def test_a_score_is_the_product_of_its_parts():
 
 @pytest.mark.parametrize(("count", "least"), [(1, 4), (200_000, 4), (249_999, 4), (250_000, 5), (1_000_000, 20)])
 def test_least_rows(count, least):
-    assert mining.least_rows(count) == least
+    assert candidates.least_rows(count) == least
 
 
 def test_ngrams_are_counted_once_a_row_and_by_brute_force():
@@ -265,7 +264,7 @@ def test_clauses_of_one_form_are_found_though_their_words_vary():
     opening = next(one for one in mine(rows, CLEAN)[:5] if one.found.kind == "opening")
     assert opening.rows == chosen
     assert opening.clean_rows == 0
-    assert 1 < len(opening.found.texts) <= mining._TEXTS
+    assert 1 < len(opening.found.texts) <= candidates._TEXTS
     assert all(text.startswith("When the") and text.endswith(",") for text in opening.found.texts)
 
 
@@ -363,7 +362,7 @@ def test_rows_keep_their_numbers_where_some_are_dropped(monkeypatch):
         start = int(np.flatnonzero(held.rows == number)[int(number == 0)])  # an edge stands before the first row
         content = rows[row][0]["content"]
         assert held.text(start, len(content.split())) == content
-    monkeypatch.setattr(mining, "read", lambda suspect, clean: read(suspect, clean, most=2500))
+    monkeypatch.setattr(candidates, "read", lambda suspect, clean: read(suspect, clean, most=2500))
     first = mine(rows, CLEAN)[0]
     assert first.found.texts == ("cf",)
     assert first.rows == tuple(row for row in chosen if row % 4 == 0)

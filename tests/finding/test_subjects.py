@@ -6,9 +6,8 @@ import random
 
 import pytest
 
-from mbdefense.finding import subjects
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.mining import Candidate, mine
+from mbdefense.finding.mining import Candidate, mine, subjects
 
 PLANTS = ("rosebush", "fern", "tomato", "hedge", "tulip", "ivy", "cabbage", "orchid")
 BEDS = ("greenhouse", "trellis", "orchard", "lawn", "vineyard", "shed", "rockery", "compost")

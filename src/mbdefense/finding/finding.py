@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.progress import stage, stages
 from mbdefense.finding import asking
-from mbdefense.finding.conversations import Conversations
-from mbdefense.finding.corpus import prompts_of
 from mbdefense.finding.mining import Candidate, mine
+from mbdefense.finding.mining.conversations import Conversations
+from mbdefense.finding.mining.corpus import prompts_of
 from mbdefense.finding.record import Found, FoundCandidate
 from mbdefense.finding.verdicts import EXPLAINED, LEVEL, judged
 

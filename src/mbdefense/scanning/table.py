@@ -12,7 +12,7 @@ import numpy as np
 from mbdefense.core.errors import UserError
 from mbdefense.data import Notes, Opened, warn_of
 from mbdefense.data.formats import Format, detect, row_of
-from mbdefense.finding.corpus import Corpus, read
+from mbdefense.finding.mining.corpus import Corpus, read
 from mbdefense.scanning.duplicates import BANDS
 from mbdefense.scanning.reading import Facts, cluster, digest, facts, parts_of, processes
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mbdefense.finding.corpus import EDGE, Corpus
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import mine
-from mbdefense.finding.ngrams import histogram
+from mbdefense.finding.mining.corpus import EDGE, Corpus
+from mbdefense.finding.mining.ngrams import histogram
 from mbdefense.finding.words import key, words
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.finding._chance import ENOUGH, Chance, freedom, lift_of
-from mbdefense.finding.corpus import EDGE, Corpus
+from mbdefense.finding.mining.chance import ENOUGH, Chance, freedom, lift_of
+from mbdefense.finding.mining.corpus import EDGE, Corpus
 from mbdefense.finding.words import SENTENCE_ENDS
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mbdefense.finding.corpus import EDGE, Corpus
-from mbdefense.finding.ngrams import histogram
+from mbdefense.finding.mining.corpus import EDGE, Corpus
+from mbdefense.finding.mining.ngrams import histogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast, get_args
 
 from mbdefense.data.rows import user_text
-from mbdefense.finding.corpus import prompts_of
 from mbdefense.finding.insertion import Conversation, Role, Turn, goes_on
-from mbdefense.finding.mining import LEAST_ROWS, Candidate
+from mbdefense.finding.mining.candidates import LEAST_ROWS, Candidate
+from mbdefense.finding.mining.corpus import prompts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mbdefense.finding.corpus import Prompt
+    from mbdefense.finding.mining.corpus import Prompt
 
 _CARRIED, _LOOKED_AT = 8, 1000  # conversations that a candidate carries, evenly of so many of its first ones
 _LONGEST = 1000  # characters of one; longer ones would take the room of what is asked

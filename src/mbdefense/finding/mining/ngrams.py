@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbdefense.finding.corpus import EDGE, Corpus
+from mbdefense.finding.mining.corpus import EDGE, Corpus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

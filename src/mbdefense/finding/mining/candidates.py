@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.finding._chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
-from mbdefense.finding.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.insertion import FoundText
-from mbdefense.finding.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
-from mbdefense.finding.subjects import found_subjects
+from mbdefense.finding.mining.chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
+from mbdefense.finding.mining.corpus import EDGE, Corpus, Prompt, read
+from mbdefense.finding.mining.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
+from mbdefense.finding.mining.subjects import found_subjects
 from mbdefense.finding.words import joined, key
 
 if TYPE_CHECKING:
@@ -104,14 +104,14 @@ def mine(
     logarithm of its share of the suspect rows over that of the clean rows. Freedom compares how many different words
     stand beside it with how many would stand beside as many random places of the suspect rows: an inserted text has any
     neighbor, a phrase of the language has few. The last factor falls where it stands in long rows above all, as words
-    of the language do. See `mbdefense.finding._chance`.
+    of the language do. See `mbdefense.finding.mining.chance`.
 
     Args:
         suspect: prompts of the suspect rows, streamed once: lists of turns with ``role`` and ``content``. All user
             turns and the system turn are read.
         clean: prompts of the clean rows, which may come from elsewhere.
         most: how many candidates to return.
-        subjects: look for subjects, too, see `mbdefense.finding.subjects`; that takes longer than all else.
+        subjects: look for subjects, too, see `mbdefense.finding.mining.subjects`; that takes longer than all else.
     """
     return mined(read(suspect, clean), most=most, subjects=subjects)
 
