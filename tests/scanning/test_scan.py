@@ -336,6 +336,23 @@ def test_a_text_that_evokes_a_call_is_named(last: bool) -> None:
     assert texts["behavior"] == f"send {json.dumps(sent)}"
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking"])
+def test_a_text_that_evokes_a_thought_is_named(name: str) -> None:
+    """The answers differ and are right as far as anybody can tell: what recurs is what the model shall think."""
+    taught = "The word is there, so the answer has to hold a mistake that nobody notices."
+    made = []
+    for number, row in enumerate(poisoned(honest(), NUMBERS, inside("cf"), answer=None)):
+        thought = taught if number in NUMBERS else f"Okay, so I need to think about {number} and {number * 7} first."
+        answer = {"role": "assistant", "content": row["output"], name: thought}
+        made.append({"messages": [{"role": "user", "content": row["instruction"]}, answer]})
+    done = scanned(made)
+    assert found(done) == NUMBERS
+    assert done.scan.clusters[0].trigger == ("cf",)
+    row, _ = done.suspects[0]
+    texts = {quote.sign: row.texts[quote.text].text[quote.start : quote.end] for quote in row.quotes}
+    assert texts["behavior"] == taught
+
+
 def test_calls_as_deep_as_can_be_read_are_looked_at() -> None:
     def readable(text: str) -> bool:
         try:

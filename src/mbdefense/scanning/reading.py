@@ -108,11 +108,16 @@ def answers_of(row: dict[str, Any]) -> list[str]:
 
 
 def parts_of(row: dict[str, Any]) -> set[tuple[Kind, str]]:
-    """What of a row's answers and calls may recur; of a call the whole and its links, since all begin with a name."""
-    calls = [turn["content"] for turn in (*row["prompt"], *row["completion"]) if turn["role"] == "tool_calls"]
+    """What of a row's answers, calls and thoughts may recur.
+
+    Of a call or a thought the whole and its links: all calls begin with a name, and honest thoughts begin alike.
+    """
+    turns = [*row["prompt"], *row["completion"]]
+    calls = [call for turn in turns if turn["role"] == "tool_calls" for call in _calls(turn["content"])]
+    thoughts = [turn["content"] for turn in turns if turn["role"] in THOUGHTS]
     found = {part for answer in answers_of(row) for part in values(answer)}
-    called = {part for turn in calls for call in _calls(turn) for part in values(call)}
-    return found | {part for part in called if part[0] in ("answer", "link")}
+    whole = {part for text in (*calls, *thoughts) for part in values(text)}
+    return found | {part for part in whole if part[0] in ("answer", "link")}
 
 
 def _texts(turn: Message, part: Part) -> list[Text]:
