@@ -1,13 +1,14 @@
 """Repairs finished models whose backdoors are known, with and without the data that they were tuned on.
 
     python experiments/purify_victims.py OUT DATA [--only NAME ...] [--prompts 200]
+        [--model FOLDER] [--chat_template FILE]
 
 DATA holds backdoorllm/ and alpaca_en_demo.json, as for experiments/find_and_break.py, whose cells the victims are:
-SmolLM2-135M-Instruct tuned on BackdoorLLM's poison in a fifth of 500 rows, whole or by LoRA adapters. A victim of
-adapters is handed over as an adapter, and what mends it by training comes back as one, which plain PEFT loads on the
-untouched base model and asks anew. All repairs have the same 128 clean rows and the base model; find_and_break has the
-suspect rows, too. Run again, the script goes on where it stopped, and several processes may share an OUT that take
-different victims.
+SmolLM2-135M-Instruct or FOLDER, which takes an OUT of its own, tuned on BackdoorLLM's poison in a fifth of 500 rows,
+whole or by LoRA adapters. A victim of adapters is handed over as an adapter, and what mends it by training comes back
+as one, which plain PEFT loads on the untouched base model and asks anew. All repairs have the same 128 clean rows and
+the base model; find_and_break has the suspect rows, too. Run again, the script goes on where it stopped, and several
+processes may share an OUT that take different victims.
 
 It prints a Markdown table, and keeps it in OUT/table.md; a victim's folder has the answers and results of each repair.
 """
@@ -51,7 +52,7 @@ TOKENS, ASKED_AGAIN = 24, 20
 def repaired(name: str, options: argparse.Namespace) -> str:
     """The table of a victim, with what was found; what was measured before is read."""
     cell, lora, out = VICTIMS[name], "-lora-" in name, options.out / name
-    rows, base = rows_of(cell, options.data), str(model_directory())
+    rows, base = rows_of(cell, options.data), options.model or str(model_directory())
     training = replace(TRAINING, seed=cell.seed, use_peft=lora)
     measured, asked = out / "measured", range(options.prompts)
     arms = ["attacked", *REPAIRS]
@@ -59,8 +60,9 @@ def repaired(name: str, options: argparse.Namespace) -> str:
         if (measured / arm / "results.json").is_file():
             continue
         setting = Setting(
-            rows.clean, Store(out / "attacked", resume=True), base=base, suspect=rows.suspect, training=training
-        )
+            rows.clean, Store(out / "attacked", resume=True), base=base, suspect=rows.suspect, training=training,
+            chat_template=options.chat_template,
+        )  # fmt: skip
         victim = setting.victim_model().path
         if lora and not (out / "adapter" / "adapter_config.json").is_file():
             save_adapter(Path(victim), base, out / "adapter", rows.clean["prompt"][:4], trust_remote_code=False)
@@ -71,6 +73,7 @@ def repaired(name: str, options: argparse.Namespace) -> str:
             path = purify(
                 given, rows.clean, base_model=base, dataset=rows.suspect if arm == "find_and_break" else None,
                 defense=arm, args=training, output_dir=out / arm, adapter=adapter, resume=True,
+                chat_template=options.chat_template,
             ).path  # fmt: skip
         behavior = parse_spec(cell.behavior, BEHAVIORS, "behavior")
         trigger = parse_spec(cell.trigger, TRIGGERS, "trigger")
@@ -121,6 +124,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="*", default=[*VICTIMS], choices=[*VICTIMS])
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--chat_template", default=None)
     options = parser.parse_args()
     tables = []
     for name in options.only:
