@@ -13,6 +13,7 @@ from mbdefense.evaluation.compare import arm_of, compare, loss_change, read_arm
 from mbdefense.evaluation.gate import check
 from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.tables import markdown
+from mbdefense.records.provenance import provenance
 from mbdefense.records.responses import Response, write_responses
 from mbdefense.records.results import Perplexity, ReferenceLoss, ResultRow, Results, read, write
 from mbdefense.records.verdicts import Verdict, read_verdicts, write_verdicts
@@ -118,6 +119,27 @@ def test_one_folder_given_alone_is_a_path_and_not_letters(arms):
 
     for given in (arms[0], str(arms[0])):
         assert [row.arm for row in compare(given).results.rows] == ["base"]
+
+
+def test_figures_of_another_command_are_not_written_over(arms, tmp_path):
+    from mbdefense.recipes.measuring.compare import compare
+    from mbdefense.recipes.measuring.judge import judge
+
+    defended, everything, judged = (tmp_path / name for name in ("defended", "all", "judged"))
+    defended.mkdir()
+    write(defended / "results.json", Results(provenance({"defense": "find_and_break"}, [0]), ()))
+    before = (defended / "results.json").read_bytes()
+    for _ in range(2):  # their own may be made anew
+        compare(arms, output_dir=everything)
+        judge(arms[0] / "responses.jsonl", behavior="refusal", output_dir=judged)
+    for output in (defended, judged):
+        with pytest.raises(UserError, match="figures of another command would be written over"):
+            compare(arms, output_dir=output)
+    for output in (defended, everything):
+        with pytest.raises(UserError, match="figures of another command would be written over"):
+            judge(arms[0] / "responses.jsonl", behavior="refusal", output_dir=output)
+        assert [path.name for path in output.iterdir()] == ["results.json"]
+    assert (defended / "results.json").read_bytes() == before
 
 
 def test_what_is_missing_and_what_did_not_land_stands_in_the_output(tmp_path, capsys):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
 from mbdefense.attacks.triggers import TRIGGERS, Trigger
 from mbdefense.core.errors import UserError
-from mbdefense.core.files import claimed
+from mbdefense.core.files import claimed, read_json
 from mbdefense.core.specs import parse_spec
 from mbdefense.data.loading import paths_of
 
@@ -123,6 +123,28 @@ def check_apart(dataset: ManyData | None, clean_dataset: Data | None) -> None:
         if Path(path).resolve() in known:
             fix = "give rows that were checked by eye (mbdefense pick-clean)"
             raise UserError("the same rows are given as untrusted and as clean", path, fix)
+
+
+def refuse_figures_of_others(directory: Path, mark: str) -> None:
+    """Refuses to write figures over those of another command: of a defense they may have taken hours.
+
+    Args:
+        directory: that ``results.json`` is to be written into.
+        mark: an argument that the records of this command, and of no other, name.
+
+    Raises:
+        UserError: another command's ``results.json`` lies there.
+    """
+    from mbdefense.records.results import RESULT_FILE
+
+    path = directory / RESULT_FILE
+    try:
+        origin = read_json(path).get("provenance") if path.is_file() else None
+    except UserError:  # damaged: it is mended by being made anew
+        return
+    config = origin.get("config") if isinstance(origin, dict) else None
+    if isinstance(config, dict) and mark not in config:
+        raise UserError("figures of another command would be written over", str(path), "use another --output_dir")
 
 
 def named(given: object) -> str:

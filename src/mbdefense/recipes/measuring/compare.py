@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbdefense.recipes._given import Folders
+from mbdefense.recipes._given import Folders, refuse_figures_of_others
 
 if TYPE_CHECKING:
     from mbdefense.records.results import Results
@@ -40,7 +40,8 @@ def compare(directories: Folders, *, output_dir: str | None = None) -> Compariso
         output_dir: where results.json goes; by default only the table is printed.
 
     Raises:
-        UserError: a folder is not of one evaluation, or the models were asked different prompts.
+        UserError: a folder is not of one evaluation, the models were asked different prompts, or another
+            command's figures lie in output_dir.
     """
     from mbdefense.core.checks import each_path
     from mbdefense.core.files import claimed
@@ -53,5 +54,6 @@ def compare(directories: Folders, *, output_dir: str | None = None) -> Compariso
     results = Results(provenance({"directories": folders}, sorted({row.seed for row in rows})), rows, over_seeds)
     if output_dir is not None:
         with claimed(Path(output_dir)):
+            refuse_figures_of_others(Path(output_dir), "directories")  # such as those that are compared
             write(Path(output_dir) / "results.json", results)
     return Comparison(results)

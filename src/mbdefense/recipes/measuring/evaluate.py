@@ -27,6 +27,7 @@ from mbdefense.recipes._given import (
     kept_in,
     named,
     recorded,
+    refuse_figures_of_others,
     trigger_of,
 )
 
@@ -157,7 +158,8 @@ def evaluate(
 
     Raises:
         UserError: options that do not go together or cannot be used, data that cannot be read, prompts that the clean
-            set holds too, or a model that was trained with another prompt template.
+            set holds too, a model that was trained with another prompt template, or another command's figures in
+            output_dir.
     """
     asked = recorded(locals())
     at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size, max_length=max_length)
@@ -193,6 +195,7 @@ def evaluate(
     if arm is None and any(between):
         arm = "+".join(part for part in (Path(model).name, *between) if part)
     with kept_in(output_dir) as directory:
+        refuse_figures_of_others(directory, "behavior")  # before the model's work, which would be lost
         judging = chosen_judge(judge, sought, directory, judge_model, judge_base_url, judge_cache)
         row = responding.evaluate(
             str(model), test, with_trigger, sought, attack, directory,

@@ -17,6 +17,7 @@ from mbdefense.recipes._given import (
     kept_in,
     named,
     recorded,
+    refuse_figures_of_others,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def judge(
         judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
 
     Raises:
-        UserError: a file is damaged, or there is no such judge or behavior.
+        UserError: a file is damaged, there is no such judge or behavior, or another command's figures lie in
+            output_dir.
     """
     asked = recorded(locals())
     from mbdefense.evaluation.judging import rejudged
@@ -77,6 +79,7 @@ def judge(
 
     sought = behavior_of(behavior, target)
     with kept_in(output_dir) as directory:
+        refuse_figures_of_others(directory, "behavior")  # `evaluate` names it, too: it wrote what is judged again
         judging = chosen_judge(judge, sought, directory, judge_model, judge_base_url, judge_cache)
         answered, known = _answered(responses)  # refuses a damaged file before a judge is paid
         known = replace(
