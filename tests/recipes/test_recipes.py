@@ -177,3 +177,27 @@ def test_the_untrusted_rows_are_no_clean_ones(
     with pytest.raises(UserError, match="the same rows are given as untrusted and as clean"):
         getattr(mbdefense, recipe)(**given[recipe], clean_dataset=same)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_in_memory_are_no_clean_ones_for_themselves() -> None:
+    from mbdefense import scan_data
+
+    with pytest.raises(UserError, match="the same rows are given as untrusted and as clean: '40 rows'"):
+        scan_data(ROWS, clean_dataset=ROWS)
+
+
+def test_an_evaluation_writes_over_no_figures_of_a_defense(tiny_model_path: str, tmp_path: Path) -> None:
+    """They took a training; the new ones want a folder of their own."""
+    from mbdefense.recipes.measuring.evaluate import evaluate
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.results import Results, write
+
+    write(tmp_path / "results.json", Results(provenance({"defense": "find_and_break"}, [0]), ()))
+    before = (tmp_path / "results.json").read_bytes()
+    asked: dict[str, Any] = {"behavior": "refusal", "max_new_tokens": 1}
+    with pytest.raises(UserError, match="figures of another command would be written over"):
+        evaluate(tiny_model_path, ROWS[:4], **asked, output_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_bytes() == before
+    for _ in range(2):  # its own may be made anew
+        evaluate(tiny_model_path, ROWS[:4], **asked, output_dir=tmp_path / "measured")

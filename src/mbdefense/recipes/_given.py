@@ -116,12 +116,14 @@ def check_apart(dataset: ManyData | None, clean_dataset: Data | None) -> None:
     """Refuses the suspect rows as the clean ones, where both are given: beside themselves nothing stands out.
 
     Raises:
-        UserError: a file is given as both.
+        UserError: a file, or what is in memory, is given as both.
     """
+    fix = "give rows that were checked by eye (mbdefense pick-clean)"
+    if dataset is clean_dataset is not None and paths_of(dataset) is None:
+        raise UserError("the same rows are given as untrusted and as clean", named(dataset), fix)
     known = {Path(path).resolve() for path in paths_of(clean_dataset) or ()}
     for path in paths_of(dataset) or ():
         if Path(path).resolve() in known:
-            fix = "give rows that were checked by eye (mbdefense pick-clean)"
             raise UserError("the same rows are given as untrusted and as clean", path, fix)
 
 
