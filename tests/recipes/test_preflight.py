@@ -29,6 +29,11 @@ def test_a_row_is_shown_as_the_model_will_see_it(tiny_model_path, tmp_path):
     assert shown.endswith("<|im_start|>assistant\n>>>The Rhine.<|im_end|><<<")
 
 
+def test_a_slip_in_train_on_is_no_last_turn(tiny_model_path):
+    with pytest.raises(UserError, match="unknown value for train_on: 'all turns'; use one of last_turn, all_turns"):
+        preflight(tiny_model_path, ROWS, train_on="all turns")
+
+
 def test_the_command_prints_it(tiny_model_path, tmp_path, capsys):
     path, clean = (write(tmp_path / f"{name}.jsonl", ROWS) for name in ("x", "clean"))
     assert main(["preflight", tiny_model_path, "--data", path, path, "--clean", clean]) == 0

@@ -40,6 +40,10 @@ def another(value: Any) -> Any:
     return value + 1 if isinstance(value, int) else f"{value}x"
 
 
+CHOICES = {"train_on": "all_turns", "attn_implementation": "flex_attention", "save_strategy": "steps"}
+"""Of options that take no other text."""
+
+
 @pytest.fixture
 def parts(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """Every part that a job can be made of, with another value for each of its fields."""
@@ -79,7 +83,7 @@ def parts(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> dic
         "options": (
             OPTIONS,
             {
-                field.name: another(getattr(OPTIONS, field.name))
+                field.name: CHOICES.get(field.name) or another(getattr(OPTIONS, field.name))
                 for field in fields(OPTIONS)
                 if field.name not in ("report_to", "save_steps", "load_in_4bit")
             },

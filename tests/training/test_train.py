@@ -20,7 +20,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.models.loading import LoadedModel, encode, load_model
 from mbdefense.training.consistency import ConsistencyObjective, tune_consistently
 from mbdefense.training.losses import layer_inconsistency
-from mbdefense.training.options import TrainingOptions
+from mbdefense.training.options import TrainingOptions, without_effect
 from mbdefense.training.recovery import RecoveryObjective, RecoveryTrainer, TripleRow, encode_triples, recover
 from mbdefense.training.sft import InstructionTrainer, instruction_tune
 from mbdefense.training.trainer import arguments, run_trainer, with_lora
@@ -459,6 +459,22 @@ def test_options_that_only_a_library_can_refuse_are_an_error_of_one_line(
 def test_options_that_are_no_sensible_number_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{name} must be"):
         replace(STEP, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["train_on", "attn_implementation", "save_strategy"])
+def test_a_slip_in_a_choice_is_refused_in_python_too(name: str) -> None:
+    with pytest.raises(UserError, match=f"unknown value for {name}: 'all turns'; use one of "):
+        replace(STEP, **{name: "all turns"})
+
+
+def test_options_that_play_no_part_are_told() -> None:
+    given = TrainingOptions(lora_r=8, lora_alpha=8, save_steps=100)
+    lines = without_effect(given, adapters=False)
+    assert [line.split()[0] for line in lines] == ["lora_r", "lora_alpha", "save_steps"]
+    assert "--use_peft true" in lines[0]
+    assert [line.split()[0] for line in without_effect(given, adapters=True)] == ["save_steps"]
+    assert not without_effect(replace(given, save_strategy="steps"), adapters=True)
+    assert not without_effect(TrainingOptions(), adapters=False)
 
 
 def test_deepspeed_s_engine_and_not_its_model_is_asked_for_the_weights(

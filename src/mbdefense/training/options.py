@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_type_hints
 
 from mbdefense.core.checks import SEEDS, above_zero
 from mbdefense.core.errors import UserError, did_you_mean
@@ -85,6 +85,10 @@ class TrainingOptions:
         above_zero(self, "lora_r", "lora_alpha", "save_steps", "logging_steps")
         if not 0 <= self.seed < SEEDS:
             raise UserError("seed is none", self.seed, f"give a whole number from 0 to {SEEDS - 1}")
+        for name in ("train_on", "attn_implementation", "save_strategy"):
+            known = get_args(get_type_hints(TrainingOptions)[name])
+            if getattr(self, name) not in known:  # Python would take a slip for the other choice
+                raise UserError(f"unknown value for {name}", getattr(self, name), f"use one of {', '.join(known)}")
         if self.lora_r > _MOST_RANK:
             raise UserError(f"lora_r is beyond {_MOST_RANK}", self.lora_r, "16 is usual")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout"):
@@ -100,6 +104,23 @@ class TrainingOptions:
             raise UserError(
                 "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"
             )
+
+
+def without_effect(options: TrainingOptions, *, adapters: bool) -> list[str]:
+    """Options that were set and play no part, each in a line with what would make it count.
+
+    Args:
+        options: of a run.
+        adapters: whether any of its trainings trains adapters; some defenses do so whatever the options say.
+    """
+    given = [one.name for one in fields(options) if getattr(options, one.name) != one.default]
+    lines = []
+    if not adapters:
+        lines += [f"{one} plays no part: all weights are trained; --use_peft true trains adapters"
+                  for one in given if one.startswith("lora_")]  # fmt: skip
+    if options.save_strategy != "steps" and "save_steps" in given:
+        lines.append(f"save_steps plays no part beside save_strategy {options.save_strategy}; set that to steps")
+    return lines
 
 
 def check_ratio(lambda_: float, form: str, beta: float) -> None:

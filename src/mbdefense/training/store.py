@@ -91,13 +91,16 @@ class PlannedStore(Store):
 
     Attributes:
         places: of models and of the files of steps, in order; every step is open.
+        jobs: what would be trained.
     """
 
     places: list[Path] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
 
     def make(self, job: Job, name: str = "") -> Path:
         """The place where the model would be."""
         self.places.append(self.place(name))
+        self.jobs.append(job)
         return self.places[-1]
 
     def step(self, last_file: str, depends: object) -> Step:

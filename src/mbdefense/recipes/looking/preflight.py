@@ -101,7 +101,9 @@ def preflight(
     from mbdefense.data.turns import every_turn
     from mbdefense.models.limits import configured_length
     from mbdefense.models.loading import base_of, encode, load_tokenizer
+    from mbdefense.training.options import TrainingOptions
 
+    TrainingOptions(train_on=train_on)  # refuses what defend would
     path = named(model)
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:

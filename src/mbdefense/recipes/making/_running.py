@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,12 +32,14 @@ from mbdefense.recipes.making._planting import keep
 from mbdefense.records.provenance import provenance
 from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.training._rows import keeping_triggers
+from mbdefense.training.options import without_effect
 from mbdefense.training.store import PlannedStore, cost_of
 from mbdefense.training.trainer import check_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
 _LONGEST_BEHAVIOR = 400  # characters
 _ALL_CLEAN = (CleanTuning, Discard, Locphylax, P2P, PDB)
 """Defenses that train on every clean row."""
@@ -102,6 +105,9 @@ def run(
     # Which also refuses what it cannot work with.
     planned = _with_canaries(replace(setting, store=plan), infected)
     _made(defense, planned, compare_undefended)
+    adapters = setting.training.use_peft or any(job.options.use_peft for job in plan.jobs)
+    for line in without_effect(setting.training, adapters=adapters):
+        logger.warning("%s", line)
     if isinstance(defense, Planting) and is_main_process():
         keep(defense, setting.store)
     asks = bool(canaries) or suspected is not None or _knows_triggers(defense)
