@@ -87,7 +87,9 @@ def test_poison_writes_the_poisoned_set_with_its_provenance(rows_file: Path, tmp
         (["--behavior", "fixed_text"], 1, "text=..."),
         (["--rate", "1.0"], 1, "rate"),
         (["--rate", "-0.1"], 1, "rate"),
-        (["--rate", "lots"], 2, "rate"),
+        (["--rate", "lots"], 2, "--rate cannot be: 'lots'; give a number"),
+        (["--rate", "0.1", "nan"], 2, "--rate cannot be: 'nan'; give a number"),
+        (["--on_bad_row", "leave"], 2, "--on_bad_row cannot be: 'leave'; give one of error, skip"),
         (["--rate", "0.001"], 1, "a rate of at least 0.017"),
         (["--trigger", "badnet", "vpi", "ctba", "--rate", "0.1", "0.2"], 1, "3 triggers, 2 of --rate"),
         (["--trigger", "badnet", "--behavior", "refusal", "toxic"], 1, "1 triggers, 2 of --behavior"),
@@ -140,6 +142,23 @@ def test_what_is_missing_is_named_as_it_has_to_be_written(
     words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"missing: {missing}; mbdefense {words[0]} --help" in error_of(capsys, words, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["check", "results.json", "--max_asr", "nan"], "--max_asr cannot be: 'nan'; give a number"),
+        (["check", "results.json", "--strict=perhaps"], "--strict cannot be: 'perhaps'; give true or false"),
+        (
+            ["pick-clean", "rows.jsonl", "--output_dir", "out", "-n", "many"],
+            "--n cannot be: 'many'; give a whole number",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_told_without_names_of_types(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_of(capsys, words, 2).endswith(says)
 
 
 def test_a_warning_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import MISSING, fields
 from inspect import Parameter, signature
 from types import MappingProxyType, SimpleNamespace, UnionType
-from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -42,14 +43,34 @@ def chosen(words: Sequence[str], command: str, choices: Collection[str]) -> tupl
     return what, rest
 
 
+_BAD_VALUE = re.compile(r'Parser key "(\w+)".*\b(?:Got|Given) value: (.*)')
+"""How jsonargparse begins and ends what it says of a value; between stand Python's names of types."""
+
+
 class _Parser(ArgumentParser):
+    kinds: Mapping[str, Any] = MappingProxyType({})
+    """Types of the options, by name."""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         said, required, names = " ".join(message.split()).partition("the following arguments are required: ")
         if required:  # as a user has to write them: jsonargparse drops an option's dashes
             flags = self._option_string_actions
             missing = [f"--{name}" if f"--{name}" in flags else name.upper() for name in names.split(", ")]
             said = f"missing: {', '.join(missing)}; {self.prog} --help shows the options"
+        elif (bad := _BAD_VALUE.search(said)) and bad[1] in self.kinds:
+            said = str(UserError(f"--{bad[1]} cannot be", bad[2], f"give {_in_words(self.kinds[bad[1]])}"))
         raise Usage(said)
+
+
+def _in_words(kind: Any) -> str:
+    """What a value of a type is, to be read behind "give"."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_in_words(one) for one in get_args(kind) if one is not type(None))
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_args(kind):  # of a list each
+        return _in_words(get_args(kind)[0])
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")
 
 
 class Options(NamedTuple):
@@ -101,6 +122,7 @@ def read(
         if one.word.positional:
             count = {"one": None, "many": "+", "none or one": "?"}[one.word.positional]
             parser.add_argument(one.word.name, nargs=count, help=one.help)
+    parser.kinds = {one.word.name: one.kind for one in found}
     parser.add_argument("--config", type=str, default=None, help="YAML file with options; flags win over it")
     options = {f"--{one.word.name}": one for one in found if not one.word.positional}
     for flag, one in options.items():
