@@ -159,9 +159,16 @@ def test_a_card_needs_a_defended_model_and_results(
     defended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "results.json", results())
-    with pytest.raises(UserError, match="give a directory of defend"):
+    with pytest.raises(UserError, match="give a directory that mbdefense defend or purify wrote"):
         read_card(tmp_path, [])
     assert main(["card", str(defended)]) == 2
     assert main(["card", str(defended), str(tmp_path / "none.json")]) == 1
     assert "cannot read" in capsys.readouterr().err
+    stranger = tmp_path / "stranger"  # such as a model from elsewhere, which nothing can be made again in
+    stranger.mkdir()
+    assert main(["card", str(stranger), str(tmp_path / "results.json")]) == 1
+    said = capsys.readouterr().err
+    assert "no results.json of a defense" in said
+    assert "give a directory that mbdefense defend or purify wrote" in said
+    assert not list(stranger.iterdir())
     assert not (defended / "README.md").exists()

@@ -16,7 +16,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.text import escaped, visible
 from mbdefense.evaluation.tables import markdown, verdict_in_words
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
-from mbdefense.records.results import RATES, ResultRow, Results, read
+from mbdefense.records.results import RATES, RESULT_FILE, ResultRow, Results, read
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -142,13 +142,17 @@ def read_card(directory: Path, measured: Sequence[Path]) -> Card:
     Raises:
         UserError: a file cannot be read, or ``defend`` did not write the directory's.
     """
-    made = read(directory / "results.json")
+    if not (directory / RESULT_FILE).is_file():
+        fix = "give a directory that mbdefense defend or purify wrote"
+        raise UserError(f"no {RESULT_FILE} of a defense in", str(directory), fix)
+    made = read(directory / RESULT_FILE)
     config = made.provenance.get("config")
     options = dict(config) if isinstance(config, dict) else {}
     base, defense = options.pop("base", None), options.pop("defense", None)
     purified = options.pop("purified", None) is True
     if not isinstance(base, str) or not isinstance(defense, str):
-        raise UserError("no base model and defense in results.json of", str(directory), "give a directory of defend")
+        fix = "give a directory that mbdefense defend or purify wrote"
+        raise UserError(f"no base model and defense in {RESULT_FILE} of", str(directory), fix)
     rows = list(made.rows)
     for path in measured:
         for row in read(path).rows:
