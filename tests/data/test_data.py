@@ -337,6 +337,7 @@ def test_unusable_files_are_refused(tmp_path, name, content, reason, on_bad_row)
 def test_missing_files_folders_and_no_source(tmp_path):
     assert "no such file" in refuses(tmp_path / "none.jsonl")
     assert "no such file" in refuses("folder/none.jsonl")
+    assert "no such file" in refuses("folder/none.jsonl.zst")  # no data set of a stranger either
     assert "no such file" in refuses("x" * 5000)
     assert "no such file" in refuses("nul\0byte.json")
     assert "not a file" in refuses(tmp_path)
