@@ -62,7 +62,7 @@ def test_special_tokens_and_marked_rows_are_said(tiny_model_path, caplog):
     ("options", "reason"),
     [
         ({"clean_dataset": ROWS[:1]}, "the clean set is too small"),
-        ({"clean_dataset": ROWS, "prompts": ROWS}, "overlaps"),
+        ({"clean_dataset": [*ROWS], "prompts": ROWS}, "overlaps"),
         ({"max_length": 3}, "max_length must be at least 16"),
     ],
 )
@@ -127,7 +127,7 @@ def test_commands_refuse_a_row_that_their_template_cannot_render_before_they_beg
     # Not `load_model`: what is first imported here would keep the one that fails.
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     begun = {
-        "defend": lambda: defend(tiny_model_path, train_dataset=ROWS, clean_dataset=ROWS, **given),
+        "defend": lambda: defend(tiny_model_path, train_dataset=ROWS, clean_dataset=[*ROWS], **given),
         "purify": lambda: purify(tiny_model_path, ROWS, **given),
         "evaluate": lambda: evaluate(tiny_model_path, ROWS, behavior="refusal", **given),
         "evaluate --triggered": lambda: evaluate(tiny_model_path, PLAIN, triggered=ROWS, behavior="refusal", **given),

@@ -120,7 +120,7 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_before_training(
     from mbdefense.recipes.making.defend import defend
 
     long = {"instruction": "Name a fruit. " * 60, "output": "apple"}
-    for name, rows, test in (("clean_dataset", [*ROWS, long], None), ("test_dataset", ROWS, [long])):
+    for name, rows, test in (("clean_dataset", [*ROWS, long], None), ("test_dataset", [*ROWS], [long])):
         with pytest.raises(UserError, match=f"{name}: a prompt of .* no room"):
             defend(tiny_model_path, ROWS, rows, test_dataset=test, output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
