@@ -201,3 +201,14 @@ def test_an_evaluation_writes_over_no_figures_of_a_defense(tiny_model_path: str,
     assert (tmp_path / "results.json").read_bytes() == before
     for _ in range(2):  # its own may be made anew
         evaluate(tiny_model_path, ROWS[:4], **asked, output_dir=tmp_path / "measured")
+
+
+def test_a_defense_writes_over_no_figures_of_an_evaluation(tiny_model_path: str, tmp_path: Path) -> None:
+    from mbdefense.recipes.making.purify import purify
+    from mbdefense.records.provenance import provenance
+    from mbdefense.records.results import Results, write
+
+    write(tmp_path / "results.json", Results(provenance({"behavior": "refusal"}, [0]), ()))
+    with pytest.raises(UserError, match="figures of another command would be written over"):
+        purify(tiny_model_path, ROWS, output_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

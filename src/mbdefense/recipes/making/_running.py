@@ -27,6 +27,7 @@ from mbdefense.evaluation.telling import MOST_TRIGGERS, summarized
 from mbdefense.finding.record import FOUND_FILE, Found, read_found
 from mbdefense.integrations.model_card import model_card
 from mbdefense.models.loading import CARD_FILE, load_model
+from mbdefense.recipes._given import refuse_figures_of_others
 from mbdefense.recipes.making._defended import Defended
 from mbdefense.recipes.making._planting import keep
 from mbdefense.records.provenance import provenance
@@ -83,6 +84,7 @@ def run(
         The model and what ``results.json`` holds; without rows on processes other than the main one.
     """
     directory = setting.store.directory
+    refuse_figures_of_others(directory, "defense")
     check_free_space(directory)
     start = setting.victim or setting.base_model().path
     check_options(setting.training, start, trust_remote_code=setting.trust_remote_code)
