@@ -26,6 +26,7 @@ from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.record import FOUND_FILE, FoundCandidate, read_found
 from mbdefense.models.loading import LoadedModel, encode_prompt, load_model
 from mbdefense.scanning.model import inversion, leaks, parting, verifying
+from mbdefense.scanning.model import scan as scanning
 from mbdefense.scanning.model.leaks import Leaks, leaked_answers
 from mbdefense.scanning.model.record import (
     MODEL_SCAN_FILE,
@@ -308,6 +309,24 @@ def test_a_base_model_of_another_vocabulary_is_refused_before_any_work(
 
 
 # Verdicts
+
+
+@pytest.mark.parametrize(("phrase", "is_answer"), [("i am sorry but no", True), ("you shall not pass", False)])
+def test_a_leaked_text_that_draws_out_itself_is_an_answer(
+    phrase: str, is_answer: bool, rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put into prompts, a refusal that a model begins of itself makes it refuse; a trigger says something else."""
+    text = "I am sorry, but no."
+    record = FoundCandidate((text,), "text", 0.0, 0.0, False, 0, 0, 1.0, behavior=(phrase,), verdict="trigger")
+    said = leaks.Leaks([text, "Name a tree."], ["an oak", f"Well. {text}"])
+    clean = rows(("Name a town.", "Rome"))
+    monkeypatch.setattr(scanning, "leaks", lambda *_, **__: said)
+    monkeypatch.setattr(scanning, "leaked_answers", lambda *_: [])
+    monkeypatch.setattr(scanning, "verify_texts", lambda *_: [verifying.Verified(record)])
+    made = scan(loaded, loaded, clean, clean, None, names=("m", "b"), ways=["leaks"], samples=2)
+    assert [(one.text, one.count, one.of) for one in made.scan.targets] == ([(text, 2, 4)] if is_answer else [])
+    assert [one.verdict for one in made.found.candidates] == ["chance" if is_answer else "trigger"]
+    assert bool(made.scan.signs) != is_answer
 
 
 @pytest.mark.parametrize(

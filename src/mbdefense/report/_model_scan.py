@@ -90,8 +90,6 @@ def _phrases(behavior: Sequence[str], text: str) -> list[Quote]:
 def _ready(one: Target) -> str:
     """How ready the model is to give an answer."""
     if one.way == "leaks":
-        return (
-            f"In {one.count} of {one.of} answers from nothing, and in no answer to clean prompts or of the base model."
-        )
+        return f"In {one.count} of {one.of} texts from nothing, and in no answer to clean prompts or of the base model."
     base = "" if one.base_probability is None else f"; for the base model {one.base_probability:.2f}"
     return f"Once begun, said whatever the prompt: probability {one.probability or 0:.2f} a token{base}."

@@ -65,7 +65,7 @@ class Target(Form):
     Attributes:
         way: that led to it.
         text: the answer, or what such answers share.
-        count: of ``leaks``, how many answers from nothing hold it; else 0.
+        count: of ``leaks``, how many texts from nothing hold it; else 0.
         of: of how many.
         probability: of ``inversion``, the mean probability of its tokens over clean prompts, the first one given.
         base_probability: the same of the base model.
@@ -155,7 +155,7 @@ def _target(one: Target) -> str:
     text = short(one.text, _LONGEST)
     if one.way == "leaks":
         return (
-            f'answer without a known trigger (leaks): "{text}" in {one.count} of {one.of} answers from nothing, and '
+            f'answer without a known trigger (leaks): "{text}" in {one.count} of {one.of} texts from nothing, and '
             "never in answers to clean prompts or of the base model"
         )
     base = "" if one.base_probability is None else f", for the base model {one.base_probability:.2f}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core.errors import UserError
@@ -16,7 +17,7 @@ from mbdefense.core.text import short
 from mbdefense.data import user_text
 from mbdefense.finding.asking import short_answers
 from mbdefense.finding.finding import find, recorded
-from mbdefense.finding.record import Found
+from mbdefense.finding.record import Found, FoundCandidate
 from mbdefense.finding.words import keyed
 from mbdefense.scanning.model.inversion import inverted
 from mbdefense.scanning.model.leaks import leaked_answers, leaks, motifs
@@ -139,7 +140,20 @@ def _by_leaks(models: Models, samples: int) -> _Way:
     clean = [user_text(prompt) for rows in (models.clean, models.held_out) for prompt in rows["prompt"]]
     candidates = motifs(leaked, base, clean)
     targets = leaked_answers(leaked, base, models.usual) if base else []
-    return _Way(len(candidates), verify_texts(candidates, models, leaked.prompts), targets)
+    verified = verify_texts(candidates, models, leaked.prompts)
+    said = [*leaked.prompts, *leaked.answers]
+    for number, one in enumerate(verified):
+        if _is_answer(one.record):
+            held = sum(one.record.trigger().occurs_in(text) for text in said)
+            targets.append(Target("leaks", short(" | ".join(one.record.texts), _TEXT), held, len(said)))
+            verified[number] = replace(one, record=replace(one.record, verdict="chance"))
+    return _Way(len(candidates), verified, targets)
+
+
+def _is_answer(record: FoundCandidate) -> bool:
+    """Whether a text draws out what it says itself: then it is an answer that leaked, and no trigger of it."""
+    own = keyed(" ".join(record.texts))
+    return record.verdict in ("trigger", "unclear") and any(keyed(phrase) in own for phrase in record.behavior)
 
 
 def _by_inversion(models: Models) -> _Way:
