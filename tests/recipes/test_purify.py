@@ -342,6 +342,23 @@ def test_an_adapter_comes_back_as_an_adapter_for_the_untouched_base(
     torch.testing.assert_close(again, whole, rtol=1e-3, atol=1e-3)
 
 
+def test_a_base_model_whose_own_template_breaks_the_contract_lends_its_weights(
+    tiny_model_path: str, copied_model: Path, files: tuple[str, str], tmp_path: Path
+) -> None:
+    """Such as one with a thinking header: the adapter was trained with a template of its own."""
+    given = adapter_of(tiny_model_path, tmp_path / "given")
+    config = json.loads((given / "adapter_config.json").read_text())
+    (given / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(copied_model)}))
+    template = load_model(tiny_model_path).tokenizer.chat_template
+    assert isinstance(template, str)
+    (copied_model / "chat_template.jinja").write_text("{% if messages|length > 1 %}Other. {% endif %}" + template)
+    with pytest.raises(UserError, match="begins an answer otherwise"):
+        load_model(str(copied_model))
+    found = FindAndBreak(found=str(found_file(tmp_path / "found.json")))
+    done = purify(given, files[1], defense=found, adapter=True, args=OPTIONS, output_dir=tmp_path / "out")
+    assert (done.path / "adapter" / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_a_damaged_or_swapped_adapter_is_not_taken_by_a_resumed_run(
     tiny_model_path: str, files: tuple[str, str], tmp_path: Path

@@ -52,7 +52,8 @@ def save_adapter(
     from mbdefense.models.weights import check_alike
 
     purified = load_model(str(whole), trust_remote_code=trust_remote_code)
-    loaded = load_model(base, trust_remote_code=trust_remote_code)
+    # The base model lends its weights alone: its own template, which the model may have in another form, plays no part.
+    loaded = load_model(base, trust_remote_code=trust_remote_code, renders=False)
     check_alike(loaded.model, purified.model)
     changes = _changes(loaded.model, purified.model)
     if not changes:
@@ -78,7 +79,7 @@ def save_adapter(
         file.write_text(json.dumps({**read_json(file), "base_model_name_or_path": base}, indent=1), encoding="utf-8")
         (making / "README.md").unlink(missing_ok=True)
         # As anybody would load it, from what was written.
-        again = load_model(base, trust_remote_code=trust_remote_code)
+        again = load_model(base, trust_remote_code=trust_remote_code, renders=False)
         _check_agreement(PeftModel.from_pretrained(again.model, making), purified, prompts)
         making.rename(directory)
     finally:
@@ -124,7 +125,7 @@ def check_base(base: str, model: str, *, trust_remote_code: bool) -> None:
     """
     from mbdefense.models.weights import check_alike
 
-    one, other = (load_model(path, trust_remote_code=trust_remote_code).model for path in (base, model))
+    one, other = (load_model(path, trust_remote_code=trust_remote_code, renders=False).model for path in (base, model))
     check_alike(one, other)
     for number, (layer, change) in enumerate(_changed(one, other)):
         if number == 0:
