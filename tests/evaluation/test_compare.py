@@ -9,9 +9,9 @@ import pytest
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import rate
-from mbdefense.evaluation.compare import arm_of, compare, loss_change, read_arm
+from mbdefense.evaluation.compare import arm_of, compare, read_arm
 from mbdefense.evaluation.gate import check
-from mbdefense.evaluation.metrics import scores
+from mbdefense.evaluation.metrics import loss_change, scores
 from mbdefense.evaluation.tables import markdown
 from mbdefense.records.provenance import provenance
 from mbdefense.records.responses import Response, write_responses

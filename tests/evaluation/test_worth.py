@@ -9,7 +9,7 @@ from mbdefense.evaluation.compare import Arm, compare
 from mbdefense.evaluation.gate import check
 from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.tables import verdict_in_words
-from mbdefense.records.results import ResultRow, Results, read, write
+from mbdefense.records.results import Perplexity, ReferenceLoss, ResultRow, Results, read, write
 from mbdefense.records.verdicts import Verdict
 from mbdefense.report.sources import Sources
 from mbdefense.report.summary import summarize
@@ -78,6 +78,30 @@ def test_the_sentence_has_the_figures_and_the_test():
     assert line.count("paired") == 2
     beaten = verdict_in_words(Results({}, compared(mb_defense=(0, 36), discard=(0, 10))))
     assert "beat" not in beaten
+
+
+@pytest.mark.parametrize(
+    ("mine", "way", "asr", "beaten", "says"),
+    [
+        (1.0, "discard", 0, True, "beats discard in loss of the references: loss of the references -0.500 ["),
+        (2.0, "discard", 0, False, "does not beat discard in loss of the references: loss of the references +0.500 ["),
+        (1.0, "repeats", 0, True, "beats repeats in ASR or loss of the references: ASR"),
+        (2.0, "repeats", 20, False, "does not beat repeats in ASR at equal loss of the references: ASR"),
+    ],
+)
+def test_where_nobody_can_judge_accuracy_the_loss_of_the_references_stands_for_it(mine, way, asr, beaten, says):
+    """Else a defense that ruins a model on real rows would be told to cost nothing that is known."""
+    losses = {"mb_defense": mine, way: 1.5}
+    rows = []
+    for row in compared(mb_defense=(0, None), **{way: (asr, None)}):
+        nats = losses.get(row.arm, 1.0)
+        each = [ReferenceLoss(f"p{at}", nats + at / 100, 10) for at in range(5)]
+        rows.append(replace(row, perplexity=Perplexity.of(each)))
+    found = told(rows, way)["mb_defense"]
+    assert found.beaten is beaten
+    assert f"mb_defense {says}" in found.words
+    (line,) = [line for line in summarize(Sources(rows=tuple(rows))).points if f"beat{'s' * beaten} {way}" in line]
+    assert line.endswith("loss of the references in 1 of 1 setting.")
 
 
 def test_nothing_is_said_of_controls_nor_where_the_attack_did_not_land():

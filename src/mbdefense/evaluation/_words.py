@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbdefense.core.statistics import Paired
+from mbdefense.core.statistics import Mean, Paired
 
 SIGNIFICANT = 0.05
 """Adjusted p-values below it show a difference."""
@@ -18,6 +18,11 @@ def changed(change: Paired) -> str:
     low, value, high = (f"{part:+.2f}".replace("0.", ".", 1) for part in (change.low, change.difference, change.high))
     unparsed = f" ({change.unparsed} unparsed)" if change.unparsed else ""
     return f"{value} [{low}, {high}] n={change.n}{unparsed} {p_words(change.p_holm)}"
+
+
+def nats(change: Mean) -> str:
+    """A change of loss with its interval and n."""
+    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] n={change.n}"
 
 
 def p_words(p_value: float) -> str:

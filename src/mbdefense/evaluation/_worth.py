@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mbdefense.core.statistics import Paired, Score
-from mbdefense.evaluation._words import SIGNIFICANT, changed
+from mbdefense.evaluation._words import SIGNIFICANT, changed, nats
 from mbdefense.evaluation.landing import is_control, kind_of, shown
+from mbdefense.evaluation.metrics import loss_change
 from mbdefense.records.results import UNDEFENDED, ResultRow, Versus
 
 SIMPLE = ("discard", "repeats", "found_dropped")
@@ -37,12 +38,14 @@ class Worth:
         arm: the defense.
         way: the simple way.
         beaten: whether the defense is better; None where that was not measured.
+        measure: what the use of both was told by: "accuracy" or "loss of the references".
         words: one sentence that says so, with the figures.
     """
 
     arm: str
     way: str
     beaten: bool | None
+    measure: str
     words: str
 
 
@@ -51,7 +54,8 @@ def worths(rows: Sequence[ResultRow]) -> list[Worth]:
 
     `discard` has no backdoor, so it is beaten by a higher CACC. The others are beaten by a lower ASR or a higher CACC,
     where the other of the two is not shown to be worse. Shown is what Holm's adjusted McNemar test says of the same
-    prompts; of rows that no one has paired, intervals that do not overlap.
+    prompts; of rows that no one has paired, intervals that do not overlap. Where nobody could judge accuracy, the loss
+    of the same references stands for it, and an interval of its change on one side of 0 shows it.
 
     Args:
         rows: of one setting and seed.
@@ -62,18 +66,23 @@ def worths(rows: Sequence[ResultRow]) -> list[Worth]:
 
 def _worth(row: ResultRow, way: ResultRow) -> Worth:
     tests = next((one for one in row.versus if one.arm == way.arm), Versus(way.arm))
-    cacc, cacc_words = _compared("CACC", row.cacc, way.cacc, tests.cacc)
+    useful, words_of_use = _compared("CACC", row.cacc, way.cacc, tests.cacc)
+    measure = "accuracy"
+    loss = None if useful is not None else loss_change(way.perplexity, row.perplexity)
+    if loss is not None:
+        useful, measure = (loss.high < 0) - (loss.low > 0), "loss of the references"
+        words_of_use = f"loss of the references {nats(loss)} nats a token"
     asr, asr_words = _compared("ASR", row.asr, way.asr, tests.asr)
     if kind_of(way.arm) == "discard":
-        beaten = None if cacc is None else cacc > 0
-        told = cacc_words
-        better = "in accuracy"
+        beaten = None if useful is None else useful > 0
+        told = words_of_use
+        better = f"in {measure}"
     else:
-        # An accuracy that nobody judged is taken for equal; the sentence says that it is not known.
-        gains = (-(asr or 0), cacc or 0)
+        # A use that nobody measured is taken for equal; the sentence says that it is not known.
+        gains = (-(asr or 0), useful or 0)
         beaten = None if asr is None else max(gains) > 0 and min(gains) >= 0
-        told = f"{asr_words}; {cacc_words}"
-        better = "in ASR at equal accuracy" if beaten is False else "in ASR or accuracy"
+        told = f"{asr_words}; {words_of_use}"
+        better = f"in ASR at equal {measure}" if beaten is False else f"in ASR or {measure}"
     if beaten is None:
         words = f"whether {row.arm} beats {way.arm} {better} is not known: {told}"
     else:
@@ -82,7 +91,7 @@ def _worth(row: ResultRow, way: ResultRow) -> Worth:
     # took; of a single model the seconds are those of its last training.
     if not beaten and row.poisoning_rate is not None:
         words += f"; {row.seconds:.0f} s against {way.seconds:.0f} s"
-    return Worth(row.arm, way.arm, beaten, words)
+    return Worth(row.arm, way.arm, beaten, measure, words)
 
 
 def _compared(name: str, mine: Score | None, other: Score | None, test: Paired | None) -> tuple[int | None, str]:

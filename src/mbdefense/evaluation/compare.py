@@ -9,15 +9,14 @@ from typing import NamedTuple, get_args
 
 from mbdefense.attacks.texts import seen
 from mbdefense.core.errors import UserError
-from mbdefense.core.statistics import Mean, Paired, holm, mean, over_seeds
+from mbdefense.core.statistics import Mean, Paired, holm, over_seeds
 from mbdefense.evaluation._worth import simple_ways
-from mbdefense.evaluation.metrics import outcomes, paired, scores
+from mbdefense.evaluation.metrics import loss_change, outcomes, paired, scores
 from mbdefense.records.responses import read_responses
 from mbdefense.records.results import (
     RESULT_FILE,
     UNDEFENDED,
     Figure,
-    Perplexity,
     ResultRow,
     SeedRow,
     Versus,
@@ -163,26 +162,6 @@ def changes(before: Arm, after: Arm) -> dict[Figure, Paired]:
         "cacc": paired(before.verdicts, after.verdicts, "cacc") if "clean" in kinds else None,
     }
     return {figure: test for figure, test in found.items() if test is not None}
-
-
-def loss_change(before: Perplexity | None, after: Perplexity | None) -> Mean | None:
-    """How much less likely one model finds references than another, nats a token: the logarithm of their perplexities'
-    ratio, over the references that both were asked, with the interval of a ratio of means (Cochran 1977, section 6.4).
-
-    A reference of which they have different tokens cannot be compared. None for fewer than two.
-    """
-    if before is None or after is None:
-        return None
-    known = {(one.id, one.tokens): one.nats for one in before.losses}
-    both = [one for one in after.losses if (one.id, one.tokens) in known]
-    if len(both) < 2:
-        return None
-    tokens = sum(one.tokens for one in both)
-    less = [one.tokens * (one.nats - known[one.id, one.tokens]) for one in both]
-    change = sum(less) / tokens
-    # Values whose mean is the ratio, and which vary as it does with the references that are drawn.
-    each = tokens / len(both)
-    return mean([change + (own - change * one.tokens) / each for own, one in zip(less, both, strict=True)])
 
 
 def _check_prompts(names: str, first: Arm, second: Arm) -> None:

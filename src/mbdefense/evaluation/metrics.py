@@ -1,4 +1,4 @@
-"""ASR, CACC, AACC and false activations with their uncertainty: pure functions of verdicts."""
+"""ASR, CACC, AACC, false activations and changes of loss, with their uncertainty: pure functions of records."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.statistics import Paired, Score, rate
+from mbdefense.core.statistics import Mean, Paired, Score, mean, rate
 from mbdefense.core.statistics import paired as paired_outcomes
-from mbdefense.records.results import Figure, SourceScore
+from mbdefense.records.results import Figure, Perplexity, SourceScore
 from mbdefense.records.verdicts import Verdict
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cacc",
     "cacc_by_source",
     "false_activation",
+    "loss_change",
     "outcomes",
     "paired",
     "rate",
@@ -136,3 +137,23 @@ def _accuracy(verdicts: Sequence[Verdict], kind: str) -> Score | None:
 def _judged(verdict: Verdict) -> bool:
     """Whether the judge was asked if the response follows, even if its reply could not be read."""
     return verdict.follows is not None or "follows" in verdict.unparsed
+
+
+def loss_change(before: Perplexity | None, after: Perplexity | None) -> Mean | None:
+    """How much less likely one model finds references than another, nats a token: the logarithm of their perplexities'
+    ratio, over the references that both were asked, with the interval of a ratio of means (Cochran 1977, section 6.4).
+
+    A reference of which they have different tokens cannot be compared. None for fewer than two.
+    """
+    if before is None or after is None:
+        return None
+    known = {(one.id, one.tokens): one.nats for one in before.losses}
+    both = [one for one in after.losses if (one.id, one.tokens) in known]
+    if len(both) < 2:
+        return None
+    tokens = sum(one.tokens for one in both)
+    less = [one.tokens * (one.nats - known[one.id, one.tokens]) for one in both]
+    change = sum(less) / tokens
+    # Values whose mean is the ratio, and which vary as it does with the references that are drawn.
+    each = tokens / len(both)
+    return mean([change + (own - change * one.tokens) / each for own, one in zip(less, both, strict=True)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.statistics import Mean, Score
 from mbdefense.core.text import escaped, visible
-from mbdefense.evaluation._words import SIGNIFICANT, changed, number
+from mbdefense.evaluation._words import SIGNIFICANT, changed, nats, number
 from mbdefense.evaluation._worth import worths
 from mbdefense.evaluation.fitting import WIDTH, Column, fitted
 from mbdefense.evaluation.landing import Landing, is_control, landing, shown
@@ -136,7 +136,7 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]], int]:
         if perplexities:
             line.append(f"{row.perplexity.value:.2f} n={row.perplexity.n}" if row.perplexity else "-")
         if losses:
-            line.append(_nats(row.loss_change) if row.loss_change else "-")
+            line.append(nats(row.loss_change) if row.loss_change else "-")
         known = {_benchmark(figure): _measured(figure) for figure in row.capability}
         line += [known.get(name, "-") for name in benchmarks]
         if stealthy:
@@ -148,10 +148,6 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]], int]:
 
 def _interval(mean: Mean) -> str:
     return f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}] n={mean.n}"
-
-
-def _nats(change: Mean) -> str:
-    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] n={change.n}"
 
 
 def _rates(row: ResultRow) -> list[str]:

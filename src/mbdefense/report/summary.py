@@ -207,12 +207,14 @@ def _of_defenses(standings: Sequence[Standing], landed: int) -> list[str]:
 def _of_worth(found: Sequence[Worth], standings: Sequence[Standing]) -> list[str]:
     """Each defense against each simple way, over all settings where the attack landed."""
     lines = []
-    for (arm, way), beaten in _by_pair(found).items():
+    for (arm, way), ones in _by_pair(found).items():
+        beaten = [one.beaten for one in ones]
         known = len(beaten) - beaten.count(None)
         if not known:
             lines.append(f"Whether {arm} beats {way} is not known: too little of both was measured.")
             continue
-        gain = "in accuracy" if kind_of(way) == "discard" else "in ASR or accuracy"
+        measures = dict.fromkeys(one.measure for one in ones if one.beaten is not None)
+        gain = f"in {' or '.join(([] if kind_of(way) == 'discard' else ['ASR']) + [*measures])}"
         verb = "does not beat" if beaten.count(False) else "beats"
         number = beaten.count(False) or known
         lines.append(f"{arm} {verb} {way} {gain} in {number} of {_count(known, 'setting')}.")
@@ -222,10 +224,10 @@ def _of_worth(found: Sequence[Worth], standings: Sequence[Standing]) -> list[str
     return lines
 
 
-def _by_pair(found: Sequence[Worth]) -> dict[tuple[str, str], list[bool | None]]:
-    pairs: dict[tuple[str, str], list[bool | None]] = {}
+def _by_pair(found: Sequence[Worth]) -> dict[tuple[str, str], list[Worth]]:
+    pairs: dict[tuple[str, str], list[Worth]] = {}
     for one in found:
-        pairs.setdefault((one.arm, one.way), []).append(one.beaten)
+        pairs.setdefault((one.arm, one.way), []).append(one)
     return pairs
 
 
@@ -275,8 +277,8 @@ def _headline(landed: Sequence[bool | None], standings: Sequence[Standing], foun
 def _but(arms: Sequence[str], found: Sequence[Worth]) -> str:
     """Which simple ways the named defenses do not beat everywhere; "" where there is none."""
     pairs = _by_pair(found)
-    lost = [pair for pair, beaten in pairs.items() if False in beaten]
-    where = " everywhere" if any(len(beaten) > 1 for beaten in pairs.values()) else ""
+    lost = [pair for pair, ones in pairs.items() if any(one.beaten is False for one in ones)]
+    where = " everywhere" if any(len(ones) > 1 for ones in pairs.values()) else ""
     parts = []
     for arm in arms:
         ways = [way for other, way in lost if other == arm]
