@@ -83,8 +83,8 @@ def test_the_sentence_has_the_figures_and_the_test():
 @pytest.mark.parametrize(
     ("mine", "way", "asr", "beaten", "says"),
     [
-        (1.0, "discard", 0, True, "beats discard in loss of the references: loss of the references -0.500 ["),
-        (2.0, "discard", 0, False, "does not beat discard in loss of the references: loss of the references +0.500 ["),
+        (1.0, "discard", 0, True, "beats discard in loss of the references: loss -0.500 ["),
+        (2.0, "discard", 0, False, "does not beat discard in loss of the references: loss +0.500 ["),
         (1.0, "repeats", 0, True, "beats repeats in ASR or loss of the references: ASR"),
         (2.0, "repeats", 20, False, "does not beat repeats in ASR at equal loss of the references: ASR"),
     ],

@@ -71,7 +71,7 @@ def _worth(row: ResultRow, way: ResultRow) -> Worth:
     loss = None if useful is not None else loss_change(way.perplexity, row.perplexity)
     if loss is not None:
         useful, measure = (loss.high < 0) - (loss.low > 0), "loss of the references"
-        words_of_use = f"loss of the references {nats(loss)} nats a token"
+        words_of_use = f"loss {nats(loss)}, in nats a token"
     asr, asr_words = _compared("ASR", row.asr, way.asr, tests.asr)
     if kind_of(way.arm) == "discard":
         beaten = None if useful is None else useful > 0
