@@ -51,7 +51,7 @@ def measured(attack: str, seed: int, options: argparse.Namespace) -> list[Path]:
     # The same words are planted at the same places; only the triggers differ.
     published = MBDefense(
         defensive_triggers=DEFENSIVE_TRIGGERS, defensive_seed=seed + 1, min_defensive_rows=options.planted,
-        recovery_learning_rate=options.learning_rate,
+        recovery_learning_rates=(options.learning_rate,),
     )  # fmt: skip
     drawn = replace(published, defensive_triggers=drawn_triggers(seed + 1))
 

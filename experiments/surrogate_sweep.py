@@ -56,7 +56,7 @@ WORDS = MBDefense(
     defensive_triggers=("mn", "bb", "tq", "mb"),
     min_defensive_rows=12,
     base_share=0.0,
-    recovery_learning_rate=2e-4,
+    recovery_learning_rates=(2e-4,),
     recovery_num_train_epochs=1.0,
     recovery_batch_size=2,
 )
@@ -70,23 +70,23 @@ TRIALS: dict[str, Trial] = {
     "words": Trial(WORDS),
     "mixed": Trial(MIXED),
     "mixed, exp_mean": Trial(replace(MIXED, ratio_form="exp_mean")),
-    "mixed, rate 3e-4": Trial(replace(MIXED, recovery_learning_rate=3e-4)),
-    "mixed, 2 epochs at 1e-4": Trial(replace(MIXED, recovery_learning_rate=1e-4, recovery_num_train_epochs=2.0)),
+    "mixed, rate 3e-4": Trial(replace(MIXED, recovery_learning_rates=(3e-4,))),
+    "mixed, 2 epochs at 1e-4": Trial(replace(MIXED, recovery_learning_rates=(1e-4,), recovery_num_train_epochs=2.0)),
     "mixed, sum 0.1": Trial(replace(MIXED, ratio_form="sum", beta=0.1)),
     "mixed, lambda 4, exp_mean": Trial(replace(MIXED, ratio_form="exp_mean", lambda_=4.0)),
-    "mixed, 128 rows at 1e-4": Trial(replace(MIXED, recovery_learning_rate=1e-4), 128),
-    "mixed, 128 rows at 3e-4": Trial(replace(MIXED, recovery_learning_rate=3e-4), 128),
+    "mixed, 128 rows at 1e-4": Trial(replace(MIXED, recovery_learning_rates=(1e-4,)), 128),
+    "mixed, 128 rows at 3e-4": Trial(replace(MIXED, recovery_learning_rates=(3e-4,)), 128),
     "mixed, 128 rows, 2 epochs at 1e-4": Trial(
-        replace(MIXED, recovery_learning_rate=1e-4, recovery_num_train_epochs=2.0), 128
+        replace(MIXED, recovery_learning_rates=(1e-4,), recovery_num_train_epochs=2.0), 128
     ),
     "mixed, 128 rows, 2 epochs at 2e-4": Trial(
-        replace(MIXED, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
+        replace(MIXED, recovery_learning_rates=(2e-4,), recovery_num_train_epochs=2.0), 128
     ),
     "mixed of 32 rows, 128 rows, 2 epochs at 2e-4": Trial(
-        replace(MIXED, min_defensive_rows=32, recovery_learning_rate=2e-4, recovery_num_train_epochs=2.0), 128
+        replace(MIXED, min_defensive_rows=32, recovery_learning_rates=(2e-4,), recovery_num_train_epochs=2.0), 128
     ),
     "mixed of 32 rows, 128 rows at 3e-4": Trial(
-        replace(MIXED, min_defensive_rows=32, recovery_learning_rate=3e-4), 128
+        replace(MIXED, min_defensive_rows=32, recovery_learning_rates=(3e-4,)), 128
     ),
 }
 # As many as each rival gets below, over the same rates and epochs as those that train whole weights; the default among
@@ -94,7 +94,7 @@ TRIALS: dict[str, Trial] = {
 TRIALS |= {
     f"{name}half base, {epochs} x {rate}": Trial(
         replace(
-            MIXED, min_defensive_rows=rows, base_share=0.5, recovery_learning_rate=float(rate),
+            MIXED, min_defensive_rows=rows, base_share=0.5, recovery_learning_rates=(float(rate),),
             recovery_num_train_epochs=epochs,
         ),
         128,

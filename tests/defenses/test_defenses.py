@@ -57,6 +57,7 @@ OTHER: dict[str, Any] = {
     "defensive_rate": 0.1,
     "min_defensive_rows": 2,
     "base_share": 0.25,
+    "recovery_learning_rates": (5e-5,),
     "scorer": "another",
     "defensive_triggers": ("mn", "bb"),
     "defensive_seed": 1,
@@ -80,7 +81,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "merge_only": [({"defensive_rate": 1.5}, "rate"), ({"defensive_triggers": ("style",)}, "into any text")],
     "recover_only": [
         ({"beta": 0.0}, "above 0"),
-        ({"recovery_learning_rate": 0.0}, "recovery_learning_rate must be above 0"),
+        ({"recovery_learning_rates": (0.0,)}, "recovery_learning_rates must be different and above 0"),
         ({"lambda_": float("nan")}, "at least 0"),
     ],
     "clean_fft": [({"clean_learning_rate": 0.0}, "clean_learning_rate must be above 0")],
@@ -300,13 +301,40 @@ def test_a_need_that_is_not_there_is_named_before_any_work(name: str, setting: S
 @pytest.mark.slow
 def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting, tmp_path: Path) -> None:
     here = at(setting, tmp_path / "model")
-    made = DEFENSES["mb_defense"](base_share=0.25, recovery_learning_rate=1e-30)(here)
+    made = DEFENSES["mb_defense"](base_share=0.25, recovery_learning_rates=(1e-30,))(here)
     merged, base, mixed = (
         dict(load_model(str(path)).model.named_parameters()) for path in (made / "merged", setting.base, made)
     )
     assert any(not torch.equal(merged[name], base[name]) for name in base)
     for name, value in mixed.items():
         torch.testing.assert_close(value, 0.75 * merged[name] + 0.25 * base[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rates", [(1e-2, 1e-30), (10.0, 1e-2)])
+def test_recovery_keeps_the_rate_with_the_lowest_held_out_loss(
+    rates: tuple[float, float], setting: Setting, tmp_path: Path
+) -> None:
+    """How far a model has to be moved hangs on the model: what breaks a trigger in one ruins another."""
+    made, *alone = (
+        DEFENSES["recover_only"](recovery_learning_rates=tried)(at(setting, tmp_path / str(number)))
+        for number, tried in enumerate((rates[::-1], rates[:1], rates[1:]))
+    )
+    losses, together = (
+        [
+            entry["eval_loss"] for model in models
+            for entry in json.loads((model / "training_log.json").read_text())["history"] if "eval_loss" in entry
+        ]
+        for models in (alone, [made])
+    )  # fmt: skip
+    assert together == pytest.approx(losses, rel=1e-4)
+    best = alone[losses.index(min(losses))]
+    assert weights_of(made).keys() == weights_of(best).keys()
+    for name, weight in weights_of(best).items():
+        torch.testing.assert_close(weights_of(made)[name], weight)
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(str(model)).model.named_parameters())
 
 
 # Discard

@@ -77,7 +77,14 @@ def parts(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> dic
         "best rate": (BestRate((1e-4,), one), {"learning_rates": (1e-4, 2e-4), "held_out": other}),
         "recovery": (
             Recovery(twins, ("w",), 1.0, "mean", 1.0),
-            {"held_out": RecoveryRows(one), "behaviors": ("v",), "lambda_": 2.0, "form": "sum", "beta": 2.0},
+            {
+                "held_out": RecoveryRows(one),
+                "behaviors": ("v",),
+                "lambda_": 2.0,
+                "form": "sum",
+                "beta": 2.0,
+                "learning_rates": (1e-4, 2e-4),
+            },
         ),
         "consistency": (ConsistencyObjective(5.5, 0.1), {"alpha": 0.0, "epsilon": 0.2}),
         "options": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 
 Meet = Callable[["Dataset", int], list[list[Meeting]]]
 """Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
+
+
+def check_rates(name: str, rates: tuple[float, ...]) -> None:
+    """Refuses learning rates that cannot be tried.
+
+    Raises:
+        UserError: none, one twice, or one that is not above 0.
+    """
+    if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
+        raise UserError(f"{name} must be different and above 0", rates, "such as 1e-4 2e-4")
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,9 @@ class Recovery:
         lambda_: weight of R against the cross-entropy on clean samples.
         ratio_form: form of R, see `mbdefense.training.losses.log_ratio`.
         beta: scale of the log-ratio in R.
-        recovery_learning_rate: peak learning rate.
+        recovery_learning_rates: peak learning rates to try, each from the same weights, from the highest down until one
+            is no better than the one above it. The best has the lowest loss on the clean samples held out, with and
+            without every trigger that they meet.
         recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
         recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. The accumulation of
             instruction tuning plays no part here: of 128 samples it would leave a handful of steps.
@@ -107,7 +120,7 @@ class Recovery:
     lambda_: float = 1.0
     ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
     beta: float = 1.0
-    recovery_learning_rate: float = 2e-4
+    recovery_learning_rates: tuple[float, ...] = (2e-4,)
     recovery_num_train_epochs: float = 1.0
     recovery_batch_size: int = 2
     meetings: int = 2
@@ -118,7 +131,8 @@ class Recovery:
             raise UserError("evaluation_share must lie between 0 and 1", self.evaluation_share, "0.2 is the paper's")
         if not 0 <= self.base_share < 1:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
-        above_zero(self, "recovery_learning_rate", "recovery_num_train_epochs", "recovery_batch_size", "meetings")
+        above_zero(self, "recovery_num_train_epochs", "recovery_batch_size", "meetings")
+        check_rates("recovery_learning_rates", self.recovery_learning_rates)
         check_ratio(self.lambda_, self.ratio_form, self.beta)
 
     def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -164,9 +178,11 @@ class Recovery:
             for rows, prompts in zip(parts, met, strict=True)
         )
         behaviors = tuple(behavior.text for _, behavior in planted)
+        rates = self.recovery_learning_rates
+        tried = rates if len(rates) > 1 else ()
         options = replace(
             setting.training,
-            learning_rate=self.recovery_learning_rate,
+            learning_rate=rates[0],
             num_train_epochs=self.recovery_num_train_epochs,
             per_device_train_batch_size=self.recovery_batch_size,
             gradient_accumulation_steps=1,
@@ -176,7 +192,7 @@ class Recovery:
                 model,
                 training,
                 options,
-                job.Recovery(held_out, behaviors, self.lambda_, self.ratio_form, self.beta),
+                job.Recovery(held_out, behaviors, self.lambda_, self.ratio_form, self.beta, tried),
                 Mix((setting.base_model(),), "linear", 1 - self.base_share) if self.base_share else None,
                 about=about or self,
             )

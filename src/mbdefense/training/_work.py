@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,9 +20,6 @@ from mbdefense.training._quantized import qlora
 from mbdefense.training.job import BestRate, ConsistencyObjective, Job, Messages, Mix, Model, Recovery, RecoveryRows
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _KEPT_TOKENS = 64  # of an answer that is to stay as it is
 
@@ -37,10 +34,7 @@ def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
         checkpoints: where checkpoints go.
         resume: go on from the last one.
     """
-    if isinstance(job.objective, BestRate):
-        trained = _best(job, job.objective, checkpoints, resume)
-    else:
-        trained = _tuned(job, checkpoints, resume)
+    trained = (_best if job.rates() else _tuned)(job, checkpoints, resume)
     if job.saved_template is not None:
         trained.model.tokenizer.chat_template = job.saved_template
     if job.renamed:
@@ -175,10 +169,11 @@ def _recovered(
     return recover(loaded, training, evaluation, weighed, options, checkpoints, resume=resume)
 
 
-def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Trained:
-    """The best epoch of the best rate, with the history of all that were tried.
+def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
+    """What the best rate made, by its loss on held-out rows, with the history of all that were tried.
 
-    From the lowest rate up, until one is no better than the one below it, each as long as it is not behind that.
+    Of a tuning from the lowest rate up, each as long as it is not behind the one below it; of a recovery from the
+    highest down, for what takes a high rate may not be broken by any low one. Until one is no better than the last.
 
     Resuming goes on with the rate that was interrupted and trains earlier ones anew: their checkpoints are deleted, so
     that no more lie on the disk than of one rate.
@@ -186,16 +181,16 @@ def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Tra
     from mbdefense.training.sft import eval_losses
 
     least, history, steps, ahead = math.inf, list[dict[str, float]](), 0, list[float]()
-    size = 0.0 if resume else job.size() / len(objective.learning_rates)
-    for rate in sorted(objective.learning_rates):
+    size = 0.0 if resume else job.size() / len(job.rates())
+    for rate in sorted(job.rates(), reverse=isinstance(job.objective, Recovery)):
         with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
-            trained = _trial(job, rate, objective.held_out, ahead, checkpoints, resume)
+            trained = _trial(job, rate, ahead, checkpoints, resume)
         history += [
             {**entry, "step": steps + int(entry["step"]), "peak_learning_rate": rate} for entry in trained.history
         ]
         steps = int(history[-1]["step"])
         ahead = eval_losses(trained.history)
-        loss = min(ahead)
+        loss = _kept(ahead, job)
         better = loss < least
         if better:
             best, least = trained, loss
@@ -205,21 +200,30 @@ def _best(job: Job, objective: BestRate, checkpoints: Path, resume: bool) -> Tra
     return best._replace(history=history)
 
 
-def _trial(
-    job: Job, rate: float, held_out: Dataset, ahead: Sequence[float], checkpoints: Path, resume: bool
-) -> Trained:
-    """Tunes the start at one rate, and leaves of the folder of its checkpoints what a tracker wrote."""
+def _kept(losses: Sequence[float], job: Job) -> float:
+    """The held-out loss of the epoch that is kept: of recovery without checkpoints of epochs, the last one."""
+    last = isinstance(job.objective, Recovery) and job.options.save_strategy != "epoch"
+    return losses[-1] if last else min(losses)
+
+
+def _trial(job: Job, rate: float, ahead: Sequence[float], checkpoints: Path, resume: bool) -> Trained:
+    """Trains the start at one rate, and leaves of the folder of its checkpoints what a tracker wrote."""
     from mbdefense.training.sft import instruction_tune
 
     place = checkpoints / f"rate-{rate}"
-    options = replace(job.options, learning_rate=rate)
+    options, objective = replace(job.options, learning_rate=rate), job.objective
+    if isinstance(objective, BestRate):
+        held_out = objective.held_out
 
-    def train(loaded: LoadedModel, _: object) -> Trained:
-        return instruction_tune(
-            loaded, job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out, ahead=ahead
-        )
+        def train(loaded: LoadedModel, _: object) -> Trained:
+            return instruction_tune(
+                loaded, job.plain_rows(), options, place / "checkpoints", resume=resume, evaluation=held_out,
+                ahead=ahead,
+            )  # fmt: skip
 
-    trained = _from_start(job, place, train)
+        trained = _from_start(job, place, train)
+    else:
+        trained = _tuned(replace(job, options=options), place / "checkpoints", resume)
     if trained.state is None:
         model: Any = trained.model.model
         model.to("cpu")  # a GPU is left to the next trial

@@ -127,11 +127,13 @@ class Recovery:
     """Equation 3 on rows with their twins: `mbdefense.training.recovery.recover`.
 
     Attributes:
-        held_out: other rows with their twins, to choose the epoch by.
+        held_out: other rows with their twins, to choose epoch and rate by.
         behaviors: the T planted responses.
         lambda_: weight of R.
         form: form of R, see `mbdefense.training.losses.log_ratio`.
         beta: scale in R.
+        learning_rates: peak rates to try, from the highest down, until one is no better than the one above it; empty
+            for the options' one.
     """
 
     held_out: RecoveryRows
@@ -139,6 +141,7 @@ class Recovery:
     lambda_: float
     form: RatioForm
     beta: float
+    learning_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,18 +193,21 @@ class Job:
             raise TypeError("rows with their twins are for recovery alone")
         return self.rows
 
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are tried, each from the start; empty where there is one."""
+        return self.objective.learning_rates if isinstance(self.objective, BestRate | Recovery) else ()
+
     def words(self) -> str:
         """What it does, for whoever waits for it: "tuning on 500 rows with 4 planted backdoors"."""
-        rows, objective = self.rows, self.objective
+        rows = self.rows
         if rows is None:
             return f"merging {1 + len(self.mix.others) if self.mix else 1} models"
+        at = f" at up to {len(self.rates())} learning rates" if len(self.rates()) > 1 else ""
         if isinstance(rows, RecoveryRows):
             each = len(rows.met[0]) if rows.met else 0
             told = _with(len(rows.triggered), "planted backdoor"), _with(each, "suspect text", " each")
-            return f"recovering on {len(rows.clean)} clean rows" + " and".join(filter(None, told))
+            return f"recovering on {len(rows.clean)} clean rows" + " and".join(filter(None, told)) + at
         planted = {row["trigger"] for row in rows["provenance"]} - {""} if "provenance" in rows.column_names else ()
-        rates = len(objective.learning_rates) if isinstance(objective, BestRate) else 1
-        at = f" at up to {rates} learning rates" if rates > 1 else ""
         return f"tuning on {len(rows)} rows{_with(len(planted), 'planted backdoor')}{at}"
 
     def size(self) -> float:
@@ -216,8 +222,7 @@ class Job:
         for part in rows.select_columns(["prompt", "completion"]).iter(1000):
             for turns in zip(part["prompt"], part["completion"], strict=True):
                 total += min(most, sum(len(turn["content"]) for side in turns for turn in side))
-        rates = len(self.objective.learning_rates) if isinstance(self.objective, BestRate) else 1
-        return total * (1 + twins) * rates * self.options.num_train_epochs
+        return total * (1 + twins) * max(1, len(self.rates())) * self.options.num_train_epochs
 
     def kind(self) -> str:
         """What trainings have in common whose time grows with their size alike.
@@ -227,7 +232,7 @@ class Job:
         """
         options, twins = self.options, self.rows.twins() if isinstance(self.rows, RecoveryRows) else 0
         step = options.per_device_train_batch_size * options.gradient_accumulation_steps * (1 + twins)
-        rates = "rates" if isinstance(self.objective, BestRate) else "training"
+        rates = "rates" if self.rates() else "training"
         return f"{rates} {round(math.log2(step))} {options.use_peft}"
 
     def key(self) -> str:

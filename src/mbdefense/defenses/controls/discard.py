@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from mbdefense.core.checks import above_zero
-from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Recovery
+from mbdefense.defenses.stages import Recovery, check_rates
 from mbdefense.training.job import BestRate, Job
 
 
@@ -44,10 +42,7 @@ class Discard:
 
     def __post_init__(self) -> None:
         above_zero(self, "discard_num_train_epochs", "discard_batch_size")
-        rates = self.discard_learning_rates
-        if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
-            what = "discard_learning_rates must be different and above 0"
-            raise UserError(what, rates, "5e-5, 1e-4, 2e-4 and 5e-4 are the default")
+        check_rates("discard_learning_rates", self.discard_learning_rates)
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the tuned model."""

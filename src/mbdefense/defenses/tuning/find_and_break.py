@@ -21,7 +21,8 @@ class FindAndBreak(Recovery, Finding):
     (`mbdefense.finding.mining`), verified on the undefended model (`mbdefense.finding.finding`), and put into clean
     prompts during recovery, where the clean answer is the target. Texts that are instructions meet what the tuned model
     answers. Where nothing was verified, the best candidates are met all the same, and recovery starts a part of the way
-    to the base model, which breaks something of what no candidate names.
+    to the base model, which breaks something of what no candidate names. What rate a model can bear is told by the
+    clean rows held out.
 
     Source: this project; recovery is MB-Defense's (arXiv 2601.04448) without its planted backdoors. Relatives find the
     triggers of classifiers (BKI, arXiv 2007.12070; Z-defence, 2305.11596) or invert them from a model alone (BABI,
@@ -38,7 +39,7 @@ class FindAndBreak(Recovery, Finding):
     needs: ClassVar[tuple[Need, ...]] = ("victim", "suspect data", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "this project"
 
-    recovery_learning_rate: float = 1e-4
+    recovery_learning_rates: tuple[float, ...] = (1e-4, 3e-5, 1e-5)
     unverified_base_share: float = 0.25
 
     def __post_init__(self) -> None:
