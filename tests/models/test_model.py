@@ -299,6 +299,28 @@ def test_an_unusable_directory_is_named(copied_model, damage, message):
     assert not (copied_model / "ran").exists()
 
 
+@pytest.mark.parametrize("name", ["nowhere", "Owner/model-that-is-not-here"])
+def test_a_name_that_is_no_directory_is_told_as_such(name):
+    """To save a tokenizer beside weights that are not there would mend nothing."""
+    with pytest.raises(UserError, match="no such model directory") as caught:
+        load_tokenizer(name)
+    assert "or a Hub id that can be reached" in str(caught.value)
+    assert "beside the weights" not in str(caught.value)
+
+
+@pytest.mark.parametrize("own_tokenizer", [False, True])
+def test_an_adapter_whose_base_model_is_elsewhere_names_the_base_model(own_tokenizer, copied_model):
+    said = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "/gone/base"}
+    (copied_model / "adapter_config.json").write_text(json.dumps(said))
+    if not own_tokenizer:
+        remove_tokenizer(copied_model)
+    with pytest.raises(
+        UserError, match=r"the base model of the adapter .* could not be loaded from: '/gone/base'"
+    ) as caught:
+        load_model(str(copied_model))
+    assert "correct base_model_name_or_path in its adapter_config.json" in str(caught.value)
+
+
 def test_a_tokenizer_larger_than_the_embedding_is_refused(copied_model):
     tokenizer = load_tokenizer(str(copied_model))
     tokenizer.add_tokens(["<extra>"])

@@ -144,6 +144,7 @@ def _tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_files(path)
+    source = path
     try:
         own = not (Path(path) / "adapter_config.json").is_file() or any(Path(path).glob("tokenizer*"))
         source = path if own else base_of(path)
@@ -152,10 +153,26 @@ def _tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # of a stranger's file the libraries raise what they like
-        raise UserError(
-            "no tokenizer could be loaded from", path, f"save one beside the weights ({first_line(error)})"
-        ) from error
+        fix = f"save one beside the weights ({first_line(error)})"
+        raise _not_here(path, source, error) or UserError("no tokenizer could be loaded from", path, fix) from error
     return tokenizer
+
+
+def _not_here(path: str, source: str, error: Exception) -> UserError | None:
+    """What is said of a model that is no directory here and that the Hub does not give; None of one that is here.
+
+    Args:
+        path: as it was given.
+        source: what was to be loaded for it, which is the base model of an adapter.
+        error: of the library, which takes every name that is no directory for one of the Hub.
+    """
+    if Path(source).is_dir():
+        return None
+    if source != path:
+        fix = f"correct base_model_name_or_path in its adapter_config.json ({first_line(error)})"
+        return UserError(f"the base model of the adapter {path} could not be loaded from", source, fix)
+    fix = f"give a directory that is there, or a Hub id that can be reached ({first_line(error)})"
+    return UserError("no such model directory, and no tokenizer could be loaded from the Hub", path, fix)
 
 
 def load_model(
@@ -187,8 +204,8 @@ def load_model(
 
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code, renders=renders)
     check_contents(Path(path))
+    source = base_of(path)
     try:
-        source = base_of(path)
         check_files(source)
         # Given as None it would put out what the model's own configuration says of its weights.
         quantized = {} if quantization is None else {"quantization_config": quantization}
@@ -207,6 +224,8 @@ def load_model(
     except UserError:
         raise
     except Exception as error:  # as above
+        if source != path and (missing := _not_here(path, source, error)):
+            raise missing from error
         fix = f"give a directory or Hub id of a causal language model in safetensors ({first_line(error)})"
         raise UserError("no model could be loaded from", path, fix) from error
     if model.config.model_type == "recurrent_gemma":  # it reads padding into its state, in training and generation
