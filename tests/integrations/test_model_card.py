@@ -56,6 +56,13 @@ def test_figures_of_several_attacks_and_seeds_stay_apart() -> None:
     assert len(set(asr)) == 3
 
 
+def test_a_card_without_figures_shows_no_empty_table() -> None:
+    none = dataclasses.replace(results(), rows=())
+    figures = model_card(none, "base", "mb_defense", {}).partition("## Figures")[2].partition("## ")[0]
+    assert "nothing was measured" in figures
+    assert "|" not in figures
+
+
 def test_no_figures_of_the_model_make_no_index() -> None:
     front = yaml.safe_load(model_card(results(row()), "base", "mb_defense", {}).split("---")[1])
     assert set(front) == {"library_name", "base_model", "tags"}

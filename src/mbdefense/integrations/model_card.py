@@ -35,6 +35,19 @@ def _canary_notice(results: Results) -> list[str]:
     ]
 
 
+def _table(results: Results) -> list[str]:
+    """The table and what it says; without rows one sentence, where a bare header would look like figures."""
+    if not results.rows:
+        return ["None yet: no backdoor was known that the model could be asked for, so nothing was measured.\n"]
+    return [
+        markdown(results),
+        "Each rate with its 95 % Wilson interval and the number of prompts. ASR: triggered prompts that show the",
+        "behavior. CACC, AACC: clean and triggered prompts answered right. False activations: clean prompts that",
+        "show the behavior.\n",
+        *(f"- {escaped(line)}" for line in verdict_in_words(results).splitlines()),
+    ]
+
+
 def _found(results: Results) -> list[str]:
     """What was found in the suspect data, in words, as a table, and with an example of each text."""
     if results.found is None:
@@ -82,11 +95,8 @@ def model_card(
             *_opening(escaped(base), escaped(defense), purified),
             "## Options\n\n| Option | Value |\n| --- | --- |",
             *(f"| {escaped(name)} | {escaped(str(value))} |" for name, value in options.items()),
-            f"\n## Figures\n\n{markdown(results)}",
-            "Each rate with its 95 % Wilson interval and the number of prompts. ASR: triggered prompts that show the",
-            "behavior. CACC, AACC: clean and triggered prompts answered right. False activations: clean prompts that",
-            "show the behavior.\n",
-            *(f"- {escaped(line)}" for line in verdict_in_words(results).splitlines()),
+            "\n## Figures\n",
+            *_table(results),
             *_found(results),
             "\n## Limits\n\nThe figures hold for the attacks, prompts and seeds in the table only. Other triggers and",
             "behaviors may have survived, and a low ASR is no proof that there is no backdoor.\n",
