@@ -364,6 +364,7 @@ def test_find_triggers_refuses_what_it_cannot_do(files, tmp_path, capsys):
     words = ["find-triggers", files[0], "--output_dir", str(tmp_path / "o")]
     for more, said in (
         (["--victim", "m"], "needs clean rows"),
+        (["--victim", "m", "--base_model", "./m", "--clean", files[1]], "the base model is the suspect model itself"),
         (["--base_model", "m"], "--base_model without --victim"),
         (["--max_length", "9"], "--max_length without --victim"),
         (["--max_length", "0"], "max_length"),

@@ -91,7 +91,8 @@ def test_with_its_data_a_models_trigger_is_found_and_other_commands_take_it(
     assert main(words(trained, tiny_model_path, out)) == 1
     assert "an earlier scan lies there" in capsys.readouterr().err
     # The model without the backdoor, asked with the same data.
-    assert main(words({**trained, "model": tiny_model_path}, tiny_model_path, tmp_path / "honest")) == 0
+    honest = shutil.copytree(tiny_model_path, tmp_path / "equal")
+    assert main(words({**trained, "model": str(honest)}, tiny_model_path, tmp_path / "honest")) == 0
     said = capsys.readouterr().out
     assert "no sign of a backdoor was found in" in said
     assert "would not be seen" in said
@@ -105,6 +106,7 @@ def test_with_its_data_a_models_trigger_is_found_and_other_commands_take_it(
         ({"ways": ["data", "leaks"]}, "the way data needs --data"),
         ({"ways": ["leaks", "parting"]}, "the way parting needs --base_model"),
         ({"dataset": "rows.jsonl", "ways": ["leaks"]}, "the way data is left out"),
+        ({"base_model": "./nowhere"}, "the base model is the suspect model itself"),
         ({"samples": 3}, "samples"),
     ],
 )

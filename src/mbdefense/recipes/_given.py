@@ -70,12 +70,23 @@ else:
 
 
 def results_of(measured: Measured) -> Results:
-    """Figures from their file, or as a recipe returned them."""
+    """Figures from their file or its folder, or as a recipe returned them."""
     from mbdefense.records.results import Results, read
 
     if isinstance(measured, Results):
         return measured
-    return read(fspath(measured)) if isinstance(measured, str | PathLike) else measured.results
+    # First: what `defend` returns is a path, too, that of the model.
+    if not isinstance(measured, str) and hasattr(measured, "results"):
+        return measured.results
+    return read(results_file(measured))
+
+
+def results_file(measured: str | PathLike[str]) -> Path:
+    """The result file that is named, or that lies in the folder that is."""
+    from mbdefense.records.results import RESULT_FILE
+
+    path = Path(measured)
+    return path / RESULT_FILE if path.is_dir() else path
 
 
 def trigger_of(given: TriggerSpec) -> Trigger:
@@ -125,6 +136,17 @@ def check_apart(dataset: ManyData | None, clean_dataset: Data | None) -> None:
     for path in paths_of(dataset) or ():
         if Path(path).resolve() in known:
             raise UserError("the same rows are given as untrusted and as clean", path, fix)
+
+
+def check_not_itself(model: Model, base_model: Model | None) -> None:
+    """Refuses a suspect model as its own base model: beside itself it has no backdoor.
+
+    Raises:
+        UserError: both are the same directory or Hub id.
+    """
+    if base_model is not None and Path(model).resolve() == Path(base_model).resolve():  # of Hub ids, too
+        fix = "give what it was tuned from, or leave it out"
+        raise UserError("the base model is the suspect model itself", fspath(model), fix)
 
 
 def refuse_figures_of_others(directory: Path, mark: str) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
-from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, check_apart, loaded, named, template_of
+from mbdefense.recipes._given import (
+    Data,
+    Folder,
+    Model,
+    OnBadRow,
+    check_apart,
+    check_not_itself,
+    loaded,
+    named,
+    template_of,
+)
 
 if TYPE_CHECKING:
     from mbdefense.finding.record import Found
@@ -66,6 +76,8 @@ def find_triggers(
         for option, given in idle.items():
             if given is not None:
                 raise UserError(f"--{option} without --victim", given, "add --victim MODEL")
+    else:
+        check_not_itself(victim, base_model)
     from mbdefense.core.files import claimed
     from mbdefense.data import load_rows, unlabelled
     from mbdefense.defenses.stages import Recovery

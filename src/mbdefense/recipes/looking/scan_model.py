@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError, did_you_mean
-from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, check_apart, loaded, named, template_of
+from mbdefense.recipes._given import (
+    Data,
+    Folder,
+    Model,
+    OnBadRow,
+    check_apart,
+    check_not_itself,
+    loaded,
+    named,
+    template_of,
+)
 
 WayName = Literal["data", "leaks", "inversion", "parting"]
 if TYPE_CHECKING:
@@ -88,6 +98,7 @@ def scan_model(
     at_least(1, max_length=max_length)
     at_least(16, samples=samples)
     chosen = _chosen(ways, base_model, dataset)
+    check_not_itself(model, base_model)
     from mbdefense.core.files import claimed, write_text
     from mbdefense.defenses.stages import Recovery
     from mbdefense.finding.record import FOUND_FILE, write_found

@@ -18,6 +18,7 @@ from mbdefense.recipes._given import (
     TriggerSpec,
     behavior_of,
     check_apart,
+    check_not_itself,
     named,
     trigger_of,
 )
@@ -102,10 +103,8 @@ def purify(
     if name in DEFENSES and name not in (*repairs(), FINDING):
         fix = f"choose one of {', '.join(repairs())}; or {FINDING}, with its data or found triggers"
         raise UserError(f"{name} does not repair a finished model", fix=fix)
-    itself = base_model is not None and Path(model).resolve() == Path(base_model).resolve()  # of Hub ids, too
-    if itself and "reference model" in getattr(method, "needs", ()):  # else it is what the adapter is for
-        fix = "give what it was tuned from, or leave it out"
-        raise UserError("the base model is the suspect model itself", fspath(model), fix)
+    if "reference model" in getattr(method, "needs", ()):  # else it is what the adapter is for
+        check_not_itself(model, base_model)
     if dataset is not None and name != FINDING:
         raise UserError(f"{name} does not look at suspect data", named(dataset), f"use {FINDING}, or leave them out")
     if adapter and name in _SINGLE_WEIGHTS:
@@ -115,7 +114,7 @@ def purify(
     from mbdefense.data import check_disjoint, load_rows
     from mbdefense.models.adapter import base_for, check_base
     from mbdefense.models.loading import load_tokenizer
-    from mbdefense.models.ready import check_lengths, usable
+    from mbdefense.models.ready import check_clean, check_lengths, usable
     from mbdefense.recipes.making._running import run
     from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
@@ -140,6 +139,7 @@ def purify(
     victim = setting.victim_model()
     tokenizer = load_tokenizer(victim.path, chat_template=victim.chat_template, trust_remote_code=trust_remote_code)
     clean = usable(tokenizer, clean, on_bad_row, "clean_dataset")
+    check_clean(clean)
     check_lengths(victim.path, tokenizer, clean, "clean_dataset", trust_remote_code=trust_remote_code)
     if suspect is not None:
         suspect = usable(tokenizer, suspect, on_bad_row, "dataset")
