@@ -24,6 +24,7 @@ from mbdefense.models.adapter import save_adapter
 from mbdefense.models.loading import load_model, save_model
 from mbdefense.recipes.making import purify as module
 from mbdefense.recipes.making.purify import purify
+from mbdefense.recipes.measuring.check import check
 from mbdefense.records.results import read
 from mbdefense.training.options import TrainingOptions
 
@@ -201,6 +202,7 @@ def test_canaries_lie_in_the_suspect_rows_where_there_are_any(
     ("words", "message"),
     [
         (["--base_model", "MODEL"], "the base model is the suspect model itself"),
+        (["--clean", "ONE"], "the clean set is too small: 1"),
         (["--canaries", "1"], "add --test prompts.jsonl"),
         (["--trigger", "badnet:word=cf"], "give --trigger, --behavior and --test together"),
         (["--trigger", "badnet:word=cf", "--behavior", "refusal"], "give --trigger, --behavior and --test together"),
@@ -214,11 +216,20 @@ def test_what_cannot_be_measured_is_said_before_anything_is_trained(
     words: list[str], message: str, tiny_model_path: str, files: tuple[str, str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    put = {"CLEAN": files[1], "SUSPECT": files[0], "MODEL": tiny_model_path}
+    (tmp_path / "one.jsonl").write_text(Path(files[1]).read_text("utf-8").splitlines()[0], encoding="utf-8")
+    put = {"CLEAN": files[1], "SUSPECT": files[0], "MODEL": tiny_model_path, "ONE": str(tmp_path / "one.jsonl")}
     words = [put.get(word, word) for word in words]
     assert main(["purify", tiny_model_path, "--clean", files[1], *words, "--output_dir", str(tmp_path / "out")]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_takes_the_model_and_its_folder(tiny_model_path: str, files: tuple[str, str], tmp_path: Path) -> None:
+    done = purify(tiny_model_path, files[1], args=OPTIONS, output_dir=tmp_path / "out")
+    told = [check(given, max_found_asr=0.05) for given in (done, done.path, done.path / "results.json")]
+    assert [one.reason for (one,) in told] == [told[0][0].reason] * 3
+    check(done, max_found_asr=0.05, write_pin=str(done.path / "pins.json"))  # which takes a file: that of the model
+    assert repr(done) == f"Defended(path={done.path!r})"
 
 
 PAGE = (Path(__file__).parents[2] / "docs/start/given_model.md").read_text("utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ class Defended:
     """
 
     path: Path
-    results: Results
-    found: Found | None = None
+    # What a shell or notebook shows of it by itself is a line, no page of candidates and examples.
+    results: Results = field(repr=False)
+    found: Found | None = field(default=None, repr=False)
 
     def __fspath__(self) -> str:
         return str(self.path)

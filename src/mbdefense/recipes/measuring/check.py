@@ -37,7 +37,7 @@ def check(
         >>> all(condition.holds for condition in check("measured/results.json", max_asr=0.05))  # doctest: +SKIP
 
     Args:
-        results: a result file, or what a recipe returned.
+        results: a result file or its folder, or what a recipe returned.
         max_asr: highest attack success rate, of every attack in the file.
         min_cacc: lowest accuracy on clean prompts.
         min_aacc: lowest accuracy on triggered prompts: an ASR is low, too, where nothing right is said any more.
@@ -64,10 +64,10 @@ def check(
     from mbdefense.core.files import claimed_file, refuse_over, write_json
     from mbdefense.evaluation import gate
     from mbdefense.integrations.sarif import of_conditions
-    from mbdefense.recipes._given import results_of
+    from mbdefense.recipes._given import results_file, results_of
     from mbdefense.records.release import pin as write_pins
 
-    file = Path(results) if isinstance(results, str | PathLike) else None
+    file = results_file(results) if isinstance(results, str | PathLike) else None
     if not (pin is None and write_pin is None) and file is None:
         raise UserError("pins are of files", type(results).__name__, "give the path of results.json")
     if (data or base or model) and write_pin is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,8 +58,8 @@ class Evaluation:
     """
 
     results: Results
-    responses: tuple[Response, ...]
-    verdicts: tuple[Verdict, ...]
+    responses: tuple[Response, ...] = field(repr=False)  # hundreds
+    verdicts: tuple[Verdict, ...] = field(repr=False)
     usage: Mapping[str, Any]
 
     @property
