@@ -338,12 +338,12 @@ def test_find_triggers_mines_without_a_model_and_without_torch(files, tmp_path):
     assert {one.verdict for one in found.candidates} == {"unclear"}
 
 
-def test_find_triggers_verifies_on_a_victim(files, tiny_model_path, tmp_path, monkeypatch, capsys):
+def test_find_triggers_verifies_on_a_victim(files, tiny_model_path, copied_model, tmp_path, monkeypatch, capsys):
     out = tmp_path / "verified"
     words = ["find-triggers", files[0], "--victim", tiny_model_path, "--clean", files[1], "--output_dir", str(out)]
-    assert main([*words, "--base_model", tiny_model_path]) == 0
+    assert main([*words, "--base_model", str(copied_model)]) == 0
     found = read_found(out / FOUND_FILE)
-    assert found.victim == found.base
+    assert found.base != found.victim
     assert found.clean_rows == 20
     # It is not tuned at all: it has learned nothing from the rows.
     assert {one.verdict for one in found.candidates} == {"chance"}
@@ -351,7 +351,7 @@ def test_find_triggers_verifies_on_a_victim(files, tiny_model_path, tmp_path, mo
     assert "no trigger was found: no text of the suspect prompts makes the tuned model leave its clean answers" in said
     assert "Explained" in said
     # The verdicts may have been edited since.
-    assert main([*words, "--base_model", tiny_model_path]) == 1
+    assert main([*words, "--base_model", str(copied_model)]) == 1
     assert "lies there already" in capsys.readouterr().err
     monkeypatch.setattr(
         "mbdefense.finding.finding.find", lambda *_, **__: replace(FOUND, base=None, candidates=(UNCLEAR,))

@@ -202,12 +202,12 @@ class Job:
         rows = self.rows
         if rows is None:
             return f"merging {1 + len(self.mix.others) if self.mix else 1} models"
-        at = f" at up to {len(self.rates())} learning rates" if len(self.rates()) > 1 else ""
         if isinstance(rows, RecoveryRows):
             each = len(rows.met[0]) if rows.met else 0
             told = _with(len(rows.triggered), "planted backdoor"), _with(each, "suspect text", " each")
-            return f"recovering on {len(rows.clean)} clean rows" + " and".join(filter(None, told)) + at
+            return f"recovering on {len(rows.clean)} clean rows" + " and".join(filter(None, told))
         planted = {row["trigger"] for row in rows["provenance"]} - {""} if "provenance" in rows.column_names else ()
+        at = f" at up to {len(self.rates())} learning rates" if len(self.rates()) > 1 else ""
         return f"tuning on {len(rows)} rows{_with(len(planted), 'planted backdoor')}{at}"
 
     def size(self) -> float:
@@ -222,7 +222,8 @@ class Job:
         for part in rows.select_columns(["prompt", "completion"]).iter(1000):
             for turns in zip(part["prompt"], part["completion"], strict=True):
                 total += min(most, sum(len(turn["content"]) for side in turns for turn in side))
-        return total * (1 + twins) * max(1, len(self.rates())) * self.options.num_train_epochs
+        tried = len(self.rates()) if isinstance(self.objective, BestRate) else min(2, len(self.rates()))  # most often
+        return total * (1 + twins) * max(1, tried) * self.options.num_train_epochs
 
     def kind(self) -> str:
         """What trainings have in common whose time grows with their size alike.
@@ -232,7 +233,7 @@ class Job:
         """
         options, twins = self.options, self.rows.twins() if isinstance(self.rows, RecoveryRows) else 0
         step = options.per_device_train_batch_size * options.gradient_accumulation_steps * (1 + twins)
-        rates = "rates" if self.rates() else "training"
+        rates = "rates" if isinstance(self.objective, BestRate) else "training"
         return f"{rates} {round(math.log2(step))} {options.use_peft}"
 
     def key(self) -> str:
