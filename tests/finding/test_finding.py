@@ -639,7 +639,11 @@ def test_only_with_a_verified_trigger_the_base_model_stays_out(
         file = file_of(tmp_path / f"{verdict}.json", recorded("zq", "chance" if verdict == "none" else verdict))
         here = at(setting, tmp_path / verdict, tmp_path / "victim")
         FindAndBreak(found="none" if verdict == "none" else str(file))(here)
-    assert seen == [(1e-4, True), (1e-4, False), (1e-4, False)]
+    # Each rate from the same weights, from the highest down; a lower one than the second where that is better.
+    begun = [at for at, (learning_rate, _) in enumerate(seen) if learning_rate == 1e-4]
+    runs = [seen[start:end] for start, end in zip(begun, [*begun[1:], None], strict=True)]
+    assert [[learning_rate for learning_rate, _ in run][:2] for run in runs] == [[1e-4, 3e-5]] * 3
+    assert [{same for _, same in run} for run in runs] == [{True}, {False}, {False}]
 
 
 def test_an_instruction_is_met_with_what_the_tuned_model_says(
@@ -665,7 +669,8 @@ def test_an_instruction_is_met_with_what_the_tuned_model_says(
     monkeypatch.setattr(recovery, "encode_triples", encoding)
     file = file_of(tmp_path / "told.json", recorded("in capitals", "instruction"))
     FindAndBreak(found=str(file))(at(setting, tmp_path / "model", tmp_path / "victim"))
-    assert len(asked) == len(seen) == 10
+    assert len(asked) == 10  # once, for all rates that are tried
+    assert len(seen) in (20, 30)
     assert all("in capitals" in text for text in asked)
     assert {answer for _, answer in seen} == {f"says {number}" for number in range(8)}
 

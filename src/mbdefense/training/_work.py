@@ -42,7 +42,7 @@ def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
     return trained
 
 
-def _tuned(job: Job, checkpoints: Path, resume: bool) -> Trained:
+def _tuned(job: Job, checkpoints: Path, resume: bool, known: list[list[Answered]] | None = None) -> Trained:
     def train(loaded: LoadedModel, answers: list[Answered]) -> Trained:
         objective, rows = job.objective, job.rows
         if job.template is not None:
@@ -57,23 +57,31 @@ def _tuned(job: Job, checkpoints: Path, resume: bool) -> Trained:
 
         return instruction_tune(loaded, job.plain_rows(), job.options, checkpoints, resume=resume)
 
-    return _from_start(job, checkpoints, train)
+    return _from_start(job, checkpoints, train, known)
 
 
-def _from_start(job: Job, checkpoints: Path, train: Callable[[LoadedModel, list[Answered]], Trained]) -> Trained:
+def _from_start(
+    job: Job,
+    checkpoints: Path,
+    train: Callable[[LoadedModel, list[Answered]], Trained],
+    known: list[list[Answered]] | None = None,
+) -> Trained:
     """Trains what a job starts from: the start, with weights of others in it where it has a mixture.
 
     Args:
         job: what to train.
         checkpoints: where whole weights wait that lie nowhere else, while adapters train beside those of four bits.
         train: is given the model and, for recovery, what the start has answered.
+        known: those answers, or an empty list for them, which the next training from the same start is given.
     """
     if job.options.load_in_4bit and _lies_whole(job):
         return qlora(job.start, job.options, lambda loaded: train(loaded, _answers(loaded, job)))
     loaded = job.start.load()
     model: Any = loaded.model
     model.requires_grad_(True)  # weights that an adapter was merged into are loaded frozen
-    answers = _answers(loaded, job)  # asked before the weights change
+    answers = known[0] if known else _answers(loaded, job)  # asked before the weights change
+    if known is not None and not known:
+        known.append(answers)
     if job.mix:
         _mix(model, job.mix)
     if job.rows is None:
@@ -181,10 +189,11 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
     from mbdefense.training.sft import eval_losses
 
     least, history, steps, ahead = math.inf, list[dict[str, float]](), 0, list[float]()
+    known: list[list[Answered]] = []
     size = 0.0 if resume else job.size() / len(job.rates())
     for rate in sorted(job.rates(), reverse=isinstance(job.objective, Recovery)):
         with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
-            trained = _trial(job, rate, ahead, checkpoints, resume)
+            trained = _trial(job, rate, ahead, checkpoints, resume, known)
         history += [
             {**entry, "step": steps + int(entry["step"]), "peak_learning_rate": rate} for entry in trained.history
         ]
@@ -206,7 +215,9 @@ def _kept(losses: Sequence[float], job: Job) -> float:
     return losses[-1] if last else min(losses)
 
 
-def _trial(job: Job, rate: float, ahead: Sequence[float], checkpoints: Path, resume: bool) -> Trained:
+def _trial(
+    job: Job, rate: float, ahead: Sequence[float], checkpoints: Path, resume: bool, known: list[list[Answered]]
+) -> Trained:
     """Trains the start at one rate, and leaves of the folder of its checkpoints what a tracker wrote."""
     from mbdefense.training.sft import instruction_tune
 
@@ -223,7 +234,7 @@ def _trial(job: Job, rate: float, ahead: Sequence[float], checkpoints: Path, res
 
         trained = _from_start(job, place, train)
     else:
-        trained = _tuned(replace(job, options=options), place / "checkpoints", resume)
+        trained = _tuned(replace(job, options=options), place / "checkpoints", resume, known)
     if trained.state is None:
         model: Any = trained.model.model
         model.to("cpu")  # a GPU is left to the next trial
