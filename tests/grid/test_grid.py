@@ -509,6 +509,7 @@ def test_a_grid_answers_again_where_a_file_has_changed(
 def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: list[str]) -> None:
     """A filter's verdicts and found triggers are all that a plan cannot know; so their models come as a surprise."""
     options = {"mb_defense": ":min_defensive_rows=1", "merge_only": ":min_defensive_rows=1"}
+    options["find_and_break"] = ":recovery_learning_rates=1e-4"  # of several, how many are tried hangs on the losses
     arms = [name + options.get(name, "") for name in DEFENSES if name != "pdb"]  # which takes labels alone
     chosen = {"attacks": ["badnet"], "behaviors": ["refusal"], "defenses": arms, "training": TRAINING}
     _, out = bench("--plan", **chosen)
