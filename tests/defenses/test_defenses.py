@@ -310,14 +310,17 @@ def test_recovery_starts_between_the_merged_and_the_base_model(setting: Setting,
         torch.testing.assert_close(value, 0.75 * merged[name] + 0.25 * base[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rates", [(1e-2, 1e-30), (10.0, 1e-2)])
+@pytest.mark.parametrize(
+    ("rates", "lower"),
+    [((1e-2, 1e-30), (1e-31,)), ((10.0, 1e-2), ())],  # below one that is no better than the one above it, none is tried
+)
 def test_recovery_keeps_the_rate_with_the_lowest_held_out_loss(
-    rates: tuple[float, float], setting: Setting, tmp_path: Path
+    rates: tuple[float, float], lower: tuple[float, ...], setting: Setting, tmp_path: Path
 ) -> None:
     """How far a model has to be moved hangs on the model: what breaks a trigger in one ruins another."""
     made, *alone = (
         DEFENSES["recover_only"](recovery_learning_rates=tried)(at(setting, tmp_path / str(number)))
-        for number, tried in enumerate((rates[::-1], rates[:1], rates[1:]))
+        for number, tried in enumerate(((*lower, *rates[::-1]), rates[:1], rates[1:]))
     )
     losses, together = (
         [

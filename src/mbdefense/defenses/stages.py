@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from mbdefense.attacks.behaviors import RandomWords
 from mbdefense.attacks.defensive import defensive_pairs, drawn_triggers
 from mbdefense.attacks.poisoning import defensive_poison, triggered_copy
 from mbdefense.attacks.triggers import Trigger
-from mbdefense.core.checks import above_zero, each
+from mbdefense.core.checks import above_zero, each, learning_rates
 from mbdefense.core.errors import UserError
 from mbdefense.defenses.setting import Setting
 from mbdefense.training import job
@@ -25,16 +24,6 @@ if TYPE_CHECKING:
 
 Meet = Callable[["Dataset", int], list[list[Meeting]]]
 """Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
-
-
-def check_rates(name: str, rates: tuple[float, ...]) -> None:
-    """Refuses learning rates that cannot be tried.
-
-    Raises:
-        UserError: none, one twice, or one that is not above 0.
-    """
-    if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
-        raise UserError(f"{name} must be different and above 0", rates, "such as 1e-4 2e-4")
 
 
 @dataclass(frozen=True)
@@ -132,7 +121,7 @@ class Recovery:
         if not 0 <= self.base_share < 1:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
         above_zero(self, "recovery_num_train_epochs", "recovery_batch_size", "meetings")
-        check_rates("recovery_learning_rates", self.recovery_learning_rates)
+        learning_rates("recovery_learning_rates", self.recovery_learning_rates)
         check_ratio(self.lambda_, self.ratio_form, self.beta)
 
     def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from mbdefense.core.checks import above_zero
+from mbdefense.core.checks import above_zero, learning_rates
 from mbdefense.core.needs import Need
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Recovery, check_rates
+from mbdefense.defenses.stages import Recovery
 from mbdefense.training.job import BestRate, Job
 
 
@@ -42,7 +42,7 @@ class Discard:
 
     def __post_init__(self) -> None:
         above_zero(self, "discard_num_train_epochs", "discard_batch_size")
-        check_rates("discard_learning_rates", self.discard_learning_rates)
+        learning_rates("discard_learning_rates", self.discard_learning_rates)
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the tuned model."""
