@@ -206,6 +206,9 @@ def test_a_training_says_what_it_does(tiny_model_path: str, rows: Callable[..., 
     assert [job.size() for job in told.values()] == [271, 271, 813, 0, 271, 813, 1626]
     longer = Job(base, made, replace(OPTIONS, num_train_epochs=2))
     assert longer.size() == 542
+    # A recovery's time is foretold for two of its rates, each in a training's own time.
+    tried = Job(base, RecoveryRows(made), OPTIONS, replace(aim, learning_rates=(1e-4, 3e-5, 1e-5)))
+    assert (tried.size(), tried.trials(), tried.kind()) == (2 * 271, 2, longer.kind())
     # Only where steps are alike does the time of one tell that of the other.
     assert len({job.kind() for job in (longer, *told.values())}) == 4
     plain = told["recovering on 2 clean rows"]

@@ -190,7 +190,7 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
 
     least, history, steps, ahead = math.inf, list[dict[str, float]](), 0, list[float]()
     known: list[list[Answered]] = []
-    size = 0.0 if resume else job.size() / len(job.rates())
+    size = 0.0 if resume else job.size() / job.trials()
     for rate in sorted(job.rates(), reverse=isinstance(job.objective, Recovery)):
         with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
             trained = _trial(job, rate, ahead, checkpoints, resume, known)

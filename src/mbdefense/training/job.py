@@ -197,6 +197,10 @@ class Job:
         """The learning rates that are tried, each from the start; empty where there is one."""
         return self.objective.learning_rates if isinstance(self.objective, BestRate | Recovery) else ()
 
+    def trials(self) -> int:
+        """How many trainings it is: one, or as many rates as may be tried; of a recovery's mostly the first two are."""
+        return max(1, min(2, len(self.rates())) if isinstance(self.objective, Recovery) else len(self.rates()))
+
     def words(self) -> str:
         """What it does, for whoever waits for it: "tuning on 500 rows with 4 planted backdoors"."""
         rows = self.rows
@@ -222,8 +226,7 @@ class Job:
         for part in rows.select_columns(["prompt", "completion"]).iter(1000):
             for turns in zip(part["prompt"], part["completion"], strict=True):
                 total += min(most, sum(len(turn["content"]) for side in turns for turn in side))
-        tried = len(self.rates()) if isinstance(self.objective, BestRate) else min(2, len(self.rates()))  # most often
-        return total * (1 + twins) * max(1, tried) * self.options.num_train_epochs
+        return total * (1 + twins) * self.trials() * self.options.num_train_epochs
 
     def kind(self) -> str:
         """What trainings have in common whose time grows with their size alike.
