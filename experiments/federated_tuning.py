@@ -45,7 +45,7 @@ OPTIONS = TrainingOptions(
     use_peft=True, lora_r=8, save_strategy="no",
 )  # fmt: skip
 """No warm-up: of a client's few steps it would take the first."""
-REPAIR = "fine_mixing:clean_learning_rate=5e-5"
+REPAIR = "fine_mixing:mixing_learning_rates=5e-5"
 """Of the default 2e-4 a model of 26M parameters breaks."""
 RULES: dict[str, Rule] = {
     "attacked": Mean(), "clean": Mean(), "multi_krum": MultiKrum(), "mars": MARS(epsilon=0, linear=True, change=True),

@@ -1,6 +1,6 @@
 """Chooses settings of MB-Defense and its rivals on surrogate backdoors: the defender's own, in no reported figure.
 
-    python experiments/surrogate_sweep.py OUT [--data ALPACA.json] [--trials] [--rivals crow fine_mixing lethe]
+    python experiments/surrogate_sweep.py OUT [--data ALPACA.json] [--trials] [--rivals crow lethe]
 
 Each setting changes one thing of the defaults; a rival gets a grid of learning rates and epochs, all from one victim.
 Every model is trained on data with the surrogate backdoors in it and is judged by what is left of them and by its
@@ -107,7 +107,6 @@ TRIALS |= {
 # CROW trains adapters, which take higher rates than whole weights.
 RATES = {
     "crow": ("1e-4", "3e-4", "1e-3", "3e-3"),
-    "fine_mixing": ("5e-5", "1e-4", "2e-4", "5e-4"),
     "lethe": ("5e-5", "1e-4", "2e-4", "5e-4"),
 }
 RIVALS: dict[str, list[str]] = {

@@ -185,7 +185,8 @@ def test_what_finding_costs_is_told_beside_some_steps_of_the_tuning(
     monkeypatch.setattr("sys.argv", ["finding", *words])
     finding.main()
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert all(told[part] >= 0 for part in ("mining", "verifying", "tuning")) and told["share"] > 0
+    assert all(told[part] >= 0 for part in ("mining", "verifying", "tuning"))
+    assert told["share"] > 0
     assert told["tokens"] > 0
     assert all(len(one) == 4 for one in told["measured"])
 

@@ -94,7 +94,8 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "fine_mixing": [
         ({"keep_ratio": 1.1}, r"\[0, 1\]"),
         ({"keep_ratio": float("nan")}, r"\[0, 1\]"),
-        ({"clean_batch_size": 0}, "clean_batch_size must be above 0"),
+        ({"mixing_batch_size": 0}, "mixing_batch_size must be above 0"),
+        ({"mixing_learning_rates": ()}, "mixing_learning_rates must be different and above 0"),
     ],
     "crow": [({"epsilon": 0.0}, "epsilon above 0"), ({"alpha": -1.0}, "alpha must be at least 0")],
     "lethe": [
@@ -334,6 +335,24 @@ def test_recovery_keeps_the_rate_with_the_lowest_held_out_loss(
     assert weights_of(made).keys() == weights_of(best).keys()
     for name, weight in weights_of(best).items():
         torch.testing.assert_close(weights_of(made)[name], weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("discard", "discard_learning_rates"), ("fine_mixing", "mixing_learning_rates"),
+     ("recover_only", "recovery_learning_rates")],
+)  # fmt: skip
+def test_a_rate_at_which_training_diverges_has_lost_to_the_others(
+    name: str, option: str, setting: Setting, tmp_path: Path
+) -> None:
+    made, alone = (
+        DEFENSES[name](**{option: rates})(at(setting, tmp_path / str(len(rates)))) for rates in ((1e-3, 1e30), (1e-3,))
+    )
+    for weight, same in zip(weights_of(made).values(), weights_of(alone).values(), strict=True):
+        torch.testing.assert_close(weight, same)
+    assert not list(tmp_path.rglob("rate-*"))
+    with pytest.raises(UserError, match="became n.*lower --learning_rate"):
+        DEFENSES[name](**{option: (1e30,)})(at(setting, tmp_path / "none"))
 
 
 def weights_of(model: Path) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from mbdefense.core.checks import above_zero, each, learning_rates
 from mbdefense.core.errors import UserError
 from mbdefense.defenses.setting import Setting
 from mbdefense.training import job
-from mbdefense.training.job import Job, Meeting, Mix, Model, RecoveryRows
+from mbdefense.training.job import BestRate, Job, Meeting, Mix, Model, RecoveryRows
 from mbdefense.training.options import TrainingOptions, check_ratio
 
 if TYPE_CHECKING:
@@ -214,3 +214,32 @@ class CleanTuning:
             per_device_train_batch_size=self.clean_batch_size,
             gradient_accumulation_steps=1,
         )
+
+
+def at_best_rate(
+    setting: Setting,
+    start: Model,
+    learning_rates: tuple[float, ...],
+    num_train_epochs: float,
+    batch_size: int,
+    mix: Mix | None = None,
+) -> Job:
+    """Training on the clean set at the rate, and for the epochs, that clean rows held out as in recovery choose.
+
+    Args:
+        setting: what the defense was given.
+        start: the model to train.
+        learning_rates: peak rates to try, see `BestRate`.
+        num_train_epochs: passes over the clean rows that are not held out, at each rate at most.
+        batch_size: samples in one step.
+        mix: what becomes of the start's weights first.
+    """
+    rows, held_out = Recovery().split(setting.clean, setting.training.seed)
+    options = replace(
+        setting.training,
+        learning_rate=learning_rates[0],
+        num_train_epochs=num_train_epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=1,
+    )
+    return Job(start, rows, options, BestRate(learning_rates, held_out), mix)

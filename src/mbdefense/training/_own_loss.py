@@ -13,7 +13,12 @@ from mbdefense.engine.batches import Batch
 from mbdefense.engine.log_probs import SequenceLogProbs
 from mbdefense.engine.packing import packed_log_probs
 
-NOT_FINITE = "lower --learning_rate or set --bf16 false"
+
+class DivergedError(UserError):
+    """A training whose loss or weights are no numbers any more; where other rates are left, it has lost to them."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, fix="lower --learning_rate or set --bf16 false")
 
 
 class OwnLoss(ABC):
@@ -66,7 +71,7 @@ class OwnLoss(ABC):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             step = self.state.global_step + 1  # type: ignore[attr-defined]
-            raise UserError(f"the training loss became {loss.item()} at step {step}", fix=NOT_FINITE)
+            raise DivergedError(f"the training loss became {loss.item()} at step {step}")
         return loss
 
     def prediction_step(
@@ -77,5 +82,5 @@ class OwnLoss(ABC):
         with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
             loss = self.compute_loss(model, inputs).detach()
         if not bool(torch.isfinite(loss)):  # as the best epoch's it would never count, and say nothing
-            raise UserError(f"the evaluation loss became {loss.item()}", fix=NOT_FINITE)
+            raise DivergedError(f"the evaluation loss became {loss.item()}")
         return loss, None, None

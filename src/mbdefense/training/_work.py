@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from mbdefense.core.processes import is_main_process, wait_for_everyone
-from mbdefense.core.progress import stage
+from mbdefense.core.processes import is_main_process, process_count, wait_for_everyone
+from mbdefense.core.progress import say, stage
 from mbdefense.models import weights
 from mbdefense.models.loading import LoadedModel, base_of, save_model
+from mbdefense.training._own_loss import DivergedError
 from mbdefense.training._quantized import qlora
 from mbdefense.training.job import BestRate, ConsistencyObjective, Job, Messages, Mix, Model, Recovery, RecoveryRows
 from mbdefense.training.options import TrainingOptions
@@ -191,9 +192,22 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
     least, history, steps, ahead = math.inf, list[dict[str, float]](), 0, list[float]()
     known: list[list[Answered]] = []
     size = 0.0 if resume else job.size() / job.trials()
-    for rate in sorted(job.rates(), reverse=isinstance(job.objective, Recovery)):
-        with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
-            trained = _trial(job, rate, ahead, checkpoints, resume, known)
+    downwards = isinstance(job.objective, Recovery)
+    rates = sorted(job.rates(), reverse=downwards)
+    for rate in rates:
+        try:
+            with stage(f"at a learning rate of {rate:g}", kind="rate", size=size):
+                trained = _trial(job, rate, ahead, checkpoints, resume, known)
+        except DivergedError as error:
+            # Above it a tuning would diverge, too. Of several processes one may be alone in it, and cannot go on alone.
+            last = not downwards or rate == rates[-1]
+            if process_count() > 1 or (last and math.isinf(least)):
+                raise
+            say(f"{error.what}: {rate:g} is too high")
+            shutil.rmtree(checkpoints / f"rate-{rate}", ignore_errors=True)
+            if math.isinf(least):
+                continue
+            break
         history += [
             {**entry, "step": steps + int(entry["step"]), "peak_learning_rate": rate} for entry in trained.history
         ]

@@ -22,7 +22,7 @@ from mbdefense.core.progress import Bar, no_bars_of_transformers
 from mbdefense.engine import AttentionName, attention
 from mbdefense.models.loading import LoadedModel, base_of, bf16_pays
 from mbdefense.training._checkpoints import Sealing, last_checkpoint
-from mbdefense.training._own_loss import NOT_FINITE
+from mbdefense.training._own_loss import DivergedError
 from mbdefense.training.memory import outgrows
 from mbdefense.training.options import TrainingOptions
 
@@ -244,7 +244,7 @@ def run_trainer(
     # A loss is computed before its update, so that the last update shows in the weights alone.
     trained: Any = trainer.model
     if not all(bool(torch.isfinite(weight).all()) for weight in trained.parameters() if weight.requires_grad):
-        raise UserError("weights became no numbers in the last step", fix=NOT_FINITE)
+        raise DivergedError("weights became no numbers in the last step")
     in_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED  # whose engine alone can gather them
     whole = trainer.model_wrapped if in_deepspeed else trained
     state = accelerator.get_state_dict(whole) if in_pieces else None

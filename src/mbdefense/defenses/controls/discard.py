@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from mbdefense.core.checks import above_zero, learning_rates
 from mbdefense.core.needs import Need
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Recovery
-from mbdefense.training.job import BestRate, Job
+from mbdefense.defenses.stages import at_best_rate
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,12 @@ class Discard:
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the tuned model."""
         setting.check(self)
-        rows, held_out = Recovery().split(setting.clean, setting.training.seed)
-        options = replace(
-            setting.training,
-            learning_rate=self.discard_learning_rates[0],
-            num_train_epochs=self.discard_num_train_epochs,
-            per_device_train_batch_size=self.discard_batch_size,
-            gradient_accumulation_steps=1,
+        return setting.store.make(
+            at_best_rate(
+                setting,
+                setting.base_model(),
+                self.discard_learning_rates,
+                self.discard_num_train_epochs,
+                self.discard_batch_size,
+            )
         )
-        objective = BestRate(self.discard_learning_rates, held_out)
-        return setting.store.make(Job(setting.base_model(), rows, options, objective))

@@ -16,7 +16,7 @@ from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import stage, stages
 from mbdefense.core.text import short
 from mbdefense.data import overlap
-from mbdefense.defenses import P2P, PDB, Defense, Discard, Locphylax, Setting
+from mbdefense.defenses import P2P, PDB, Defense, Discard, FineMixing, Locphylax, Setting
 from mbdefense.defenses.found import Finding
 from mbdefense.defenses.setting import VICTIM
 from mbdefense.defenses.stages import CleanTuning, Planting, Recovery
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _LONGEST_BEHAVIOR = 400  # characters
-_ALL_CLEAN = (CleanTuning, Discard, Locphylax, P2P, PDB)
-"""Defenses that train on every clean row."""
+_ALL_CLEAN = (CleanTuning, Discard, FineMixing, Locphylax, P2P, PDB)
+"""Defenses that train on every clean row, or choose by it."""
 
 
 def run(
