@@ -81,7 +81,7 @@ def measured(folder: Path) -> list[Attack]:
         key = (cell.attack, cell.behavior, round(cell.rate * size))
         attack = attacks.setdefault(key, Attack(*key, {}, {}))
         attack.seeds.setdefault(cell.seed, {})[cell.arm] = read_arm(folder / "cells" / cell.id)
-        found = [path for stage in cell.stages for path in (folder / "stages" / stage).rglob(FOUND_FILE)]
+        found = [path for step in cell.steps if (path := folder / "stages" / step / FOUND_FILE).is_file()]
         if cell.arm == DEFAULT and found:
             attack.searched[cell.seed] = found[0]
     return list(attacks.values())

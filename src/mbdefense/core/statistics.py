@@ -287,6 +287,29 @@ def over_seeds(runs: Mapping[int, Mapping[str, bool | None]], *, seed: int = 0) 
     return SeedScore(value, seeds, len(names), low[0], high[1], unparsed)
 
 
+def over_both(values: Sequence[Sequence[float]], *, seed: int = 0) -> Mean:
+    """The mean over rows (attacks, training seeds) and columns (the prompts that all of them answered).
+
+    The interval is `over_seeds`' bootstrap; of few rows it is too short, as there.
+
+    Args:
+        values: by row and prompt, e.g. one answer's being right less another's.
+        seed: of the draws.
+
+    Raises:
+        UserError: fewer than two rows, or no columns.
+        ValueError: rows of different lengths.
+    """
+    import numpy
+
+    if len(values) < 2 or not values[0]:
+        raise UserError("a mean over rows and prompts needs two rows and a prompt", len(values), "measure more")
+    known = numpy.asarray(values, dtype=numpy.float64)
+    low, high = numpy.quantile(_pigeonhole(known, numpy.random.default_rng(seed)), [_LEVEL / 2, 1 - _LEVEL / 2])
+    value = float(known.mean())
+    return Mean(value, known.size, min(float(low), value), max(float(high), value))
+
+
 def _over_seeds(found: Sequence[Sequence[bool | None]], unknown: bool, seed: int) -> tuple[float, float]:
     """The bounds of `over_seeds` with unknown outcomes taken as `unknown`; outcomes by seed and prompt."""
     import numpy

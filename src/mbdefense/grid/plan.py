@@ -68,11 +68,12 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class _Facts(Form):
-    """The stages that a finished cell took, and what they cost."""
+    """The stages that a finished cell took, its searches and filters, and what they all cost."""
 
     stages: tuple[str, ...]
     seconds: NotNegative
     peak_bytes: Count
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def cell_facts(folder: Path, stages: Path) -> dict[str, Any]:
         UserError: it is damaged, or names a stage outside of `stages`.
     """
     facts = read_form(_Facts, folder / CELL_FILE, f"{folder.name}/{CELL_FILE}", _FIX)
-    for name in facts.stages:
+    for name in (*facts.stages, *facts.steps):
         inside(stages, name)
     return asdict(facts)
 

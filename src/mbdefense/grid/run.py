@@ -100,7 +100,7 @@ def _facts(workspace: Workspace, planned: PlannedCell) -> dict[str, Any]:
     """Stages and costs of a cell; of a finished one also those that a plan before a filter's verdicts did not know."""
     folder = workspace.out / "cells" / planned.id
     if planned.reason or not (folder / CELL_FILE).is_file():
-        return {"stages": list(planned.stages), "seconds": 0.0, "peak_bytes": 0}
+        return {"stages": list(planned.stages), "steps": [], "seconds": 0.0, "peak_bytes": 0}
     return cell_facts(folder, workspace.stages)
 
 

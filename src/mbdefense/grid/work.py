@@ -91,7 +91,7 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
         poisoning_rate=cell.rate,
         cacc_by_source=cacc_by_source(verdicts, sources) if len(set(sources.values())) > 1 else (),
     )
-    facts = {"stages": store.met, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
+    facts = {"stages": store.met, "steps": store.steps, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
     write_sealed(directory / CELL_FILE, facts)
     results = merge_results([row], {"cell": workspace.id(cell)}, cell.seed)
     write_beside(directory, results, (RESPONSES_FILE, VERDICTS_FILE, CELL_FILE))

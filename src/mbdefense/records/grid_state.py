@@ -12,7 +12,12 @@ GRID_FILE = "grid.json"
 
 @dataclass(frozen=True)
 class GridCell(OpenForm):
-    """One cell of a grid (see `Grid`): what was to be done and what became of it."""
+    """One cell of a grid (see `Grid`): what was to be done and what became of it.
+
+    Attributes:
+        stages: folders below ``stages`` with the models that it took.
+        steps: the same of its searches and filters; none where a file written before does not say.
+    """
 
     id: str
     model: str
@@ -24,6 +29,7 @@ class GridCell(OpenForm):
     status: Literal["done", "failed", "pending"]
     reason: str = ""
     stages: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
