@@ -351,7 +351,7 @@ def test_a_rate_at_which_training_diverges_has_lost_to_the_others(
     for weight, same in zip(weights_of(made).values(), weights_of(alone).values(), strict=True):
         torch.testing.assert_close(weight, same)
     assert not list(tmp_path.rglob("rate-*"))
-    with pytest.raises(UserError, match="became n.*lower --learning_rate"):
+    with pytest.raises(UserError, match=r"became n.*lower --learning_rate"):
         DEFENSES[name](**{option: (1e30,)})(at(setting, tmp_path / "none"))
 
 

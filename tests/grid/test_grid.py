@@ -17,7 +17,7 @@ from mbdefense.cli import main
 from mbdefense.core.files import LOCK_FILE
 from mbdefense.data import unlabelled
 from mbdefense.data.builtin import MIXES, tasks
-from mbdefense.defenses import DEFENSES, Discard
+from mbdefense.defenses import DEFENSES, Discard, FineMixing
 from mbdefense.defenses.filters import FILTERS, SEEP, Evidence, Repeats
 from mbdefense.grid import code
 from mbdefense.grid.answers import Answers, answers_of
@@ -521,8 +521,16 @@ def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: lis
     assert len(made) <= len(FILTERS) + 2  # find_and_break and found_dropped, which share one search
     steps = [name for name in planned if name.partition("-")[0] in ("filter", "found")]
     assert len(steps) == len(FILTERS) + 1
-    # Tunings of which no model is left: those that SEEP watches, and the rates that Discard does not choose.
-    own = SEEP.watched_epochs + len(Discard.discard_learning_rates) - 1
+    cells = {
+        cell["arm"].partition(":")[0]: cell["steps"] for cell in json.loads((out / "grid.json").read_text())["cells"]
+    }
+    (search,) = cells["find_and_break"]
+    assert (out / "stages" / search / "found.json").is_file()
+    assert cells["found_dropped"] == [search]
+    assert cells["crow"] == []
+    # Tunings of which no model is left: those that SEEP watches, and the rates that are not chosen.
+    rates = (Discard.discard_learning_rates, FineMixing.mixing_learning_rates)
+    own = SEEP.watched_epochs + sum(len(tried) - 1 for tried in rates)
     weighed = ["lethe"]  # its stage puts weights together; what it trains is a stage named tuned
     assert len(counted) == len(planned) - len(steps) - len(weighed) + len(made) + own
 
