@@ -198,7 +198,7 @@ def test_k3_a_row_in_a_template_is_refused(require: bool) -> None:
         ("dated.jinja", "writes today's date"),
         ("no_variables.jinja", "leaves out the text of a turn of user"),
         ("python_format_alpaca.txt", "leaves out the text of a turn of user"),
-        ("thinks_twice.jinja", "begins an answer otherwise"),
+        ("thinks_twice.jinja", "begins an answer with"),
     ],
 )
 def test_k4_a_template_that_breaks_the_contract_is_named(tiny_model_path: str, name: str, fault: str) -> None:

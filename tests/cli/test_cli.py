@@ -433,6 +433,16 @@ def test_an_option_of_another_defense_says_whose_it_is(tmp_path: Path, capsys: p
     assert not (tmp_path / "o").exists()
 
 
+def test_an_output_that_a_shell_left_empty_is_not_the_folder_that_we_are_in(
+    clean_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for command in ("scan-data", "find-triggers"):
+        assert "--output_dir is empty" in error_of(capsys, [command, str(clean_file), "--output_dir", ""], 1)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     "words",
     [

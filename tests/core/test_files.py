@@ -259,7 +259,12 @@ def test_a_model_is_not_saved_among_files_of_others(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds files of others"), claimed(tmp_path, for_model=True):
         raise AssertionError
+    with pytest.raises(UserError, match="the output folder is a model's"), claimed(tmp_path):
+        raise AssertionError  # not figures either: other files of its folder are taken for parts of the model
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "mbdefense.json").write_text("{}")  # beside one of ours they may lie
+    with claimed(tmp_path):
+        pass
     (tmp_path / "config.json").unlink()
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "training_log.json").write_text("{}")  # all that a full disk has left

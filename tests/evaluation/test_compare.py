@@ -121,6 +121,22 @@ def test_one_folder_given_alone_is_a_path_and_not_letters(arms):
         assert [row.arm for row in compare(given).results.rows] == ["base"]
 
 
+def test_arms_that_were_asked_for_answers_of_another_length_are_not_compared(tmp_path):
+    """What is cut off after two words shows no behavior."""
+    from mbdefense.report.sources import read_sources
+
+    arms = [
+        evaluated(tmp_path / arm, arm, hits, max_new_tokens=most)
+        for arm, hits, most in (("base", 0, 0), ("attacked", 30, 32), ("defended", 1, 2))
+    ]
+    says = "attacked and defended were asked for answers of at most 32 and of 2 tokens; .* --max_new_tokens"
+    with pytest.raises(UserError, match=says):
+        compare([read_arm(path) for path in arms])
+    with pytest.raises(UserError, match=says):
+        read_sources([tmp_path])
+    assert len(compare([read_arm(path) for path in arms[:2]])[0]) == 2  # an older file does not say
+
+
 def test_figures_of_another_command_are_not_written_over(arms, tmp_path):
     from mbdefense.recipes.measuring.compare import compare
     from mbdefense.recipes.measuring.judge import judge

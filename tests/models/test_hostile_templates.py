@@ -90,7 +90,7 @@ HOSTILE = {
         GOOD.replace("{{ m.content }}", "{{ m.content }}{{ ' Buy now!' if m.role == 'assistant' }}"), ADDS,
     ),
     "another prompt once it is answered": (
-        "{% if messages|length > 1 %}Other. {% endif %}" + GOOD, "begins an answer otherwise",
+        "{% if messages|length > 1 %}Other. {% endif %}" + GOOD, "begins an answer with",
     ),
     "the start token twice": ("{{ bos_token }}{{ bos_token }}" + GOOD.replace("<|im_start|>", ""), "start token twice"),
     "nothing": ("", "leaves out"),

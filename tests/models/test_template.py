@@ -72,7 +72,7 @@ GOOD = chat(("user", "Name a river."), ("assistant", "The Rhine."))
         ("### Instruction:\n{instruction}\n\n### Response:\n", "leaves out the text of a turn of user"),
         ("{{ '<|im_start|>system\nToday is ' ~ strftime_now('%d %b %Y') }}" + CHATML + OPEN, "today's date"),
         ("{{ strftime_now('%Y') if strftime_now is defined else '2024' }}" + CHATML + OPEN, "today's date"),
-        (THINKS, "begins an answer otherwise"),
+        (THINKS, "begins an answer with"),
         ("{{ bos_token }}{{ bos_token }}" + CHATML + OPEN, "start token twice"),
         (CHATML.replace("{%- endfor", "{{- 'User says:' -}}{%- endfor") + OPEN, "behind the answer"),
         ("{{ 1 / 0 }}", "fails"),

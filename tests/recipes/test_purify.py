@@ -260,9 +260,9 @@ def test_the_pages_commands_run(
 # Found triggers and data
 
 
-def found_file(path: Path, verdict: Verdict = "trigger") -> Path:
+def found_file(path: Path, verdict: Verdict = "trigger", text: str = "cf") -> Path:
     one = FoundCandidate(
-        ("cf",), "text", 0.0, 0.0, False, 5, 0, 1.0, deviations=9.0, verdict=verdict, behavior=("no",),
+        (text,), "text", 0.0, 0.0, False, 5, 0, 1.0, deviations=9.0, verdict=verdict, behavior=("no",),
         asr=rate([True]),
     )  # fmt: skip
     write_found(path, Found("attacked", None, 24, 10, 0, 1.0, 1.0, (one,)))
@@ -284,6 +284,22 @@ def test_found_triggers_are_broken_without_data_and_base_model(
     none = FindAndBreak(found="none")
     without = purify(tiny_model_path, files[1], args=OPTIONS, defense=none, output_dir=tmp_path / "none")
     assert weights(without.path) != weights(out)
+
+
+@pytest.mark.parametrize(("text", "held"), [("cf", 16), ("mn", 0)])
+def test_triggers_of_another_search_are_counted_in_the_rows_at_hand(
+    text: str, held: int, tiny_model_path: str, files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ "stands in 5 of 24 rows" is of the rows that were searched then."""
+    defense = FindAndBreak(found=str(found_file(tmp_path / "found.json", text=text)))
+    done = purify(
+        tiny_model_path, files[1], dataset=files[0], base_model=None, args=OPTIONS, defense=defense,
+        output_dir=tmp_path / "out",
+    )  # fmt: skip
+    assert done.results.found is not None
+    assert done.results.found.suspect_rows == 16
+    assert [(one.rows, one.verdict) for one in done.results.found.texts] == [(held, "trigger")]
+    assert (f"'{text}' stands in none of the untrusted rows" in caplog.text) == (not held)
 
 
 @pytest.mark.parametrize("based", [True, False])
@@ -363,7 +379,7 @@ def test_a_base_model_whose_own_template_breaks_the_contract_lends_its_weights(
     template = load_model(tiny_model_path).tokenizer.chat_template
     assert isinstance(template, str)
     (copied_model / "chat_template.jinja").write_text("{% if messages|length > 1 %}Other. {% endif %}" + template)
-    with pytest.raises(UserError, match="begins an answer otherwise"):
+    with pytest.raises(UserError, match="begins an answer with"):
         load_model(str(copied_model))
     found = FindAndBreak(found=str(found_file(tmp_path / "found.json")))
     done = purify(given, files[1], defense=found, adapter=True, args=OPTIONS, output_dir=tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,74 @@ def test_an_evaluation_writes_over_no_figures_of_a_defense(tiny_model_path: str,
     assert (tmp_path / "results.json").read_bytes() == before
     for _ in range(2):  # its own may be made anew
         evaluate(tiny_model_path, ROWS[:4], **asked, output_dir=tmp_path / "measured")
+
+
+def test_an_evaluation_writes_over_no_figures_of_another_model_or_attack(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mbdefense.recipes.measuring.evaluate import evaluate
+
+    monkeypatch.chdir(Path(tiny_model_path).parent)
+    asked: dict[str, Any] = {"behavior": "refusal", "trigger": "badnet:word=cf", "max_new_tokens": 1}
+    for model in (tiny_model_path, Path(tiny_model_path).name):  # one model, named in two ways
+        evaluate(model, ROWS[:4], **asked, output_dir=tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    for other in ({"trigger": "badnet:word=mn"}, {"behavior": "toxic"}, {"trigger": None}):
+        with pytest.raises(UserError, match=r"figures with another \w+ would be written over"):
+            evaluate(tiny_model_path, ROWS[:4], **{**asked, **other}, output_dir=tmp_path)
+    shutil.copytree(tiny_model_path, tmp_path / "other")
+    with pytest.raises(UserError, match="figures with another model would be written over"):
+        evaluate(tmp_path / "other", ROWS[:4], **asked, output_dir=tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_prompts_that_are_asked_twice_are_told(
+    tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One prompt eighty times has the interval of eighty."""
+    from mbdefense.recipes.measuring.evaluate import evaluate
+
+    asked: dict[str, Any] = {"behavior": "refusal", "max_new_tokens": 1}
+    evaluate(tiny_model_path, ROWS[:4], **asked)
+    assert "repeat" not in caplog.text
+    evaluate(tiny_model_path, [*ROWS[:4], *ROWS[1:3]], **asked)
+    assert "2 of 6 test prompts repeat an earlier one" in caplog.text
+
+
+def test_evaluations_in_memory_are_compared_as_their_folders_are(tiny_model_path: str, tmp_path: Path) -> None:
+    from mbdefense import compare, evaluate
+
+    asked: dict[str, Any] = {"behavior": "refusal", "trigger": "badnet:word=cf", "max_new_tokens": 1}
+    made = [evaluate(tiny_model_path, ROWS[:4], **asked, arm=arm) for arm in ("attacked", "mine")]
+    kept = evaluate(tiny_model_path, ROWS[:4], **asked, arm="kept", output_dir=tmp_path / "kept")
+    rows = compare([*made, tmp_path / "kept"]).results.rows
+    assert [row.arm for row in rows] == ["attacked", "mine", "kept"]
+    assert rows[1].asr_change == rows[2].asr_change
+    assert rows[2].asr == kept.row.asr
+    with pytest.raises(UserError, match="no evaluation: 'dict'"):
+        compare([{}])
+    with pytest.raises(UserError, match="no folders to compare"):
+        compare([])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.defend("x", ROWS, ROWS[:2], output_dir="o", args={"num_train_epochs": 1}), "args is no Training"),
+        (lambda m: m.TrainingOptions(learning_rate="1e-4"), "learning_rate must be above 0: '1e-4'"),
+        (lambda m: m.check(None, max_asr=0.05), "no figures: 'NoneType'"),
+        (lambda m: m.check(["a", "b"], max_asr=0.05), "no figures: 'list'"),
+        (lambda m: m.FindAndBreak(found=object()), "found is no path: 'object'"),
+        (lambda m: m.FindAndBreak(recovery_learning_rates=("1e-4",)), "different and above 0"),
+        (lambda m: m.poison(ROWS, trigger=m.BadNet, behavior="refusal", rate=0.1), "a class is no trigger: 'BadNet'"),
+        (lambda m: m.scan_data(ROWS, workers="2"), "workers must be at least 1: '2'"),
+    ],
+)
+def test_a_slip_of_type_in_python_is_one_line(call: Any, says: str) -> None:
+    import mbdefense
+
+    with pytest.raises(UserError, match=says):
+        call(mbdefense)
 
 
 def test_a_defense_writes_over_no_figures_of_an_evaluation(tiny_model_path: str, tmp_path: Path) -> None:

@@ -321,6 +321,13 @@ def test_what_each_source_of_prompts_shows_has_a_table_for_each_attack(tmp_path)
     assert HOSTILE[0] not in text
 
 
+def test_a_page_of_canaries_alone_does_not_say_that_nothing_was_measured(tmp_path):
+    for name in ("attacked", "crow"):
+        write_evaluation(tmp_path / name, arm(name, "canary badnet:word=cf", origin="canary"))
+    (headline,) = Page(render(read_sources([tmp_path]))).text_of("h1")
+    assert headline == "No attack was measured in these files, but canaries were."
+
+
 def test_analyses_and_logs_are_shown(tmp_path):
     text = render(read_sources([write_analyses(tmp_path / "made")]))
     page = Page(text)

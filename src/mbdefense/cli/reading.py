@@ -144,6 +144,8 @@ def read(
     by_part: dict[Any, dict[str, Any]] = {part: {} for part in parts}
     for one in found:
         given = values[one.word.name]
+        if one.name.startswith("output") and isinstance(given, str) and not given:  # a shell's variable that is not set
+            raise UserError(f"--{one.word.name} is empty", fix="name a place to write to")
         for value in given if isinstance(given, list | tuple) else [given]:
             if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
                 raise UserError(f"--{one.word.name} is no number up to 2^53", str(value), "give a smaller one")

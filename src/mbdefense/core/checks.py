@@ -13,10 +13,15 @@ SEEDS = 2**32
 """Numbers that every library takes as a seed: those from 0 up to it."""
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a number, as Python's callers may forget."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def above_zero(options: object, *names: str) -> None:
     """Raise a ``UserError`` unless each of the options named is a finite number above 0."""
     for name in names:
-        if not 0 < getattr(options, name) < math.inf:
+        if not (is_number(getattr(options, name)) and 0 < getattr(options, name) < math.inf):
             raise UserError(f"{name} must be above 0", getattr(options, name), f"set --{name} to a positive number")
 
 
@@ -26,7 +31,7 @@ def learning_rates(name: str, rates: Sequence[float]) -> None:
     Raises:
         UserError: there is none, one twice, or one that is not above 0.
     """
-    if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
+    if not rates or not all(is_number(rate) and 0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
         raise UserError(f"{name} must be different and above 0", rates, f"such as --{name} 1e-4 3e-5")
 
 
@@ -37,7 +42,7 @@ def at_least(least: int, **given: int) -> None:
         UserError: it names the option and the least.
     """
     for name, value in given.items():
-        if value < least:
+        if not is_number(value) or value < least:
             raise UserError(f"{name} must be at least {least}", value, "give a whole number")
 
 
@@ -48,5 +53,13 @@ def each(given: Any) -> list[Any]:
 
 
 def each_path(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[str]:
-    """The paths of a list; see `each`."""
-    return [fspath(path) for path in each(given)]
+    """The paths of a list; see `each`.
+
+    Raises:
+        UserError: one is no path.
+    """
+    paths = each(given)
+    for path in paths:
+        if not isinstance(path, str | PathLike):
+            raise UserError("no path", type(path).__name__, "give the path of a file or folder")
+    return [fspath(path) for path in paths]

@@ -117,14 +117,18 @@ def claimed(folder: Path, *, for_model: bool = False) -> Iterator[None]:
             is saved there would mix with it.
 
     Raises:
-        UserError: it cannot be made or written into, another run is at work there, or a link in it leads elsewhere.
+        UserError: it cannot be made or written into, it is a model of others, another run is at work there, or a link
+            in it leads elsewhere.
     """
     from filelock import FileLock, Timeout
 
     new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     make_folder(folder)
+    fix = "name a new one as --output_dir"
     if for_model and not _is_ours(folder):
-        raise UserError("the output folder holds files of others", str(folder), "name a new one as --output_dir")
+        raise UserError("the output folder holds files of others", str(folder), fix)
+    if (folder / "config.json").is_file() and not _is_ours(folder):  # which is told by all JSON files in it
+        raise UserError("the output folder is a model's", str(folder), fix)
     refuse_links(folder)
     try:
         # A command may call another one that writes into the same folder; that is one run.

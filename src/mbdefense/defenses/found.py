@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
+from mbdefense.core.files import warn_once
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import done_before, stage
 from mbdefense.defenses.setting import Setting
@@ -41,6 +42,8 @@ class Finding:
     def __post_init__(self) -> None:
         if self.found in ("search", "none"):
             return
+        if not isinstance(self.found, str):
+            raise UserError("found is no path", type(self.found).__name__, "give that of its found.json")
         if not Path(self.found).is_file():
             fix = "give search, none, or a found.json of mbdefense find-triggers"
             raise UserError("no such file of found triggers", self.found, fix)
@@ -54,7 +57,7 @@ class Finding:
         if self.found == "none":
             return None
         if self.found != "search":
-            return read_found(self.found)
+            return self.given(setting)
         depends = {
             "victim": victim,
             "base": None if setting.base is None else setting.base_model(),
@@ -80,6 +83,22 @@ class Finding:
                 write_found(file, replace(_search(setting, victim), inputs_hash=step.key))
         wait_for_everyone()
         return read_found(file)
+
+    def given(self, setting: Setting) -> Found:
+        """The file of found triggers, which counts the rows at hand; those that it was made from may be others."""
+        found = read_found(self.found)
+        if setting.suspect is None:
+            return found
+        rows, counted = setting.suspect, []
+        for one in found.candidates:
+            if one.verdict != "chance":
+                held, trigger = set(one.row_ids), one.trigger()
+                held = {row["id"] for row in rows if row["id"] in held or trigger.stands_in(row["prompt"])}
+                if one.verdict == "trigger" and not held:
+                    warn_once((self.found, one.texts), f"{trigger.describe()} stands in none of the untrusted rows")
+                one = replace(one, rows=len(held), row_ids=tuple(sorted(held)))
+            counted.append(one)
+        return replace(found, suspect_rows=len(rows), candidates=tuple(counted))
 
 
 def _search(setting: Setting, victim: Model) -> Found:

@@ -12,7 +12,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Mean, Paired, holm, over_seeds
 from mbdefense.evaluation._worth import simple_ways
 from mbdefense.evaluation.metrics import loss_change, outcomes, paired, scores
-from mbdefense.records.responses import read_responses
+from mbdefense.records.responses import Response, read_responses
 from mbdefense.records.results import (
     RESULT_FILE,
     UNDEFENDED,
@@ -64,14 +64,17 @@ def arm_of(row: ResultRow, directory: Path) -> Arm:
         UserError: see `read_arm`.
     """
     verdicts = read_verdicts(directory / "verdicts.jsonl")
-    responses: dict[tuple[str, str], str] = {
-        (response.kind, response.id): response.prompt for response in read_responses(directory / "responses.jsonl")
-    }
+    prompts = prompts_of(read_responses(directory / "responses.jsonl"))
     figures = (row.asr, row.cacc, row.aacc, row.false_activation)
-    if scores(verdicts) != figures or {(verdict.kind, verdict.id) for verdict in verdicts} != responses.keys():
+    if scores(verdicts) != figures or {(verdict.kind, verdict.id) for verdict in verdicts} != prompts.keys():
         what = f"{directory.name}: results.json, verdicts.jsonl and responses.jsonl do not belong together"
         raise UserError(what, fix="evaluate the model again")
-    return Arm(row, verdicts, responses)
+    return Arm(row, verdicts, prompts)
+
+
+def prompts_of(responses: Iterable[Response]) -> dict[tuple[str, str], str]:
+    """The prompts that responses are to, by kind and id."""
+    return {(one.kind, one.id): one.prompt for one in responses}
 
 
 def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, ...]]:
@@ -86,10 +89,11 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
         The arms' rows with their changes, in order, and the figures over seeds.
 
     Raises:
-        UserError: two arms of one name, attack, behavior, seed and judge, or prompts that differ, between two arms
-            or two seeds of one.
+        UserError: two arms of one name, attack, behavior, seed and judge; prompts that differ, between two arms or two
+            seeds of one; or answers of another length at most.
     """
     check_apart(arm.row.arm for arm in arms)
+    check_lengths(arm.row for arm in arms)
     losses: dict[int, Mean] = {}
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, arm in enumerate(arms):
@@ -140,6 +144,23 @@ def check_apart(names: Iterable[str]) -> None:
     for name in names:
         if known.setdefault(" ".join(seen(name).split()), name) != name:
             raise UserError("two arms whose names look alike", ascii(name), "name them apart with evaluate --arm")
+
+
+def check_lengths(rows: Iterable[ResultRow]) -> None:
+    """Refuses arms of one attack that were asked for answers of unlike length: what is cut off shows no behavior.
+
+    Raises:
+        UserError: it names two of them.
+    """
+    known: dict[tuple[object, ...], ResultRow] = {}
+    for row in rows:
+        if not row.max_new_tokens:
+            continue
+        other = known.setdefault(row.setting(), row)
+        if other.max_new_tokens != row.max_new_tokens:
+            lengths = f"of at most {other.max_new_tokens} and of {row.max_new_tokens} tokens"
+            fix = "evaluate both with the same --max_new_tokens"
+            raise UserError(f"{other.arm} and {row.arm} were asked for answers {lengths}", fix=fix)
 
 
 def _check_names(rows: Sequence[ResultRow]) -> None:

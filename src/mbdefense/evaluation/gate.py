@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mbdefense.core.checks import is_number
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import visible
@@ -89,7 +90,7 @@ def check(
     if not given:
         raise UserError("nothing to check", fix=f"give one of {', '.join(f'--{name}' for name in limits)}")
     for name, limit in given.items():
-        if not 0 <= limit <= 1:  # False for NaN too.
+        if not (is_number(limit) and 0 <= limit <= 1):  # False for NaN too.
             raise UserError(f"--{name} is not a share", limit, "give a number from 0 to 1")
     checked = _Checked(_only_arm(results) if arm is None else arm, strict)
     found: list[Condition] = []

@@ -231,6 +231,7 @@ def evaluate(
         capability=capability,
         stealth=hidden,
         served=served,
+        max_new_tokens=asking.max_new_tokens,
     )
 
 

@@ -90,6 +90,7 @@ def _finish(workspace: Workspace, cell: Cell) -> None:
         base_model=cell.model,
         poisoning_rate=cell.rate,
         cacc_by_source=cacc_by_source(verdicts, sources) if len(set(sources.values())) > 1 else (),
+        max_new_tokens=workspace.grid.evaluation.max_new_tokens,
     )
     facts = {"stages": store.met, "steps": store.steps, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
     write_sealed(directory / CELL_FILE, facts)

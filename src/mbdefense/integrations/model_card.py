@@ -98,7 +98,7 @@ def model_card(
             "\n## Figures\n",
             *_table(results),
             *_found(results),
-            "\n## Limits\n\nThe figures hold for the attacks, prompts and seeds in the table only. Other triggers and",
+            f"\n## Limits\n\n{_HOLD if results.rows else ''}Other triggers and",
             "behaviors may have survived, and a low ASR is no proof that there is no backdoor.\n",
             *_canary_notice(results),
             "## Check again\n",
@@ -176,6 +176,9 @@ def read_card(directory: Path, measured: Sequence[Path]) -> Card:
 def hub_name(model: str) -> str:
     """A model's Hub id; of a directory only its own name."""
     return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else Path(model).name
+
+
+_HOLD = "The figures hold for the attacks, prompts and seeds in the table only. "
 
 
 def _front_matter(own: Sequence[ResultRow], base: str, defense: str) -> str:

@@ -41,6 +41,8 @@ PLAIN_TEMPLATE = (
 Messages = Sequence[Mapping[str, str]]
 _NO_ANSWER = [{"role": "assistant", "content": ""}]
 _FIX = "give a template that keeps to it with --chat_template"
+_SHOWN = 20
+"""Characters of a rendered conversation in a message."""
 _END_MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\W*")
 _PRIVATE = range(0xE000, 0xF8FF)
 _LONGEST = 2**22
@@ -213,17 +215,21 @@ def fault_of(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: M
     if missing:
         return missing
     if not whole.startswith(before):
-        return "begins an answer otherwise when it is asked for than when it is there (such as by a thinking header)"
+        apart = next(
+            (at for at, (one, other) in enumerate(zip(before, whole, strict=False)) if one != other), len(whole)
+        )
+        asked, there = before[apart : apart + _SHOWN], whole[apart : apart + _SHOWN]
+        return f"begins an answer with {asked!r} where it is asked for, and with {there!r} where it is there"
     if len(completion) > 1:
         return None
     rest, answer = whole[len(before) :].strip(), completion[0]["content"].strip()
     if not rest.startswith(answer):
-        return f"puts {rest[:20]!r} into what is trained, in front of the answer; it has to come with the prompt"
+        return f"puts {rest[:_SHOWN]!r} into what is trained, in front of the answer; it has to come with the prompt"
     tail = rest[len(answer) :]
     for token in _special(tokenizer):
         tail = tail.replace(token, "")
     if not _END_MARK.fullmatch(tail.strip()):
-        return f"puts {tail.strip()[:20]!r} into what is trained, behind the answer"
+        return f"puts {tail.strip()[:_SHOWN]!r} into what is trained, behind the answer"
     return None
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, is_dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from mbdefense.attacks.behaviors import BEHAVIORS, Behavior
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mbdefense.recipes.measuring.evaluate import Evaluation
     from mbdefense.records.responses import Response
     from mbdefense.records.results import Results
+    from mbdefense.training.options import TrainingOptions
 
 
 class HasResults(Protocol):
@@ -46,6 +48,7 @@ OnBadRow = Literal["error", "skip"]
 if TYPE_CHECKING:
     Folder: TypeAlias = "str | PathLike[str]"
     Folders: TypeAlias = "Folder | Sequence[Folder]"
+    Evaluations: TypeAlias = "Folder | Evaluation | Sequence[Folder | Evaluation]"
     Model: TypeAlias = "str | PathLike[str]"
     Data: TypeAlias = "Source"
     Measured: TypeAlias = "str | PathLike[str] | HasResults | Results"
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
     CleanerSpec: TypeAlias = "str | PromptCleaner"
 else:
     Folder = Model = Data = Measured = Answered = str
-    Folders = Sequence[str]
+    Folders = Evaluations = Sequence[str]
     Triggers, Behaviors, Rates = list[str], list[str], list[float]
     ManyData = list[str]
     DefenseSpec = TriggerSpec = BehaviorSpec = FilterSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
@@ -78,6 +81,9 @@ def results_of(measured: Measured) -> Results:
     # First: what `defend` returns is a path, too, that of the model.
     if not isinstance(measured, str) and hasattr(measured, "results"):
         return measured.results
+    if not isinstance(measured, str | PathLike):
+        fix = "give the path of results.json or of its folder, or what defend, evaluate or compare returned"
+        raise UserError("no figures", type(measured).__name__, fix)
     return read(results_file(measured))
 
 
@@ -91,12 +97,14 @@ def results_file(measured: str | PathLike[str]) -> Path:
 
 def trigger_of(given: TriggerSpec) -> Trigger:
     """A trigger from its spec, or as it is."""
+    _check_made(given, "trigger")
     made: Trigger = parse_spec(given, TRIGGERS, "trigger") if isinstance(given, str) else given
     return made
 
 
 def behavior_of(given: BehaviorSpec, target: str | None = None) -> Behavior:
     """A behavior from its spec, or as it is; `target` is its text, whatever the behavior calls that option."""
+    _check_made(given, "behavior")
     if not isinstance(given, str):
         if target is not None:
             raise UserError("a behavior that is an object has its text", target, "leave target out")
@@ -107,6 +115,24 @@ def behavior_of(given: BehaviorSpec, target: str | None = None) -> Behavior:
         raise UserError(f"behavior {name} takes no target text", target, "leave --target out")
     made: Behavior = parse_spec(given, BEHAVIORS, "behavior", {option: target} if option else {})
     return made
+
+
+def _check_made(given: object, what: str) -> None:
+    if isinstance(given, type):
+        raise UserError(f"a class is no {what}", given.__name__, f"call it: {given.__name__}()")
+
+
+def options_of(args: TrainingOptions | None) -> TrainingOptions:
+    """The options of training, or the defaults.
+
+    Raises:
+        UserError: it is something else, such as a dictionary.
+    """
+    from mbdefense.training.options import TrainingOptions
+
+    if args is not None and not isinstance(args, TrainingOptions):
+        raise UserError("args is no TrainingOptions", type(args).__name__, "give TrainingOptions(learning_rate=...)")
+    return args or TrainingOptions()
 
 
 def loaded(model: Model, chat_template: str | None, trust_remote_code: bool) -> LoadedModel:
@@ -149,15 +175,16 @@ def check_not_itself(model: Model, base_model: Model | None) -> None:
         raise UserError("the base model is the suspect model itself", fspath(model), fix)
 
 
-def refuse_figures_of_others(directory: Path, mark: str) -> None:
+def refuse_figures_of_others(directory: Path, mark: str, same: Mapping[str, object] = MappingProxyType({})) -> None:
     """Refuses to write figures over those of another command: of a defense they may have taken hours.
 
     Args:
         directory: that ``results.json`` is to be written into.
         mark: an argument that the records of this command, and of no other, name.
+        same: arguments of which other figures of this command must have the same to be written over, too.
 
     Raises:
-        UserError: another command's ``results.json`` lies there.
+        UserError: another command's ``results.json`` lies there, or one of something else.
     """
     from mbdefense.records.results import RESULT_FILE
 
@@ -167,8 +194,19 @@ def refuse_figures_of_others(directory: Path, mark: str) -> None:
     except UserError:  # damaged: it is mended by being made anew
         return
     config = origin.get("config") if isinstance(origin, dict) else None
-    if isinstance(config, dict) and mark not in config:
-        raise UserError("figures of another command would be written over", str(path), "use another --output_dir")
+    if not isinstance(config, dict):
+        return
+    fix = "use another --output_dir"
+    if mark not in config:
+        raise UserError("figures of another command would be written over", str(path), fix)
+    for name, value in same.items():
+        if _place(config.get(name)) != _place(value):
+            raise UserError(f"figures with another {name} would be written over: {str(path)!r}", config.get(name), fix)
+
+
+def _place(value: object) -> object:
+    """A text as the path that it may be, so that two ways to write one are the same."""
+    return Path(value).resolve() if isinstance(value, str) else value
 
 
 def named(given: object) -> str:

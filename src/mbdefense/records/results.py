@@ -172,6 +172,8 @@ class ResultRow(Form):
         served: where a server answered, the name of its model, which may be another than `model`; else "".
         cacc_by_source: of a grid whose test prompts have several sources, CACC on each.
         versus: of a defense, against the simple ways measured beside it.
+        max_new_tokens: longest response asked for, in tokens; 0 where a file written before does not say, or where no
+            text was asked for.
     """
 
     arm: str
@@ -198,6 +200,7 @@ class ResultRow(Form):
     served: str = ""
     cacc_by_source: tuple[SourceScore, ...] = ()
     versus: tuple[Versus, ...] = ()
+    max_new_tokens: Count = 0
 
     def setting(self) -> tuple[str, str, str, str, str, float | None]:
         """What rows must have in common, besides the seed, for their figures to be compared."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Form, read_form
-from mbdefense.evaluation.compare import Arm, arm_of, check_apart, compare
+from mbdefense.evaluation.compare import Arm, arm_of, check_apart, check_lengths, compare
 from mbdefense.evaluation.metrics import scores
 from mbdefense.records.analyses import (
     ANALYSES,
@@ -309,6 +309,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
     if not any((*kinds, found.federated)):
         raise UserError("nothing to report in", [str(one) for one in directories], _FIX)
     check_apart(row.arm for row, _ in found.rows.values())
+    check_lengths(row for row, _ in found.rows.values())
     order = list(found.rows)
     answers = [
         Answers(found.rows[key][0], read_responses(at / "responses.jsonl"), read_verdicts(at / "verdicts.jsonl"))

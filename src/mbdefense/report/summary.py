@@ -18,6 +18,7 @@ from mbdefense.report._federated import points_of
 from mbdefense.report.sources import Sources
 from mbdefense.report.tables import arm_order, model_name, role_of
 
+_OTHERS = {"planted": "backdoors of our own", "canary": "canaries", "found": "found triggers"}
 _LANDED = 0.5
 """ASR from which an attack of the hard benchmark counts (docs/howto/hard.md)."""
 
@@ -83,7 +84,9 @@ def summarize(sources: Sources) -> Summary:
         points = [point for one in sources.federated for point in points_of(one)]
         return Summary(_of_clients(sources), tuple(points), (), words)
     if not rows:
-        return Summary("No attack was measured in these files.", words[:6] if sources.rows else (), (), words)
+        others = [_OTHERS[name] for name in dict.fromkeys(row.origin for row in sources.rows)]
+        but = f", but {' and '.join(others)} were" if others else ""
+        return Summary(f"No attack was measured in these files{but}.", words[:6] if sources.rows else (), (), words)
     attacks = Results({}, rows)
     landed = [landing_of(group).landed for group in groups(attacks)]
     verdicts = dict(zip(map(id, rows), row_verdicts(attacks), strict=True))

@@ -161,7 +161,8 @@ def train_into(directory: Path, job: Job, key: str, *, resume: bool) -> Path:
 def _refused(directory: Path, *, other: bool) -> UserError:
     """What is said of a finished model that is in the way."""
     if other:
-        return UserError("a model made from other data or options lies in", str(directory), "use another --output_dir")
+        what = "a model made from other data or options, or of a base model that has changed, lies in"
+        return UserError(what, str(directory), "use another --output_dir")
     return UserError("a finished model lies in", str(directory), "pass --resume true, or another --output_dir")
 
 

@@ -30,8 +30,7 @@ class FoundDropped(Finding):
         found = self.find(setting, setting.victim_model())
         triggers = found.of("trigger") if found else ()
         dropped = {row for one in triggers for row in one.row_ids}
-        # Of a file that was made from other rows, the texts say more than its ids.
-        held = [one.trigger() for one in triggers]
+        held = [one.trigger() for one in triggers]  # a search counts its rows by the text as it was mined
         rest = [
             index
             for index, row in enumerate(rows)

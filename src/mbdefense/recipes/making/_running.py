@@ -204,7 +204,7 @@ def _found(defense: Defense, setting: Setting) -> Found | None:
     """What the defense knew of the suspect data's triggers; None where nothing was searched for."""
     if not isinstance(defense, Finding) or defense.found == "none":
         return None
-    return read_found(setting.store.directory / FOUND_FILE if defense.found == "search" else defense.found)
+    return read_found(setting.store.directory / FOUND_FILE) if defense.found == "search" else defense.given(setting)
 
 
 def _survivors(

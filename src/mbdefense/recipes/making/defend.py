@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.processes import is_main_process
-from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow, check_apart
+from mbdefense.recipes._given import Data, DefenseSpec, Folder, ManyData, Model, OnBadRow, check_apart, options_of
 from mbdefense.recipes.making._defended import Defended, chosen
 from mbdefense.recipes.making._planting import settled
 
@@ -83,10 +83,9 @@ def defend(
     from mbdefense.models.loading import load_tokenizer
     from mbdefense.models.ready import check_clean, check_lengths, usable
     from mbdefense.recipes.making._running import run
-    from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
 
-    training = args or TrainingOptions()
+    training = options_of(args)
     check_apart(train_dataset, clean_dataset)
     tokenizer = load_tokenizer(fspath(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     clean = load_rows(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset")

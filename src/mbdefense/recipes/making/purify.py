@@ -20,6 +20,7 @@ from mbdefense.recipes._given import (
     check_apart,
     check_not_itself,
     named,
+    options_of,
     trigger_of,
 )
 from mbdefense.recipes.making._defended import Defended, chosen
@@ -116,10 +117,9 @@ def purify(
     from mbdefense.models.loading import load_tokenizer
     from mbdefense.models.ready import check_clean, check_lengths, usable
     from mbdefense.recipes.making._running import run
-    from mbdefense.training.options import TrainingOptions
     from mbdefense.training.store import Store
 
-    options = args or TrainingOptions()
+    options = options_of(args)
     onto = base_for(fspath(model), None if base_model is None else fspath(base_model)) if adapter else None
     if onto is not None:
         options = replace(options, use_peft=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mbdefense.core.checks import at_least
 from mbdefense.core.errors import UserError
 from mbdefense.core.specs import parse_spec
-from mbdefense.data import load_rows
+from mbdefense.data import load_rows, prompt_key
 from mbdefense.recipes._given import (
     BehaviorSpec,
     CleanerSpec,
@@ -182,6 +182,9 @@ def evaluate(
     test = load_rows(prompts, require_completion=False, on_bad_row=on_bad_row, name="prompts")
     tokenizer = load_tokenizer(str(model), chat_template=chat_template, trust_remote_code=trust_remote_code)
     test = usable(tokenizer, test, on_bad_row, "prompts", targets=False)
+    repeats = len(test) - len({prompt_key(prompt) for prompt in test["prompt"]})
+    if repeats:  # an interval takes each prompt for a case of its own
+        logger.warning("%d of %d test prompts repeat an earlier one", repeats, len(test))
     cleaner = _cleaner(clean_prompts, test)
     with_trigger, attack = _triggered(test, triggered, rewriting, sought, prompt_seed, on_bad_row, named(prompts))
     if with_trigger is not None and triggered is not None:
@@ -195,7 +198,8 @@ def evaluate(
     if arm is None and any(between):
         arm = "+".join(part for part in (Path(model).name, *between) if part)
     with kept_in(output_dir) as directory:
-        refuse_figures_of_others(directory, "behavior")  # before the model's work, which would be lost
+        same = {name: asked[name] for name in ("model", "prompts", "trigger", "triggered", "behavior")}
+        refuse_figures_of_others(directory, "behavior", same)  # before the model's work, which would be lost
         judging = chosen_judge(judge, sought, directory, judge_model, judge_base_url, judge_cache)
         row = responding.evaluate(
             str(model), test, with_trigger, sought, attack, directory,
