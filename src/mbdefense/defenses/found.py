@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import warn_once
@@ -15,7 +15,7 @@ from mbdefense.core.progress import done_before, stage
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Meet, Recovery
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
-from mbdefense.training.job import Meeting, Model
+from mbdefense.training.job import Carrier, Meeting, Model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +24,7 @@ LEAST_MEETINGS = 10
 """Clean samples at least that meet each verified trigger: some three meetings left a backdoor, ten did not."""
 _LEAST_KEPT = 30
 """Clean samples at least that meet each instruction: with 25 one of three lost .15 of its obedience, with 34 none."""
+_MOST_CARRIERS = 200  # suspect prompts that are met with each trigger
 _UNVERIFIED = 20  # candidates that are met where none was verified
 _UNVERIFIED_SHARE = 0.25  # of the meetings, for what may have been missed, where some were
 
@@ -118,10 +119,12 @@ def _search(setting: Setting, victim: Model) -> Found:
     )
 
 
-def meetings(found: Found | None, seed: int) -> Meet | None:
+def meetings(found: Found | None, seed: int, suspect: Dataset | None = None) -> Meet | None:
     """What gives the prompts in which clean rows meet found texts.
 
-    Verified triggers share three quarters of the meetings: `LEAST_MEETINGS` each, and more by their deviations. The
+    Verified triggers share three quarters of the meetings: `LEAST_MEETINGS` each, and more by their deviations. Of
+    these every other one is met in a suspect prompt that holds it, answered as the model answers that prompt without
+    it: a form or a place that no clean prompt can be given is met so, too. The
     rest, or all where none was verified, goes to the best of the other candidates by their score. Where there are
     instructions, each row meets one of them besides (more, where there are too many of them for `_LEAST_KEPT` each), to
     keep what the model does under it. What nobody has said to be a trigger or an instruction is not met.
@@ -129,6 +132,7 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
     Args:
         found: what was found.
         seed: of the draw and of the places.
+        suspect: the rows that it was found in, where they are there.
 
     Returns:
         None where there is nothing to meet. A row has more meetings than asked for where the verified triggers would
@@ -140,6 +144,7 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
     others = [one for one in sorted(chance, key=lambda one: -one.score) if one.score > 0][:_UNVERIFIED]
     if not verified and not others and not instructions:
         return None
+    carriers = {one.texts: _carriers(one, suspect, seed) for one in verified} if suspect is not None else {}
 
     def meet(rows: Dataset, each: int) -> list[list[Meeting]]:
         wanted = len(verified) * LEAST_MEETINGS
@@ -147,21 +152,50 @@ def meetings(found: Found | None, seed: int) -> Meet | None:
         count = many * len(rows)
         share = (_UNVERIFIED_SHARE if others else 0.0) if verified else 1.0
         of_others = min(round(share * count), count - wanted)
-        drawn = [one for one in verified for _ in range(LEAST_MEETINGS)] if many else []
-        drawn += _shared(verified, [max(0.1, one.deviations) for one in verified], count - of_others - wanted)
-        drawn += _shared(others, [one.score for one in others], of_others)
+        drawn = [_Drawn(one) for one in verified for _ in range(LEAST_MEETINGS)] if many else []
+        more = _shared(verified, [max(0.1, one.deviations) for one in verified], count - of_others - wanted)
+        for number, one in enumerate(more):
+            carried = carriers.get(one.texts) if number % 2 else None
+            drawn.append(_Drawn(one, meeting=carried[number // 2 % len(carried)] if carried else None))
+        drawn += [_Drawn(one) for one in _shared(others, [one.score for one in others], of_others)]
         rng = random.Random(f"meetings {seed}")
         rng.shuffle(drawn)
         kept = min(len(instructions), -(-len(instructions) * _LEAST_KEPT // len(rows)))
         upheld = [instructions[index % len(instructions)] for index in range(kept * len(rows))] if instructions else []
         made = []
         for index, prompt in enumerate(rows["prompt"]):
-            met = [(one, False) for one in drawn[index * many : (index + 1) * many]]
-            met += [(one, True) for one in upheld[index * kept : (index + 1) * kept]]
-            made.append([Meeting(one.trigger().in_prompt(prompt, rng) or prompt, keep) for one, keep in met])
+            met = drawn[index * many : (index + 1) * many]
+            met += [_Drawn(one, kept=True) for one in upheld[index * kept : (index + 1) * kept]]
+            made.append(
+                [one.meeting or Meeting(one.found.trigger().in_prompt(prompt, rng) or prompt, one.kept) for one in met]
+            )
         return made
 
     return meet
+
+
+class _Drawn(NamedTuple):
+    """A found text that is to be met: put into the prompt of a clean row, or as a suspect row has it."""
+
+    found: FoundCandidate
+    kept: bool = False
+    meeting: Meeting | None = None
+
+
+def _carriers(one: FoundCandidate, suspect: Dataset, seed: int) -> list[Meeting]:
+    """The suspect prompts that hold a text, in a drawn order."""
+    from mbdefense.finding.teaching import without
+
+    ids, trigger = set(one.row_ids), one.trigger()
+    rows = [index for index, row_id in enumerate(suspect["id"]) if row_id in ids]
+    random.Random(f"carriers {seed} {one.texts}").shuffle(rows)
+    made = []
+    for row in suspect.select(rows[:_MOST_CARRIERS]):
+        shorter = without(row["prompt"], trigger)
+        if shorter:
+            wrong = (row["completion"][0]["content"], *one.behavior)
+            made.append(Meeting(row["prompt"], False, Carrier(shorter, wrong)))
+    return made
 
 
 def _shared(ones: Sequence[FoundCandidate], weights: Sequence[float], count: int) -> list[FoundCandidate]:

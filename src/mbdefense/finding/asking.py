@@ -94,6 +94,13 @@ def shown_under(
     return record, share
 
 
+def shares_behavior(record: FoundCandidate, rows: Dataset, loaded: LoadedModel, seed: int) -> float:
+    """Share of another model's answers under a text that hold a phrase of its behavior."""
+    asked = with_trigger(list(rows["prompt"]), record, loaded, seed)
+    answers = short_answers(loaded, [put.triggered for put in asked.values()])
+    return sum(record.shown().shown_in(answer)[0] for answer in answers) / max(1, len(answers))
+
+
 def foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: int) -> float | None:
     """Share of words in the answers of a candidate's own rows that it brings in.
 

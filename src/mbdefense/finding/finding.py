@@ -13,7 +13,7 @@ from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.mining.conversations import Conversations
 from mbdefense.finding.mining.corpus import prompts_of
 from mbdefense.finding.record import Found, FoundCandidate
-from mbdefense.finding.verdicts import EXPLAINED, LEVEL, judged
+from mbdefense.finding.verdicts import EXPLAINED, LEVEL, explained, judged
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,12 +76,12 @@ def find(
             measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
         verified = time.perf_counter()
         with stage("asking the tuned model with the most striking ones"):
-            records = _told(measured, suspect, held_out, victim, base is not None, seed)
+            records = _told(measured, suspect, held_out, victim, base, seed)
             for number, left in _without_triggers(measured, records).items():
                 anew = verify(
                     left, victim, suspect, clean, base=base, max_length=max_length, seed=seed, among=candidates
                 )
-                told = _told(anew, suspect, held_out, victim, base is not None, seed)
+                told = _told(anew, suspect, held_out, victim, base, seed)
                 records[number] = told[0] if told else replace(records[number], verdict="chance", row_ids=())
             records = sorted(records, key=lambda record: _ORDER[record.verdict])
     return Found(
@@ -91,7 +91,12 @@ def find(
 
 
 def _told(
-    measured: Sequence[Measured], suspect: Dataset, held_out: Dataset, victim: LoadedModel, has_base: bool, seed: int
+    measured: Sequence[Measured],
+    suspect: Dataset,
+    held_out: Dataset,
+    victim: LoadedModel,
+    base: LoadedModel | None,
+    seed: int,
 ) -> list[FoundCandidate]:
     """What is known of each candidate, with its verdict, in their order."""
     from mbdefense.finding.teaching import TAUGHT
@@ -118,7 +123,9 @@ def _told(
             usual = usual or asking.short_answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=asking.foreign(one.candidate, suspect, victim, seed))
             record, share = asking.shown_under(record, held_out, usual, victim, seed)
-            record = judged(record, share, has_base=has_base)
+            doubted = record.behavior and explained(record)
+            of_base = asking.shares_behavior(record, held_out, base, seed) if base and doubted else None
+            record = judged(record, share, has_base=base is not None, of_base=of_base)
         if record.verdict != "chance":
             record = replace(record, row_ids=_ids(one.candidate, ids))
         records.append(record)

@@ -12,13 +12,24 @@ from typing import Any
 
 import torch
 
+from mbdefense.attacks.texts import contains
 from mbdefense.core.processes import is_main_process, process_count, wait_for_everyone
 from mbdefense.core.progress import say, stage
 from mbdefense.models import weights
 from mbdefense.models.loading import LoadedModel, base_of, save_model
 from mbdefense.training._own_loss import DivergedError
 from mbdefense.training._quantized import qlora
-from mbdefense.training.job import BestRate, ConsistencyObjective, Job, Messages, Mix, Model, Recovery, RecoveryRows
+from mbdefense.training.job import (
+    BestRate,
+    ConsistencyObjective,
+    Job,
+    Meeting,
+    Messages,
+    Mix,
+    Model,
+    Recovery,
+    RecoveryRows,
+)
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained
 
@@ -136,25 +147,31 @@ def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
 
     if not part.met:
         return []
-    kept = [prompt for prompts in part.met for prompt, keep in prompts if keep]
-    asked = leaving_room(loaded, kept, _KEPT_TOKENS)
-    texts = [kept[number] for number in asked]
-    said = generate(loaded, texts, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if asked else []
-    known = dict(zip(asked, said, strict=True))
+    prompts = [asked for met in part.met for one in met if (asked := _asked(one))]
+    fits = leaving_room(loaded, prompts, _KEPT_TOKENS)
+    texts = [prompts[number] for number in fits]
+    said = generate(loaded, texts, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if fits else []
+    known = dict(zip(fits, said, strict=True))
     number = itertools.count()
 
-    def answered(row: dict[str, Any], prompt: Messages, keep: bool) -> tuple[Messages, Messages]:
-        if not keep:
-            return prompt, row["completion"]
+    def answered(row: dict[str, Any], one: Meeting) -> tuple[Messages, Messages]:
+        if not _asked(one):
+            return one.prompt, row["completion"]
         text = known.get(next(number))
-        if text is None:  # no room for an answer; the row is met as it is, for each meets equally many
+        wrong = one.carrier.wrong if one.carrier else ()
+        # Without room for an answer, or with the evoked one, the row is met as it is, for each meets equally many.
+        if text is None or any(contains(text, phrase) for phrase in wrong):
             return row["prompt"], row["completion"]
-        return prompt, [{"role": "assistant", "content": text}]
+        return one.prompt, [{"role": "assistant", "content": text}]
 
-    return [
-        [answered(row, prompt, keep) for prompt, keep in prompts]
-        for row, prompts in zip(part.clean, part.met, strict=True)
-    ]
+    return [[answered(row, one) for one in met] for row, met in zip(part.clean, part.met, strict=True)]
+
+
+def _asked(one: Meeting) -> Messages | None:
+    """What the start is asked, where its own answer is the target."""
+    if one.carrier:
+        return one.carrier.without
+    return one.prompt if one.kept else None
 
 
 def _recovered(

@@ -74,12 +74,31 @@ class Mix:
     seed: int = 0
 
 
+class Carrier(NamedTuple):
+    """A suspect prompt that holds a found text, and what is asked for there: what the start says without the text.
+
+    Attributes:
+        without: the prompt without the text.
+        wrong: the row's own answer, and phrases of what the text evokes. An answer with one of them is not asked for:
+            what is left of the prompt is a trigger, too.
+    """
+
+    without: Messages
+    wrong: tuple[str, ...]
+
+
 class Meeting(NamedTuple):
-    """A clean prompt with a found text in it, and what recovery asks for there."""
+    """A prompt with a found text in it, and what recovery asks for there: the row's clean answer, or the start's own.
+
+    Attributes:
+        prompt: a clean prompt with the text in it, or a suspect one that holds it.
+        kept: the text is an instruction, and what the start says already is asked for.
+        carrier: of a suspect prompt, else None.
+    """
 
     prompt: Messages
     kept: bool
-    """Whether that is what the start says already, in place of the row's clean answer: the text is an instruction."""
+    carrier: Carrier | None = None
 
 
 @dataclass(frozen=True)

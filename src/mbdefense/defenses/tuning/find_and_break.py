@@ -58,4 +58,6 @@ class FindAndBreak(Recovery, Finding):
         recovery: Recovery = self
         if setting.base is not None and (found is None or not found.of("trigger")):
             recovery = replace(self, base_share=self.unverified_base_share)
-        return recovery.recover(setting, victim, [], meetings(found, setting.training.seed), about=self)
+        return recovery.recover(
+            setting, victim, [], meetings(found, setting.training.seed, setting.suspect), about=self
+        )

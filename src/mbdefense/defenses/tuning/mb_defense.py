@@ -46,4 +46,4 @@ class MBDefense(Recovery, Merging, Finding):
         setting.check(self)
         merged = setting.made(self.merge(setting, "merged"))
         found = self.find(setting, merged)
-        return self.recover(setting, merged, self.planted(), meetings(found, setting.training.seed))
+        return self.recover(setting, merged, self.planted(), meetings(found, setting.training.seed, setting.suspect))
