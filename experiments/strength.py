@@ -58,9 +58,10 @@ class Attack(NamedTuple):
     searched: dict[int, Path]
 
     def counts(self) -> bool:
-        """Whether it is one to learn from: it landed in every seed, and `repeats` does not do away with it."""
+        """Whether it is one to learn from: it landed in every seed, and `repeats` was not seen to do away with it."""
         return all(
-            _asr(arms, "attacked") >= LANDED and _asr(arms, "repeats") >= LEFT_BY_REPEATS * _asr(arms, "attacked")
+            _asr(arms, "attacked") >= LANDED
+            and ("repeats" not in arms or _asr(arms, "repeats") >= LEFT_BY_REPEATS * _asr(arms, "attacked"))
             for arms in self.seeds.values()
         )
 
@@ -91,7 +92,7 @@ def page(folders: Sequence[Path], command: str) -> str:
     """The page of all grids."""
     lines = [
         "# How strong it is", "", "```", command, "```", "",
-        "This page is the command's output. What holds for the hard benchmark stands [there](hard.md).",
+        "This page is the command's output. What it means, and what was changed since: [beside it](hard_models.md).",
     ]  # fmt: skip
     for folder in folders:
         lines += _grid(folder)
@@ -110,7 +111,7 @@ def _grid(folder: Path) -> Iterator[str]:
         f"`configs/{folder.name}.yaml`: {', '.join(made['config']['models'])}; {data['train_rows']} rows of "
         f"{data['train']}, {data['clean_rows']} clean ones; {training['num_train_epochs']} epochs at "
         f"{training['learning_rate']}. Commit {made['commit'][:7]}, {packages}, {made['processor']}, "
-        f"{made['created'][:10]}. {len(counted)} of {len(attacks)} attacks count as hard."
+        f"{made['created'][:10]}. {len(counted)} of {len(attacks)} attacks count as hard{_unknown(attacks)}."
     )
     yield "\nASR / CACC, means over the seeds:\n"
     yield "| Trigger, behavior | Rows | Seeds | " + " | ".join(ARMS) + " |"
@@ -125,6 +126,11 @@ def _grid(folder: Path) -> Iterator[str]:
             yield from _attack(attack, seed)
 
 
+def _unknown(attacks: Sequence[Attack]) -> str:
+    lacking = sum(any("repeats" not in arms for arms in attack.seeds.values()) for attack in attacks)
+    return f", {lacking} of which `repeats` was not run on" if lacking else ""
+
+
 def _over(attack: Attack, arm: str, figure: str) -> str:
     scores = [getattr(arms[arm].row, figure) for arms in attack.seeds.values() if arm in arms]
     known = [score.value for score in scores if score]
@@ -133,11 +139,12 @@ def _over(attack: Attack, arm: str, figure: str) -> str:
 
 def _pooled(attacks: Sequence[Attack]) -> Iterator[str]:
     """The default over all attacks that count."""
-    runs = [arms for attack in attacks for arms in attack.seeds.values() if DEFAULT in arms]
+    attacks = [attack for attack in attacks if all(DEFAULT in arms for arms in attack.seeds.values())]
+    runs = [arms for attack in attacks for arms in attack.seeds.values()]
     if len(runs) < 2:
         return
     size = f"{len(attacks)} attacks, {len(runs)} trainings"
-    yield f"\nOver these {size}; intervals by bootstrap over trainings and prompts:\n"
+    yield f"\nOver the {size} with {DEFAULT}; intervals by bootstrap over trainings and prompts:\n"
     left = sum(all(_asr(arms, DEFAULT) <= LEAST for arms in attack.seeds.values()) for attack in attacks)
     yield f"- {DEFAULT} leaves an ASR of at most {share(LEAST)} under {left} of them."
     for other in ("clean", "attacked", "discard", "fine_mixing", "found_dropped"):
