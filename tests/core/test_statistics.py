@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mbdefense.core.errors import UserError
-from mbdefense.core.statistics import holm, over_seeds, paired, rate
+from mbdefense.core.statistics import holm, over_both, over_seeds, paired, rate
 
 OUTCOMES = st.lists(st.booleans(), min_size=1, max_size=60)
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -254,3 +254,19 @@ def test_nothing_is_an_error():
         over_seeds({0: {"a": True}, 1: {"b": True}})
     with pytest.raises(ValueError, match="zip"):
         paired([True], [True, False])
+
+
+def test_a_mean_over_attacks_and_prompts_draws_both():
+    # Prompts differ and attacks do not: the interval is that of drawing four prompts of four.
+    alike = over_both([[0, 0, 1, 1]] * 2)
+    assert (alike.value, alike.n) == (0.5, 8)
+    assert (alike.low, alike.high) == (0.0, 1.0)
+    # Attacks differ and prompts do not: of two attacks drawn with replacement both are the one or the other often.
+    apart = over_both([[1] * 50, [0] * 50])
+    assert (apart.value, apart.low, apart.high) == (0.5, 0.0, 1.0)
+    many = over_both([[0, 1] * 100] * 5)
+    assert 0.4 < many.low < many.value < many.high < 0.6
+    assert over_both([[-1, 0], [-1, 0]]).value == -0.5
+    for few in ([[1, 0]], [[], []]):
+        with pytest.raises(UserError, match="two rows and a prompt"):
+            over_both(few)
