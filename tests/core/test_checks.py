@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from mbdefense.attacks.triggers import BadNet
-from mbdefense.core.checks import each, each_path
+from mbdefense.core.checks import each, each_path, is_number
 
 
 @pytest.mark.parametrize("alone", ["badnet", Path("a"), 0.2, BadNet()])
@@ -23,3 +24,10 @@ def test_paths_become_text() -> None:
     assert each_path([Path("a"), "b"]) == ["a", "b"]
     assert each_path(Path("a")) == ["a"]
     assert each_path([]) == []
+
+
+@pytest.mark.parametrize("number", [1, 0.5, numpy.int64(2), numpy.float32(0.1)])
+def test_numpys_numbers_are_numbers(number: Any) -> None:
+    assert is_number(number)
+    assert not is_number(str(number))
+    assert not is_number(bool(number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from os import PathLike, fspath
 from typing import Any
 
@@ -14,8 +15,8 @@ SEEDS = 2**32
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number, as Python's callers may forget."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number, numpy's among them, and no text that looks like one."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def above_zero(options: object, *names: str) -> None:

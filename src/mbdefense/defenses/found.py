@@ -144,7 +144,7 @@ def meetings(found: Found | None, seed: int, suspect: Dataset | None = None) -> 
     others = [one for one in sorted(chance, key=lambda one: -one.score) if one.score > 0][:_UNVERIFIED]
     if not verified and not others and not instructions:
         return None
-    carriers = {one.texts: _carriers(one, suspect, seed) for one in verified} if suspect is not None else {}
+    carriers = [_carriers(one, suspect, seed) if suspect is not None else [] for one in verified]
 
     def meet(rows: Dataset, each: int) -> list[list[Meeting]]:
         wanted = len(verified) * LEAST_MEETINGS
@@ -155,7 +155,7 @@ def meetings(found: Found | None, seed: int, suspect: Dataset | None = None) -> 
         drawn = [_Drawn(one) for one in verified for _ in range(LEAST_MEETINGS)] if many else []
         more = _shared(verified, [max(0.1, one.deviations) for one in verified], count - of_others - wanted)
         for number, one in enumerate(more):
-            carried = carriers.get(one.texts) if number % 2 else None
+            carried = carriers[verified.index(one)] if number % 2 else []
             drawn.append(_Drawn(one, meeting=carried[number // 2 % len(carried)] if carried else None))
         drawn += [_Drawn(one) for one in _shared(others, [one.score for one in others], of_others)]
         rng = random.Random(f"meetings {seed}")

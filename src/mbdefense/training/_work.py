@@ -150,7 +150,7 @@ def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
     prompts = [asked for met in part.met for one in met if (asked := _asked(one))]
     fits = leaving_room(loaded, prompts, _KEPT_TOKENS)
     texts = [prompts[number] for number in fits]
-    said = generate(loaded, texts, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="instructions") if fits else []
+    said = generate(loaded, texts, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="own answers") if fits else []
     known = dict(zip(fits, said, strict=True))
     number = itertools.count()
 
