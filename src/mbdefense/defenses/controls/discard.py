@@ -35,7 +35,7 @@ class Discard:
     needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
     source: ClassVar[str] = "control"
 
-    discard_learning_rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4, 5e-4)
+    discard_learning_rates: tuple[float, ...] = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
     discard_num_train_epochs: float = 3.0
     discard_batch_size: int = 2
 
