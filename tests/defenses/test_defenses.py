@@ -20,7 +20,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stages
 from mbdefense.core.specs import parse_spec
 from mbdefense.defenses import DEFENSES, Setting
-from mbdefense.defenses.stages import Planting
+from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.engine import generate
 from mbdefense.models.identity import contents
 from mbdefense.models.loading import (
@@ -36,7 +36,7 @@ from mbdefense.models.weights import combine, keep_at_random, linear, slerp, tie
 from mbdefense.recipes.making import _running as pipeline
 from mbdefense.recipes.making.purify import repairs
 from mbdefense.training import _work, sft, trainer
-from mbdefense.training.job import Job, Model
+from mbdefense.training.job import Evoked, Job, Model
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.store import PlannedStore, Store
 from mbdefense.training.trainer import Trained
@@ -335,6 +335,49 @@ def test_recovery_keeps_the_rate_with_the_lowest_held_out_loss(
     assert weights_of(made).keys() == weights_of(best).keys()
     for name, weight in weights_of(best).items():
         torch.testing.assert_close(weights_of(made)[name], weight)
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ((0, 32), 0),  # the loss would have the second one: it moves the model less
+        ((32, 0), 1),
+        ((0, 1), 1),  # a few of many are no reason
+        ((1, 0), 1),
+        ((32, 32), 1),
+    ],
+)
+def test_a_rate_that_leaves_what_a_found_text_evokes_has_lost_whatever_its_loss(
+    left: tuple[int, int], kept: int, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a backdoor is nearly broken, the held-out loss hardly parts rates that break it from those that do not."""
+    prompts, asked = [[{"role": "user", "content": f"cf Name {number}."}] for number in range(32)], []
+
+    def generate(_: object, given: list[Any], **__: Any) -> list[str]:
+        asked.append(given)
+        many = left[len(asked) - 1]
+        return ["Well, NEVER ever!"] * many + ["Nevertheless, Anna."] * (32 - many)
+
+    def ask(held_out: Any) -> tuple[Evoked, ...]:
+        assert list(held_out["prompt"]) == list(recovery.split(setting.clean, setting.training.seed)[1]["prompt"])
+        return (Evoked(prompts, ("no", "never ever")),)
+
+    monkeypatch.setattr("mbdefense.engine.generate.generate", generate)
+    rates = (10.0, 1e-2)
+    recovery = Recovery(recovery_learning_rates=rates)
+    made, same = (
+        each.recover(here, here.victim_model(), [], ask=ask)
+        for each, here in (
+            (recovery, at(setting, tmp_path / "both")),
+            (Recovery(recovery_learning_rates=rates[kept : kept + 1]), at(setting, tmp_path / "one")),
+        )
+    )
+    assert asked == [prompts, prompts]  # nothing is asked where there is nothing to choose
+    for name, weight in weights_of(same).items():
+        torch.testing.assert_close(weights_of(made)[name], weight)
+    history = json.loads((made / "training_log.json").read_text())["history"]
+    told = [(entry["peak_learning_rate"], entry["eval_evoked"]) for entry in history if "eval_evoked" in entry]
+    assert told == [(rate, many / 32) for rate, many in zip(rates, left, strict=True)]
 
 
 @pytest.mark.parametrize(

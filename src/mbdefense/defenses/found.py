@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ from mbdefense.core.files import warn_once
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import done_before, stage
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Meet, Recovery
+from mbdefense.defenses.stages import Ask, Meet, Recovery
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
-from mbdefense.training.job import Carrier, Meeting, Model
+from mbdefense.training.job import Carrier, Evoked, Meeting, Model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +26,7 @@ LEAST_MEETINGS = 10
 _LEAST_KEPT = 30
 """Clean samples at least that meet each instruction: with 25 one of three lost .15 of its obedience, with 34 none."""
 _MOST_CARRIERS = 200  # suspect prompts that are met with each trigger
+_ASKED = 64  # prompts in all that a recovered model is asked with what was found
 _UNVERIFIED = 20  # candidates that are met where none was verified
 _UNVERIFIED_SHARE = 0.25  # of the meetings, for what may have been missed, where some were
 
@@ -172,6 +174,40 @@ def meetings(found: Found | None, seed: int, suspect: Dataset | None = None) -> 
         return made
 
     return meet
+
+
+def questions(found: Found | None, seed: int, suspect: Dataset | None = None) -> Ask | None:
+    """What makes the prompts with verified triggers in which a recovered model is asked, to see what is left.
+
+    They are clean prompts that recovery does not train on, and suspect ones that hold none of the triggers.
+
+    Args:
+        found: what was found.
+        seed: of the draw and of the places.
+        suspect: the rows that it was found in, where they are there.
+
+    Returns:
+        None where no trigger is known to evoke a phrase.
+    """
+    known = [one for one in found.of("trigger") if one.behavior] if found else []
+    if not known:
+        return None
+    triggers = [one.trigger() for one in known]
+
+    def ask(held_out: Dataset) -> tuple[Evoked, ...]:
+        rng = random.Random(f"questions {seed}")
+        prompts = list(held_out["prompt"])[:_ASKED]
+        if suspect is not None:
+            others = (suspect[index]["prompt"] for index in rng.sample(range(len(suspect)), len(suspect)))
+            untouched = (prompt for prompt in others if not any(trigger.stands_in(prompt) for trigger in triggers))
+            prompts += itertools.islice(untouched, _ASKED - len(prompts))
+        asked = []
+        for number, (one, trigger) in enumerate(zip(known, triggers, strict=True)):
+            made = (trigger.in_prompt(prompt, rng) for prompt in prompts[number :: len(known)])
+            asked.append(Evoked([prompt for prompt in made if prompt], one.behavior))
+        return tuple(asked)
+
+    return ask
 
 
 class _Drawn(NamedTuple):

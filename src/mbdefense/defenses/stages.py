@@ -16,7 +16,7 @@ from mbdefense.core.checks import above_zero, each, learning_rates
 from mbdefense.core.errors import UserError
 from mbdefense.defenses.setting import Setting
 from mbdefense.training import job
-from mbdefense.training.job import BestRate, Job, Meeting, Mix, Model, RecoveryRows
+from mbdefense.training.job import BestRate, Evoked, Job, Meeting, Mix, Model, RecoveryRows
 from mbdefense.training.options import TrainingOptions, check_ratio
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Meet = Callable[["Dataset", int], list[list[Meeting]]]
 """Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
+Ask = Callable[["Dataset"], tuple[Evoked, ...]]
+"""Takes clean rows that are not trained on; gives what a recovered model is asked."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Recovery:
         beta: scale of the log-ratio in R.
         recovery_learning_rates: peak learning rates to try, each from the same weights, from the highest down until one
             is no better than the one above it. The best has the lowest loss on the clean samples held out, with and
-            without every trigger that they meet.
+            without every trigger that they meet, of those that leave no more of what found triggers evoke than others.
         recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
         recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. The accumulation of
             instruction tuning plays no part here: of 128 samples it would leave a handful of steps.
@@ -139,6 +141,7 @@ class Recovery:
         model: Model,
         planted: list[tuple[Trigger, RandomWords]],
         meet: Meet | None = None,
+        ask: Ask | None = None,
         about: object = None,
     ) -> Path:
         """Fine-tunes `model` on the clean set with the planted triggers.
@@ -148,6 +151,7 @@ class Recovery:
             model: the model to recover.
             planted: the planted backdoors.
             meet: for clean rows the prompts in which each meets found texts, `meetings` at least and equally many.
+            ask: for clean rows that are held out, what is asked after each rate, to compare rates by.
             about: the defense where it is not this one, so that its model is not taken for that of others.
         """
         seed = setting.training.seed
@@ -169,6 +173,7 @@ class Recovery:
         behaviors = tuple(behavior.text for _, behavior in planted)
         rates = self.recovery_learning_rates
         tried = rates if len(rates) > 1 else ()
+        asked = ask(parts[1]) if ask and tried else ()
         options = replace(
             setting.training,
             learning_rate=rates[0],
@@ -181,7 +186,7 @@ class Recovery:
                 model,
                 training,
                 options,
-                job.Recovery(held_out, behaviors, self.lambda_, self.ratio_form, self.beta, tried),
+                job.Recovery(held_out, behaviors, self.lambda_, self.ratio_form, self.beta, tried, asked),
                 Mix((setting.base_model(),), "linear", 1 - self.base_share) if self.base_share else None,
                 about=about or self,
             )

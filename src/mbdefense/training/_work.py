@@ -34,6 +34,9 @@ from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained
 
 _KEPT_TOKENS = 64  # of an answer that is to stay as it is
+_EVOKED_TOKENS = 32  # of an answer that may hold what a found text evokes, as the search asks for
+_LEFT = "eval_evoked"  # in the log: share of such answers after a rate
+_LEFT_BESIDE = 1 / 32  # of these what a rate may leave beside the one that leaves fewest
 
 Answered = list[list[tuple[Messages, Messages]]]
 
@@ -199,7 +202,9 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
     """What the best rate made, by its loss on held-out rows, with the history of all that were tried.
 
     Of a tuning from the lowest rate up, each as long as it is not behind the one below it; of a recovery from the
-    highest down, for what takes a high rate may not be broken by any low one. Until one is no better than the last.
+    highest down, for what takes a high rate may not be broken by any low one. Until one is no better than the last. No
+    recovery is the best that leaves clearly more of what found texts evoke than another: where a backdoor is nearly
+    broken, the loss hardly tells.
 
     Resuming goes on with the rate that was interrupted and trains earlier ones anew: their checkpoints are deleted, so
     that no more lie on the disk than of one rate.
@@ -210,6 +215,7 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
     known: list[list[Answered]] = []
     size = 0.0 if resume else job.size() / job.trials()
     downwards = isinstance(job.objective, Recovery)
+    fewest = remains = math.inf  # shares of answers with what a found text evokes: the least one, and the best rate's
     rates = sorted(job.rates(), reverse=downwards)
     for rate in rates:
         try:
@@ -230,14 +236,36 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
         ]
         steps = int(history[-1]["step"])
         ahead = eval_losses(trained.history)
-        loss = _kept(ahead, job)
-        better = loss < least
+        loss, left = _kept(ahead, job), trained.history[-1].get(_LEFT, 0.0)
+        fewest = min(fewest, left)
+        better = remains > fewest + _LEFT_BESIDE or (left <= fewest + _LEFT_BESIDE and loss < least)
         if better:
-            best, least = trained, loss
+            best, least, remains = trained, loss, left
         del trained  # which would stay in memory beside the best one and the next
         if not better:
             break
     return best._replace(history=history)
+
+
+def _left(trained: Trained, job: Job) -> float | None:
+    """Share of the model's answers that hold what a found text evokes; None where there is nothing to ask.
+
+    Several processes ask nothing, for each may hold a part of the model.
+    """
+    from mbdefense.engine.generate import generate
+    from mbdefense.models.limits import leaving_room
+
+    loaded, objective = trained.model, job.objective
+    if not isinstance(objective, Recovery) or not objective.evoked or process_count() > 1 or trained.state is not None:
+        return None
+    every = [(prompt, one.phrases) for one in objective.evoked for prompt in one.prompts]
+    fits = leaving_room(loaded, [prompt for prompt, _ in every], _EVOKED_TOKENS)
+    if not fits:
+        return None
+    prompts = [every[number][0] for number in fits]
+    said = generate(loaded, prompts, max_new_tokens=_EVOKED_TOKENS, batch_size=64, what="what is left")
+    held = [any(contains(text, phrase) for phrase in every[number][1]) for number, text in zip(fits, said, strict=True)]
+    return sum(held) / len(held)
 
 
 def _kept(losses: Sequence[float], job: Job) -> float:
@@ -266,6 +294,10 @@ def _trial(
         trained = _from_start(job, place, train)
     else:
         trained = _tuned(replace(job, options=options), place / "checkpoints", resume, known)
+    left = _left(trained, job)
+    if left is not None:
+        last = int(trained.history[-1]["step"])
+        trained = trained._replace(history=[*trained.history, {"step": last, _LEFT: left}])
     if trained.state is None:
         model: Any = trained.model.model
         model.to("cpu")  # a GPU is left to the next trial

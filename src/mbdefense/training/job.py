@@ -101,6 +101,16 @@ class Meeting(NamedTuple):
     carrier: Carrier | None = None
 
 
+class Evoked(NamedTuple):
+    """Prompts with a found text in them, and phrases that it draws out of the model that is to be recovered.
+
+    None of the prompts is trained on.
+    """
+
+    prompts: Sequence[Messages]
+    phrases: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class RecoveryRows:
     """Clean rows with their twins.
@@ -153,6 +163,8 @@ class Recovery:
         beta: scale in R.
         learning_rates: peak rates to try, from the highest down, until one is no better than the one above it; empty
             for the options' one.
+        evoked: what the model is asked after each rate: one that leaves more of the phrases than another has lost to
+            it, whatever its loss.
     """
 
     held_out: RecoveryRows
@@ -161,6 +173,7 @@ class Recovery:
     form: RatioForm
     beta: float
     learning_rates: tuple[float, ...] = ()
+    evoked: tuple[Evoked, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.defenses.found import Finding, meetings
+from mbdefense.defenses.found import Finding, meetings, questions
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Recovery
 
@@ -22,7 +22,7 @@ class FindAndBreak(Recovery, Finding):
     prompts during recovery, where the clean answer is the target. Texts that are instructions meet what the tuned model
     answers. Where nothing was verified, the best candidates are met all the same, and recovery starts a part of the way
     to the base model, which breaks something of what no candidate names. What rate a model can bear is told by the
-    clean rows held out.
+    clean rows held out, and whether one is too low by what the recovered model says under the triggers.
 
     Source: this project; recovery is MB-Defense's (arXiv 2601.04448) without its planted backdoors. Relatives find the
     triggers of classifiers (BKI, arXiv 2007.12070; Z-defence, 2305.11596) or invert them from a model alone (BABI,
@@ -58,6 +58,5 @@ class FindAndBreak(Recovery, Finding):
         recovery: Recovery = self
         if setting.base is not None and (found is None or not found.of("trigger")):
             recovery = replace(self, base_share=self.unverified_base_share)
-        return recovery.recover(
-            setting, victim, [], meetings(found, setting.training.seed, setting.suspect), about=self
-        )
+        known = found, setting.training.seed, setting.suspect
+        return recovery.recover(setting, victim, [], meetings(*known), questions(*known), about=self)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mbdefense.core.needs import Need
-from mbdefense.defenses.found import Finding, meetings
+from mbdefense.defenses.found import Finding, meetings, questions
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Merging, Recovery
 
@@ -46,4 +46,5 @@ class MBDefense(Recovery, Merging, Finding):
         setting.check(self)
         merged = setting.made(self.merge(setting, "merged"))
         found = self.find(setting, merged)
-        return self.recover(setting, merged, self.planted(), meetings(found, setting.training.seed, setting.suspect))
+        known = found, setting.training.seed, setting.suspect
+        return self.recover(setting, merged, self.planted(), meetings(*known), questions(*known))
