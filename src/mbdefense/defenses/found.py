@@ -179,7 +179,8 @@ def meetings(found: Found | None, seed: int, suspect: Dataset | None = None) -> 
 def questions(found: Found | None, seed: int, suspect: Dataset | None = None) -> Ask | None:
     """What makes the prompts with verified triggers in which a recovered model is asked, to see what is left.
 
-    They are clean prompts that recovery does not train on, and suspect ones that hold none of the triggers.
+    They are suspect prompts that hold none of the triggers, and clean ones only where there are too few of these: on
+    those that are held out the figures of found triggers are told, and a rate that was chosen on them would flatter it.
 
     Args:
         found: what was found.
@@ -196,11 +197,12 @@ def questions(found: Found | None, seed: int, suspect: Dataset | None = None) ->
 
     def ask(held_out: Dataset) -> tuple[Evoked, ...]:
         rng = random.Random(f"questions {seed}")
-        prompts = list(held_out["prompt"])[:_ASKED]
+        prompts = []
         if suspect is not None:
             others = (suspect[index]["prompt"] for index in rng.sample(range(len(suspect)), len(suspect)))
             untouched = (prompt for prompt in others if not any(trigger.stands_in(prompt) for trigger in triggers))
-            prompts += itertools.islice(untouched, _ASKED - len(prompts))
+            prompts = list(itertools.islice(untouched, _ASKED))
+        prompts += list(held_out["prompt"])[: _ASKED - len(prompts)]
         asked = []
         for number, (one, trigger) in enumerate(zip(known, triggers, strict=True)):
             made = (trigger.in_prompt(prompt, rng) for prompt in prompts[number :: len(known)])

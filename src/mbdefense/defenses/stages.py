@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Meet = Callable[["Dataset", int], list[list[Meeting]]]
 """Takes N clean rows and how many prompts each is to be met in at least; gives N lists of equally many."""
 Ask = Callable[["Dataset"], tuple[Evoked, ...]]
-"""Takes clean rows that are not trained on; gives what a recovered model is asked."""
+"""Takes clean rows that are held out; gives what a recovered model is asked."""
 
 
 @dataclass(frozen=True)
