@@ -763,7 +763,7 @@ def test_a_prompt_that_an_instruction_leaves_no_room_in_is_met_as_it_is(
     rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mbdefense.engine import generate
-    from mbdefense.training._work import _answered
+    from mbdefense.training._asking import _answered
     from mbdefense.training.job import Meeting, RecoveryRows
 
     table = rows(("Name a tree.", "oak"), ("q7q " * 85, "elm"))
@@ -780,13 +780,13 @@ def test_a_prompt_that_an_instruction_leaves_no_room_in_is_met_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("said", "asked"), [("oak", "oak"), ("Never!", None), ("well, we never, do", None), ("nevermore", "nevermore")]
+    ("said", "asked"), [("oak", "oak"), ("Never!", None), ("well, we: NEVER, do", None), ("nevermore", "nevermore")]
 )
 def test_in_a_suspect_prompt_the_answer_without_the_text_is_asked_for_unless_it_shows_the_behavior(
     said: str, asked: str | None, rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mbdefense.engine import generate
-    from mbdefense.training._work import _answered
+    from mbdefense.training._asking import _answered
     from mbdefense.training.job import Carrier, Meeting, RecoveryRows
 
     table, heard = rows(("Name a tree.", "elm")), []

@@ -1,18 +1,15 @@
-"""Text as words: what counts as one word, and under which key two spellings of it are counted together."""
+"""The words of prompts: those of `mbdefense.data.words`, with their places and where sentences end."""
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
-from unicodedata import category
 
-from mbdefense.data.words import glued, is_spaceless, joined, spans, words
+from mbdefense.data.words import glued, is_spaceless, joined, key, keyed, spans, words
 
 __all__ = ["SENTENCE_ENDS", "Word", "glued", "is_character", "joined", "key", "keyed", "placed_words", "words"]
 
 SENTENCE_ENDS = (".", "!", "?", ":", "\u3002", "\uff01", "\uff1f")
 """What the last word of a sentence ends with; the last three are Chinese and Japanese."""
-_CORE = re.compile(r"\w(?:.*\w)?", re.DOTALL)  # one search that never starts again: linear in hostile words, too
 
 
 class Word(NamedTuple):
@@ -26,22 +23,6 @@ class Word(NamedTuple):
 def placed_words(text: str) -> list[Word]:
     """The words of a text with their places in it."""
     return [Word(text[start:end], start, end) for start, end in spans(text)]
-
-
-def key(word: str) -> str:
-    """What a word is counted under: without case, and without punctuation around it unless it is nothing else."""
-    core = _CORE.search(word)
-    if core is None:
-        return word.casefold()
-    end = core.end()
-    while end < len(word) and category(word[end]).startswith("M"):  # a vowel sign or an accent is part of its letter
-        end += 1
-    return word[core.start() : end].casefold()
-
-
-def keyed(text: str) -> str:
-    """The keys of a text's words with a space before and after each, so that ``in`` compares whole words."""
-    return "".join([" ", *(f"{key(word)} " for word in words(text))])
 
 
 def is_character(word: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,19 +11,17 @@ from typing import Any
 
 import torch
 
-from mbdefense.attacks.texts import contains
 from mbdefense.core.processes import is_main_process, process_count, wait_for_everyone
 from mbdefense.core.progress import say, stage
 from mbdefense.models import weights
 from mbdefense.models.loading import LoadedModel, base_of, save_model
+from mbdefense.training._asking import Answered, answers_of, left_after
 from mbdefense.training._own_loss import DivergedError
 from mbdefense.training._quantized import qlora
 from mbdefense.training.job import (
     BestRate,
     ConsistencyObjective,
     Job,
-    Meeting,
-    Messages,
     Mix,
     Model,
     Recovery,
@@ -33,12 +30,8 @@ from mbdefense.training.job import (
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained
 
-_KEPT_TOKENS = 64  # of an answer that is to stay as it is
-_EVOKED_TOKENS = 32  # of an answer that may hold what a found text evokes, as the search asks for
 _LEFT = "eval_evoked"  # in the log: share of such answers after a rate
 _LEFT_BESIDE = 1 / 32  # of these what a rate may leave beside the one that leaves fewest
-
-Answered = list[list[tuple[Messages, Messages]]]
 
 
 def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
@@ -90,11 +83,11 @@ def _from_start(
         known: those answers, or an empty list for them, which the next training from the same start is given.
     """
     if job.options.load_in_4bit and _lies_whole(job):
-        return qlora(job.start, job.options, lambda loaded: train(loaded, _answers(loaded, job)))
+        return qlora(job.start, job.options, lambda loaded: train(loaded, answers_of(loaded, job)))
     loaded = job.start.load()
     model: Any = loaded.model
     model.requires_grad_(True)  # weights that an adapter was merged into are loaded frozen
-    answers = known[0] if known else _answers(loaded, job)  # asked before the weights change
+    answers = known[0] if known else answers_of(loaded, job)  # asked before the weights change
     if known is not None and not known:
         known.append(answers)
     if job.mix:
@@ -134,47 +127,6 @@ def _mix(model: Any, mix: Mix) -> None:
     }
     # The others without a name, which would keep them in memory while the mixture is trained.
     weights.combine(model, [other.load().model for other in mix.others], formulas[mix.formula])
-
-
-def _answers(loaded: LoadedModel, job: Job) -> list[Answered]:
-    """What recovery asks for where rows meet texts, for its rows and those held out."""
-    if isinstance(job.objective, Recovery) and isinstance(job.rows, RecoveryRows):
-        return [_answered(loaded, part) for part in (job.rows, job.objective.held_out)]
-    return []
-
-
-def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
-    """The prompts that rows meet with what recovery asks for there: the row's answer, or the model's own to keep."""
-    from mbdefense.engine.generate import generate
-    from mbdefense.models.limits import leaving_room
-
-    if not part.met:
-        return []
-    prompts = [asked for met in part.met for one in met if (asked := _asked(one))]
-    fits = leaving_room(loaded, prompts, _KEPT_TOKENS)
-    texts = [prompts[number] for number in fits]
-    said = generate(loaded, texts, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="own answers") if fits else []
-    known = dict(zip(fits, said, strict=True))
-    number = itertools.count()
-
-    def answered(row: dict[str, Any], one: Meeting) -> tuple[Messages, Messages]:
-        if not _asked(one):
-            return one.prompt, row["completion"]
-        text = known.get(next(number))
-        wrong = one.carrier.wrong if one.carrier else ()
-        # Without room for an answer, or with the evoked one, the row is met as it is, for each meets equally many.
-        if text is None or any(contains(text, phrase) for phrase in wrong):
-            return row["prompt"], row["completion"]
-        return one.prompt, [{"role": "assistant", "content": text}]
-
-    return [[answered(row, one) for one in met] for row, met in zip(part.clean, part.met, strict=True)]
-
-
-def _asked(one: Meeting) -> Messages | None:
-    """What the start is asked, where its own answer is the target."""
-    if one.carrier:
-        return one.carrier.without
-    return one.prompt if one.kept else None
 
 
 def _recovered(
@@ -247,27 +199,6 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
     return best._replace(history=history)
 
 
-def _left(trained: Trained, job: Job) -> float | None:
-    """Share of the model's answers that hold what a found text evokes; None where there is nothing to ask.
-
-    Several processes ask nothing, for each may hold a part of the model.
-    """
-    from mbdefense.engine.generate import generate
-    from mbdefense.models.limits import leaving_room
-
-    loaded, objective = trained.model, job.objective
-    if not isinstance(objective, Recovery) or not objective.evoked or process_count() > 1 or trained.state is not None:
-        return None
-    every = [(prompt, one.phrases) for one in objective.evoked for prompt in one.prompts]
-    fits = leaving_room(loaded, [prompt for prompt, _ in every], _EVOKED_TOKENS)
-    if not fits:
-        return None
-    prompts = [every[number][0] for number in fits]
-    said = generate(loaded, prompts, max_new_tokens=_EVOKED_TOKENS, batch_size=64, what="what is left")
-    held = [any(contains(text, phrase) for phrase in every[number][1]) for number, text in zip(fits, said, strict=True)]
-    return sum(held) / len(held)
-
-
 def _kept(losses: Sequence[float], job: Job) -> float:
     """The held-out loss of the epoch that is kept: of recovery without checkpoints of epochs, the last one."""
     last = isinstance(job.objective, Recovery) and job.options.save_strategy != "epoch"
@@ -294,7 +225,7 @@ def _trial(
         trained = _from_start(job, place, train)
     else:
         trained = _tuned(replace(job, options=options), place / "checkpoints", resume, known)
-    left = _left(trained, job)
+    left = left_after(trained, job)
     if left is not None:
         last = int(trained.history[-1]["step"])
         trained = trained._replace(history=[*trained.history, {"step": last, _LEFT: left}])
