@@ -80,7 +80,9 @@ def _words(task: Task, grid: Grid) -> str:
     told: list[tuple[Sized, str]] = [(grid.models, cell.model), (grid.counts or grid.rates, rate), (grid.seeds, seed)]
     which = "".join(f", {text}" for values, text in told if len(values) > 1)
     does = {"train": f"training {task.stage.rpartition('-')[0]} for", "answer": "asking", "judge": "judging"}
-    return f"{does[task.kind]} {cell.arm} under {cell.attack} -> {cell.behavior}{which}"
+    # A cell that hangs on a search or a filter is made by the task that judges it, which needs no other.
+    doing = does[task.kind] if task.needs or task.kind != "judge" else "running"
+    return f"{doing} {cell.arm} under {cell.attack} -> {cell.behavior}{which}"
 
 
 def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, Task]) -> None:
