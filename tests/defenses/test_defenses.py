@@ -58,8 +58,6 @@ OTHER: dict[str, Any] = {
     "min_defensive_rows": 2,
     "base_share": 0.25,
     "recovery_learning_rates": (5e-5,),
-    "discard_learning_rates": (5e-5,),
-    "mixing_learning_rates": (5e-5,),
     "scorer": "another",
     "defensive_triggers": ("mn", "bb"),
     "defensive_seed": 1,
@@ -337,24 +335,6 @@ def test_recovery_keeps_the_rate_with_the_lowest_held_out_loss(
     assert weights_of(made).keys() == weights_of(best).keys()
     for name, weight in weights_of(best).items():
         torch.testing.assert_close(weights_of(made)[name], weight)
-
-
-def test_adapters_are_tried_at_ten_times_the_rates_of_whole_weights(setting: Setting, tmp_path: Path) -> None:
-    adapters = replace(setting.training, use_peft=True)
-    for name, option, usual in (
-        ("find_and_break", "recovery_learning_rates", (1e-4, 3e-5, 1e-5)),
-        ("discard", "discard_learning_rates", (2e-5, 5e-5, 1e-4, 2e-4, 5e-4)),
-        ("fine_mixing", "mixing_learning_rates", (1e-5, 3e-5, 1e-4, 3e-4)),
-    ):
-        for number, (training, given, tried) in enumerate((
-            (setting.training, None, usual),
-            (adapters, None, tuple(10 * rate for rate in usual)),
-            (adapters, (7e-4, 7e-5), (7e-4, 7e-5)),
-        )):  # fmt: skip
-            store = PlannedStore(tmp_path / f"{name} {number}")
-            options = {} if given is None else {option: given}
-            DEFENSES[name](**options)(replace(setting, store=store, training=training))
-            assert store.jobs[-1].rates() == pytest.approx(tried)
 
 
 @pytest.mark.parametrize(

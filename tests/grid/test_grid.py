@@ -17,7 +17,7 @@ from mbdefense.cli import main
 from mbdefense.core.files import LOCK_FILE
 from mbdefense.data import unlabelled
 from mbdefense.data.builtin import MIXES, tasks
-from mbdefense.defenses import DEFENSES
+from mbdefense.defenses import DEFENSES, Discard, FineMixing
 from mbdefense.defenses.filters import FILTERS, SEEP, Evidence, Repeats
 from mbdefense.grid import code
 from mbdefense.grid.answers import Answers, answers_of
@@ -529,7 +529,8 @@ def test_a_plan_knows_every_training_of_every_defense(bench: Bench, counted: lis
     assert cells["found_dropped"] == [search]
     assert cells["crow"] == []
     # Tunings of which no model is left: those that SEEP watches, and the rates that are not chosen.
-    own = SEEP.watched_epochs + (5 - 1) + (4 - 1)  # discard's rates and Fine-mixing's
+    rates = (Discard.discard_learning_rates, FineMixing.mixing_learning_rates)
+    own = SEEP.watched_epochs + sum(len(tried) - 1 for tried in rates)
     weighed = ["lethe"]  # its stage puts weights together; what it trains is a stage named tuned
     assert len(counted) == len(planned) - len(steps) - len(weighed) + len(made) + own
 

@@ -26,15 +26,12 @@ def above_zero(options: object, *names: str) -> None:
             raise UserError(f"{name} must be above 0", getattr(options, name), f"set --{name} to a positive number")
 
 
-def learning_rates(options: object, name: str) -> None:
-    """Refuses learning rates of which each is to be tried; None leaves them to the defense.
+def learning_rates(name: str, rates: Sequence[float]) -> None:
+    """Refuses learning rates of which each is to be tried.
 
     Raises:
         UserError: there is none, one twice, or one that is not above 0.
     """
-    rates: Sequence[float] | None = getattr(options, name)
-    if rates is None:
-        return
     if not rates or not all(is_number(rate) and 0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
         raise UserError(f"{name} must be different and above 0", rates, f"such as --{name} 1e-4 3e-5")
 

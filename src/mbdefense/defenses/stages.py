@@ -100,7 +100,6 @@ class Recovery:
         recovery_learning_rates: peak learning rates to try, each from the same weights, from the highest down until one
             is no better than the one above it. The best has the lowest loss on the clean samples held out, with and
             without every trigger that they meet, of those that leave no more of what found triggers evoke than others.
-            By default 2e-4 alone.
         recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
         recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. The accumulation of
             instruction tuning plays no part here: of 128 samples it would leave a handful of steps.
@@ -112,7 +111,7 @@ class Recovery:
     lambda_: float = 1.0
     ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
     beta: float = 1.0
-    recovery_learning_rates: tuple[float, ...] | None = None
+    recovery_learning_rates: tuple[float, ...] = (2e-4,)
     recovery_num_train_epochs: float = 1.0
     recovery_batch_size: int = 2
     meetings: int = 2
@@ -124,12 +123,8 @@ class Recovery:
         if not 0 <= self.base_share < 1:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
         above_zero(self, "recovery_num_train_epochs", "recovery_batch_size", "meetings")
-        learning_rates(self, "recovery_learning_rates")
+        learning_rates("recovery_learning_rates", self.recovery_learning_rates)
         check_ratio(self.lambda_, self.ratio_form, self.beta)
-
-    def rates(self, training: TrainingOptions) -> tuple[float, ...]:
-        """The learning rates that are tried."""
-        return self.recovery_learning_rates or (2e-4,)
 
     def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         """Splits the clean set by sample into training and evaluation rows."""
@@ -176,7 +171,7 @@ class Recovery:
             for rows, prompts in zip(parts, met, strict=True)
         )
         behaviors = tuple(behavior.text for _, behavior in planted)
-        rates = self.rates(setting.training)
+        rates = self.recovery_learning_rates
         tried = rates if len(rates) > 1 else ()
         asked = ask(parts[1]) if ask and tried else ()
         options = replace(
@@ -224,14 +219,6 @@ class CleanTuning:
             per_device_train_batch_size=self.clean_batch_size,
             gradient_accumulation_steps=1,
         )
-
-
-def rates_of(training: TrainingOptions, given: tuple[float, ...] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
-    """The learning rates that are tried: those given, or the usual ones, ten times as high for adapters.
-
-    Source: adapters take about ten times the rate of whole weights (Schulman et al. 2025, "LoRA Without Regret").
-    """
-    return given or (tuple(10 * rate for rate in usual) if training.use_peft else usual)
 
 
 def at_best_rate(

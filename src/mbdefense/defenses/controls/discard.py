@@ -9,7 +9,7 @@ from typing import ClassVar
 from mbdefense.core.checks import above_zero, learning_rates
 from mbdefense.core.needs import Need
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import at_best_rate, rates_of
+from mbdefense.defenses.stages import at_best_rate
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Discard:
     trains earlier ones anew: their checkpoints are deleted, so that no more lie on the disk than of one rate.
 
     Attributes:
-        discard_learning_rates: peak learning rates to try, each from the base model; by default 2e-5 to 5e-4, and ten
-            times these for adapters.
+        discard_learning_rates: peak learning rates to try, each from the base model.
         discard_num_train_epochs: passes over the clean rows at each rate at most; the loss is taken after every one.
         discard_batch_size: clean samples in one step.
     """
@@ -36,13 +35,13 @@ class Discard:
     needs: ClassVar[tuple[Need, ...]] = ("clean data", "reference model", "GPU")
     source: ClassVar[str] = "control"
 
-    discard_learning_rates: tuple[float, ...] | None = None
+    discard_learning_rates: tuple[float, ...] = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
     discard_num_train_epochs: float = 3.0
     discard_batch_size: int = 2
 
     def __post_init__(self) -> None:
         above_zero(self, "discard_num_train_epochs", "discard_batch_size")
-        learning_rates(self, "discard_learning_rates")
+        learning_rates("discard_learning_rates", self.discard_learning_rates)
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the tuned model."""
@@ -51,7 +50,7 @@ class Discard:
             at_best_rate(
                 setting,
                 setting.base_model(),
-                rates_of(setting.training, self.discard_learning_rates, (2e-5, 5e-5, 1e-4, 2e-4, 5e-4)),
+                self.discard_learning_rates,
                 self.discard_num_train_epochs,
                 self.discard_batch_size,
             )

@@ -10,8 +10,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.defenses.found import Finding, meetings, questions
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Recovery, rates_of
-from mbdefense.training.options import TrainingOptions
+from mbdefense.defenses.stages import Recovery
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,13 @@ class FindAndBreak(Recovery, Finding):
     needed, without which triggers and instructions that were searched for stay ``unclear``, and nothing is mixed in.
 
     Attributes:
-        recovery_learning_rates: as above; by default 1e-4, 3e-5 and 1e-5, and ten times these for adapters.
         unverified_base_share: in place of ``base_share`` where nothing was verified.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("victim", "suspect data", "clean data", "reference model", "GPU")
     source: ClassVar[str] = "this project"
 
+    recovery_learning_rates: tuple[float, ...] = (1e-4, 3e-5, 1e-5)
     unverified_base_share: float = 0.25
 
     def __post_init__(self) -> None:
@@ -49,10 +48,6 @@ class FindAndBreak(Recovery, Finding):
         if not 0 <= self.unverified_base_share < 1:
             given = self.unverified_base_share
             raise UserError("unverified_base_share must lie in [0, 1)", given, "0 leaves the tuned model as it is")
-
-    def rates(self, training: TrainingOptions) -> tuple[float, ...]:
-        """The learning rates that are tried."""
-        return rates_of(training, self.recovery_learning_rates, (1e-4, 3e-5, 1e-5))
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""

@@ -10,7 +10,7 @@ from mbdefense.core.checks import above_zero, learning_rates
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import at_best_rate, rates_of
+from mbdefense.defenses.stages import at_best_rate
 from mbdefense.training.job import Mix
 
 
@@ -30,8 +30,7 @@ class FineMixing:
     Attributes:
         keep_ratio: share of the victim's weights that stay, in [0, 1].
         mixing_seed: seed of the choice.
-        mixing_learning_rates: peak learning rates to try, from the lowest up, each from the mixture; by default 1e-5 to
-            3e-4, and ten times these for adapters.
+        mixing_learning_rates: peak learning rates to try, from the lowest up, each from the mixture.
         mixing_num_train_epochs: passes over the clean rows at each rate at most; the loss is taken after every one.
         mixing_batch_size: clean samples in one step.
     """
@@ -41,13 +40,13 @@ class FineMixing:
 
     keep_ratio: float = 0.5
     mixing_seed: int = 0
-    mixing_learning_rates: tuple[float, ...] | None = None
+    mixing_learning_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)
     mixing_num_train_epochs: float = 3.0
     mixing_batch_size: int = 2
 
     def __post_init__(self) -> None:
         above_zero(self, "mixing_num_train_epochs", "mixing_batch_size")
-        learning_rates(self, "mixing_learning_rates")
+        learning_rates("mixing_learning_rates", self.mixing_learning_rates)
         if not 0 <= self.keep_ratio <= 1:
             raise UserError("keep_ratio must lie in [0, 1]", self.keep_ratio, "0.5 keeps half of the victim's weights")
 
@@ -59,7 +58,7 @@ class FineMixing:
             at_best_rate(
                 setting,
                 setting.victim_model(),
-                rates_of(setting.training, self.mixing_learning_rates, (1e-5, 3e-5, 1e-4, 3e-4)),
+                self.mixing_learning_rates,
                 self.mixing_num_train_epochs,
                 self.mixing_batch_size,
                 mix,
