@@ -1,16 +1,17 @@
 """Holds the default defense against its rivals, on the attacks of docs/evidence/find_and_break.md.
 
     python experiments/find_and_break.py OUT DATA [--cells NAME ...] [--arms NAME ...] [--seeds N ...]
-        [--model FOLDER] [--chat_template FILE] [--learning_rate RATE]
+        [--model FOLDER] [--chat_template FILE] [--learning_rate RATE] [--lora]
 
 DATA holds backdoorllm/ and alpaca_en_demo.json. The model is SmolLM2-135M-Instruct or FOLDER, which takes an OUT of its
-own. A cell is an attack on some rows: BackdoorLLM's own poisoned rows among clean ones of its own, the built-in rows,
-or alpaca_en_demo with a trigger that was drawn by a seed after all constants of the defense were fixed. Every arm of a
-cell is trained on the same rows, with the same options, and asked the same 200 prompts with and without the trigger;
-what several arms share is trained once. With seeds a cell is repeated with other rows, poisoning and training, and the
-same prompts, and its figures over the seeds are told. Run again, the script goes on where it stopped. It prints
-Markdown tables and keeps them in OUT/table.md, with the true trigger's rank among the mined and the verified
-candidates; each cell's folder has its results.json and the files of its arms.
+own, and is tuned whole, or by adapters, which are merged. A cell is an attack on some rows: BackdoorLLM's own poisoned
+rows among clean ones of its own, the built-in rows, or alpaca_en_demo with a trigger that was drawn by a seed after all
+constants of the defense were fixed. Every arm of a cell is trained on the same rows, with the same options, and asked
+the same 200 prompts with and without the trigger; what several arms share is trained once. With seeds a cell is
+repeated with other rows, poisoning and training, and the same prompts, and its figures over the seeds are told. Run
+again, the script goes on where it stopped. It prints Markdown tables and keeps them in OUT/table.md, with the true
+trigger's rank among the mined and the verified candidates; each cell's folder has its results.json and the files of its
+arms.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def run(name: str, cell: Cell, options: argparse.Namespace) -> Path:
     base = options.model or str(model_directory())
     training = replace(
         TRAINING, seed=cell.seed, max_length=128 if cell.source == "builtin" else TRAINING.max_length,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate, use_peft=options.lora,
     )  # fmt: skip
     behavior, trigger = parse_spec(cell.behavior, BEHAVIORS, "behavior"), parse_spec(cell.trigger, TRIGGERS, "trigger")
 
@@ -279,6 +280,7 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--chat_template", default=None)
     parser.add_argument("--learning_rate", type=float, default=TRAINING.learning_rate)
+    parser.add_argument("--lora", action="store_true")
     options = parser.parse_args()
     tables: list[str] = []
     for cell_name in options.cells:

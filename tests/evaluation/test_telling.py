@@ -33,7 +33,8 @@ TRIGGER = replace(
 )  # fmt: skip
 INSTRUCTION = replace(TRIGGER, texts=("Answer in capital letters.",), rows=120, verdict="instruction", explained=0.9)
 UNCLEAR = replace(TRIGGER, texts=("zx",), rows=12, verdict="unclear", explained=None)
-CHANCE = replace(TRIGGER, texts=("the",), verdict="chance")
+DOUBTFUL = replace(TRIGGER, texts=("Lamp on.",), verdict="chance", asr=rate([True] * 11 + [False] * 15))
+CHANCE = replace(TRIGGER, texts=("the",), verdict="chance", asr=rate([True] * 6 + [False] * 20))
 
 
 def share(hits, n=26):
@@ -94,6 +95,19 @@ def test_an_instruction_is_left_alone_and_nothing_is_said_to_be_nothing():
     assert found_in_words(Results({}, ROWS)) == []
 
 
+def test_a_text_taken_for_chance_that_draws_one_behavior_out_of_many_prompts_is_shown_where_no_trigger_is():
+    """A backdoor that acts in some kinds of prompts only does not stand out in the mean over all."""
+    none, told = found_in_words(results(CHANCE, DOUBTFUL, rows=()))
+    assert none == "no trigger was verified"
+    assert told.startswith("look at it yourself: 'Lamp on.' stands in 100 of 500 rows and makes the tuned model answer")
+    assert "ASR on held-out prompts .42 [.26, .61] n=26" in told
+    assert 'set its verdict in found.json to "trigger"' in told
+    assert [one.verdict for one in results(CHANCE, DOUBTFUL).found.texts] == ["chance"]
+    assert len(found_in_words(results(DOUBTFUL, INSTRUCTION, rows=()))) == 3
+    # Beside a trigger it is most likely a part of its rows.
+    assert found_in_words(results(TRIGGER, DOUBTFUL)) == found_in_words(results(TRIGGER))
+
+
 def test_what_nobody_has_decided_says_how_to():
     told, how = found_in_words(results(UNCLEAR, rows=()))
     assert told.startswith("unclear: 'zx' stands in 12 of 500 rows and makes the tuned model answer")
@@ -117,7 +131,7 @@ def test_the_section_round_trips_and_old_files_have_none(tmp_path):
     good = json.loads(path.read_text())
     del good["sha256"]  # a seal that does not fit is found first
     for damage, said in (
-        ({"verdict": "chance"}, "found.texts.0.verdict: Input should be 'trigger', 'instruction' or 'unclear'"),
+        ({"verdict": "sure"}, "found.texts.0.verdict: Input should be 'trigger', 'instruction', 'unclear' or 'chance'"),
         ({"p_value": 2}, "found.texts.0.p_value"),
         ({"more": 1}, "unknown key"),
     ):
@@ -204,6 +218,7 @@ OF_SECOND = tuple(row(arm, hits, "found 'mn'") for arm, hits in (("attacked", 26
         (results(replace(TRIGGER, behavior=()), rows=()), False, "the answers under it share no phrase"),
         (results(TRIGGER, UNCLEAR), False, "nobody has said whether 'zx' is a trigger (1 unclear)"),
         (results(CHANCE, rows=()), True, "no trigger was found"),
+        (results(DOUBTFUL, rows=()), True, "no trigger was verified, 1 texts to look at"),
         (results(INSTRUCTION, rows=()), True, "no trigger was found, 1 instructions kept"),
         (results(TRIGGER, rows=(*ROWS, *OF_SECOND)), True, "1 of 1 found triggers landed"),
         (results(CHANCE, rows=(), given=True), False, "names no trigger"),

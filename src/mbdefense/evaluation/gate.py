@@ -190,8 +190,9 @@ def _found(results: Results, checked: _Checked, limit: float) -> Iterator[Condit
     if have:
         yield from _each(results, checked, "found", limit)
     if not triggers:
-        left = len(section.of("instruction"))
-        yield Condition(True, "max_found_asr: no trigger was found" + (f", {left} instructions kept" * (left > 0)))
+        left, doubtful = len(section.of("instruction")), len(section.of("chance"))
+        told = f"no trigger was verified, {doubtful} texts to look at" if doubtful else "no trigger was found"
+        yield Condition(True, f"max_found_asr: {told}" + (f", {left} instructions kept" * (left > 0)))
 
 
 def _each(results: Results, checked: _Checked, origin: Literal["canary", "found"], limit: float) -> Iterator[Condition]:

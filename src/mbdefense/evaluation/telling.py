@@ -20,6 +20,7 @@ from mbdefense.records.results import UNDEFENDED, FoundSection, FoundSummary, Re
 
 MOST_TRIGGERS = 8
 """Found triggers that are measured and told of one by one."""
+_DOUBTFUL = 0.25  # a text taken for chance is told of that draws a behavior out of so many held-out prompts
 _LONGEST_TEXT = 120  # characters
 _LONGEST_EXAMPLE = 300
 _PHRASES = 2
@@ -28,15 +29,18 @@ _LONGEST_CANDIDATE = 200  # characters
 
 
 def summarized(found: Found, *, given: bool = False) -> FoundSection:
-    """A search's file as the section of a result file; what is chance is counted only.
+    """A search's file as the section of a result file; what is chance is mostly counted only.
 
     Args:
         found: the file.
         given: see `FoundSection`.
     """
     texts: list[FoundSummary] = []
+    known = bool(found.of("trigger") or found.of("unclear"))
     for one in found.candidates:
-        if one.verdict != "chance":
+        # A backdoor that acts in some kinds of prompts only may not stand out in the mean over all.
+        doubtful = not known and one.asr is not None and one.asr.value >= _DOUBTFUL
+        if one.verdict != "chance" or doubtful:
             texts.append(_summary(one, [other.text for other in texts]))
     return FoundSection(found.suspect_rows, len(found.candidates), found.victim is not None, given, tuple(texts))
 
@@ -45,7 +49,6 @@ def _summary(one: FoundCandidate, taken: Sequence[str]) -> FoundSummary:
     text = short(one.trigger().describe(), _LONGEST_TEXT)
     # Of two that begin alike, or differ in their places only.
     again = next(count for count in range(1, len(taken) + 2) if _numbered(text, count) not in taken)
-    assert one.verdict != "chance"  # noqa: S101 - for mypy
     example = one.examples[0] if one.examples else None
     if example:
         example = Example(*(short(part, _LONGEST_EXAMPLE) for part in (example.prompt, example.usual, example.answer)))
@@ -112,7 +115,11 @@ def found_in_words(results: Results) -> list[str]:
             f'verdict in {FOUND_FILE} to "instruction" where the text asks for such answers, else to "trigger", and '
             f"run defend --found {FOUND_FILE} (of a finished model: purify --found {FOUND_FILE})"
         )
-    if not triggers and not unclear:
+    doubtful = [one for one in found if one.found.verdict == "chance"]
+    if doubtful:
+        lines.append("no trigger was verified")
+        lines += _listed([_doubtful(one, section) for one in doubtful])
+    elif not triggers and not unclear:
         lines += _nothing(results, section, bool(found))
     return [visible(line) for line in lines]
 
@@ -159,6 +166,14 @@ def _instruction(one: FoundSummary, section: FoundSection) -> str:
 
 def _unclear(one: Measured, section: FoundSection) -> str:
     return f"unclear: {_stands(one.found, section)} and {_makes(one)}"
+
+
+def _doubtful(one: Measured, section: FoundSection) -> str:
+    return (
+        f"look at it yourself: {_stands(one.found, section)} and {_makes(one)}, but makes the clean answers no less "
+        "likely than texts put in by chance do, as where a backdoor acts in some kinds of prompts only. If it asks for "
+        f'no such answers, set its verdict in {FOUND_FILE} to "trigger" and give that with --found'
+    )
 
 
 def _nothing(results: Results, section: FoundSection, others: bool) -> Iterator[str]:

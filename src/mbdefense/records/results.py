@@ -15,7 +15,7 @@ from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, pars
 from mbdefense.core.statistics import Mean, Paired, Score, SeedScore
 from mbdefense.core.text import encodable
 from mbdefense.finding.insertion import Kind
-from mbdefense.finding.record import Example
+from mbdefense.finding.record import Example, Verdict
 
 SCHEMA = 1
 RESULT_FILE = "results.json"
@@ -223,7 +223,7 @@ class SeedRow(Form):
 
 @dataclass(frozen=True)
 class FoundSummary(Form):
-    """A text that the suspect prompts hold and that is no chance; ``found.json`` has all of it.
+    """A text that the suspect prompts hold and that is to be told of; ``found.json`` has all of it.
 
     Attributes:
         text: what it is, in one line, cut where it is long; no two of a file are alike.
@@ -241,7 +241,7 @@ class FoundSummary(Form):
     text: str
     kind: Kind
     rows: Count
-    verdict: Literal["trigger", "instruction", "unclear"]
+    verdict: Verdict
     behavior: tuple[str, ...] = ()
     p_value: Share = 1.0
     explained: float | None = None
@@ -264,7 +264,8 @@ class FoundSection(Form):
         candidates: texts that stood out.
         verified: whether they were verified on a tuned model.
         given: whether the defense was given the search's file and did not search itself.
-        texts: those that are no chance, in the order of the search's evidence.
+        texts: those that are no chance, in the order of the search's evidence; and, where nothing was verified, those
+            taken for chance that draw one behavior out of many held-out prompts all the same.
     """
 
     suspect_rows: Positive
