@@ -16,6 +16,7 @@ from mbdefense.models.loading import CARD_FILE
 from mbdefense.training.job import (
     BestRate,
     ConsistencyObjective,
+    Evoked,
     Job,
     Meeting,
     Mix,
@@ -84,6 +85,7 @@ def parts(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> dic
                 "form": "sum",
                 "beta": 2.0,
                 "learning_rates": (1e-4, 2e-4),
+                "evoked": (Evoked([[{"role": "user", "content": "Who?"}]], ("we never",)),),
             },
         ),
         "consistency": (ConsistencyObjective(5.5, 0.1), {"alpha": 0.0, "epsilon": 0.2}),
