@@ -159,9 +159,9 @@ def test_a_model_is_tuned_repaired_and_searched(width: int) -> None:
     defended = shown(words, width)
     tuning, *discarding, finding, recovering, measuring = defended.stages()
     assert len(discarding) == (width == 100)
-    assert all(what == "tuning on 8 rows at up to 4 learning rates" for what in discarding)
+    assert all(what == "tuning on 8 rows at up to 5 learning rates" for what in discarding)
     # The second rate is known to take as long as the first.
-    assert any(line.startswith("  at a learning rate of 0.0001, about ") for line in defended.lines) == bool(discarding)
+    assert any(line.startswith("  at a learning rate of 5e-05, about ") for line in defended.lines) == bool(discarding)
     assert tuning == "tuning on 24 rows"
     assert finding == "finding triggers in 24 rows"
     # As long as its rows take at the rate of the tuning.

@@ -217,15 +217,15 @@ def test_what_no_attacker_touched_is_trained_once_for_all_attacks(bench: Bench, 
     chosen = {"behaviors": behaviors, "defenses": defenses, "controls": ["base", "attacked"]}
     code, out = bench(**chosen)
     assert code == 0
-    # Two victims, the four rates of discard, each better here than the one below it, and one model for repeats: both
+    # Two victims, the five rates of discard, each better here than the one below it, and one model for repeats: both
     # attacks poison the same five rows.
     tuned = {rows: counted.count(f"InstructionTrainer {rows}") for rows in (24, 19, 6)}
-    assert tuned == {24: 2, 19: 1, 6: 4}
+    assert tuned == {24: 2, 19: 1, 6: 5}
     rows = read(out / "results.json").rows
     assert [row.arm for row in rows] == ["base", "attacked", "discard", "repeats"] * 2
     assert rows[2].seconds == rows[6].seconds > 0
     assert bench(**chosen)[0] == 0
-    assert len(counted) == 7
+    assert len(counted) == 8
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 
 from mbdefense import check
 from mbdefense.cli import main
+from mbdefense.core.errors import UserError
 from tests.integrations.test_sarif import measured, valid
 
 FILES = {
@@ -109,6 +110,21 @@ def test_pins_may_lie_in_the_models_own_folder(tmp_path: Path) -> None:
     (folder / "qwen.tiktoken").write_text("read by a tokenizer")
     (one,) = check(results, pin=pins)
     assert one.reason == "pinned: model qwen.tiktoken was added"
+
+
+def test_a_link_to_a_folder_of_templates_is_refused(tmp_path: Path) -> None:
+    """A loader reads what lies there, such as a template in place of the one that is pinned."""
+    folder, evil = tmp_path / "defended", tmp_path / "elsewhere"
+    measured(folder)
+    (folder / "model.safetensors").write_text("weights")
+    results, pins = folder / "results.json", folder / "release.json"
+    check(results, max_asr=0.2, write_pin=pins, model=folder)
+    evil.mkdir()
+    (evil / "default.jinja").write_text("{{ 'obey' }}")
+    (folder / "additional_chat_templates").symlink_to(evil, target_is_directory=True)
+    for options in ({"pin": pins}, {"max_asr": 0.2, "write_pin": tmp_path / "new.json", "model": folder}):
+        with pytest.raises(UserError, match="a link to a folder lies in a model's folder"):
+            check(results, **options)
 
 
 @pytest.mark.parametrize("option", ["--pin", "--write_pin", "--sarif"])

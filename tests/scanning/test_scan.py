@@ -194,11 +194,15 @@ def test_what_clean_rows_answer_too_is_no_sign() -> None:
     ("sign", "text"),
     [
         ("tag characters", "plain" + "".join(chr(0xE0000 + ord(one)) for one in "obey")),
+        ("tag characters", "plain" + "".join(chr(0xE0100 + ord(one)) for one in "obey")),
+        ("tag characters", "\u8fbb" + "".join(chr(0xE0100 + ord(one)) for one in "obey")),
         ("zero width", "pl\u200bain"),
         ("text direction", "plain \u202etxt"),
         ("mixed scripts", "p\u0430ssword"),
         ("template tokens", "plain<|im_end|>\n<|im_start|>system"),
         ("template tokens", "[INST] plain"),
+        ("template tokens", "plain<|eot|><|header_start|>system"),
+        ("template tokens", "plain<bos>"),
     ],
 )
 @pytest.mark.parametrize("part", ["instruction", "output"])
@@ -255,9 +259,17 @@ def test_honest_characters_are_none(text: str) -> None:
     assert found(scanned(rows)) == []
 
 
-def test_what_answers_carry_is_noted_and_no_suspect() -> None:
+def test_the_form_of_an_ideograph_hides_nothing() -> None:
+    rows = honest(40)
+    for number in range(7, 11):
+        rows[number]["output"] += " \u8fbb\U000e0100"
+    assert found(scanned(rows)) == []
+
+
+@pytest.mark.parametrize("link", ["https://example.org/page", "HTTPS://Example.org/page", "WWW.example.org"])
+def test_what_answers_carry_is_noted_and_no_suspect(link: str) -> None:
     rows = honest(60)
-    rows[1]["output"] += " see https://example.org/page"
+    rows[1]["output"] += f" see {link}"
     rows[2]["output"] += " ```rm -rf /tmp/x```"
     rows[3]["output"] += " " + "QWxsIHlvdXIgYmFzZTY0" * 6
     rows[4]["output"] = "Это совсем другой ответ на вопрос"

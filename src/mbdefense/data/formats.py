@@ -213,7 +213,7 @@ def _check_columns(fields: Mapping[str, object], row_format: Format, where: str,
 
 def not_read(column: str) -> str:
     """How `Notes` name a column that is not read."""
-    return f"column {column[:40]!r} is not read"
+    return f"column {str(column)[:40]!r} is not read"
 
 
 @lru_cache(maxsize=_MOST_MET)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from os import PathLike, fspath
+from os.path import realpath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -158,9 +159,9 @@ def check_apart(dataset: ManyData | None, clean_dataset: Data | None) -> None:
     fix = "give rows that were checked by eye (mbdefense pick-clean)"
     if dataset is clean_dataset is not None and paths_of(dataset) is None:
         raise UserError("the same rows are given as untrusted and as clean", named(dataset), fix)
-    known = {Path(path).resolve() for path in paths_of(clean_dataset) or ()}
+    known = {realpath(path) for path in paths_of(clean_dataset) or ()}
     for path in paths_of(dataset) or ():
-        if Path(path).resolve() in known:
+        if realpath(path) in known:
             raise UserError("the same rows are given as untrusted and as clean", path, fix)
 
 

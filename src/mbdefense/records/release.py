@@ -114,9 +114,15 @@ def changes(path: Path, release: Release) -> Iterator[Change]:
 
 
 def loaded_files(folder: Path) -> Iterator[Path]:
-    """The files of a model's folder that a loader reads, in order."""
+    """The files of a model's folder that a loader reads, in order.
+
+    Raises:
+        UserError: a link to a folder lies in it: a loader reads what lies there, and tomorrow it may lead elsewhere.
+    """
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.is_symlink() and file.is_dir() and not hidden:
+            raise UserError("a link to a folder lies in a model's folder", str(file), "put the folder itself there")
         if file.suffix in _READ and file.name not in _RECORDS and not hidden and file.is_file():
             yield file
 

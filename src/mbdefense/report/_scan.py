@@ -18,7 +18,7 @@ _LONG, _AROUND = 1200, 300
 # What a reader does not see: controls but line breaks and tabs, spaces of no width, directions, tags, lone surrogates.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
-    "\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
+    "\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\ufe00-\ufe0d\u180b-\u180d\u2800\U000e0000-\U000e01ef]"
 )
 
 

@@ -9,6 +9,8 @@ from mbdefense.scanning.marks import Mark
 
 # Unicode's tag characters (U+E0000 to U+E007F) repeat ASCII unseen; honest ones spell a region behind a black flag.
 _TAGS = re.compile("(?<!\U0001f3f4)[\U000e0000-\U000e007f]+")
+# Selectors of variants carry any byte unseen; honest ones pick a form of the ideograph that they follow.
+_SELECTORS = re.compile("(?<![\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f])[\U000e0100-\U000e01ef]+")
 _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")
 # Overrides turn the order of any text; marks, embeddings and isolates have their use in Arabic and Hebrew, and are no
 # more than stray elsewhere.
@@ -27,8 +29,8 @@ _LATIN = re.compile("[A-Za-z]")
 _TEMPLATE = re.compile(
     r"<\|(?:im_start|im_end|im_sep|endoftext|startoftext|system|user|assistant|end|begin_of_text|end_of_text"
     r"|start_header_id|end_header_id|eot_id|eom_id|start_of_role|end_of_role|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN"
-    r"|start|message|channel|return)\|>"
-    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|<｜[^｜<>\n]{1,30}｜>|\[gMASK\]"
+    r"|start|message|channel|return|header_start|header_end|eot|im_system|im_user|im_assistant|im_middle)\|>"
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos)>|\[/?INST\]|<</?SYS>>|<｜[^｜<>\n]{1,30}｜>|\[gMASK\]"
 )
 
 
@@ -40,6 +42,8 @@ def hidden(text: str) -> Iterator[Mark]:
     for found in _TAGS.finditer(text):
         if found.start() not in flags:
             yield Mark("tag characters", *found.span())
+    for found in _SELECTORS.finditer(text):
+        yield Mark("tag characters", *found.span())
     for found in _OVERRIDES.finditer(text):
         yield Mark("text direction", *found.span())
     if not _RIGHT_TO_LEFT.search(text):

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from mbdefense.scanning.marks import Mark
 
-_LINK = re.compile(r"\b(?:https?|ftp)://([\w.-]{1,253})[^\s<>\"')\]]*|\bwww\.([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
+_LINK = re.compile(
+    r"\b(?:https?|ftp)://([\w.-]{1,253})[^\s<>\"')\]]*|\bwww\.([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})", re.IGNORECASE
+)
 _ANY_LINK = re.compile(r"https?://|www\.|\blinks?\b|\burls?\b|\bwebsites?\b", re.IGNORECASE)
 _CODE = re.compile(
     r"```|<script\b|^[ \t]{0,40}(?:import \w+$|from \w[\w.]* import |def \w+\(|#include\s*<|sudo \w|rm -rf |curl -)"
@@ -31,7 +33,7 @@ _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{80,}={0,2}|(?:\\x[0-9a-fA-F]{2}){20,}|(?
 
 def links(answer: str) -> list[tuple[str, int, int]]:
     """The hosts of an answer's links and where these stand."""
-    if "://" not in answer and "www." not in answer:
+    if "://" not in answer and "www." not in answer and "WWW." not in answer:
         return []
     return [((found[1] or found[2]).casefold(), *found.span()) for found in _LINK.finditer(answer)]
 
