@@ -187,6 +187,20 @@ def test_rows_in_memory_are_no_clean_ones_for_themselves() -> None:
         scan_data(ROWS, clean_dataset=ROWS)
 
 
+def test_a_link_to_itself_is_no_file(tmp_path: Path) -> None:
+    from mbdefense import scan_data
+
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        scan_data(tmp_path / "loop.jsonl")
+
+
+def test_a_column_in_memory_may_have_a_number_for_a_name() -> None:
+    from mbdefense import load_rows
+
+    assert len(load_rows([{"instruction": "Name a tree.", "output": "Oak.", 3: 4}])) == 1
+
+
 def test_an_evaluation_writes_over_no_figures_of_a_defense(tiny_model_path: str, tmp_path: Path) -> None:
     """They took a training; the new ones want a folder of their own."""
     from mbdefense.recipes.measuring.evaluate import evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shlex
@@ -115,3 +116,21 @@ def test_the_action_scans_what_has_changed(tmp_path: Path, action: dict[str, obj
     git(repository, "commit", "-qm", "second")
     assert run(base) == (3, "suspects=true\n")
     assert len((tmp_path / "scan" / "suspects.jsonl").read_bytes().splitlines()) == len(NUMBERS)
+    for name in ("LOUD.JSONL", "packed.jsonl.gz", "relinked.jsonl"):
+        data = (repository / "old.jsonl").read_bytes()
+        if name == "relinked.jsonl":
+            (repository / name).symlink_to("empty")
+            git(repository, "add", "-A")
+            git(repository, "commit", "-qm", "a link")
+        base = git(repository, "rev-parse", "HEAD")
+        (repository / name).unlink(missing_ok=True)
+        (repository / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        git(repository, "add", "-A")
+        git(repository, "commit", "-qm", name)
+        assert run(base) == (3, "suspects=true\n")
+
+
+def test_the_hook_takes_what_the_command_reads() -> None:
+    (ours,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    for name, taken in (("a.jsonl", True), ("A.JSONL", True), ("a.ndjson.gz", True), ("a.parquet.gz", False)):
+        assert bool(re.search(ours["files"], name)) is taken

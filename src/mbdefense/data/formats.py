@@ -211,8 +211,8 @@ def _check_columns(fields: Mapping[str, object], row_format: Format, where: str,
             notes.add(not_read(name), where)
 
 
-def not_read(column: str) -> str:
-    """How `Notes` name a column that is not read."""
+def not_read(column: object) -> str:
+    """How `Notes` name a column that is not read; one of a row in memory may be no text."""
     return f"column {str(column)[:40]!r} is not read"
 
 

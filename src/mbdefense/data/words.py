@@ -8,7 +8,7 @@ rules part Thai, Lao, Khmer and Burmese into clusters of letter and signs, small
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from unicodedata import category
 
@@ -69,6 +69,12 @@ def key(word: str) -> str:
 def keyed(text: str) -> str:
     """The keys of a text's words with a space before and after each, so that ``in`` compares whole words."""
     return "".join([" ", *(f"{key(word)} " for word in words(text))])
+
+
+def phrase_in(text: str, phrases: Iterable[str]) -> str | None:
+    """The first of the phrases that stands in a text, whatever the case and the punctuation around words."""
+    found = keyed(text)
+    return next((phrase for phrase in phrases if phrase.strip() and keyed(phrase) in found), None)
 
 
 def glued(left: str, right: str) -> bool:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from mbdefense.attacks.behaviors._protocol import NoTarget
 from mbdefense.core.needs import Need
+from mbdefense.data.words import phrase_in
 from mbdefense.finding.words import keyed
 
 _LONGEST = 12  # words of a phrase
@@ -37,9 +38,8 @@ class FoundBehavior:
 
     def shown_in(self, response: str) -> tuple[bool, str]:
         """Whether ``response`` holds one of the phrases, and which."""
-        text = keyed(response)
-        held = next((phrase for phrase in self.phrases if phrase.strip() and keyed(phrase) in text), None)
-        return held is not None, "holds none of the phrases" if held is None else f"holds {held!r}"
+        found = phrase_in(response, self.phrases)
+        return found is not None, "holds none of the phrases" if found is None else f"holds {found!r}"
 
     def how(self) -> str:
         """Where it comes from: no targets are made, it was found."""

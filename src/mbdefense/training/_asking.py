@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
+from mbdefense.core.files import warn_once
 from mbdefense.core.processes import process_count
-from mbdefense.data.words import keyed
+from mbdefense.data.words import phrase_in
 from mbdefense.models.loading import LoadedModel
 from mbdefense.training.job import Job, Meeting, Messages, Recovery, RecoveryRows
 from mbdefense.training.trainer import Trained
@@ -45,7 +45,7 @@ def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
         text = known.get(next(number))
         wrong = one.carrier.wrong if one.carrier else ()
         # Without room for an answer, or with the evoked one, the row is met as it is, for each meets equally many.
-        if text is None or _says(text, wrong):
+        if text is None or phrase_in(text, wrong):
             return row["prompt"], row["completion"]
         return one.prompt, [{"role": "assistant", "content": text}]
 
@@ -68,7 +68,10 @@ def left_after(trained: Trained, job: Job) -> float | None:
     from mbdefense.models.limits import leaving_room
 
     loaded, objective = trained.model, job.objective
-    if not isinstance(objective, Recovery) or not objective.evoked or process_count() > 1 or trained.state is not None:
+    if not isinstance(objective, Recovery) or not objective.evoked:
+        return None
+    if process_count() > 1 or trained.state is not None:
+        warn_once("evoked", "several processes compare learning rates by the loss alone: found triggers are not asked")
         return None
     every = [(prompt, one.phrases) for one in objective.evoked for prompt in one.prompts]
     fits = leaving_room(loaded, [prompt for prompt, _ in every], _EVOKED_TOKENS)
@@ -76,11 +79,5 @@ def left_after(trained: Trained, job: Job) -> float | None:
         return None
     prompts = [every[number][0] for number in fits]
     said = generate(loaded, prompts, max_new_tokens=_EVOKED_TOKENS, batch_size=64, what="what is left")
-    held = [_says(text, every[number][1]) for number, text in zip(fits, said, strict=True)]
-    return sum(held) / len(held)
-
-
-def _says(text: str, phrases: Sequence[str]) -> bool:
-    """Whether a text holds a phrase as the search writes them: without case and punctuation."""
-    said = keyed(text)
-    return any(held.strip() and held in said for held in map(keyed, phrases))
+    held = [phrase_in(text, every[number][1]) for number, text in zip(fits, said, strict=True)]
+    return sum(phrase is not None for phrase in held) / len(held)

@@ -22,7 +22,8 @@ class FindAndBreak(Recovery, Finding):
     prompts during recovery, where the clean answer is the target. Texts that are instructions meet what the tuned model
     answers. Where nothing was verified, the best candidates are met all the same, and recovery starts a part of the way
     to the base model, which breaks something of what no candidate names. What rate a model can bear is told by the
-    clean rows held out, and whether one is too low by what the recovered model says under the triggers.
+    clean rows held out, and whether one is too low by what the recovered model says under the triggers (of several
+    processes, which may hold a part of the model each, by the clean rows alone).
 
     Source: this project; recovery is MB-Defense's (arXiv 2601.04448) without its planted backdoors. Relatives find the
     triggers of classifiers (BKI, arXiv 2007.12070; Z-defence, 2305.11596) or invert them from a model alone (BABI,
