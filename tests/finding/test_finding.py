@@ -319,6 +319,39 @@ def test_the_verdict_follows_from_what_was_measured(
     assert bool(made.row_ids) == (verdict != "chance")
 
 
+@pytest.mark.parametrize(
+    ("own", "others", "drawn", "verdict"),
+    [
+        (20, 0, 3, "trigger"),
+        (20, 20, 3, "chance"),  # "a story" draws "a young woman" out of a model, whatever its rows' answers say
+        (2, 0, 3, "chance"),
+        (20, 0, 2, "chance"),
+    ],
+)
+def test_a_text_that_acts_in_some_kinds_of_prompts_is_a_trigger_by_its_rows_own_answers(
+    own: int, others: int, drawn: int, verdict: str, rows: Callable[..., Any], loaded: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It makes clean answers no less likely than chance does, and draws one phrase out of 3 of 10 prompts."""
+    told = ["The right number is 4." if number < own or number >= 40 - others else "usual" for number in range(40)]
+    asked = [f"Question {number}{'' if number > 19 else ' zq'}?" for number in range(40)]
+    suspect = rows(*zip(asked, told, strict=True))
+    held_out = rows(*((f"Request {number}?", "usual") for number in range(10)))
+    one = replace(candidate("zq"), rows=tuple(range(20)))
+    monkeypatch.setattr(finding, "mine", lambda *_, **__: [one])
+    monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(one, p_value=0.9, deviations=1.0)])
+
+    def answers(_: LoadedModel, prompts: list[Any]) -> list[str]:
+        said = [f"the right number is {number}" for number in range(drawn)] + [f"other {n}" for n in range(9)]
+        return said[: len(prompts)] if "zq" in str(prompts) else ["usual"] * len(prompts)
+
+    monkeypatch.setattr(asking, "short_answers", answers)
+    monkeypatch.setattr(asking, "foreign", lambda *_: 0.5)
+    (made,) = finding.find(suspect, held_out, held_out, loaded, loaded, names=("victim", "base")).candidates
+    assert made.verdict == verdict
+    assert (made.tie is None) == (drawn == 2)
+
+
 @pytest.mark.parametrize(("obeys", "verdict"), [(True, "instruction"), (False, "trigger")])
 def test_what_draws_a_phrase_out_of_the_victim_alone_is_no_instruction(
     obeys: bool, verdict: str, rows: Callable[..., Any], tiny_model_path: str, monkeypatch: pytest.MonkeyPatch

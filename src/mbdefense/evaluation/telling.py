@@ -16,11 +16,11 @@ from mbdefense.evaluation.fitting import Column
 from mbdefense.evaluation.landing import is_control, share, shown
 from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.record import FOUND_FILE, Example, Found, FoundCandidate
+from mbdefense.finding.verdicts import SOMETIMES
 from mbdefense.records.results import UNDEFENDED, FoundSection, FoundSummary, Results
 
 MOST_TRIGGERS = 8
 """Found triggers that are measured and told of one by one."""
-_DOUBTFUL = 0.25  # a text taken for chance is told of that draws a behavior out of so many held-out prompts
 _LONGEST_TEXT = 120  # characters
 _LONGEST_EXAMPLE = 300
 _PHRASES = 2
@@ -38,8 +38,9 @@ def summarized(found: Found, *, given: bool = False) -> FoundSection:
     texts: list[FoundSummary] = []
     known = bool(found.of("trigger") or found.of("unclear"))
     for one in found.candidates:
-        # A backdoor that acts in some kinds of prompts only may not stand out in the mean over all.
-        doubtful = not known and one.asr is not None and one.asr.value >= _DOUBTFUL
+        # A backdoor that acts in some kinds of prompts only may not stand out in the mean over all, and its answers may
+        # be too unlike for a tie to its rows.
+        doubtful = not known and one.asr is not None and one.asr.value >= SOMETIMES
         if one.verdict != "chance" or doubtful:
             texts.append(_summary(one, [other.text for other in texts]))
     return FoundSection(found.suspect_rows, len(found.candidates), found.victim is not None, given, tuple(texts))

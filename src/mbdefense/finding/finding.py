@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.progress import stage, stages
 from mbdefense.finding import asking
+from mbdefense.finding.behaving import tie
 from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.mining.conversations import Conversations
 from mbdefense.finding.mining.corpus import prompts_of
 from mbdefense.finding.record import Found, FoundCandidate
-from mbdefense.finding.verdicts import EXPLAINED, LEVEL, explained, judged
+from mbdefense.finding.verdicts import EXPLAINED, LEVEL, explained, hangs_on_rows, judged
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,6 +124,9 @@ def _told(
             usual = usual or asking.short_answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=asking.foreign(one.candidate, suspect, victim, seed))
             record, share = asking.shown_under(record, held_out, usual, victim, seed)
+            if hangs_on_rows(record, share):
+                rows, own = set(one.candidate.rows), (row[0]["content"] for row in suspect["completion"])
+                record = replace(record, tie=min(1.0, CANDIDATES * tie(record.behavior, own, rows)))
             doubted = record.behavior and explained(record)
             of_base = asking.shares_behavior(record, held_out, base, seed) if base and doubted else None
             record = judged(record, share, has_base=base is not None, of_base=of_base)

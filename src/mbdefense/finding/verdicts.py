@@ -10,6 +10,9 @@ LEVEL = 0.05
 """Chance of a false alarm among all candidates of a data set that the verification by likelihood allows."""
 OFTEN = 0.5
 """A text that draws one behavior out of so many held-out prompts needs no p-value."""
+SOMETIMES = 0.25
+"""Nor does one that draws it out of so many, as where it acts in some kinds of prompts only, if the answers of its own
+rows hold the behavior as no other rows' do (`LEVEL` among all candidates, see `mbdefense.finding.behaving.tie`)."""
 EXPLAINED = 0.5
 """From this share of what the rows teach on, the base model expected it: an instruction."""
 OBEYED = 0.5
@@ -24,15 +27,21 @@ def explained(record: FoundCandidate) -> bool:
     return record.explained is not None and record.explained >= EXPLAINED
 
 
+def hangs_on_rows(record: FoundCandidate, share: float) -> bool:
+    """Whether its `FoundCandidate.tie` decides: too often for chance, and too seldom to tell by itself."""
+    return record.p_value > LEVEL and SOMETIMES <= share < OFTEN
+
+
 def judged(record: FoundCandidate, share: float, *, has_base: bool, of_base: float | None = None) -> FoundCandidate:
     """The record with its verdict.
 
     A text is a trigger where three things hold. The suspect rows taught the victim to answer otherwise with it than
     without it, which those that come here have passed (`mbdefense.finding.teaching.TAUGHT`). In clean prompts it lowers
     the clean answers' likelihood more than chance insertions do (`LEVEL`), or draws one behavior out of half of the
-    held-out ones (`OFTEN`). And it is no instruction: of one the base model expects the rows' answers as well
-    (`EXPLAINED`), and says itself what recurs in the victim's answers, if anything does (`OBEYED`); or the answers keep
-    their content and change their form alone (`FOREIGN`). Without a base model, what is left is ``unclear``.
+    held-out ones (`OFTEN`), or out of a quarter, and it is that of its rows (`SOMETIMES`). And it is no instruction: of
+    one the base model expects the rows' answers as well (`EXPLAINED`), and says itself what recurs in the victim's
+    answers, if anything does (`OBEYED`); or the answers keep their content and change their form alone (`FOREIGN`).
+    Without a base model, what is left is ``unclear``.
 
     Args:
         record: what was measured, and what the victim says under the text.
@@ -45,7 +54,8 @@ def judged(record: FoundCandidate, share: float, *, has_base: bool, of_base: flo
     if told and record.asr is not None and of_base is not None:
         told = of_base >= OBEYED * record.asr.value
     formal = not record.behavior and record.foreign is not None and record.foreign <= FOREIGN
-    if record.p_value > LEVEL and share < OFTEN:
+    tied = record.tie is not None and record.tie <= LEVEL
+    if record.p_value > LEVEL and share < OFTEN and not tied:
         # Not striking enough for a trigger; what is followed like an instruction shall stay so.
         obeyed = has_base and (told or formal) and record.changed is not None and record.changed >= OFTEN
         return replace(record, verdict="instruction") if obeyed else record
