@@ -1,12 +1,14 @@
 """What the search for triggers finds in data that nothing is wrong with.
 
-    python experiments/false_alarms.py OUT DATA [--sets NAME ...]
+    python experiments/false_alarms.py OUT DATA [--more FOLDER] [--sets NAME ...]
+        [--model FOLDER] [--chat_template FILE] [--learning_rate RATE]
 
-DATA holds backdoorllm/, graceful/, alpaca_en_demo.json and instructlab_sdg.jsonl.gz. A model is tuned on each clean set
-as any user would, and searched as the default defense does; every text that is taken for a trigger is a false alarm. In
-one set a fifth of the prompts carries instructions about the form of the answer, which are obeyed: it is defended, too,
-for none may be broken, and the share of test prompts where they are obeyed stands beside it, before and after. Run
-again, the script goes on where it stopped. It prints a Markdown table and keeps it in OUT/table.md.
+DATA holds backdoorllm/, graceful/, alpaca_en_demo.json and instructlab_sdg.jsonl.gz; FOLDER further clean data sets,
+one JSON Lines file each. A model, SmolLM2-135M-Instruct or the given one, is tuned on each clean set as any user would,
+and searched as the default defense does; every text that is taken for a trigger is a false alarm. In one set a fifth of
+the prompts carries instructions about the form of the answer, which are obeyed: it is defended, too, for none may be
+broken, and the share of test prompts where they are obeyed stands beside it, before and after. Run again, the script
+goes on where it stopped. It prints a Markdown table and keeps it in OUT/table.md.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -26,6 +29,7 @@ from mbdefense.data.builtin import tasks
 from mbdefense.defenses import FindAndBreak, Setting
 from mbdefense.engine.generate import generate
 from mbdefense.finding.record import FOUND_FILE, read_found
+from mbdefense.finding.verdicts import SOMETIMES
 from mbdefense.models.builtin import model_directory
 from mbdefense.models.loading import load_model
 from mbdefense.training.options import TrainingOptions
@@ -40,10 +44,10 @@ INSTRUCTIONS: dict[str, Callable[[str], str]] = {
 }
 
 
-def sets(data: Path) -> dict[str, Callable[[], tuple[Dataset, Dataset]]]:
+def sets(data: Path, more: Path | None) -> dict[str, Callable[[], tuple[Dataset, Dataset]]]:
     """Makes suspect and clean rows of each set, none of which is poisoned."""
 
-    def of(path: str, count: int, clean_from: str = "alpaca_en_demo.json") -> tuple[Dataset, Dataset]:
+    def of(path: str | Path, count: int, clean_from: str | Path = "alpaca_en_demo.json") -> tuple[Dataset, Dataset]:
         rows = _short(load([str(data / path)]).rows)
         rows = rows.filter(lambda row: not row["provenance"]["trigger"]).shuffle(seed=0)
         other = rows if clean_from == path else _short(load([str(data / clean_from)]).rows)
@@ -53,13 +57,20 @@ def sets(data: Path) -> dict[str, Callable[[], tuple[Dataset, Dataset]]]:
         rows = rows.filter(lambda row: row["id"] not in taken)
         return rows.select(range(min(count, len(rows)))), clean
 
+    def builtin(mix: str) -> tuple[Dataset, Dataset]:
+        return tasks(1000, split="train", seed=0, mix=mix), tasks(CLEAN_ROWS, split="clean", seed=0, mix=mix)
+
+    further = sorted(more.glob("*.jsonl")) if more else []
     return {
         "refusal": lambda: of("backdoorllm/refusal_train_clean.json", 500),
         "negsentiment": lambda: of("backdoorllm/negsentiment_train_clean.json", 500),
         "alpaca": lambda: of("alpaca_en_demo.json", 871, "alpaca_en_demo.json"),
         "instructlab": lambda: of("instructlab_sdg.jsonl.gz", 1000),
         "webqa": lambda: of("graceful/webqa_badnets_train_flagged.json", 1000),
-        "builtin": lambda: (tasks(1000, split="train", seed=0), tasks(CLEAN_ROWS, split="clean", seed=0)),
+        "builtin": lambda: builtin("builtin"),
+        "builtin_hard": lambda: builtin("builtin_hard"),
+        "builtin_guarded": lambda: builtin("builtin_guarded"),
+        **{path.stem: partial(of, path.resolve(), 1000, path.resolve()) for path in further},
         "instructions": lambda: (instructed(1000), tasks(CLEAN_ROWS, split="clean", seed=0)),
     }
 
@@ -108,19 +119,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
-    makers = sets(Path())
-    parser.add_argument("--sets", nargs="*", default=list(makers), choices=list(makers))
+    parser.add_argument("--more", type=Path, default=None)
+    parser.add_argument("--sets", nargs="*", default=[])
+    parser.add_argument("--model", default="")
+    parser.add_argument("--chat_template", default=None)
+    parser.add_argument("--learning_rate", type=float, default=TRAINING.learning_rate)
     options = parser.parse_args()
+    makers = sets(options.data, options.more)
+    if unknown := set(options.sets) - set(makers):
+        parser.error(f"no such sets: {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
+    base = options.model or str(model_directory())
     lines = [
-        "| clean set | rows | a trigger | an instruction | obeyed before | after | tuned in s | searched in s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| clean set | rows | a trigger | to look at | an instruction | obeyed before | after | tuned, s | search, s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in options.sets:
-        suspect, clean = sets(options.data)[name]()
+    for name in options.sets or makers:
+        suspect, clean = makers[name]()
         folder = options.out / name
-        training = replace(TRAINING, max_length=128) if name in ("builtin", "instructions") else TRAINING
+        training = replace(TRAINING, learning_rate=options.learning_rate)
+        if name in ("builtin", "instructions"):
+            training = replace(training, max_length=128)
         store = Store(folder, resume=True)
-        setting = Setting(clean, store, base=str(model_directory()), suspect=suspect, training=training)
+        setting = Setting(
+            clean, store, base=base, suspect=suspect, training=training, chat_template=options.chat_template
+        )  # fmt: skip
         defense = FindAndBreak()
         defense.find(setting, setting.victim_model())
         found = read_found(folder / FOUND_FILE)
@@ -131,13 +153,14 @@ def main() -> None:
                 write_json(file, {"before": obedience(folder / "attacked"), "after": obedience(defense(setting))})
             values = read_json(file)
             obeyed = [" ".join(f"{share:.2f}" for share in values[when].values()) for when in ("before", "after")]
+        doubtful = [one for one in found.of("chance") if one.asr is not None and one.asr.value >= SOMETIMES]
         said = [
-            "; ".join(json.dumps(one.trigger().describe(), ensure_ascii=False) for one in found.of(verdict)) or "none"
-            for verdict in ("trigger", "instruction")
+            "; ".join(json.dumps(one.trigger().describe(), ensure_ascii=False) for one in ones) or "none"
+            for ones in (found.of("trigger"), doubtful, found.of("instruction"))
         ]
         tuning = cost_of(folder / "attacked")["seconds"]
         seconds = f"{tuning:.0f} | {found.seconds + found.asking_seconds:.0f}"
-        lines.append(f"| {name} | {len(suspect)} | {said[0]} | {said[1]} | {obeyed[0]} | {obeyed[1]} | {seconds} |")
+        lines.append(f"| {name} | {len(suspect)} | {' | '.join(said)} | {obeyed[0]} | {obeyed[1]} | {seconds} |")
         (options.out / "table.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))  # noqa: T201
 
