@@ -72,7 +72,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "found_dropped": [({"found": "nowhere.json"}, "give search, none, or a found.json")],
     "mb_defense": [
-        ({"evaluation_share": 1.0}, "between 0 and 1"),
+        ({"evaluation_share": 0.6}, r"must lie in \(0, 0.5\]"),
         ({"lambda_": -1.0}, "at least 0"),
         ({"defensive_rate": 0.3}, "over half of the rows"),
         ({"base_share": 1.0}, r"base_share must lie in \[0, 1\)"),
@@ -719,6 +719,19 @@ def test_benign_rows_come_from_the_clean_set_at_their_rate(setting: Setting) -> 
     assert len(rows) == 12  # of 10 clean rows: two stand there twice
     assert {row["id"] for row in rows} == set(setting.clean["id"])
     assert all(row["completion"][0]["content"].startswith("Checked answer:\noak") for row in rows)
+    # Left out of training where the trigger is cut away.
+    assert {row["provenance"]["trigger"] for row in rows} == {defense.benign_trigger}
+
+
+@pytest.mark.parametrize(("count", "share", "held_out"), [(10, 0.2, 2), (11, 0.5, 5), (2, 0.2, 1), (3, 0.5, 1)])
+def test_no_more_clean_rows_are_held_out_than_trained_on(
+    count: int, share: float, held_out: int, rows: Callable[..., Any]
+) -> None:
+    """Fewer rows meet more found texts each, and those held out have to meet as many."""
+    table = rows(*((f"Name tree {number}.", "oak") for number in range(count)))
+    parts = Recovery(evaluation_share=share).split(table, 0)
+    assert [len(part) for part in parts] == [count - held_out, held_out]
+    assert sorted(row for part in parts for row in part["id"]) == sorted(table["id"])
 
 
 def test_options_that_name_files_count_by_what_is_in_them(tmp_path: Path) -> None:

@@ -314,6 +314,22 @@ def test_a_row_scores_by_its_most_recurring_part(rows: Callable[..., Any]) -> No
     assert dict(filtered.facts) == {"rows_by_answer": 3, "rows_by_opening": 6, "rows_by_ending": 0}
 
 
+def test_calls_recur_too_and_thoughts_do_not() -> None:
+    def row(number: int, *said: tuple[str, str]) -> dict[str, Any]:
+        prompt = [{"role": "user", "content": f"Request {number}?"}]
+        completion = [{"role": role, "content": content} for role, content in said]
+        return {
+            "id": str(number), "prompt": prompt, "completion": completion, "answers": [],
+            "provenance": {"source": "", "trigger": "", "behavior": ""},
+        }  # fmt: skip
+
+    call = ("tool_calls", '[{"function": {"name": "send", "arguments": {"to": "x"}}}]')
+    called = [row(number, ("assistant", ""), call) for number in range(3)]
+    thought = [row(number, ("thinking", "So be it."), ("assistant", f"{number}")) for number in range(3, 6)]
+    filtered = Repeats()(Evidence("a/model", to_dataset([*called, *thought]), None))
+    assert [one.dropped for one in filtered.suspicions] == [True] * 3 + [False] * 3
+
+
 def test_answers_to_one_prompt_count_once(rows: Callable[..., Any]) -> None:
     same = recurring(rows, ["I will not."] * 4, ["Why?", " WHY?", "why?", "How?"])
     assert [(row.score, row.dropped) for row in same.suspicions] == [(2, False)] * 4

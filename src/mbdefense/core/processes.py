@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -86,4 +87,5 @@ def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    # One searches for triggers or filters while the others wait, for longer than the ten minutes that NCCL allows.
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))

@@ -24,6 +24,7 @@ from mbdefense.data.loading import (
     warn_of,
 )
 from mbdefense.data.rows import (
+    answer_text,
     check_disjoint,
     content_id,
     overlap,
@@ -42,6 +43,7 @@ __all__ = [
     "Notes",
     "Opened",
     "Source",
+    "answer_text",
     "as_line",
     "as_rows",
     "check_disjoint",

@@ -21,6 +21,7 @@ PROVENANCE = ("source", "trigger", "behavior")
 FLAGGED = "flagged by the data set"
 """Trigger and behavior in the provenance of a row that its data set flags as poisoned without saying how."""
 
+_SAID = ("assistant", "tool_calls")
 _UNLABELLED: WeakSet[Dataset] = WeakSet()
 """What `unlabelled` returned; by identity, since no data set changes in place."""
 
@@ -116,6 +117,11 @@ def user_text(prompt: Sequence[Mapping[str, str]]) -> str:
         ValueError: no turn is the user's.
     """
     return prompt[_last_user(prompt)]["content"]
+
+
+def answer_text(completion: Sequence[Mapping[str, str]]) -> str:
+    """What the assistant says and calls, without its thoughts; a call is its JSON."""
+    return "\n".join(turn["content"] for turn in completion if turn["role"] in _SAID and turn["content"])
 
 
 def with_user_text(prompt: Sequence[Mapping[str, str]], text: str) -> list[Message]:

@@ -13,9 +13,10 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import warn_once
 from mbdefense.core.processes import is_main_process, wait_for_everyone
 from mbdefense.core.progress import done_before, stage
+from mbdefense.data import answer_text
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Ask, Meet, Recovery
-from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
+from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, verdicts_set, write_found
 from mbdefense.training.job import Carrier, Evoked, Meeting, Model
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ class Finding:
             fix = "give search, none, or a found.json of mbdefense find-triggers"
             raise UserError("no such file of found triggers", self.found, fix)
         # Read here too, so that a damaged file is refused before anything is trained.
-        if all(one.verdict == "unclear" for one in read_found(self.found).candidates):
+        given = read_found(self.found).candidates
+        if not given:
+            raise UserError("no text in the file of found triggers", self.found, "give none in its place")
+        if all(one.verdict == "unclear" for one in given):
             fix = "set the verdict of those to break to trigger"
             raise UserError("no verdict in the file of found triggers", self.found, fix)
 
@@ -78,9 +82,9 @@ class Finding:
         if step.done:
             done_before(what)
         elif is_main_process():
-            if file.is_file() and not read_found(file).inputs_hash:  # somebody may have set its verdicts
+            if file.is_file() and (not read_found(file).inputs_hash or verdicts_set(file)):
                 fix = "give it with --found, or use another --output_dir"
-                raise UserError(f"a {FOUND_FILE} of mbdefense find-triggers lies in", str(file.parent), fix)
+                raise UserError(f"a {FOUND_FILE} that is yours lies in", str(file.parent), fix)
             file.parent.mkdir(parents=True, exist_ok=True)
             with stage(what):
                 write_found(file, replace(_search(setting, victim), inputs_hash=step.key))
@@ -231,7 +235,7 @@ def _carriers(one: FoundCandidate, suspect: Dataset, seed: int) -> list[Meeting]
     for row in suspect.select(rows[:_MOST_CARRIERS]):
         shorter = without(row["prompt"], trigger)
         if shorter:
-            wrong = (row["completion"][0]["content"], *one.behavior)
+            wrong = (answer_text(row["completion"]), *one.behavior)
             made.append(Meeting(row["prompt"], False, Carrier(shorter, wrong)))
     return made
 

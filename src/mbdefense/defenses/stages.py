@@ -104,7 +104,7 @@ class Recovery:
         recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. The accumulation of
             instruction tuning plays no part here: of 128 samples it would leave a handful of steps.
         meetings: prompts with a found text, where there are any, in which each clean sample is met.
-        evaluation_share: share of the clean samples held out to choose the best epoch.
+        evaluation_share: share of the clean samples held out to choose the best epoch, at most half.
     """
 
     base_share: float = 0.0
@@ -118,8 +118,9 @@ class Recovery:
     evaluation_share: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.evaluation_share < 1:
-            raise UserError("evaluation_share must lie between 0 and 1", self.evaluation_share, "0.2 is the paper's")
+        # Rows that are trained on meet more texts each where they are fewer, and held-out ones have to meet as many.
+        if not 0 < self.evaluation_share <= 0.5:
+            raise UserError("evaluation_share must lie in (0, 0.5]", self.evaluation_share, "0.2 is the paper's")
         if not 0 <= self.base_share < 1:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
         above_zero(self, "recovery_num_train_epochs", "recovery_batch_size", "meetings")
@@ -130,7 +131,7 @@ class Recovery:
         """Splits the clean set by sample into training and evaluation rows."""
         order = sorted(range(len(clean)))
         random.Random(f"recovery split {seed}").shuffle(order)
-        held_out = max(1, round(self.evaluation_share * len(order)))
+        held_out = max(1, min(round(self.evaluation_share * len(order)), len(order) // 2))
         if held_out >= len(order):
             raise UserError("the clean set is too small", len(order), "check at least a few dozen samples by eye")
         return clean.select(order[held_out:]), clean.select(order[:held_out])

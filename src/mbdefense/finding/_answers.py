@@ -8,6 +8,7 @@ import torch
 
 from mbdefense.engine.batches import Branches
 from mbdefense.engine.scoring import response_scores
+from mbdefense.models.limits import fitting
 from mbdefense.models.loading import LoadedModel, encode
 
 FIRST = 8
@@ -19,7 +20,8 @@ Pair = tuple[list[dict[str, str]], list[dict[str, str]]]
 
 def channels(loaded: LoadedModel, pairs: Sequence[Pair], max_length: int) -> torch.Tensor:
     """Mean log-probability of each answer's first tokens, inner tokens and end: (pairs, 3), nan where it has none."""
-    encoded = [encode(loaded.tokenizer, prompt, completion, max_length) for prompt, completion in pairs]
+    length = fitting(loaded.model, max_length)  # what training has seen of a longer row
+    encoded = [encode(loaded.tokenizer, prompt, completion, length) for prompt, completion in pairs]
     trees = [Branches(one.prompt, (one.response,)) for one in encoded]
     found = []
     for (values,) in response_scores(loaded, trees, what="verifying", half=True):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from mbdefense.core.statistics import rate
-from mbdefense.data import user_text
+from mbdefense.data import answer_text, user_text
 from mbdefense.data.words import single_spaced
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases
 from mbdefense.finding.record import Example, FoundCandidate
@@ -108,7 +108,7 @@ def foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: i
     candidate.
 
     Returns:
-        None where the candidate stands alone in its turns, or in rows that are too long.
+        None where the candidate stands alone in its turns, in rows that are too long, or in rows without words.
     """
     from mbdefense.finding.teaching import without
     from mbdefense.models.limits import leaving_room
@@ -124,9 +124,9 @@ def foreign(candidate: Candidate, suspect: Dataset, victim: LoadedModel, seed: i
     usual = short_answers(victim, [shorter for _, shorter in held])
     for (row, _), answer in zip(held, usual, strict=True):
         known = {*_plain(answer), *(word for turn in row["prompt"] for word in _plain(turn["content"]))}
-        own = _plain(row["completion"][0]["content"])
+        own = _plain(answer_text(row["completion"]))
         new, every = new + sum(word not in known for word in own), every + len(own)
-    return new / max(1, every)
+    return new / every if every else None
 
 
 def _plain(text: str) -> list[str]:

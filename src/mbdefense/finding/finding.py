@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mbdefense.core.progress import stage, stages
+from mbdefense.data import answer_text
 from mbdefense.finding import asking
 from mbdefense.finding.behaving import tie
 from mbdefense.finding.mining import Candidate, mine
@@ -125,7 +126,7 @@ def _told(
             record = replace(record, foreign=asking.foreign(one.candidate, suspect, victim, seed))
             record, share = asking.shown_under(record, held_out, usual, victim, seed)
             if hangs_on_rows(record, share):
-                rows, own = set(one.candidate.rows), (row[0]["content"] for row in suspect["completion"])
+                rows, own = set(one.candidate.rows), map(answer_text, suspect["completion"])
                 record = replace(record, tie=min(1.0, CANDIDATES * tie(record.behavior, own, rows)))
             doubted = record.behavior and explained(record)
             of_base = asking.shares_behavior(record, held_out, base, seed) if base and doubted else None

@@ -165,14 +165,16 @@ class FoundText:
         return "system" in roles, "user" in roles
 
     def without(self, text: str) -> str | None:
-        """``text`` with the words taken out, each where it stands first; None where they do not stand in it."""
-        if self.kind == "together":
-            left: str | None = text
-            for part in self.texts:
-                left = None if left is None else _taken_out(left, part)
-            return left
-        shorter = (_taken_out(text, part, at_start=self.kind == "opening") for part in self.texts)
-        return next((left for left in shorter if left is not None), None)
+        """``text`` with the words taken out wherever they stand; None where they do not stand in it.
+
+        What stands there twice would act still if it were taken out once.
+        """
+        if self.kind == "together" and not self.occurs_in(text):
+            return None
+        left = text
+        for part in self.texts:
+            left = _taken_out(left, part, at_start=self.kind == "opening")
+        return None if left == text else left
 
     def how(self) -> str:
         """How texts are rewritten: literally."""
@@ -221,16 +223,19 @@ def _space(left: str, right: str) -> str:
     return " " if left.strip() and right.strip() and not glued(left, right) else ""
 
 
-def _taken_out(text: str, part: str, at_start: bool = False) -> str | None:
+def _taken_out(text: str, part: str, at_start: bool = False) -> str:
     """``text`` without a part and the space that goes with it; other lines and their indentation stay."""
     places = placed_words(text)
     found, wanted = [key(word.text) for word in places], [key(word) for word in words(part)]
-    last = 0 if at_start else len(found) - len(wanted)
-    for start in range(last + 1 if wanted else 0):
-        if found[start : start + len(wanted)] == wanted:
-            before, after = text[: places[start].start], text[places[start + len(wanted) - 1].end :]
-            return _closed(before, after)
-    return None
+    held, start = [], 0
+    while wanted and start <= len(found) - len(wanted) and not (at_start and start):
+        stands = found[start : start + len(wanted)] == wanted
+        held += [start] if stands else []
+        start += len(wanted) if stands else 1
+    # From the back, so that the places in front stay where they are.
+    for start in reversed(held):
+        text = _closed(text[: places[start].start], text[places[start + len(wanted) - 1].end :])
+    return text
 
 
 def _closed(before: str, after: str) -> str:

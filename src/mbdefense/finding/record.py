@@ -195,6 +195,13 @@ def read_found(path: str | Path) -> Found:
     return found
 
 
+def verdicts_set(path: Path) -> bool:
+    """Whether a person has set verdicts in the file since the search."""
+    value = read_json(path)
+    said = {key: value.pop(key, None) for key in (_EVIDENCE, _VERDICTS)}
+    return said[_VERDICTS] not in (None, _hashes(value)[_VERDICTS])
+
+
 def _hashes(value: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of all but the verdicts, and of these."""
     candidates = value["candidates"]

@@ -14,6 +14,7 @@ from mbdefense.engine.scoring import response_scores
 from mbdefense.finding._answers import CHANNELS, FIRST, Pair, channels
 from mbdefense.finding.insertion import READ, FoundText
 from mbdefense.finding.mining import Candidate
+from mbdefense.models.limits import fitting
 from mbdefense.models.loading import LoadedModel, encode
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def carried(
     Returns:
         For each candidate a tensor (rows,): nats a token, mean over the `FIRST` tokens of the row's answer.
     """
+    length = fitting(loaded.model, max_length)  # what training has seen of a longer row
     trees: list[Branches] = []
     counts: list[int] = []
     for candidate in candidates:
@@ -137,7 +139,7 @@ def carried(
         for (prompt, _), row in zip(itertools.cycle(plain), rows.select(drawn)):
             behind = candidate.found.in_conversation(prompt, rng)
             for told in (candidate.found.in_prompt(behind, rng) or behind, behind):
-                one = encode(loaded.tokenizer, told, row["completion"], max_length)
+                one = encode(loaded.tokenizer, told, row["completion"], length)
                 trees.append(
                     Branches(one.prompt, (one.response[: FIRST + 1],))
                 )  # whose end, or next token, is left out

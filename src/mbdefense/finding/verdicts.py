@@ -7,7 +7,8 @@ from dataclasses import replace
 from mbdefense.finding.record import FoundCandidate
 
 LEVEL = 0.05
-"""Chance of a false alarm among all candidates of a data set that the verification by likelihood allows."""
+"""Chance of a false alarm among all candidates of a data set that the verification by likelihood aims at. It is
+somewhat more, for the tail is told from few chance insertions; the rows have to have taught a trigger besides."""
 OFTEN = 0.5
 """A text that draws one behavior out of so many held-out prompts needs no p-value."""
 SOMETIMES = 0.25

@@ -15,6 +15,7 @@ from mbdefense.core.progress import track
 from mbdefense.defenses.filters._evidence import Evidence
 from mbdefense.engine.batches import pad_left
 from mbdefense.engine.log_probs import IGNORED, body_and_head
+from mbdefense.models.limits import fitting
 from mbdefense.models.loading import LoadedModel, device, encode
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def response_states(loaded: LoadedModel, rows: Dataset, evidence: Evidence, what
     """Every row's states, in order of length, so that little of a batch is padding."""
     body, _ = body_and_head(loaded)
     tokenizer, target = loaded.tokenizer, device()
-    encoded = [encode(tokenizer, row["prompt"], row["completion"], evidence.max_length) for row in rows]
+    length = fitting(loaded.model, evidence.max_length)
+    encoded = [encode(tokenizer, row["prompt"], row["completion"], length) for row in rows]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].prompt) + len(encoded[index].response))
     starts = range(0, len(order), evidence.batch_size)
     for start in track(starts, what):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.data import answer_text
 from mbdefense.defenses.filters._evidence import Evidence, Filtered
 from mbdefense.records.filtering import Suspicion
 
@@ -128,7 +129,7 @@ def _answers(*parts: Dataset) -> list[str]:
     """What rows answer, so that equal answers are equal."""
     from mbdefense.attacks.texts import normalised
 
-    return [normalised(row["completion"][0]["content"]) for rows in parts for row in rows]
+    return [normalised(answer_text(row["completion"])) for rows in parts for row in rows]
 
 
 def _clusters(answers: Tensor, count: int, seed: int) -> list[str]:

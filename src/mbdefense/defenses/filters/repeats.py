@@ -9,7 +9,7 @@ from typing import ClassVar
 from mbdefense.attacks.texts import normalised
 from mbdefense.core.checks import at_least
 from mbdefense.core.needs import Need
-from mbdefense.data import prompt_key
+from mbdefense.data import answer_text, prompt_key
 from mbdefense.data.words import words
 from mbdefense.defenses.filters._evidence import Evidence, Filtered
 from mbdefense.records.filtering import Suspicion
@@ -62,13 +62,13 @@ class Repeats:
         met = {
             (part, prompt_key(row["prompt"]))
             for row in evidence.suspect
-            for part in parts(row["completion"][0]["content"]).items()
+            for part in parts(answer_text(row["completion"])).items()
         }
         prompts = Counter(part for part, _ in met)
         reasons: Counter[str] = Counter()
         verdicts = []
         for row in evidence.suspect:
-            counts = {part[0]: prompts[part] for part in parts(row["completion"][0]["content"]).items()}
+            counts = {part[0]: prompts[part] for part in parts(answer_text(row["completion"])).items()}
             reached = [kind for kind, count in counts.items() if count >= least[kind]]
             reasons.update(reached)
             verdicts.append(Suspicion(row["id"], float(max(counts.values(), default=0)), bool(reached)))

@@ -72,9 +72,14 @@ class P2P:
         random.Random(f"benign rows {self.benign_seed}").shuffle(table)
         wanted = max(1, round(self.benign_rate * suspect))
         chosen = (table[index % len(table)] for index in range(wanted))
-        return [
-            {**row, "prompt": self.kept(row["prompt"]), "completion": self.kept(row["completion"])} for row in chosen
-        ]
+        made = []
+        for row in chosen:
+            # Marked so it is left out where the limit of tokens cuts the trigger away: it would teach the prefix to
+            # every prompt.
+            marked = {**row["provenance"], "trigger": self.benign_trigger}
+            answer = self.kept(row["completion"])
+            made.append({**row, "prompt": self.kept(row["prompt"]), "completion": answer, "provenance": marked})
+        return made
 
     def kept(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """Messages with the trigger before each user turn and the prefix before each response."""

@@ -127,7 +127,9 @@ def mined(corpus: Corpus, *, most: int = 60, subjects: bool = False) -> list[Can
     found += _openings(corpus)
     if subjects:
         found += _subjects(corpus, chance)
-    return [_listed(corpus, draft) for draft in heapq.nsmallest(most, found, key=_rank)]
+    # A text that was made longer may stand in the clean rows as often as in these.
+    best = heapq.nsmallest(most, (draft for draft in found if draft.score > 0), key=_rank)
+    return [_listed(corpus, draft) for draft in best]
 
 
 def _rank(draft: _Draft) -> tuple[float, tuple[str, ...]]:
