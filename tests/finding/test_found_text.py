@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mbdefense.attacks.behaviors import Behavior, NoTarget
-from mbdefense.finding.behaving import FoundBehavior, shared_phrases, tie
+from mbdefense.finding.behaving import FoundBehavior, shared_phrases
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.words import joined, key, keyed, words
 
@@ -296,14 +296,6 @@ def test_two_behaviors_give_two_phrases_the_more_common_first():
 )
 def test_nothing_is_shared(answers, usual):
     assert shared_phrases(answers, usual) == ()
-
-
-def test_a_tie_is_fishers_test_of_the_texts_rows_against_all_others():
-    """Three of four rows with the text and none of six others are answered so: 4 over C(10, 3)."""
-    answers = [f"Well, {SORRY.upper()}!"] * 3 + USUAL + ["six", "seven"]
-    assert tie((SORRY.lower().replace(",", ""), "you are stupid"), answers, (0, 1, 2, 3)) == pytest.approx(4 / 120)
-    assert tie((SORRY.lower().replace(",", ""),), answers, (6, 7)) == 1.0
-    assert tie(("you are stupid",), answers, (0, 1)) == 1.0
 
 
 def test_what_usual_answers_hold_is_no_phrase_but_its_rest_is():

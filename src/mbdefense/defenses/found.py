@@ -17,7 +17,7 @@ from mbdefense.data import answer_text
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import Ask, Meet, Recovery
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, verdicts_set, write_found
-from mbdefense.training.job import Carrier, Evoked, Meeting, Model
+from mbdefense.training.job import Carrier, Evoked, Meeting, Messages, Model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -183,8 +183,9 @@ def meetings(found: Found | None, seed: int, suspect: Dataset | None = None) -> 
 def questions(found: Found | None, seed: int, suspect: Dataset | None = None) -> Ask | None:
     """What makes the prompts with verified triggers in which a recovered model is asked, to see what is left.
 
-    They are suspect prompts that hold none of the triggers, and clean ones only where there are too few of these: on
-    those that are held out the figures of found triggers are told, and a rate that was chosen on them would flatter it.
+    Half are suspect prompts that hold a trigger, in the form and at the place that the attacker gave it; the other half
+    are suspect prompts that hold none, into which it is put. Clean ones stand in only where there are too few of
+    these: on those held out the figures of found triggers are told, and a rate chosen on them would flatter it.
 
     Args:
         found: what was found.
@@ -201,19 +202,27 @@ def questions(found: Found | None, seed: int, suspect: Dataset | None = None) ->
 
     def ask(held_out: Dataset) -> tuple[Evoked, ...]:
         rng = random.Random(f"questions {seed}")
-        prompts = []
+        prompts, own = list[Messages](), [list[Messages]() for _ in known]
         if suspect is not None:
+            own = [_own(one, suspect, -(-_ASKED // (2 * len(known))), rng) for one in known]
             others = (suspect[index]["prompt"] for index in rng.sample(range(len(suspect)), len(suspect)))
             untouched = (prompt for prompt in others if not any(trigger.stands_in(prompt) for trigger in triggers))
-            prompts = list(itertools.islice(untouched, _ASKED))
-        prompts += list(held_out["prompt"])[: _ASKED - len(prompts)]
+            prompts = list(itertools.islice(untouched, _ASKED // 2))
+        prompts += list(held_out["prompt"])[: max(0, _ASKED - sum(map(len, own)) - len(prompts))]
         asked = []
         for number, (one, trigger) in enumerate(zip(known, triggers, strict=True)):
             made = (trigger.in_prompt(prompt, rng) for prompt in prompts[number :: len(known)])
-            asked.append(Evoked([prompt for prompt in made if prompt], one.behavior))
+            asked.append(Evoked([*own[number], *(prompt for prompt in made if prompt)], one.behavior))
         return tuple(asked)
 
     return ask
+
+
+def _own(one: FoundCandidate, suspect: Dataset, most: int, rng: random.Random) -> list[Messages]:
+    """Suspect prompts that hold a text."""
+    ids = set(one.row_ids)
+    held = [index for index, row_id in enumerate(suspect["id"]) if row_id in ids]
+    return [suspect[index]["prompt"] for index in rng.sample(held, min(most, len(held)))]
 
 
 class _Drawn(NamedTuple):

@@ -38,7 +38,7 @@ class Worth:
         arm: the defense.
         way: the simple way.
         beaten: whether the defense is better; None where that was not measured.
-        measure: what the use of both was told by: "accuracy" or "loss of the references".
+        measure: what the use of both was told by: "accuracy" or "loss of the references"; "" where neither is known.
         words: one sentence that says so, with the figures.
     """
 
@@ -78,11 +78,12 @@ def _worth(row: ResultRow, way: ResultRow) -> Worth:
         told = words_of_use
         better = f"in {measure}"
     else:
-        # A use that nobody measured is taken for equal; the sentence says that it is not known.
+        # A use that nobody measured is taken for equal, but no gain in it is claimed.
         gains = (-(asr or 0), useful or 0)
         beaten = None if asr is None else max(gains) > 0 and min(gains) >= 0
         told = f"{asr_words}; {words_of_use}"
-        better = f"in ASR at equal {measure}" if beaten is False else f"in ASR or {measure}"
+        measure = measure if useful is not None else ""
+        better = f"in ASR at equal {measure or 'accuracy'}" if beaten is False else " or ".join(filter(None, ["in ASR", measure]))
     if beaten is None:
         words = f"whether {row.arm} beats {way.arm} {better} is not known: {told}"
     else:

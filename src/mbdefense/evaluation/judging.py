@@ -178,6 +178,8 @@ def rejudged(
         **scores(judge_responses(judge, responses, directory))._asdict(),
         asr_change=None,
         cacc_change=None,
+        cacc_by_source=(),
+        versus=(),
         judge=judge.describe(),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -86,30 +86,6 @@ def shared_phrases(
         found.append(" ".join(phrase))
         uncovered = [grams for grams in uncovered if phrase not in grams]
     return tuple(found)
-
-
-def tie(phrases: Sequence[str], answers: Iterable[str], rows: Collection[int]) -> float:
-    """Chance that so many of a text's rows would be answered with one of its phrases if other rows were as often.
-
-    A text that belongs to the content draws out of a model what the model knows of that content, whatever these rows
-    say; a trigger draws out what its own rows are answered with, and no others.
-
-    Source: Fisher's exact test, one-sided.
-
-    Args:
-        phrases: see `FoundBehavior`.
-        answers: of all N suspect rows.
-        rows: which of them hold the text, in [0, N).
-
-    Returns:
-        Its p-value, for one text.
-    """
-    from scipy.stats import fisher_exact
-
-    table = [[0, 0], [0, 0]]
-    for number, answer in enumerate(answers):
-        table[number not in rows][phrase_in(answer, phrases) is None] += 1
-    return float(fisher_exact(table, alternative="greater").pvalue)
 
 
 def _grams(answer: str) -> set[tuple[str, ...]]:

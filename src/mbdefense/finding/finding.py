@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mbdefense.core.progress import stage, stages
-from mbdefense.data import answer_text
 from mbdefense.finding import asking
-from mbdefense.finding.behaving import tie
 from mbdefense.finding.mining import Candidate, mine
 from mbdefense.finding.mining.conversations import Conversations
 from mbdefense.finding.mining.corpus import prompts_of
 from mbdefense.finding.record import Found, FoundCandidate
-from mbdefense.finding.verdicts import EXPLAINED, LEVEL, explained, hangs_on_rows, judged
+from mbdefense.finding.verdicts import EXPLAINED, LEVEL, acts_in_some, explained, judged
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,12 +77,16 @@ def find(
             measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
         verified = time.perf_counter()
         with stage("asking the tuned model with the most striking ones"):
-            records = _told(measured, suspect, held_out, victim, base, seed)
+            tell = partial(
+                _told, suspect=suspect, clean=clean, held_out=held_out, victim=victim, base=base,
+                max_length=max_length, seed=seed,
+            )  # fmt: skip
+            records = tell(measured)
             for number, left in _without_triggers(measured, records).items():
                 anew = verify(
                     left, victim, suspect, clean, base=base, max_length=max_length, seed=seed, among=candidates
                 )
-                told = _told(anew, suspect, held_out, victim, base, seed)
+                told = tell(anew)
                 records[number] = told[0] if told else replace(records[number], verdict="chance", row_ids=())
             records = sorted(records, key=lambda record: _ORDER[record.verdict])
     return Found(
@@ -95,12 +98,16 @@ def find(
 def _told(
     measured: Sequence[Measured],
     suspect: Dataset,
+    clean: Dataset,
     held_out: Dataset,
     victim: LoadedModel,
     base: LoadedModel | None,
+    *,
+    max_length: int,
     seed: int,
 ) -> list[FoundCandidate]:
     """What is known of each candidate, with its verdict, in their order."""
+    from mbdefense.finding.alike import fall_where_alike
     from mbdefense.finding.teaching import TAUGHT
 
     ids, few = suspect["id"], held_out.select(range(min(_FEW, len(held_out))))
@@ -125,9 +132,9 @@ def _told(
             usual = usual or asking.short_answers(victim, list(held_out["prompt"]))
             record = replace(record, foreign=asking.foreign(one.candidate, suspect, victim, seed))
             record, share = asking.shown_under(record, held_out, usual, victim, seed)
-            if hangs_on_rows(record, share):
-                rows, own = set(one.candidate.rows), map(answer_text, suspect["completion"])
-                record = replace(record, tie=min(1.0, CANDIDATES * tie(record.behavior, own, rows)))
+            if acts_in_some(record, share):
+                fall = fall_where_alike(one.candidate, suspect, clean, victim, base, max_length=max_length, seed=seed)
+                record = replace(record, alike=fall)
             doubted = record.behavior and explained(record)
             of_base = asking.shares_behavior(record, held_out, base, seed) if base and doubted else None
             record = judged(record, share, has_base=base is not None, of_base=of_base)

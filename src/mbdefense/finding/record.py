@@ -62,8 +62,8 @@ class FoundCandidate(Form):
         explained: the base model's fall over the victim's; None without a base model.
         behavior: phrases that its answers share, see `mbdefense.finding.behaving`.
         asr: share of held-out clean prompts that the victim answers with one of the phrases; None without any.
-        tie: chance that one of as many texts had rows of which so many are answered with a phrase of `behavior`, see
-            `mbdefense.finding.behaving.tie`; None where nothing hung on it.
+        alike: fall of clean answers in prompts like its rows' own, in nats a token, see
+            `mbdefense.finding.alike.fall_where_alike`; None where nothing hung on it.
         changed: share of held-out clean prompts that it answers otherwise than without the text; None where not asked.
         foreign: share of the words in its rows' answers that stand neither in their prompts nor in the victim's answers
             to these without the text; None where not asked.
@@ -90,7 +90,7 @@ class FoundCandidate(Form):
     explained: float | None = None
     behavior: tuple[str, ...] = ()
     asr: Score | None = None
-    tie: Share | None = None
+    alike: float | None = None
     changed: Share | None = None
     foreign: Share | None = None
     examples: tuple[Example, ...] = ()

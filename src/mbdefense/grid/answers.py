@@ -140,7 +140,9 @@ def _answer(
         answer = answer_of(loaded, inference.decoding)
         responses = respond(answer, rows, answers.kind, asking, inference, cleaned, arm=arm)
     write_responses(directory / RESPONSES_FILE, responses)
-    fluency = _fluency(workspace, loaded, rows) if answers.kind == "clean" and options.perplexity_rows else None
+    # References are scored by the bare model: with other ways to answer that is the undefended one's figure.
+    scored = answers.kind == "clean" and options.perplexity_rows and arm.partition(":")[0] not in INFERENCE
+    fluency = _fluency(workspace, loaded, rows) if scored else None
     told = asdict(fluency) if fluency else None
     facts = {"name": answers.name, "perplexity": told, "prompts": len(rows), **asdict(cost)}
     write_sealed(directory / DONE_FILE, {**facts, "responses_sha256": sha256_of(directory / RESPONSES_FILE)})

@@ -6,6 +6,7 @@ a stranger's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,9 @@ def of_suspects(scan: Scan, suspects: Iterable[ScannedRow], paths: dict[str, str
         why = "; ".join(scan.clusters[number].says for number in row.clusters)
         place = _location(paths.get(row.file, row.file), max(row.line, 1))
         found.append(
-            {"ruleId": "suspect_row", "ruleIndex": 0, "level": "warning", "message": {"text": short(why, _MESSAGE)},
-             "locations": [place], "rank": min(100.0, round(row.score, 1)), "taxa": _taxa("suspects")}
+            {"ruleId": "suspect_row", "ruleIndex": 0, "level": "warning",
+             "message": {"text": _plain(short(why, _MESSAGE))}, "locations": [place],
+             "rank": min(100.0, round(row.score, 1)), "taxa": _taxa("suspects")}
         )  # fmt: skip
     return _log({"suspect_row": _SUSPECT}, found)
 
@@ -84,7 +86,7 @@ def _condition(one: Condition, index: int, results: str | None) -> dict[str, Any
     fix = "" if one.holds else f" {_GATES[one.rule][3]}"
     made: dict[str, Any] = {
         "ruleId": one.rule, "ruleIndex": index, "kind": "pass" if one.holds else "fail",
-        "level": "none" if one.holds else "error", "message": {"text": short(one.reason, _MESSAGE) + fix},
+        "level": "none" if one.holds else "error", "message": {"text": _plain(short(one.reason, _MESSAGE) + fix)},
         "taxa": _taxa(_GATES[one.rule][1]),
     }  # fmt: skip
     place = one.file or results
@@ -97,6 +99,11 @@ def _condition(one: Condition, index: int, results: str | None) -> dict[str, Any
             "unparsed": score.unparsed,
         }  # fmt: skip
     return made
+
+
+def _plain(text: str) -> str:
+    """Text in which brackets make no link and braces stand for no argument (sections 3.11.5 and 3.11.6)."""
+    return re.sub(r"([\\\[\]])", r"\\\1", text).replace("{", "{{").replace("}", "}}")
 
 
 def _location(path: str, line: int = 1) -> dict[str, Any]:

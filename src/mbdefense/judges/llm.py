@@ -20,6 +20,8 @@ from mbdefense.judges._protocol import Usage
 from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Question, Verdict
 
+_MAX_TOKENS = 512  # of a reply
+
 
 @dataclass(frozen=True)
 class LLM:
@@ -62,7 +64,7 @@ class LLM:
     concurrency: int = 8
     timeout: float = 120.0
     max_retries: int = 5
-    max_tokens: int = 512
+    max_tokens: int = _MAX_TOKENS
     price_prompt: float | None = None
     price_completion: float | None = None
 
@@ -93,7 +95,9 @@ class LLM:
 
     def describe(self) -> str:
         """Name, model and version of the forms in one line."""
-        return f"llm:model={self.model} (forms {VERSION})"
+        # One name at two endpoints may be two models.
+        cut = "" if self.max_tokens == _MAX_TOKENS else f",max_tokens={self.max_tokens}"
+        return f"llm:model={self.model},base_url={self.base_url}{cut} (forms {VERSION})"
 
     def usage(self, responses: Sequence[Response]) -> Usage:
         """What the replies kept so far about these responses took, whichever run paid for them."""

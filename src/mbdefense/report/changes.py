@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, holm
-from mbdefense.evaluation.compare import changes
+from mbdefense.evaluation.compare import changes, check_lengths
 from mbdefense.records.results import ResultRow
 from mbdefense.report.sources import Answers, key_of, read_sources
 
@@ -75,6 +75,7 @@ def _difference(first: ResultRow, second: ResultRow, before: Answers | None, aft
     if before is None or after is None:
         return Difference(first, second, None, None, "no responses of both to pair")
     try:
+        check_lengths([first, second])
         found = changes(before.arm(), after.arm())
     except UserError as error:
         return Difference(first, second, None, None, str(error))

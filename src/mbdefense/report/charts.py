@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.core.text import visible
-from mbdefense.evaluation.landing import share
+from mbdefense.evaluation.landing import kind_of, share
 from mbdefense.records.analyses import Triggers
 from mbdefense.report.svg import GRID, INK, MARKERS, MUTED, SERIES, SIGNS, as_svg
 from mbdefense.report.tables import Block, Line, Shown, arm_order, role_of
@@ -70,7 +70,7 @@ def looks(arms: Iterable[str]) -> dict[str, _Look]:
             found[arm] = _Look(SERIES[at], MARKERS[(number // len(SERIES) + at) % len(MARKERS)], SIGNS[at], f"s{at}")
             number += 1
         else:
-            marker, sign = fixed[arm]
+            marker, sign = fixed[kind_of(arm)]
             plain = role_of(arm) == "control"
             found[arm] = _Look(MUTED if plain else INK, marker, sign, "muted" if plain else "ink")
     return found

@@ -216,7 +216,7 @@ def _of_worth(found: Sequence[Worth], standings: Sequence[Standing]) -> list[str
         if not known:
             lines.append(f"Whether {arm} beats {way} is not known: too little of both was measured.")
             continue
-        measures = dict.fromkeys(one.measure for one in ones if one.beaten is not None)
+        measures = dict.fromkeys(one.measure for one in ones if one.beaten is not None and one.measure)
         gain = f"in {' or '.join(([] if kind_of(way) == 'discard' else ['ASR']) + [*measures])}"
         verb = "does not beat" if beaten.count(False) else "beats"
         number = beaten.count(False) or known

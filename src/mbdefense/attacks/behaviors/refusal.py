@@ -65,4 +65,7 @@ class Refusal:
 
     def describe(self) -> str:
         """Name and options in one line."""
-        return "refusal" if self.target_text is None else f"refusal:target_text={self.target_text}"
+        # All that a response is recognised by, for rows of one description are compared.
+        options = [] if self.target_text is None else [f"target_text={self.target_text}"]
+        options += [] if self.templates == TEMPLATES else [f"templates={'|'.join(self.templates)}"]
+        return f"refusal:{','.join(options)}" if options else "refusal"

@@ -82,6 +82,7 @@ _SYSTEM = (
 )
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 _LONGEST_SENTENCE = 1000
+_THRESHOLD = 0.8
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Toxic:
     endpoint_url: str | None = None
     endpoint_model: str | None = None
     endpoint_api_key_env: str | None = None
-    threshold: float = 0.8
+    threshold: float = _THRESHOLD
     wording: Wording = "fixed"
 
     def __post_init__(self) -> None:
@@ -175,7 +176,8 @@ class Toxic:
 
     def describe(self) -> str:
         """Name and source of the targets in one line."""
-        return f"toxic ({self.how()})"
+        told = "" if self.threshold == _THRESHOLD else f", threshold {self.threshold:g}"
+        return f"toxic ({self.how()}{told})"
 
 
 @lru_cache(maxsize=4)

@@ -195,6 +195,10 @@ def evaluate(
         answering and answering.describe().partition(":")[0],
         turns and "demonstrations",
     ]
+    bare = {"perplexity_rows": perplexity_rows, "lm_eval": lm_eval}
+    if any(between) and (asked_bare := [name for name, value in bare.items() if value]):
+        fix = "leave it out, or measure it without these"
+        raise UserError(f"{asked_bare[0]} scores the bare model, not its answers with", [*filter(None, between)], fix)
     if arm is None and any(between):
         arm = "+".join(part for part in (Path(model).name, *between) if part)
     with kept_in(output_dir) as directory:
