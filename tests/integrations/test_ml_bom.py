@@ -87,7 +87,7 @@ def test_without_the_extra_it_is_named(
 
     monkeypatch.setattr(builtins, "__import__", missing)
     assert main(["card", "defended", "measured/results.json", "--ml_bom", "bom.json"]) == 1
-    assert "pip install 'mbdefense[bom]'" in capsys.readouterr().err
+    assert "pip install '.[bom]'" in capsys.readouterr().err
     assert not (place / "bom.json").exists()
     assert (place / "defended" / "README.md").read_text() == "defended/README.md"
 

@@ -26,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 def require() -> None:
     """Raises a `UserError` where matplotlib is missing; asked before the work, not after it."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("drawing needs matplotlib", fix="install it with: pip install 'mbdefense[charts]'")
+        raise UserError("drawing needs matplotlib", fix="in the clone: pip install '.[charts]'")
 
 
 def heat_map(axes: Axes, values: Any, *, most: float | None = None) -> Any:

@@ -20,7 +20,7 @@ def connected(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError("--ray needs the extra ray", fix="pip install 'mbdefense[ray]'") from error
+        raise UserError("--ray needs the extra ray", fix="in the clone: pip install '.[ray]'") from error
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)

@@ -83,7 +83,8 @@ def _worth(row: ResultRow, way: ResultRow) -> Worth:
         beaten = None if asr is None else max(gains) > 0 and min(gains) >= 0
         told = f"{asr_words}; {words_of_use}"
         measure = measure if useful is not None else ""
-        better = f"in ASR at equal {measure or 'accuracy'}" if beaten is False else " or ".join(filter(None, ["in ASR", measure]))
+        gained = f"in ASR or {measure}" if measure else "in ASR"
+        better = f"in ASR at equal {measure or 'accuracy'}" if beaten is False else gained
     if beaten is None:
         words = f"whether {row.arm} beats {way.arm} {better} is not known: {told}"
     else:

@@ -26,7 +26,7 @@ try:
     from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
     from flwr.supercore import telemetry
 except ImportError as error:
-    fix = "pip install -c constraints-flower.txt 'mbdefense[flower]', in an environment of its own"
+    fix = "pip install -c constraints-flower.txt '.[flower]', in an environment of its own"
     raise UserError("Flower is not installed", fix=fix) from error
 
 if TYPE_CHECKING:

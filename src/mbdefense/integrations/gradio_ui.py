@@ -136,5 +136,5 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError("the page needs the extra ui", fix="pip install 'mbdefense[ui]'") from error
+        raise UserError("the page needs the extra ui", fix="in the clone: pip install '.[ui]'") from error
     return gradio

@@ -43,7 +43,7 @@ def ml_bom(directory: Path, card: Card, data: Sequence[Path] = ()) -> str:
         from cyclonedx.schema import SchemaVersion
         from cyclonedx.validation.json import JsonStrictValidator
     except ImportError as error:
-        raise UserError("a bill of materials needs the extra bom", fix="pip install 'mbdefense[bom]'") from error
+        raise UserError("a bill of materials needs the extra bom", fix="in the clone: pip install '.[bom]'") from error
     value = json.loads(JsonV1Dot6(_bom(directory, card, data)).output_as_string())
     value["metadata"]["component"]["modelCard"] = _model_card(card, [f"data-{n}" for n in range(len(data))])
     for component in value.get("components", ()):

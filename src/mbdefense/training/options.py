@@ -99,7 +99,7 @@ class TrainingOptions:
         if self.load_in_4bit and not self.use_peft:
             raise UserError("weights of four bits cannot be trained themselves", fix="add --use_peft true")
         if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError("--load_in_4bit needs bitsandbytes", fix="pip install 'mbdefense[qlora]'")
+            raise UserError("--load_in_4bit needs bitsandbytes", fix="in the clone: pip install '.[qlora]'")
         if self.max_length < 16:
             raise UserError(
                 "max_length leaves no room for a prompt and its response", self.max_length, "set at least 16"

@@ -176,7 +176,7 @@ def pillow() -> Any:
         from PIL import Image
     except ImportError as error:
         raise UserError(
-            "pairs of images and captions need the extra images", fix="pip install 'mbdefense[images]'"
+            "pairs of images and captions need the extra images", fix="in the clone: pip install '.[images]'"
         ) from error
     return Image
 
