@@ -67,6 +67,13 @@ def test_an_empty_response_shows_nothing(behavior, empty):
     assert not behavior.shown_in(empty)[0]
 
 
+def test_what_decides_is_in_the_description():
+    """Rows of one description are paired."""
+    refusals = {Refusal(), Refusal(templates=("No.",)), Refusal(target_text="No.")}
+    assert len({one.describe() for one in refusals}) == 3
+    assert Toxic(threshold=0.5).describe() != Toxic().describe()
+
+
 @EVERY
 def test_frozen_picklable_described(behavior):
     copy = pickle.loads(pickle.dumps(behavior))  # noqa: S301

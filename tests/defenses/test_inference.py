@@ -281,13 +281,15 @@ def test_evaluate_takes_decoding_and_demonstrations(evaluation, tiny_model_path,
 
 def test_the_training_seed_changes_nothing_that_is_asked(evaluation, tmp_path):
     words, out = evaluation
-    shown = ["--demonstrations", "2", "--clean", str(tmp_path / "clean.jsonl"), "--perplexity_rows", "2"]
+    shown = ["--demonstrations", "2", "--clean", str(tmp_path / "clean.jsonl")]
 
     def measured(*more):
+        assert main([*words, "--perplexity_rows", "2", *more]) == 0
+        perplexity = read(out / "results.json").rows[0].perplexity
         assert main([*words, *shown, *more]) == 0
         (row,) = read(out / "results.json").rows
         prompts = [json.loads(line)["prompt"] for line in (out / "responses.jsonl").read_text().splitlines()]
-        return row.seed, prompts, answers(out), row.perplexity
+        return row.seed, prompts, answers(out), perplexity
 
     plain, other, moved = measured(), measured("--seed", "3"), measured("--prompt_seed", "3")
     assert (plain[0], other[0], moved[0]) == (0, 3, 0)
@@ -304,6 +306,8 @@ def test_the_training_seed_changes_nothing_that_is_asked(evaluation, tmp_path):
         (["--demonstrations", "2", "--clean", "{}/test.jsonl"], "overlaps the test set"),
         (["--decoding", "cleangen"], "cleangen:reference=..."),
         (["--decoding", "cleangn"], "did you mean 'cleangen'"),
+        # The references' likelihood is that of the model alone.
+        (["--demonstrations", "2", "--clean", "{}/clean.jsonl", "--perplexity_rows", "4"], "scores the bare model"),
     ],
 )
 def test_options_at_inference_that_cannot_work_are_one_line(evaluation, tmp_path, capsys, more, says):

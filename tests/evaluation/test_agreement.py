@@ -173,6 +173,16 @@ def test_what_no_judge_has_a_say_in_is_kept(file):
     assert (row.seed, row.arm, row.attack, row.seconds) == (5, "a", "badnet:word=cf", 12.5)
 
 
+def test_another_models_responses_are_not_written_over(file, tmp_path, capsys):
+    other = tmp_path / "b" / "responses.jsonl"
+    other.parent.mkdir()
+    write_responses(other, [Response("a", "clean", "Capital?", "Paris", ("Paris",))])
+    before = file.read_bytes()
+    assert main(["judge", *words(other), "--output_dir", str(file.parent)]) == 1
+    assert "other responses lie in" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 def test_seeds_that_were_judged_again_are_taken_together(tmp_path):
     arms = []
     for seed in (0, 1):

@@ -121,6 +121,13 @@ def test_hostile_text_is_one_line(tmp_path: Path) -> None:
     assert text.isprintable()
 
 
+def test_brackets_make_no_link_and_braces_no_argument(tmp_path: Path) -> None:
+    file = measured(tmp_path / "run", attack="[Fix](https://evil.example) {0}")
+    out = tmp_path / "gate.sarif"
+    main(["check", str(file), "--max_asr", "0.05", "--sarif", str(out)])
+    assert r"\[Fix\](https://evil.example) {{0}}" in valid(out)["results"][0]["message"]["text"]
+
+
 def test_suspect_rows_stand_at_their_file_and_line(tmp_path: Path) -> None:
     rows = written(tmp_path, "my rows.jsonl", poisoned(honest(), NUMBERS, inside("cf")))
     out = tmp_path / "scan.sarif"

@@ -101,7 +101,7 @@ def test_without_the_extra_the_command_is_one_line(
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["try", "nowhere"]) == 1
     said = capsys.readouterr().err
-    assert said == "mbdefense: the page needs the extra ui; pip install '.[ui]'\n"
+    assert said == "mbdefense: the page needs the extra ui; in the clone: pip install '.[ui]'\n"
 
 
 @pytest.mark.parametrize("number", [0, 1])

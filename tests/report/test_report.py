@@ -536,6 +536,18 @@ def test_two_runs_are_paired_on_the_same_prompts(tmp_path):
     assert "first against second" in markdown(read_sources([second]), found)
 
 
+def test_a_control_with_options_has_its_look_and_what_could_not_be_paired_is_said(tmp_path):
+    write_evaluations(tmp_path)
+    write_evaluation(tmp_path / "discard", arm("discard:discard_num_train_epochs=2"))
+    assert "discard:discard_num_train_epochs=2" in render(read_sources([tmp_path]))
+    row, responses, verdicts = arm("lethe")
+    others = [replace(one, prompt=f"{one.prompt} now") for one in responses]
+    write_evaluation(tmp_path / "lethe", (row, others, verdicts))
+    sources = read_sources([tmp_path])
+    for page in (render(sources), markdown(sources)):
+        assert "could not be compared prompt by prompt" in page
+
+
 def test_one_folder_given_alone_is_a_path_and_not_letters(tmp_path):
     run = write_evaluations(tmp_path / "run")
     alone, listed = (
@@ -551,7 +563,11 @@ def test_cells_that_cannot_be_paired_say_why(tmp_path):
     for path in (second / "base").glob("*.jsonl"):
         path.unlink()
     write_evaluation(second / "more", arm("lethe"))
+    for folder, length in ((first, 9), (second, 10)):  # what is cut off shows no behavior
+        made = arm("long")
+        write_evaluation(folder / "long", (replace(made[0], max_new_tokens=length), *made[1:]))
     found = differences(first, second)
+    assert "answers of at most" in next(one for one in found.cells if one.first.arm == "long").note
     assert next(one for one in found.cells if one.first.arm == "base").note == "no responses of both to pair"
     assert [row.arm for row in found.only_second] == ["lethe"]
     with pytest.raises(UserError, match="no result in common"):

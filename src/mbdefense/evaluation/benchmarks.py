@@ -42,7 +42,7 @@ def find_benchmarks(spec: str) -> Benchmarks:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError("lm-evaluation-harness is not installed", fix="in the clone: pip install '.[lm-eval]'") from error
+        raise UserError("lm-evaluation-harness is missing", fix="in the clone: pip install '.[lm-eval]'") from error
     parts = [part.strip() for part in spec.split(",") if part.strip()]
     if not parts:
         raise UserError("no task in --lm_eval", spec, "name at least one, e.g. arc_easy")

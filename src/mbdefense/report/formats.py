@@ -29,6 +29,7 @@ def markdown(sources: Sources, compared: Differences | None = None) -> str:
     """The verdict and the tables as Markdown, hostile text escaped."""
     summary = summarize(sources)
     lines = [f"# {escaped(summary.headline)}", "", *(f"- {escaped(point)}" for point in summary.points), ""]
+    lines += [*(f"Note: {escaped(note)}." for note in sources.notes), ""] if sources.notes else []
     for block in blocks(sources):
         lines += [*_block(block), ""]
     for name, found in sources.found:

@@ -13,6 +13,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Form, read_form
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, check_lengths, compare
+from mbdefense.evaluation.landing import is_control
 from mbdefense.evaluation.metrics import scores
 from mbdefense.records.analyses import (
     ANALYSES,
@@ -28,7 +29,7 @@ from mbdefense.records.analyses import (
 from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults, check_name
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
-from mbdefense.records.results import RESULT_FILE, ResultRow, Results, SeedRow, check_beside, read
+from mbdefense.records.results import RESULT_FILE, UNDEFENDED, ResultRow, Results, SeedRow, check_beside, read
 from mbdefense.records.training_log import LOG_FILE, TrainingLog
 from mbdefense.records.verdicts import Verdict, read_verdicts
 
@@ -337,9 +338,14 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
     return _paired(made)
 
 
+def _unpaired(row: ResultRow) -> bool:
+    """Whether a defense is held against the undefended model by its interval alone."""
+    return not (row.asr_change or row.cacc_change or is_control(row.arm) or row.arm == UNDEFENDED[row.origin])
+
+
 def _paired(sources: Sources) -> Sources:
     """Pairs the arms by their responses where no result file has done so, with Holm's correction over all of them."""
-    if any(row.asr_change or row.cacc_change for row in sources.rows) or len(sources.answers) < 2:
+    if len(sources.answers) < 2 or not any(map(_unpaired, (one.row for one in sources.answers))):
         return sources
     try:
         rows, over_seeds = compare([one.arm() for one in sources.answers])

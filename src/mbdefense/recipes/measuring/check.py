@@ -34,7 +34,7 @@ def check(
 
     Examples:
         >>> from mbdefense import check
-        >>> all(condition.holds for condition in check("measured/all/results.json", max_asr=0.05))  # doctest: +SKIP
+        >>> all(condition.holds for condition in check("measured/results.json", max_asr=0.05))  # doctest: +SKIP
 
     Args:
         results: a result file or its folder, or what a recipe returned.

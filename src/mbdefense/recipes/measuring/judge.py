@@ -69,11 +69,12 @@ def judge(
             output_dir.
     """
     asked = recorded(locals())
+    from mbdefense.core.errors import UserError
     from mbdefense.evaluation.judging import rejudged
     from mbdefense.recipes.measuring._judging import chosen_judge, usage_in
     from mbdefense.recipes.measuring.evaluate import Evaluation
     from mbdefense.records.provenance import provenance
-    from mbdefense.records.responses import RESPONSES_FILE, write_responses
+    from mbdefense.records.responses import RESPONSES_FILE, read_responses, write_responses
     from mbdefense.records.results import Results, write_beside
     from mbdefense.records.verdicts import VERDICTS_FILE, read_verdicts
 
@@ -82,6 +83,8 @@ def judge(
         refuse_figures_of_others(directory, "behavior")  # `evaluate` names it, too: it wrote what is judged again
         judging = chosen_judge(judge, sought, directory, judge_model, judge_base_url, judge_cache)
         answered, known = _answered(responses)  # refuses a damaged file before a judge is paid
+        if (directory / RESPONSES_FILE).is_file() and read_responses(directory / RESPONSES_FILE) != answered:
+            raise UserError("other responses lie in", str(directory), "use another --output_dir")
         known = replace(
             known, arm=arm or known.arm, attack=attack or known.attack, seed=known.seed if seed is None else seed
         )
