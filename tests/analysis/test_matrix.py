@@ -187,4 +187,4 @@ def test_a_damaged_record_is_a_user_error(damage, copied_model, prompts, tmp_pat
 def test_without_matplotlib_the_extra_is_named_first(tiny_model_path, prompts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(tiny_model_path, prompts, tmp_path / "out", "--defensive_triggers", "mn") == 1
-    assert "mbdefense[charts]" in capsys.readouterr().err
+    assert "'.[charts]'" in capsys.readouterr().err

@@ -167,5 +167,5 @@ def test_without_its_package_or_its_adapters_it_is_an_error(monkeypatch: pytest.
     with pytest.raises(UserError, match="--use_peft true"):
         replace(OPTIONS, use_peft=False)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"mbdefense\[qlora\]"):
+    with pytest.raises(UserError, match=r"'\.\[qlora\]'"):
         replace(OPTIONS)
