@@ -546,6 +546,7 @@ def test_a_control_with_options_has_its_look_and_what_could_not_be_paired_is_sai
     sources = read_sources([tmp_path])
     for page in (render(sources), markdown(sources)):
         assert "could not be compared prompt by prompt" in page
+        assert "the arms do not belong together." in page
 
 
 def test_one_folder_given_alone_is_a_path_and_not_letters(tmp_path):

@@ -97,6 +97,7 @@ class Sources:
         provenance: of each file that carries one.
         files: all files read.
         notes: what the reader of the page must know about what was found.
+        refused: whether arms were found that must not be compared, such as of other prompts.
     """
 
     rows: tuple[ResultRow, ...] = ()
@@ -116,6 +117,7 @@ class Sources:
     provenance: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     files: tuple[InputFile, ...] = ()
     notes: tuple[str, ...] = ()
+    refused: bool = False
 
 
 def key_of(row: ResultRow) -> Key:
@@ -350,7 +352,8 @@ def _paired(sources: Sources) -> Sources:
     try:
         rows, over_seeds = compare([one.arm() for one in sources.answers])
     except UserError as error:
-        return replace(sources, notes=(*sources.notes, f"the arms could not be compared prompt by prompt: {error}"))
+        note = f"the arms could not be compared prompt by prompt: {error}"
+        return replace(sources, notes=(*sources.notes, note), refused=True)
     compared = {key_of(row): row for row in rows}
     return replace(
         sources,

@@ -110,7 +110,12 @@ def summarize(sources: Sources) -> Summary:
         pending = len(sources.unfinished) - failed
         parts = [f"{failed} failed"] * (failed > 0) + [f"{pending} not run yet"] * (pending > 0)
         points.append(f"Of the grid's cells {' and '.join(parts)}; they are shown as such and count nowhere.")
-    return Summary(_headline(landed, standings, found), tuple(points), standings, words)
+    # Where some arms must not be compared, intervals of those that nobody paired prove nothing.
+    compared = [one for one in standings if one.paired] if sources.refused else standings
+    headline = _headline(landed, compared, found)
+    if sources.refused and not compared:
+        headline = "No defense can be held against the attacked model here: the arms do not belong together."
+    return Summary(headline, tuple(points), standings, words)
 
 
 def _of_clients(sources: Sources) -> str:
