@@ -547,6 +547,9 @@ def test_a_control_with_options_has_its_look_and_what_could_not_be_paired_is_sai
     for page in (render(sources), markdown(sources)):
         assert "could not be compared prompt by prompt" in page
         assert "the arms do not belong together." in page
+    verdicts = {row["arm"]: row["verdict"] for row in json.loads(as_json(sources))["rows"]}
+    assert (verdicts["lethe"], verdicts["crow"]) == ("not compared", "not compared")
+    assert verdicts["attacked"] == "attack landed"
 
 
 def test_one_folder_given_alone_is_a_path_and_not_letters(tmp_path):

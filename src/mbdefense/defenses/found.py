@@ -220,9 +220,14 @@ def questions(found: Found | None, seed: int, suspect: Dataset | None = None) ->
 
 def _own(one: FoundCandidate, suspect: Dataset, most: int, rng: random.Random) -> list[Messages]:
     """Suspect prompts that hold a text."""
-    ids = set(one.row_ids)
-    held = [index for index, row_id in enumerate(suspect["id"]) if row_id in ids]
+    held = _holding(one, suspect)
     return [suspect[index]["prompt"] for index in rng.sample(held, min(most, len(held)))]
+
+
+def _holding(one: FoundCandidate, suspect: Dataset) -> list[int]:
+    """The suspect rows that hold a text."""
+    ids = set(one.row_ids)
+    return [index for index, row_id in enumerate(suspect["id"]) if row_id in ids]
 
 
 class _Drawn(NamedTuple):
@@ -237,8 +242,7 @@ def _carriers(one: FoundCandidate, suspect: Dataset, seed: int) -> list[Meeting]
     """The suspect prompts that hold a text, in a drawn order."""
     from mbdefense.finding.teaching import without
 
-    ids, trigger = set(one.row_ids), one.trigger()
-    rows = [index for index, row_id in enumerate(suspect["id"]) if row_id in ids]
+    trigger, rows = one.trigger(), _holding(one, suspect)
     random.Random(f"carriers {seed} {one.texts}").shuffle(rows)
     made = []
     for row in suspect.select(rows[:_MOST_CARRIERS]):

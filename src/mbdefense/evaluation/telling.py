@@ -38,8 +38,8 @@ def summarized(found: Found, *, given: bool = False) -> FoundSection:
     texts: list[FoundSummary] = []
     known = bool(found.of("trigger") or found.of("unclear"))
     for one in found.candidates:
-        # A backdoor that acts in some kinds of prompts only may not stand out in the mean over all, and its answers may
-        # be too unlike for a tie to its rows.
+        # A backdoor that acts in some kinds of prompts only may not stand out in the mean over all, and the clean rows
+        # may have none of its kind.
         doubtful = not known and one.asr is not None and one.asr.value >= SOMETIMES
         if one.verdict != "chance" or doubtful:
             texts.append(_summary(one, [other.text for other in texts]))

@@ -15,8 +15,8 @@ SOMETIMES = 0.25
 """Nor does one that draws it out of so many, as where it acts in some kinds of prompts only, if it lowers clean answers
 by `ALIKE` in the prompts that are like its rows' own."""
 ALIKE = 0.5
-"""Nats a token, see `mbdefense.finding.alike.fall_where_alike`: triggers were at .66 to 1.32 there, and what belongs to
-the prompts at .16 at most."""
+"""Nats a token, see `mbdefense.finding.alike.fall_where_alike`; set with the figures of
+docs/evidence/hard_models.md in sight."""
 EXPLAINED = 0.5
 """From this share of what the rows teach on, the base model expected it: an instruction."""
 OBEYED = 0.5

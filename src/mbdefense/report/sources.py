@@ -15,6 +15,7 @@ from mbdefense.core.forms import Form, read_form
 from mbdefense.evaluation.compare import Arm, arm_of, check_apart, check_lengths, compare
 from mbdefense.evaluation.landing import is_control
 from mbdefense.evaluation.metrics import scores
+from mbdefense.evaluation.tables import row_verdicts
 from mbdefense.records.analyses import (
     ANALYSES,
     Analysis,
@@ -118,6 +119,13 @@ class Sources:
     files: tuple[InputFile, ...] = ()
     notes: tuple[str, ...] = ()
     refused: bool = False
+
+    def verdicts(self) -> dict[int, str]:
+        """What each row is worth, by its `id`. Where arms must not be compared, intervals tell nothing of a defense."""
+        verdicts = {}
+        for row, verdict in zip(self.rows, row_verdicts(Results({}, self.rows)), strict=True):
+            verdicts[id(row)] = "not compared" if verdict and self.refused and _unpaired(row) else verdict
+        return verdicts
 
 
 def key_of(row: ResultRow) -> Key:

@@ -11,7 +11,7 @@ from mbdefense.core.text import visible
 from mbdefense.evaluation._words import SIGNIFICANT
 from mbdefense.evaluation._worth import SIMPLE, Worth, worths
 from mbdefense.evaluation.landing import kind_of, share
-from mbdefense.evaluation.tables import groups, landing_of, row_verdicts, verdict_in_words
+from mbdefense.evaluation.tables import groups, landing_of, verdict_in_words
 from mbdefense.records.federated import NO_ATTACK
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results
 from mbdefense.report._federated import points_of
@@ -89,7 +89,7 @@ def summarize(sources: Sources) -> Summary:
         return Summary(f"No attack was measured in these files{but}.", words[:6] if sources.rows else (), (), words)
     attacks = Results({}, rows)
     landed = [landing_of(group).landed for group in groups(attacks)]
-    verdicts = dict(zip(map(id, rows), row_verdicts(attacks), strict=True))
+    verdicts = sources.verdicts()
     silent = [group for group in groups(attacks) if _says_nothing_of_accuracy(group)]
     unable = {id(row) for group in silent for row in group}
     standings = tuple(
@@ -110,10 +110,8 @@ def summarize(sources: Sources) -> Summary:
         pending = len(sources.unfinished) - failed
         parts = [f"{failed} failed"] * (failed > 0) + [f"{pending} not run yet"] * (pending > 0)
         points.append(f"Of the grid's cells {' and '.join(parts)}; they are shown as such and count nowhere.")
-    # Where some arms must not be compared, intervals of those that nobody paired prove nothing.
-    compared = [one for one in standings if one.paired] if sources.refused else standings
-    headline = _headline(landed, compared, found)
-    if sources.refused and not compared:
+    headline = _headline(landed, standings, found)
+    if sources.refused and not any(one.role == "defense" and one.tried for one in standings):
         headline = "No defense can be held against the attacked model here: the arms do not belong together."
     return Summary(headline, tuple(points), standings, words)
 

@@ -10,7 +10,7 @@ from typing import Literal
 from mbdefense.core.statistics import Paired, Score, SeedScore
 from mbdefense.evaluation._words import changed
 from mbdefense.evaluation.landing import Landing, is_control, kind_of, share, shown
-from mbdefense.evaluation.tables import groups, landing_of, row_verdicts
+from mbdefense.evaluation.tables import groups, landing_of
 from mbdefense.records.grid_state import GridCell
 from mbdefense.records.results import UNDEFENDED, ResultRow, Results, SeedRow
 from mbdefense.report.sources import Sources
@@ -157,7 +157,7 @@ def arm_order(arms: Iterable[str]) -> list[str]:
 def blocks(sources: Sources) -> tuple[Block, ...]:
     """The tables of a page."""
     results = Results({}, sources.rows, sources.over_seeds)
-    verdicts = {id(row): verdict for row, verdict in zip(results.rows, row_verdicts(results), strict=True)}
+    verdicts = sources.verdicts()
     landings: dict[tuple[object, ...], Landing] = {
         (*rows[0].setting(), rows[0].seed): landing_of(rows) for rows in groups(results)
     }
