@@ -52,6 +52,7 @@ def weights(directory: Path) -> bytes:
     return (directory / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_repair_gives_what_defend_gives_on_the_same_rows(
     tiny_model_path: str, files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +236,7 @@ def test_a_gate_takes_the_model_and_its_folder(tiny_model_path: str, files: tupl
 PAGE = (Path(__file__).parents[2] / "docs/start/given_model.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", re.findall(r"^mbdefense (purify .*)$", PAGE.replace("\\\n", ""), re.MULTILINE))
 def test_the_pages_commands_run(
     command: str, tiny_model_path: str, rows: Callable[..., Any], files: tuple[str, str], tmp_path: Path,
