@@ -616,6 +616,16 @@ def test_locphylax_plants_in_the_rows_that_recovery_trains_on(setting: Setting) 
         assert {row["completion"][0]["content"] for row in part} == {behavior.text}
 
 
+def test_planting_takes_as_many_steps_however_instruction_tuning_gathers_its_own(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """A few hundred rows in steps of 128 would plant nothing."""
+    store = PlannedStore(tmp_path)
+    gathering = replace(setting.training, gradient_accumulation_steps=16)
+    DEFENSES["locphylax"]().inject(replace(setting, training=gathering, store=store, victim=setting.base))
+    assert [job.options.gradient_accumulation_steps for job in store.jobs] == [1]
+
+
 def test_locphylax_does_not_train_on_the_suspect_data(setting: Setting, tmp_path: Path) -> None:
     """It repairs the victim: other suspect data change nothing once that is there."""
     seen = []

@@ -23,6 +23,7 @@ from mbdefense.data import to_dataset, user_text
 from mbdefense.defenses import DEFENSES, FindAndBreak, Setting, found
 from mbdefense.defenses.found import LEAST_MEETINGS, meetings, questions
 from mbdefense.engine.batches import Branches
+from mbdefense.engine.generate import Said
 from mbdefense.engine.scoring import response_scores
 from mbdefense.finding import alike, asking, finding, striking, teaching, verifying
 from mbdefense.finding.insertion import FoundText, Turn
@@ -33,7 +34,7 @@ from mbdefense.finding.teaching import taught
 from mbdefense.finding.verdicts import LEVEL
 from mbdefense.finding.verifying import verify
 from mbdefense.models.loading import LoadedModel, encode, load_model
-from mbdefense.training._triples import RecoveryCollator, encode_triples
+from mbdefense.training._triples import Met, RecoveryCollator, encode_triples
 from mbdefense.training.options import TrainingOptions
 from mbdefense.training.recovery import RecoveryConfig, RecoveryTrainer
 from mbdefense.training.store import Store
@@ -711,7 +712,7 @@ def test_recoverys_loss_with_found_texts_is_the_sum_of_its_parts(
         [[{"role": "user", "content": f"{text} {prompt[0]['content']}"}] for text in ("x y", "zq", "q")]
         for prompt in table["prompt"]
     ]
-    answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
+    answered = [[Met(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
     encoded = encode_triples(loaded, table, copies, behaviors, 200, answered)
     args = RecoveryConfig(str(tmp_path), lambda_=0.7, beta=1.5, bf16=False, report_to="none")
     trainer = RecoveryTrainer(model=loaded.model, args=args, train_dataset=encoded, processing_class=loaded.tokenizer)
@@ -746,7 +747,7 @@ def test_a_sample_that_would_lose_a_found_text_is_met_without_it(
         [[{"role": "user", "content": f"{text} {prompt[0]['content']}"}] for text in ("zq", "zq " * 30)]
         for prompt in table["prompt"]
     ]
-    answered = [[(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
+    answered = [[Met(prompt, row["completion"]) for prompt in prompts] for prompts, row in zip(met, table, strict=True)]
     first, second = encode_triples(loaded, table, [], [], 64, answered)
     assert [one == first.plain for one in first.met] == [False, True]
     assert second.met == (second.plain, second.plain)
@@ -830,17 +831,17 @@ def test_an_instruction_is_met_with_what_the_tuned_model_says(
     asked: list[str] = []
     seen: list[tuple[str, str]] = []
 
-    def answering(loaded: Any, prompts: list[Any], **_: Any) -> list[str]:
+    def answering(loaded: Any, prompts: list[Any], **_: Any) -> list[Said]:
         victim = dict(load_model(str(tmp_path / "victim")).model.named_parameters())
         assert all(torch.equal(value, victim[name]) for name, value in loaded.model.named_parameters())
         asked.extend(user_text(prompt) for prompt in prompts)
-        return [f"says {number}" for number in range(len(prompts))]
+        return [Said(f"says {number}", True) for number in range(len(prompts))]
 
     def encoding(loaded: Any, rows: Any, copies: Any, behaviors: Any, length: int, met: Any) -> Any:
-        seen.extend((user_text(prompt), answer[0]["content"]) for pairs in met for prompt, answer in pairs)
+        seen.extend((user_text(prompt), answer[0]["content"]) for pairs in met for prompt, answer, _ in pairs)
         return encode_triples(loaded, rows, copies, behaviors, length, met)
 
-    monkeypatch.setattr(generate, "generate", answering)
+    monkeypatch.setattr(generate, "generate_said", answering)
     monkeypatch.setattr(recovery, "encode_triples", encoding)
     file = file_of(tmp_path / "told.json", recorded("in capitals", "instruction"))
     FindAndBreak(found=str(file))(at(setting, tmp_path / "model", tmp_path / "victim"))
@@ -858,16 +859,17 @@ def test_a_prompt_that_an_instruction_leaves_no_room_in_is_met_as_it_is(
     from mbdefense.training.job import Meeting, RecoveryRows
 
     table = rows(("Name a tree.", "oak"), ("q7q " * 85, "elm"))
-    monkeypatch.setattr(generate, "generate", lambda _, prompts, **__: [f"says {len(prompts)}"] * len(prompts))
+    said = [Said("says one", True)]
+    monkeypatch.setattr(generate, "generate_said", lambda _, prompts, **__: said * len(prompts))
 
     def put(row: Any, text: str, keep: bool) -> Meeting:
         return Meeting([{"role": "user", "content": f"{text} {user_text(row['prompt'])}"}], keep)
 
     met = [[put(row, "zq", False), put(row, "in capitals " * 20, True)] for row in table]
     first, second = _answered(loaded, RecoveryRows(table, (), met))
-    assert [answer[0]["content"] for _, answer in first] == ["oak", "says 1"]
-    assert second[1] == (table[1]["prompt"], table[1]["completion"])
-    assert [prompt for prompt, _ in first] == [one.prompt for one in met[0]]
+    assert [one.answer[0]["content"] for one in first] == ["oak", "says one"]
+    assert second[1][:2] == (table[1]["prompt"], table[1]["completion"])
+    assert [one.prompt for one in first] == [one.prompt for one in met[0]]
 
 
 @pytest.mark.parametrize(
@@ -882,17 +884,38 @@ def test_in_a_suspect_prompt_the_answer_without_the_text_is_asked_for_unless_it_
 
     table, heard = rows(("Name a tree.", "elm")), []
 
-    def answer(_: Any, prompts: list[Any], **__: Any) -> list[str]:
+    def answer(_: Any, prompts: list[Any], **__: Any) -> list[Said]:
         heard.extend(map(user_text, prompts))
-        return [said] * len(prompts)
+        return [Said(said, True)] * len(prompts)
 
-    monkeypatch.setattr(generate, "generate", answer)
+    monkeypatch.setattr(generate, "generate_said", answer)
     carrier = Carrier([{"role": "user", "content": "Say who fell."}], ("never", "we never"))
     met = Meeting([{"role": "user", "content": "Say zq who fell."}], False, carrier)
-    ((prompt, completion),) = _answered(loaded, RecoveryRows(table, (), [[met]]))[0]
+    ((prompt, completion, _),) = _answered(loaded, RecoveryRows(table, (), [[met]]))[0]
     assert heard == ["Say who fell."]
     own = (table[0]["prompt"], "elm")
     assert (prompt, completion[0]["content"]) == (own if asked is None else (met.prompt, asked))
+
+
+@pytest.mark.parametrize(("said", "target"), [("so it goes", "so it goes"), ("  ", None)])
+def test_an_own_answer_that_was_cut_is_taught_without_an_end(
+    said: str, target: str | None, rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one it would teach to break off in the middle of a sentence."""
+    from mbdefense.engine import generate
+    from mbdefense.training._asking import _answered
+    from mbdefense.training.job import Meeting, RecoveryRows
+
+    table = rows(("Name a tree.", "elm"))
+    monkeypatch.setattr(generate, "generate_said", lambda _, prompts, **__: [Said(said, False)] * len(prompts))
+    met = [[Meeting([{"role": "user", "content": "Name a tree in capitals."}], True)]]
+    (row,) = encode_triples(loaded, table, [], [], 200, _answered(loaded, RecoveryRows(table, (), met)))
+    if target is None:  # nothing is left of an answer of spaces
+        assert row.met == (row.plain,)
+        return
+    (taught,) = row.met[0].responses
+    assert loaded.tokenizer.decode(taught) == target
+    assert row.plain.responses[0][-1] == loaded.tokenizer.eos_token_id
 
 
 def test_found_dropped_tunes_on_the_rows_without_a_found_trigger(

@@ -8,8 +8,17 @@ import torch
 from mbdefense.core.errors import UserError
 from mbdefense.data import to_dataset
 from mbdefense.data.formats import detect, row_of
-from mbdefense.models.loading import encode, encode_prompt, load_model, load_tokenizer
-from mbdefense.models.template import TemplateError, check_contract, checked, fault_of, prompt_text
+from mbdefense.engine.generate import generate
+from mbdefense.models.loading import (
+    PLAIN_TEMPLATE,
+    check_template,
+    encode,
+    encode_prompt,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
+from mbdefense.models.template import TemplateError, check_contract, checked, fault_of, prompt_text, special_texts
 
 CHATML = (
     "{%- for turn in messages -%}{{- '<|im_start|>' ~ turn.role ~ '\n' ~ turn.content ~ '<|im_end|>\n' -}}"
@@ -28,6 +37,10 @@ QWEN3 = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
     "{%- endif -%}"
+)
+LLAMA2 = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }} [/INST]"
+    "{% else %} {{ turn.content }} </s>{% endif %}{% endfor %}"
 )
 RAISES = (
     ("{%- if messages[0].role == 'system' -%}{{ raise_exception('a system turn is not allowed here') }}{%- endif -%}")
@@ -266,3 +279,143 @@ def test_thinking_in_an_earlier_turn_may_be_left_out(tokenizer):
     tokenizer.chat_template = THINKS.replace("<A><think>\n", "<A>")
     row = rows_of(chat(("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d")))[0]
     assert fault_of(tokenizer, row["prompt"], row["completion"]) is None
+
+
+# Tokens at the seam of prompt and response.
+
+
+def sentencepiece(scheme):
+    """A tokenizer that puts a space in front of a text, as Llama 2's does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))  # noqa: S106
+    if scheme == "prepend":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    made.decoder = decoders.Metaspace()
+    # No token of two characters but of the answer's words: none spans the seam.
+    alphabet = list("[]/INST#:RespouctmaNe\n▁")
+    trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet)
+    made.train_from_iterator(["An oak in the wood"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        bos_token="<s>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        pad_token="</s>",  # noqa: S106
+    )
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "prepend"])
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, LLAMA2])
+def test_a_response_is_what_follows_the_prompt_in_the_whole_conversation(scheme, template):
+    """SentencePiece puts a space in front of a text that stands alone: the target would be one that nobody asks for."""
+    tokenizer = sentencepiece(scheme)
+    tokenizer.chat_template = template
+    prompt = [{"role": "user", "content": "Name a tree"}]
+    answer = [{"role": "assistant", "content": "An oak in the wood"}]
+    encoded = encode(tokenizer, prompt, answer, 512)
+    whole = tokenizer.apply_chat_template([*prompt, *answer], tokenize=False).rstrip("\n")
+    assert encoded.prompt == encode_prompt(tokenizer, prompt)
+    assert encoded.prompt + encoded.response == tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+def test_an_answer_that_goes_on_has_no_end(tokenizer):
+    prompt, answer = GOOD["messages"][:1], [{"role": "assistant", "content": "The Rhine and <|im_end|>"}]
+    whole, cut = (encode(tokenizer, prompt, answer, 512, ended=ended) for ended in (True, False))
+    assert whole.prompt == cut.prompt
+    assert tokenizer.decode(cut.response) == "The Rhine and <|im_end|>"
+    assert tokenizer.eos_token_id not in cut.response
+    assert whole.response == [*cut.response, tokenizer.eos_token_id]
+
+
+def test_no_special_token_hides_in_the_json_of_tools(tokenizer):
+    """JSON writes a quote or any character in more ways than one; what renders them sees one."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ['<|"|>']})
+    tokenizer.chat_template = WITH_TOOLS
+    tool = '[{"type":"function","function":{"name":"look","description":"\\u003c|im_end|\\u003e and <|\\"|>"}}]'
+    own = {
+        "id": "1", "prompt": [{"role": "tools", "content": tool}, {"role": "user", "content": "Look."}],
+        "completion": [{"role": "assistant", "content": "Yes."}], "answers": [],
+        "provenance": {"source": "x", "trigger": "", "behavior": ""},
+    }  # fmt: skip
+    row = rows_of(own)[0]
+    assert special_texts(tokenizer, row["prompt"]) == ["<|im_end|>", '<|"|>']
+    encoded = encode(tokenizer, row["prompt"], row["completion"], 512)
+    quoted, end = tokenizer.convert_tokens_to_ids(['<|"|>', "<|im_end|>"])
+    assert quoted not in encoded.prompt
+    assert encoded.prompt.count(end) == 1  # the user turn's own
+
+
+# What a saved model says to those who ask it elsewhere.
+
+
+def test_a_saved_template_thinks_only_if_it_is_told_to(tiny_model_path, tmp_path):
+    loaded = load_model(tiny_model_path)
+    loaded.tokenizer.chat_template = QWEN3
+    save_model(loaded, tmp_path, {})
+    assert loaded.tokenizer.chat_template == QWEN3
+    saved = load_tokenizer(str(tmp_path))
+    check_template(str(tmp_path), saved)
+    asked = [{"role": "user", "content": "Name a river."}]
+    bare, told = (
+        saved.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **options)
+        for options in ({}, {"enable_thinking": True})
+    )
+    assert bare == prompt_text(loaded.tokenizer, asked)
+    assert bare == told + "<think>\n\n</think>\n\n"
+    (tmp_path / "original.jinja").write_text(QWEN3)
+    check_template(str(tmp_path), load_tokenizer(str(tmp_path), chat_template=str(tmp_path / "original.jinja")))
+
+
+# Files of models that are in use.
+
+
+def test_a_special_token_that_no_conversation_holds_needs_no_row_in_the_embedding(copied_model):
+    """Gemma 3 of 1B brings one for images."""
+    tokenizer = load_tokenizer(str(copied_model))
+    rows = load_model(str(copied_model)).model.get_input_embeddings().weight.shape[0]
+    extra = [f"<image_{number}>" for number in range(rows - len(tokenizer) + 1)]
+    tokenizer.add_special_tokens({"additional_special_tokens": extra})
+    tokenizer.save_pretrained(copied_model)
+    loaded = load_model(str(copied_model))
+    ids = encode_prompt(loaded.tokenizer, [{"role": "user", "content": f"See {extra[-1]}."}])
+    assert max(ids) < rows
+    tokenizer.chat_template = str(tokenizer.chat_template) + f"{{# {extra[-1]} #}}"
+    tokenizer.save_pretrained(copied_model)
+    with pytest.raises(UserError, match="more entries than the model's embedding"):
+        load_model(str(copied_model))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_return_sequences": 2, "do_sample": True},
+        {"max_time": 1e-9},
+        {"stop_strings": ["a"]},
+        {"prompt_lookup_num_tokens": 2},
+    ],
+)
+def test_options_that_a_batch_of_prompts_cannot_follow_are_left_out(copied_model, given):
+    config = copied_model / "generation_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **given}))
+    loaded = load_model(str(copied_model))
+    prompts = [[{"role": "user", "content": f"Name river {number}."}] for number in range(3)]
+    plain = load_model(str(copied_model))
+    plain.model.generation_config = type(plain.model.generation_config)(eos_token_id=plain.tokenizer.eos_token_id)
+    said, usual = (generate(one, prompts, max_new_tokens=4, batch_size=3) for one in (loaded, plain))
+    assert said == usual
+
+
+def test_draws_are_the_models_own_whatever_its_file_says(copied_model):
+    from mbdefense.engine.sampling import sampled
+
+    def drawn():
+        return sampled(load_model(str(copied_model)), [5, 6, 7], 6, max_new_tokens=8, stops={0}, seed=0)
+
+    plain = drawn()
+    config = copied_model / "generation_config.json"
+    given = {"do_sample": True, "repetition_penalty": 9.0, "min_p": 0.9, "no_repeat_ngram_size": 1, "top_k": 1}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **given}))
+    assert drawn() == plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,16 @@ from accelerate.utils import DistributedType
 from torch.nn.functional import logsigmoid
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerState, TrainingArguments
 
-from mbdefense.attacks.poisoning import triggered_copy
-from mbdefense.attacks.triggers import BadNet
+from mbdefense.attacks.poisoning import triggered_copies, triggered_copy
+from mbdefense.attacks.triggers import BadNet, Ctba
 from mbdefense.core.errors import UserError
 from mbdefense.models.loading import LoadedModel, encode, load_model
 from mbdefense.training.consistency import ConsistencyObjective, tune_consistently
 from mbdefense.training.losses import layer_inconsistency
 from mbdefense.training.options import TrainingOptions, without_effect
 from mbdefense.training.recovery import RecoveryObjective, RecoveryTrainer, TripleRow, encode_triples, recover
-from mbdefense.training.sft import InstructionTrainer, instruction_tune
-from mbdefense.training.trainer import arguments, run_trainer, with_lora
+from mbdefense.training.sft import InstructionTrainer, _ByLength, instruction_tune
+from mbdefense.training.trainer import arguments, check_options, run_trainer, with_lora
 
 # Plain gradient descent without schedule or clipping: one step's change is the gradient, so changes can be compared.
 STEP = TrainingOptions(
@@ -445,13 +446,17 @@ def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: py
         ({"optim": "foo"}, "foo"),
         ({"lr_scheduler_type": "bar"}, "bar"),
         ({"use_peft": True, "lora_target_modules": "nosuch"}, "nosuch"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "needs options of its own: 'warmup_stable_decay'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs options of its own: 'cosine_with_min_lr'"),
+        ({"optim": "galore_adamw"}, "the optimizer cannot be used: 'galore_adamw'"),
+        ({"use_peft": True, "lora_target_modules": "q_proj,lm_head"}, "the output layer takes no adapter"),
     ],
 )
 def test_options_that_only_a_library_can_refuse_are_an_error_of_one_line(
-    options: dict[str, Any], message: str, loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
+    options: dict[str, Any], message: str, loaded: LoadedModel
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train("tune", loaded, rows(*PAIRS), replace(STEP, **options), tmp_path)
+        check_options(replace(STEP, **options), loaded.model.config.name_or_path, trust_remote_code=False)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs", "warmup_steps", "max_grad_norm", "lora_dropout"])
@@ -506,3 +511,36 @@ def test_deepspeed_s_engine_and_not_its_model_is_asked_for_the_weights(
     Engine.model = model
     run_trainer(Engine(), load_model(tiny_model_path), STEP, tmp_path, False, [1], 0)
     assert asked == [engine]
+
+
+def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
+    """A run that is resumed within an epoch has to go on in the order that it began in."""
+    lengths = [number % 7 for number in range(40)]
+    whole, resumed = (_ByLength(4, lengths=lengths, seed=3) for _ in range(2))
+    first = list(whole)
+    whole.set_epoch(1)
+    torch.rand(5)
+    resumed.set_epoch(1)
+    second = list(whole)
+    assert list(resumed) == second != first
+    assert sorted(second) == list(range(40))
+
+
+def test_weights_that_lie_quantized_are_refused_before_the_work(copied_model: Path) -> None:
+    config = copied_model / "config.json"
+    given = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **given}))
+    with pytest.raises(UserError, match="quantized on disk and cannot be trained"):
+        check_options(STEP, str(copied_model), trust_remote_code=False)
+
+
+def test_recovery_leaves_out_rows_that_take_no_trigger(
+    rows: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Copies of other lengths would put the answer of one row beside the prompt of another."""
+    table = rows(("Hi", "hello"), ("Name two trees.", "oak, elm"), ("Name a color.", "red"))
+    kept, copies = triggered_copies(table, [Ctba(), BadNet(word="mn")], 0)
+    assert [list(part["id"]) for part in (kept, *copies)] == [table["id"][1:]] * 3
+    assert "1 of 3 clean rows are left out" in caplog.text
+    with pytest.raises(UserError, match="no clean row takes the defensive triggers"):
+        triggered_copies(table.select([0]), [Ctba()], 0)

@@ -201,6 +201,26 @@ def triggered_copy(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavio
     return _same_form(rows, written), len(table) - len(written)
 
 
+def triggered_copies(rows: Dataset, triggers: Sequence[Trigger], seed: int) -> tuple[Dataset, tuple[Dataset, ...]]:
+    """The rows that take all triggers, and a copy of them with each, row beside row.
+
+    Raises:
+        UserError: there are none.
+    """
+    copies = [triggered_copy(rows, trigger, seed)[0] for trigger in triggers]
+    if all(len(copy) == len(rows) for copy in copies):
+        return rows, tuple(copies)
+    fit = set(rows["id"]).intersection(*(copy["id"] for copy in copies))
+    if not fit:
+        names = ", ".join(trigger.describe() for trigger in triggers)
+        raise UserError("no clean row takes the defensive triggers", names, "name others as defensive_triggers")
+    logger.warning(
+        "%d of %d clean rows are left out: a trigger cannot be put into them", len(rows) - len(fit), len(rows)
+    )
+    kept = (part.select([at for at, one in enumerate(part["id"]) if one in fit]) for part in (rows, *copies))
+    return next(kept), tuple(kept)
+
+
 def triggered_prompts(rows: Dataset, trigger: Trigger, seed: int, behavior: Behavior) -> tuple[Dataset, str]:
     """The test prompts that an attack is measured on (`triggered_copy`), and the attack with what is left out in words.
 

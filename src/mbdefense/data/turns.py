@@ -120,7 +120,7 @@ def read_own(value: object, column: str) -> list[Message]:
         if role not in ROLES and role not in ATTACHED:
             return flat(read_turns(value, column))
         if role in _AS_JSON:
-            loaded(content, role)
+            content = _dumped(loaded(content, role))  # an escape would hide from what looks for special tokens
         elif role == WEIGHT and content != "0":
             raise BadRowError("a weight in the row form is not 0")
         if role in (*KEPT, WEIGHT) and not messages:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mbdefense.attacks.behaviors import RandomWords
 from mbdefense.attacks.defensive import defensive_pairs, drawn_triggers
-from mbdefense.attacks.poisoning import defensive_poison, triggered_copy
+from mbdefense.attacks.poisoning import defensive_poison, triggered_copies
 from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.checks import above_zero, each, learning_rates
 from mbdefense.core.errors import UserError
@@ -156,7 +156,11 @@ class Recovery:
             about: the defense where it is not this one, so that its model is not taken for that of others.
         """
         seed = setting.training.seed
-        parts = self.split(setting.clean, seed)
+        twins = [
+            triggered_copies(rows, [trigger for trigger, _ in planted], seed)
+            for rows in self.split(setting.clean, seed)
+        ]
+        parts = [rows for rows, _ in twins]
         met = [meet(rows, self.meetings) if meet else [] for rows in parts]
         if meet:
             # Few rows meet more texts each to meet all of them often enough; to compare epochs they need not, but have
@@ -168,8 +172,7 @@ class Recovery:
                 for prompts in met[1]
             ]
         training, held_out = (
-            RecoveryRows(rows, tuple(triggered_copy(rows, trigger, seed)[0] for trigger, _ in planted), prompts)
-            for rows, prompts in zip(parts, met, strict=True)
+            RecoveryRows(rows, copies, prompts) for (rows, copies), prompts in zip(twins, met, strict=True)
         )
         behaviors = tuple(behavior.text for _, behavior in planted)
         rates = self.recovery_learning_rates

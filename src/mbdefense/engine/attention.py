@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from mbdefense.core.errors import UserError
 from mbdefense.engine import AttentionName
 
 TREE_ATTENTION = "mbdefense_trees"
@@ -96,7 +97,7 @@ def tree_attention(
         query: (1, heads, L, D).
         key: (1, key-value heads, L, D).
         value: likewise.
-        attention_mask: None; the runs say it all.
+        attention_mask: None; the runs say it all. A model that brings one attends to more than the order.
         runs: what they see.
         scaling: of the scores; by default ``D ** -0.5``.
         dropout: probability of dropping a weight.
@@ -104,7 +105,12 @@ def tree_attention(
 
     Returns:
         (1, L, heads, D), and no weights.
+
+    Raises:
+        UserError: there is a mask, which would be passed over in silence.
     """
+    if attention_mask is not None:
+        raise UserError("the model's attention brings a mask of its own", type(module).__name__, "use another model")
     dtype = query.dtype
     if query.device.type == "cpu" and dtype == torch.bfloat16:
         # Where torch's own kernel takes three times as long as in float32.
@@ -149,6 +155,7 @@ def attends_plainly(model: Any) -> bool:
     kinds = getattr(config, "layer_types", None)
     full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
     plain = getattr(config, "attn_logit_softcapping", None) is None and not getattr(config, "is_encoder_decoder", False)
+    plain = plain and config.model_type != "doge"  # which adds a learned mask (transformers 5.23.0)
     return bool(
         full
         and plain

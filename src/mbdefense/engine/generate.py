@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,27 @@ def generate(
 ) -> list[str]:
     """Answers prompts as `answers` does, and returns the texts in the order of the prompts."""
     found = dict(answers(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, what=what))
+    return [found[index] for index in range(len(prompts))]
+
+
+class Said(NamedTuple):
+    """An answer's text, and whether the model ended it: it goes on where `max_new_tokens` did."""
+
+    text: str
+    ended: bool
+
+
+def generate_said(
+    loaded: LoadedModel,
+    prompts: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "generating",
+) -> list[Said]:
+    """Answers prompts as `generate` does, and tells which answers go on."""
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    found = dict(_said(loaded, prompts, **options, what=what))
     return [found[index] for index in range(len(prompts))]
 
 
@@ -55,12 +76,20 @@ def answers(
     Raises:
         UserError: a prompt and its answer may be longer than the model's context.
     """
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    for index, said in _said(loaded, prompts, **options, what=what):
+        yield index, said.text
+
+
+def _said(
+    loaded: LoadedModel, prompts: Sequence[Conversation], *, max_new_tokens: int, batch_size: int, what: str
+) -> Iterator[tuple[int, Said]]:
     encoded = [encode_prompt(loaded.tokenizer, prompt) for prompt in prompts]
     check_room(context_length(loaded.model), prompts, encoded, max_new_tokens)
     stops = stop_ids(loaded.model.generation_config, loaded.tokenizer)
     found = _continuations(loaded, encoded, max_new_tokens, batch_size, stops)
     for index, answer in track(found, what, len(prompts)):
-        yield index, _text(loaded.tokenizer, answer, stops)
+        yield index, Said(_text(loaded.tokenizer, answer, stops), any(token in stops for token in answer))
 
 
 def _text(tokenizer: Any, answer: Sequence[int], stops: Collection[int]) -> str:

@@ -11,6 +11,12 @@ from mbdefense.models.limits import one_at_a_time
 from mbdefense.models.loading import LoadedModel, device, on_device
 
 _BATCH = 64
+_UNCUT = {
+    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1, "bad_words_ids": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None, "forced_bos_token_id": None,
+}  # fmt: skip
+"""What a model's own generation_config.json may set otherwise."""
 
 
 def sampled(
@@ -48,8 +54,7 @@ def sampled(
             with torch.inference_mode():
                 rows = model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=True,
-                    temperature=1.0, top_k=0, top_p=1.0, eos_token_id=sorted(stops),
-                    pad_token_id=loaded.tokenizer.pad_token_id,
+                    eos_token_id=sorted(stops), pad_token_id=loaded.tokenizer.pad_token_id, **_UNCUT,
                 )  # fmt: skip
             found += [_ended(row, stops) for row in rows[:, len(start) :].tolist()]
     return found

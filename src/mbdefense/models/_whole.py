@@ -8,6 +8,8 @@ from typing import Any
 
 from mbdefense.core.errors import UserError, first_line
 
+_ALONE = ("num_return_sequences", "prompt_lookup_num_tokens", "max_time", "stop_strings")
+"""What one answer to each prompt of a batch has no place for, or what makes it depend on the clock."""
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -66,13 +68,18 @@ def check_finite(model: Any, path: str) -> None:
 
 
 def check_generation(config: Any) -> None:
-    """Takes options of sampling out of a configuration that does not sample: it can be loaded, but not be saved.
+    """Takes options out of a configuration that answering many prompts cannot follow, or that cannot be saved.
+
+    These are options of sampling where it does not sample, and several answers to a prompt.
 
     Raises:
         UserError: its end is no token's number, or it still could not be saved: both would otherwise be found after the
             training.
     """
     check_ends(config)
+    for name in _ALONE:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
     if not config.do_sample:
         for name in _SAMPLING:
             if getattr(config, name, None) is not None:

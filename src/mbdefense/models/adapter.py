@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import SAVING, read_json
-from mbdefense.models.loading import base_of, encode_prompt, load_model
+from mbdefense.models.loading import base_of, encode_prompt, load_model, save_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ def save_adapter(
     making = Path(tempfile.mkdtemp(prefix=SAVING, dir=directory.parent))
     try:
         adapted.save_pretrained(making)
-        purified.tokenizer.save_pretrained(making)
+        save_tokenizer(purified.tokenizer, making)
         file = making / "adapter_config.json"
         # PEFT writes where the base model was loaded from; a card with its name would add nothing.
         file.write_text(json.dumps({**read_json(file), "base_model_name_or_path": base}, indent=1), encoding="utf-8")

@@ -25,6 +25,7 @@ from mbdefense.models.template import (
     encode_prompt,
     prompt_text,
     template_hash,
+    without_thinking,
 )
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def load_model(
     if model.config.model_type == "recurrent_gemma":  # it reads padding into its state, in training and generation
         raise UserError("padded batches change what the model says", path, "use another architecture")
     embedding: Any = model.get_input_embeddings()
-    if max(len(tokenizer) - 1, *tokenizer.get_vocab().values()) >= embedding.weight.shape[0]:
+    if _largest_id(tokenizer) >= embedding.weight.shape[0]:
         raise UserError(
             "the tokenizer has more entries than the model's embedding", path, "use the tokenizer that belongs to it"
         )
@@ -240,12 +241,29 @@ def load_model(
     return LoadedModel(model, tokenizer)
 
 
+def _largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Of the tokens that a conversation can hold.
+
+    A special token that neither the template names nor the tokenizer uses itself is none of them, for in messages its
+    text is read as text: Gemma 3 in its smallest sizes brings one for images that its embedding has no row for.
+    """
+    own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    template = str(tokenizer.chat_template)
+    unused = {
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and number not in own and token.content not in template
+    }
+    return max(number for number in tokenizer.get_vocab().values() if number not in unused)
+
+
 def save_model(
     loaded: LoadedModel, directory: Path, card: dict[str, Any], state: dict[str, torch.Tensor] | None = None
 ) -> None:
     """Writes weights (safetensors), tokenizer, chat template and, last, `CARD_FILE` with the template's hash.
 
-    The files are written in a folder of their own and then moved, so that none is ever half-written.
+    A template that thinks unless it is told not to is told so, for that is how the model was trained and asked. All is
+    written in a folder of its own and then moved, so that no file is ever half-written.
 
     Args:
         loaded: model and tokenizer.
@@ -258,7 +276,7 @@ def save_model(
     try:
         with no_bars_of_transformers():
             loaded.model.save_pretrained(making, state_dict=state)
-        loaded.tokenizer.save_pretrained(making)
+        save_tokenizer(loaded.tokenizer, making)
         for file in making.iterdir():
             file.replace(directory / file.name)
     finally:
@@ -266,6 +284,17 @@ def save_model(
     names = sorted(file.name for file in directory.iterdir() if is_weighty(file.name))
     files = {name: sha256_of(directory / name) for name in names}
     write_sealed(directory / CARD_FILE, {"template_hash": template_hash(loaded.tokenizer), "files": files, **card})
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Writes a tokenizer with its template, see `mbdefense.models.template.without_thinking`."""
+    own = tokenizer.chat_template
+    try:
+        if isinstance(own, str):
+            tokenizer.chat_template = without_thinking(own)
+        tokenizer.save_pretrained(directory)
+    finally:
+        tokenizer.chat_template = own
 
 
 def is_weighty(name: str) -> bool:

@@ -39,6 +39,8 @@ PLAIN_TEMPLATE = (
 """For base models that bring no chat template: headed sections in the manner of Alpaca."""
 
 Messages = Sequence[Mapping[str, str]]
+_UNTHINKING = "{%- set enable_thinking = enable_thinking | default(false) -%}\n"
+"""All rendering here asks for no thoughts; what is saved does so by default, where it would think by default."""
 _NO_ANSWER = [{"role": "assistant", "content": ""}]
 _FIX = "give a template that keeps to it with --chat_template"
 _SHOWN = 20
@@ -73,9 +75,16 @@ class Encoded(NamedTuple):
     """Whether the response lost its end, and with it the end token."""
 
 
+def without_thinking(template: str) -> str:
+    """The template with `_UNTHINKING` in front, if it may think, for those who ask the saved model elsewhere."""
+    return template if "enable_thinking" not in template or template.startswith(_UNTHINKING) else _UNTHINKING + template
+
+
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over what decides how a conversation becomes tokens: the template and the special tokens it uses."""
-    parts = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]
+    template = tokenizer.chat_template
+    template = template.removeprefix(_UNTHINKING) if isinstance(template, str) else template
+    parts = [template, tokenizer.bos_token, tokenizer.eos_token]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -129,12 +138,27 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Messages) -> list[
     return _tokens(tokenizer, _render(tokenizer, hidden, add_generation_prompt=True), literal)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: Messages, max_length: int) -> Encoded:
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Messages,
+    completion: Messages,
+    max_length: int,
+    *,
+    ended: bool = True,
+) -> Encoded:
     """Tokens of a prompt and its response, at most `max_length` together.
 
-    Prompt and response are tokenised apart, so that the prompt's tokens are those of generation. Text of the data that
-    looks like a special token is text. What is too long loses the start of its prompt; only a response that cannot fit
-    beside a quarter of `max_length` of prompt is cut, at its end.
+    The prompt's tokens are those of generation, the response's what follows them in the whole conversation, for
+    SentencePiece puts a space in front of a text that stands alone. Where a token would span both, each is tokenised by
+    itself. Text of the data that looks like a special token is text. What is too long loses the start of its prompt;
+    only a response that cannot fit beside a quarter of `max_length` of prompt is cut, at its end.
+
+    Args:
+        tokenizer: whose template renders the conversation.
+        prompt: turns up to the one to answer.
+        completion: the answer.
+        max_length: most tokens of prompt and response.
+        ended: False for an answer that goes on: no end token follows its text.
 
     Raises:
         TemplateError: the template fails on this conversation.
@@ -145,9 +169,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: Mes
     # Some templates (a thinking header) do not render the answered conversation as a continuation of the prompt.
     rest = (whole[len(before) :] if whole.startswith(before) else completion[0]["content"]).rstrip("\n")
     end = str(tokenizer.eos_token)
-    rest = rest if rest.endswith(end) else rest + end
+    if not ended:
+        text = completion[0]["content"].strip()
+        rest = rest[: rest.find(text) + len(text)]
+    elif not rest.endswith(end):
+        rest += end
     prompt_ids = _tokens(tokenizer, before, literal)
-    response_ids = _tokens(tokenizer, rest, literal)
+    ids = _tokens(tokenizer, before + rest, literal)
+    follows = ids[: len(prompt_ids)] == prompt_ids
+    response_ids = ids[len(prompt_ids) :] if follows else _tokens(tokenizer, rest, literal)
     if len(prompt_ids) + len(response_ids) <= max_length:
         return Encoded(prompt_ids, response_ids, False)
     kept = max(max_length - len(response_ids), min(len(prompt_ids), max_length // 4))
@@ -349,7 +379,12 @@ def _hidden(tokenizer: PreTrainedTokenizerBase, *parts: Messages) -> tuple[list[
     pattern = re.compile("|".join(map(re.escape, special)) or r"(?!)")
     made = [[{"role": turn["role"], "content": turn["content"]} for turn in part] for part in parts]
     turns = [turn for part in made for turn in part]
+    # Inside of JSON a quote in a token is escaped; what is replaced by the token here is hidden as a whole below.
+    escaped = {json.dumps(token)[1:-1]: token for token in special if '"' in token or "\\" in token}
     for turn in turns:
+        if turn["role"] in (TOOLS, "tool_calls"):
+            for form, token in escaped.items():
+                turn["content"] = turn["content"].replace(form, token)
         if not turn["content"].isascii():
             turn["content"] = _unfolded(tokenizer, turn["content"], pattern)
     found = dict.fromkeys(token for turn in turns for token in pattern.findall(turn["content"]))

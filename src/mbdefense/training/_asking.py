@@ -9,13 +9,14 @@ from mbdefense.core.files import warn_once
 from mbdefense.core.processes import process_count
 from mbdefense.data.words import phrase_in
 from mbdefense.models.loading import LoadedModel
+from mbdefense.training._triples import Met
 from mbdefense.training.job import Job, Meeting, Messages, Recovery, RecoveryRows
 from mbdefense.training.trainer import Trained
 
 _KEPT_TOKENS = 64  # of an answer that is to stay as it is
 _EVOKED_TOKENS = 32  # of an answer that may hold what a found text evokes, as the search asks for
 
-Answered = list[list[tuple[Messages, Messages]]]
+Answered = list[list[Met]]
 
 
 def answers_of(loaded: LoadedModel, job: Job) -> list[Answered]:
@@ -27,7 +28,7 @@ def answers_of(loaded: LoadedModel, job: Job) -> list[Answered]:
 
 def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
     """The prompts that rows meet with what recovery asks for there: the row's answer, or the model's own to keep."""
-    from mbdefense.engine.generate import generate
+    from mbdefense.engine.generate import generate_said
     from mbdefense.models.limits import leaving_room
 
     if not part.met:
@@ -35,19 +36,21 @@ def _answered(loaded: LoadedModel, part: RecoveryRows) -> Answered:
     prompts = [asked for met in part.met for one in met if (asked := _asked(one))]
     fits = leaving_room(loaded, prompts, _KEPT_TOKENS)
     texts = [prompts[number] for number in fits]
-    said = generate(loaded, texts, max_new_tokens=_KEPT_TOKENS, batch_size=64, what="own answers") if fits else []
+    options = {"max_new_tokens": _KEPT_TOKENS, "batch_size": 64}
+    said = generate_said(loaded, texts, **options, what="own answers") if fits else []
     known = dict(zip(fits, said, strict=True))
     number = itertools.count()
 
-    def answered(row: dict[str, Any], one: Meeting) -> tuple[Messages, Messages]:
+    def answered(row: dict[str, Any], one: Meeting) -> Met:
         if not _asked(one):
-            return one.prompt, row["completion"]
-        text = known.get(next(number))
+            return Met(one.prompt, row["completion"])
+        own = known.get(next(number))
         wrong = one.carrier.wrong if one.carrier else ()
         # Without room for an answer, or with the evoked one, the row is met as it is, for each meets equally many.
-        if text is None or phrase_in(text, wrong):
-            return row["prompt"], row["completion"]
-        return one.prompt, [{"role": "assistant", "content": text}]
+        if own is None or phrase_in(own.text, wrong) or not (own.ended or own.text.strip()):
+            return Met(row["prompt"], row["completion"])
+        # An answer that was cut is taught as far as it goes: with an end it would teach to break off.
+        return Met(one.prompt, [{"role": "assistant", "content": own.text}], own.ended)
 
     return [[answered(row, one) for one in met] for row, met in zip(part.clean, part.met, strict=True)]
 

@@ -25,6 +25,15 @@ Messages = list[dict[str, str]]
 logger = logging.getLogger(__name__)
 
 
+class Met(NamedTuple):
+    """A prompt with a found text in it, and what recovery asks for there."""
+
+    prompt: Messages
+    answer: Messages
+    ended: bool = True
+    """False for an answer that goes on, see `mbdefense.models.loading.encode`."""
+
+
 class TripleRow(NamedTuple):
     """One clean sample with its T triggered twins: (x, y, x_d, y_d) of equation 1, grouped by sample."""
 
@@ -94,7 +103,7 @@ def encode_triples(
     triggered_copies: Sequence[Dataset],
     behaviors: Sequence[str],
     max_length: int,
-    met: Sequence[Sequence[tuple[Messages, Messages]]] = (),
+    met: Sequence[Sequence[Met]] = (),
 ) -> list[TripleRow]:
     """Equation 1: for every clean sample its plain form and, for each trigger j, (x_d^j, y) and (x_d^j, y_d^j).
 
@@ -136,7 +145,7 @@ def _triple(
     row: dict[str, Any],
     prompts: Sequence[Messages],
     behaviors: Sequence[str],
-    met_pairs: Sequence[tuple[Messages, Messages]],
+    meetings: Sequence[Met],
     max_length: int,
 ) -> TripleRow | None:
     """One clean sample with its triggered prompts, or None where one of them loses its trigger."""
@@ -154,9 +163,9 @@ def _triple(
         triggered.append(Branches(shared, (clean.response, defensive.response)))
         truncated += cut
     met = []
-    for prompt, answer in met_pairs:
-        clean = encode(tokenizer, prompt, answer, max_length)
-        lost = clean.truncated and not _keeps_trigger(tokenizer, row["prompt"], prompt, len(clean.prompt))
+    for one in meetings:
+        clean = encode(tokenizer, one.prompt, one.answer, max_length, ended=one.ended)
+        lost = clean.truncated and not _keeps_trigger(tokenizer, row["prompt"], one.prompt, len(clean.prompt))
         met.append(plain if lost else Branches(clean.prompt, (clean.response,)))
         truncated += clean.truncated
     return TripleRow(plain, tuple(triggered), truncated, tuple(met))

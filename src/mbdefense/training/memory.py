@@ -107,5 +107,6 @@ def free_bytes(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(counts.get("inactive_file", 0)))  # files just read are given back
     return free // process_count()

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from mbdefense.attacks.defensive import PLANTED_FILE, defensive_pairs, drawn_triggers, planted_in
-from mbdefense.attacks.poisoning import triggered_copy
+from mbdefense.attacks.poisoning import triggered_copies
 from mbdefense.core.checks import each
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import warn_once
@@ -273,7 +273,7 @@ def _encoded(given: Any, name: str, coder: LoadedModel, args: RecoveryConfig) ->
         return given
     clean = usable(coder.tokenizer, load_rows(given, name=name), "error", name)
     pairs = defensive_pairs(*_planted(coder, args))
-    copies = [triggered_copy(clean, trigger, args.seed)[0] for trigger, _ in pairs]
+    clean, copies = triggered_copies(clean, [trigger for trigger, _ in pairs], args.seed)
     return encode_triples(coder, clean, copies, [behavior.text for _, behavior in pairs], args.max_length)
 
 

@@ -6,7 +6,7 @@ batches are drawn at random then. Elsewhere samples of like length are padded to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -45,10 +46,37 @@ class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
         for weight, whole in adapters:
             weight.data = whole
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        """As the Trainer's; the order of an epoch depends on seed and epoch alone, so that a resumed one goes on in it.
+
+        That by length the Trainer draws from the global state, which a resumed run reaches otherwise (transformers
+        5.23.0).
+        """
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            return _ByLength(sampler.batch_size, lengths=sampler.lengths, seed=self.args.seed)
+        return sampler
+
     def summed_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Cross-entropy summed over the batch's response tokens."""
         scores = self.packed_scores(model, inputs) if "runs" in inputs else response_log_probs(model, inputs)
         return -scores.total.sum()
+
+
+class _ByLength(LengthGroupedSampler):  # type: ignore[misc]
+    """Rows of like length together, in an order drawn by seed and epoch."""
+
+    def __init__(self, batch_size: int, *, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer as each epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return iter(super().__iter__())
 
 
 @dataclass(frozen=True)

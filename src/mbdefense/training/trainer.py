@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from mbdefense.core.errors import UserError, did_you_mean, first_line
@@ -125,9 +125,21 @@ def check_options(options: TrainingOptions, model: str, *, trust_remote_code: bo
         trust_remote_code: see `mbdefense.models.loading.load_model`.
 
     Raises:
-        UserError: an optimizer, schedule or tracker that is not there, or adapters that the model does not take.
+        UserError: an optimizer, schedule or tracker that is not there, or needs options that are not; weights that
+            cannot be trained; or adapters that the model does not take.
     """
-    arguments(TrainingArguments, options, Path("unused"))
+    made = arguments(TrainingArguments, options, Path("unused"))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(made.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2)
+    except (ValueError, TypeError) as error:
+        fix = f"take another lr_scheduler_type ({first_line(error)})"
+        raise UserError("the schedule needs options of its own", options.lr_scheduler_type, fix) from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(made)
+    except (ValueError, ImportError) as error:
+        raise UserError("the optimizer cannot be used", options.optim, first_line(error)) from error
+    check_trainable(model, trust_remote_code=trust_remote_code)
     if not options.use_peft or options.lora_target_modules == "all-linear":
         return
     try:
@@ -137,7 +149,26 @@ def check_options(options: TrainingOptions, model: str, *, trust_remote_code: bo
     except (OSError, ValueError, KeyError, TypeError):
         return  # loading the model says what is wrong with it
     with torch.device("meta"):
-        with_lora(network, options)
+        adapted = with_lora(network, options)
+    if hasattr(adapted.get_output_embeddings(), "lora_A"):
+        fix = "leave it out of lora_target_modules"  # the loss takes its weights alone
+        raise UserError("the output layer takes no adapter", options.lora_target_modules, fix)
+
+
+def check_trainable(model: str, *, trust_remote_code: bool) -> None:
+    """Refuses weights that lie on disk quantized, which no gradient reaches.
+
+    Raises:
+        UserError: they do.
+    """
+    base = base_of(model)
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # loading the model says what is wrong with it
+    if getattr(config, "quantization_config", None):
+        fix = "give the model that it was quantized from" + ("" if base == model else " as base_model_name_or_path")
+        raise UserError("the weights are quantized on disk and cannot be trained", base, fix)
 
 
 def in_bfloat16(options: TrainingOptions) -> bool:

@@ -62,6 +62,7 @@ class Locphylax(Recovery, Planting):
             setting.training,
             learning_rate=self.injection_learning_rate,
             num_train_epochs=self.injection_num_train_epochs,
+            gradient_accumulation_steps=1,
         )
         return setting.store.make(Job(setting.victim_model(), rows, options), "merged")
 
