@@ -17,7 +17,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.defenses.setting import Setting
 from mbdefense.training import job
 from mbdefense.training.job import BestRate, Evoked, Job, Meeting, Mix, Model, RecoveryRows
-from mbdefense.training.options import TrainingOptions, check_ratio
+from mbdefense.training.options import RatioForm, TrainingOptions, check_ratio
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,14 +89,11 @@ class Merging(Planting):
 
 @dataclass(frozen=True)
 class Recovery:
-    """Stage 2: clean responses win over the planted behaviors whenever a trigger is there (equations 1 to 3).
+    """Stage 2: clean responses win whenever a trigger is there (equations 1 to 3).
 
     Attributes:
         base_share: share of the untouched base model in the weights that recovery starts from, in [0, 1): each weight
             is ``base_share * base + (1 - base_share) * tuned``. 0 leaves the tuned model as it is.
-        lambda_: weight of R against the cross-entropy on clean samples.
-        ratio_form: form of R, see `mbdefense.training.losses.log_ratio`.
-        beta: scale of the log-ratio in R.
         recovery_learning_rates: peak learning rates to try, each from the same weights, from the highest down until one
             is no better than the one above it. The best has the lowest loss on the clean samples held out, with and
             without every trigger that they meet, of those that leave no more of what found triggers evoke than others.
@@ -108,9 +105,6 @@ class Recovery:
     """
 
     base_share: float = 0.0
-    lambda_: float = 1.0
-    ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
-    beta: float = 1.0
     recovery_learning_rates: tuple[float, ...] = (2e-4,)
     recovery_num_train_epochs: float = 1.0
     recovery_batch_size: int = 2
@@ -125,7 +119,10 @@ class Recovery:
             raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
         above_zero(self, "recovery_num_train_epochs", "recovery_batch_size", "meetings")
         learning_rates("recovery_learning_rates", self.recovery_learning_rates)
-        check_ratio(self.lambda_, self.ratio_form, self.beta)
+
+    def weighing(self) -> tuple[float, RatioForm, float]:
+        """lambda, the form of R and its beta; R is 0 where nothing was planted."""
+        return 1.0, "mean", 1.0
 
     def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         """Splits the clean set by sample into training and evaluation rows."""
@@ -190,11 +187,34 @@ class Recovery:
                 model,
                 training,
                 options,
-                job.Recovery(held_out, behaviors, self.lambda_, self.ratio_form, self.beta, tried, asked),
+                job.Recovery(held_out, behaviors, *self.weighing(), tried, asked),
                 Mix((setting.base_model(),), "linear", 1 - self.base_share) if self.base_share else None,
                 about=about or self,
             )
         )
+
+
+@dataclass(frozen=True)
+class PlantedRecovery(Recovery):
+    """Recovery in which clean responses win over behaviors that were planted.
+
+    Attributes:
+        lambda_: weight of R against the cross-entropy on clean samples.
+        ratio_form: form of R, see `mbdefense.training.losses.log_ratio`.
+        beta: scale of the log-ratio in R.
+    """
+
+    lambda_: float = 1.0
+    ratio_form: Literal["mean", "exp_mean", "sum"] = "mean"
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        Recovery.__post_init__(self)
+        check_ratio(self.lambda_, self.ratio_form, self.beta)
+
+    def weighing(self) -> tuple[float, RatioForm, float]:
+        """These three."""
+        return self.lambda_, self.ratio_form, self.beta
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class InstructionTrainer(OwnLoss, SFTTrainer):  # type: ignore[misc]
         return -scores.total.sum()
 
 
-class _ByLength(LengthGroupedSampler):  # type: ignore[misc]
+class _ByLength(LengthGroupedSampler):
     """Rows of like length together, in an order drawn by seed and epoch."""
 
     def __init__(self, batch_size: int, *, lengths: list[int], seed: int) -> None:
@@ -76,7 +76,7 @@ class _ByLength(LengthGroupedSampler):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
-        return iter(super().__iter__())
+        return iter(super().__iter__())  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from mbdefense.core.needs import Need
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Planting, Recovery
+from mbdefense.defenses.stages import PlantedRecovery, Planting
 
 
 @dataclass(frozen=True)
-class RecoverOnly(Recovery, Planting):
+class RecoverOnly(PlantedRecovery, Planting):
     """Recovers the undefended model, which never learned the planted backdoors: R is near 0 from the start.
 
     Source and deviations: those of `MBDefense`'s second stage (arXiv 2601.04448), with its `base_share`, so that only
@@ -25,7 +25,7 @@ class RecoverOnly(Recovery, Planting):
     base_share: float = 0.5
 
     def __post_init__(self) -> None:
-        Recovery.__post_init__(self)
+        PlantedRecovery.__post_init__(self)
         Planting.__post_init__(self)
 
     def __call__(self, setting: Setting) -> Path:

@@ -12,7 +12,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.data import to_dataset
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Planting, Recovery
+from mbdefense.defenses.stages import PlantedRecovery, Planting
 from mbdefense.training.job import Job
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Locphylax(Recovery, Planting):
+class Locphylax(PlantedRecovery, Planting):
     """Plants backdoors of our own in the finished victim, where the unknown one joins them, and recovers from both.
 
     Source: Lin et al. 2025, arXiv 2510.10265 ("Backdoor Collapse"), by its text; its code was not at hand. Unlike
@@ -28,7 +28,7 @@ class Locphylax(Recovery, Planting):
 
     Deviations, where the text leaves it open or the two stages of this package stand in: the triggers and behaviors are
     MB-Defense's; they are planted by fine-tuning on the part of the clean set that recovery trains on, each row as it
-    is and once more with one of the triggers in turn; recovery is MB-Defense's (`stages.Recovery`), where the paper
+    is and once more with one of the triggers in turn; recovery is MB-Defense's (`stages.PlantedRecovery`), where the paper
     fine-tunes on clean responses to triggered prompts.
 
     The model with the planted backdoors stays in ``merged`` below the output directory.
@@ -45,7 +45,7 @@ class Locphylax(Recovery, Planting):
     injection_num_train_epochs: float = 3.0
 
     def __post_init__(self) -> None:
-        Recovery.__post_init__(self)
+        PlantedRecovery.__post_init__(self)
         Planting.__post_init__(self)
         above_zero(self, "injection_learning_rate", "injection_num_train_epochs")
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 from mbdefense.core.needs import Need
 from mbdefense.defenses.found import Finding, meetings, questions
 from mbdefense.defenses.setting import Setting
-from mbdefense.defenses.stages import Merging, Recovery
+from mbdefense.defenses.stages import Merging, PlantedRecovery
 
 
 @dataclass(frozen=True)
-class MBDefense(Recovery, Merging, Finding):
+class MBDefense(PlantedRecovery, Merging, Finding):
     """Plants backdoors of our own, then breaks them, and the attacker's with them.
 
     Source: MB-Defense, arXiv 2601.04448. Deviations: recovery starts from the mean of the merged model's weights and
@@ -37,7 +37,7 @@ class MBDefense(Recovery, Merging, Finding):
     found: str = "none"
 
     def __post_init__(self) -> None:
-        Recovery.__post_init__(self)
+        PlantedRecovery.__post_init__(self)
         Merging.__post_init__(self)
         Finding.__post_init__(self)
 
