@@ -1,4 +1,6 @@
-"""Break backdoors that poisoned instruction data hides in language models (MB-Defense, arXiv 2601.04448).
+"""Find and break backdoors that poisoned instruction data hides in language models.
+
+The default defense is this project's own, `FindAndBreak`; `MBDefense` is the method of arXiv 2601.04448.
 
 Functions do a command's work, classes are the methods with their options; all are loaded when they are first named.
 """
