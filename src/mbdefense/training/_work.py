@@ -31,7 +31,6 @@ from mbdefense.training.options import TrainingOptions
 from mbdefense.training.trainer import Trained
 
 _LEFT = "eval_evoked"  # in the log: share of such answers after a rate
-_LEFT_BESIDE = 1 / 32  # of these what a rate may leave beside the one that leaves fewest
 
 
 def work(job: Job, checkpoints: Path, *, resume: bool) -> Trained:
@@ -155,8 +154,8 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
 
     Of a tuning from the lowest rate up, each as long as it is not behind the one below it; of a recovery from the
     highest down, for what takes a high rate may not be broken by any low one. Until one is no better than the last. No
-    recovery is the best that leaves clearly more of what found texts evoke than another: where a backdoor is nearly
-    broken, the loss hardly tells.
+    recovery is the best that leaves more of what found texts evoke than another: where a backdoor is nearly broken, the
+    loss hardly tells, and what one of some dozens of answers shows more of them would.
 
     Resuming goes on with the rate that was interrupted and trains earlier ones anew: their checkpoints are deleted, so
     that no more lie on the disk than of one rate.
@@ -167,7 +166,7 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
     known: list[list[Answered]] = []
     size = 0.0 if resume else job.size() / job.trials()
     downwards = isinstance(job.objective, Recovery)
-    fewest = remains = math.inf  # shares of answers with what a found text evokes: the least one, and the best rate's
+    remains = math.inf  # the best rate's share of answers with what a found text evokes
     rates = sorted(job.rates(), reverse=downwards)
     for rate in rates:
         try:
@@ -189,8 +188,7 @@ def _best(job: Job, checkpoints: Path, resume: bool) -> Trained:
         steps = int(history[-1]["step"])
         ahead = eval_losses(trained.history)
         loss, left = _kept(ahead, job), trained.history[-1].get(_LEFT, 0.0)
-        fewest = min(fewest, left)
-        better = remains > fewest + _LEFT_BESIDE or (left <= fewest + _LEFT_BESIDE and loss < least)
+        better = (left, loss) < (remains, least)
         if better:
             best, least, remains = trained, loss, left
         del trained  # which would stay in memory beside the best one and the next

@@ -28,8 +28,8 @@ class Locphylax(PlantedRecovery, Planting):
 
     Deviations, where the text leaves it open or the two stages of this package stand in: the triggers and behaviors are
     MB-Defense's; they are planted by fine-tuning on the part of the clean set that recovery trains on, each row as it
-    is and once more with one of the triggers in turn; recovery is MB-Defense's (`stages.PlantedRecovery`), where the paper
-    fine-tunes on clean responses to triggered prompts.
+    is and once more with one of the triggers in turn; recovery is MB-Defense's (`stages.PlantedRecovery`), where the
+    paper fine-tunes on clean responses to triggered prompts.
 
     The model with the planted backdoors stays in ``merged`` below the output directory.
 
