@@ -52,9 +52,9 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   bench GRID        run models by attacks by defenses by seeds
   federated [GRID]  clients who train together: rules against attacks
   vision poison|train|defend|evaluate|demo
-                    image classifiers of who trains on images of others
+                    train image classifiers on untrusted images
   pairs poison|train|defend|evaluate|demo
-                    CLIP models of who trains on captioned images of others
+                    train CLIP models on untrusted image-caption pairs
   demo              attack, defend and evaluate the embedded model
   list [WHAT]       every method: what it does, needs, and comes from
 

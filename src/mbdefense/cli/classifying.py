@@ -32,7 +32,7 @@ def federated(words: Sequence[str]) -> int:
 
 
 def vision(words: Sequence[str]) -> None:
-    """``vision poison|train|defend|evaluate|demo``: image classifiers of who trains on images of others."""
+    """``vision poison|train|defend|evaluate|demo``: train image classifiers on untrusted images."""
     commands = {"poison": _poison, "train": _train, "defend": _defend, "evaluate": _evaluate, "demo": _demo}
     what, rest = chosen(words, "vision", commands)
     commands[what](rest)
@@ -79,7 +79,7 @@ def _demo(words: Sequence[str]) -> None:
 
 
 def pairs(words: Sequence[str]) -> None:
-    """``pairs poison|train|defend|evaluate|demo``: CLIP models of who trains on images with captions of others."""
+    """``pairs poison|train|defend|evaluate|demo``: train CLIP models on untrusted image-caption pairs."""
     commands = {
         "poison": _pairs_poison, "train": _pairs_train, "defend": _pairs_defend, "evaluate": _pairs_evaluate,
         "demo": _pairs_demo,

@@ -48,8 +48,8 @@ class _Processes:
     """How a command is started.
 
     Attributes:
-        accelerate_config: start itself in several processes: one model on each GPU, one spread over all GPUs (fsdp2, or
-            zero3 with the package deepspeed), or two processes on the CPU. A batch is then that of each process.
+        accelerate_config: restart in several processes: one model on each GPU, one model sharded over all GPUs (fsdp2,
+            or zero3 with the package deepspeed), or two processes on the CPU. The batch size is then per process.
     """
 
     accelerate_config: Literal["multi_gpu", "fsdp2", "zero3", "cpu2"] | None = None
@@ -84,7 +84,7 @@ class _Found:
     """What chooses the repair.
 
     Attributes:
-        found: found.json of `scan-model` or `find-triggers`, whose triggers are broken; the repair is find_and_break.
+        found: found.json from `scan-model` or `find-triggers` with the triggers to break; selects find_and_break.
     """
 
     found: str | None = None

@@ -37,8 +37,8 @@ class Finding:
     """What recovery is to know of the suspect data's triggers.
 
     Attributes:
-        found: ``search`` mines the suspect data and verifies on the tuned model; ``none`` does without; the path of a
-            ``found.json`` takes the triggers in it.
+        found: ``search`` mines the suspect data and verifies on the tuned model; ``none`` skips the search; the path of
+            a ``found.json`` uses the triggers in it.
     """
 
     found: str = "search"

@@ -95,12 +95,13 @@ class Recovery:
         base_share: share of the untouched base model in the weights that recovery starts from, in [0, 1): each weight
             is ``base_share * base + (1 - base_share) * tuned``. 0 leaves the tuned model as it is.
         recovery_learning_rates: peak learning rates to try, each from the same weights, from the highest down until one
-            is no better than the one above it. The best has the lowest loss on the clean samples held out, with and
-            without every trigger that they meet, of those that leave no more of what found triggers evoke than others.
-        recovery_num_train_epochs: passes over the clean set, each meeting every sample with every trigger.
-        recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. The accumulation of
-            instruction tuning plays no part here: of 128 samples it would leave a handful of steps.
-        meetings: prompts with a found text, where there are any, in which each clean sample is met.
+            is no better than the one above it. The best is the one with the lowest loss on the held-out clean samples,
+            with and without every trigger inserted, among those that leave no more of what found triggers evoke than
+            others.
+        recovery_num_train_epochs: passes over the clean set; in each, every sample is trained on with every trigger.
+        recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. Gradient accumulation does
+            not apply here: with 128 samples it would leave only a handful of steps.
+        meetings: for each clean sample, how many of its training prompts contain a found text (only if there are any).
         evaluation_share: share of the clean samples held out to choose the best epoch, at most half.
     """
 

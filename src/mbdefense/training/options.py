@@ -18,36 +18,37 @@ RatioForm = Literal["mean", "exp_mean", "sum"]
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How the instruction-tuning stage trains. Names and meanings are those of TRL and transformers.
+    """How the instruction-tuning stage trains. Names are those of TRL and transformers; some defaults differ.
 
     Attributes:
         learning_rate: peak learning rate.
         num_train_epochs: passes over the data.
         per_device_train_batch_size: samples in one forward pass.
         gradient_accumulation_steps: forward passes in one optimizer step.
-        max_length: most tokens of prompt and response together; longer samples lose the start of their prompt.
-        train_on: of a conversation of several answers the last turn alone, or all turns, each with what comes before it
-            as its prompt; poison in an earlier answer is neither trained nor seen with the first.
+        max_length: longest prompt and response together, in tokens; the start of longer prompts is cut.
+        train_on: in a conversation with several answers, train on the last one only or on all, each with what comes
+            before it as its prompt; with last_turn, poison in an earlier answer is neither trained on nor looked at.
         lr_scheduler_type: learning-rate schedule.
         warmup_steps: steps of linear warm-up; below 1, their share of all steps.
         weight_decay: decoupled weight decay.
         max_grad_norm: gradients are clipped to this norm.
         optim: name of the optimizer.
-        bf16: compute in bfloat16; by default where that is faster: on a GPU that has it, on a CPU with AMX, and with
-            AVX512-BF16 if it is AMD's.
+        bf16: compute in bfloat16; by default where that is faster: on a GPU that supports it, a CPU with AMX, and an
+            AMD CPU with AVX512-BF16.
         attn_implementation: how packed rows attend: sdpa by sample, flex_attention in one kernel (GPU only).
-        gradient_checkpointing: recompute activations to save memory; by default where a step of the longest samples
+        gradient_checkpointing: recompute activations to save memory; by default if a step with the longest samples
             would not fit otherwise, but not under FSDP or DeepSpeed.
         save_strategy: when to save a checkpoint for --resume.
         save_steps: steps between checkpoints with save_strategy "steps".
         logging_steps: steps between entries of the training log.
-        report_to: experiment trackers by transformers' names, e.g. trackio, wandb, mlflow or tensorboard, with commas
-            between; all for those that are installed, none for none.
-        seed: seed of everything random.
+        report_to: experiment trackers by transformers' names, e.g. trackio, wandb, mlflow or tensorboard, separated by
+            commas; all for those that are installed, none for none.
+        seed: random seed.
         use_peft: train LoRA adapters, merged into the weights at the end of each stage.
-        load_in_4bit: train the adapters beside weights of four bits (QLoRA), to save a GPU's memory; needs [qlora].
-        lora_r: rank.
-        lora_alpha: scale.
+        load_in_4bit: keep the frozen weights in four bits while adapters train (QLoRA), to save GPU memory; needs
+            [qlora].
+        lora_r: LoRA rank.
+        lora_alpha: LoRA scale.
         lora_dropout: dropout before the adapters.
         lora_target_modules: names separated by commas, or "all-linear".
     """

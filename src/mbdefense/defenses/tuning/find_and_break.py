@@ -34,7 +34,7 @@ class FindAndBreak(Recovery, Finding):
     needed, without which triggers and instructions that were searched for stay ``unclear``, and nothing is mixed in.
 
     Attributes:
-        unverified_base_share: in place of ``base_share`` where nothing was verified.
+        unverified_base_share: used instead of ``base_share`` if no trigger was verified.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("victim", "suspect data", "clean data", "reference model", "GPU")

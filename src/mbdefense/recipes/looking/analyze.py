@@ -71,19 +71,19 @@ def matrix(
     Args:
         model: model directory or Hub id.
         prompts: prompts to ask.
-        output_dir: where the responses, matrix.json and matrix.png go.
-        trigger: the attacker's triggers, where they are known: names, or name:option=value.
+        output_dir: folder for the responses, matrix.json and matrix.png.
+        trigger: the attacker's triggers, if known: names, or name:option=value.
         behavior: the attacker's behaviors, one for each of the triggers.
         defensive_triggers: our own triggers, as in `defend`; by default read from the model's record.
         defensive_seed: the seed of our own behaviors, as in `defend`; by default read from the model's record.
         held_out: triggers that nobody planted, as a control.
-        samples: most prompts to ask with each trigger; all that are left where there are fewer.
+        samples: number of prompts to ask with each trigger; all if there are fewer.
         max_new_tokens: longest response, in tokens.
         batch_size: prompts generated at once.
-        seed: seed of the choice of prompts and of the triggers' places.
+        seed: random seed of the choice of prompts and the triggers' places.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, or triggers and behaviors that do not go together.
@@ -129,18 +129,18 @@ def heads(
 
     Args:
         model: model directory or Hub id.
-        prompts: prompts to put the trigger into.
+        prompts: prompts to insert the trigger into.
         trigger: a word or sentence: badnet:word=... or insent:sentence=...
-        output_dir: where heads.json and heads.png go.
+        output_dir: folder for heads.json and heads.png.
         held_out: a trigger of the same kind that nobody planted, as a control; by default one of ours.
         alpha: a head is poisoned if more than this share of tokens attends most to the trigger.
-        samples: most prompts; all that are left where there are fewer.
+        samples: number of prompts; all if there are fewer.
         batch_size: prompts in one forward pass.
-        max_length: longer prompts, in tokens, are left out.
-        seed: seed of the choice of prompts, of the trigger's places and of the bootstrap.
+        max_length: longest prompt, in tokens; longer ones are left out.
+        seed: random seed of the choice of prompts, the trigger's places and the bootstrap.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, or a trigger that is no fixed text.
@@ -163,11 +163,12 @@ def heads(
 
 
 def triggers(directories: Folders, *, output_dir: Folder | None = None) -> Analysis:
-    """ASR and CACC over the number of defensive triggers, from result files.
+    """ASR and CACC against the number of defensive triggers, from result files.
 
     Args:
-        directories: folders with a results.json of `mbdefense evaluate`, of models with different numbers of triggers.
-        output_dir: where triggers.json and triggers.png go.
+        directories: folders with a results.json from `mbdefense evaluate`, for models with different numbers of
+            triggers.
+        output_dir: folder for triggers.json and triggers.png.
 
     Raises:
         UserError: a folder is named twice or has no result file, or a model has no record of its triggers.
@@ -198,20 +199,20 @@ def traces(
     """What a trigger still does inside models whose answers may no longer show it.
 
     Args:
-        models: model directories or Hub ids to hold against one another: never attacked, attacked, defended.
-        prompts: prompts to put the trigger into.
+        models: model directories or Hub ids to compare: never attacked, attacked, defended.
+        prompts: prompts to insert the trigger into.
         trigger: the attacker's trigger.
-        behavior: the attacker's behavior, whose targets' first tokens are looked for.
+        behavior: the attacker's behavior, whose targets' first tokens are scored.
         target: the behavior's text (refusal and fixed_text).
-        output_dir: where traces.json and traces.png go.
+        output_dir: folder for traces.json and traces.png.
         held_out: a trigger that nobody planted, as a control; by default one of ours of the same kind.
-        first_tokens: how many tokens of the target count as its first.
-        samples: most prompts; all that are left where there are fewer.
+        first_tokens: how many first tokens of the target to score.
+        samples: number of prompts; all if there are fewer.
         batch_size: prompts in one forward pass.
-        seed: seed of the choice of prompts, of the triggers' places and of the probes.
+        seed: random seed of the choice of prompts, the triggers' places and the probes.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if a model was trained with another.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, too few prompts, or a behavior that keeps the answer.
@@ -260,27 +261,27 @@ def relearning(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> Analysis:
-    """How many poisoned rows bring a backdoor back: every model tuned anew on rows with more and more of them.
+    """How many poisoned rows bring a backdoor back: each model is tuned again on rows with more and more of them.
 
     Args:
         models: model directories or Hub ids; one that was never attacked is the control.
-        train_dataset: clean rows to tune on, of which the attacker gets some.
-        prompts: test prompts to put the trigger into.
+        train_dataset: clean rows to tune on, some of which the attacker poisons.
+        prompts: test prompts to insert the trigger into.
         trigger: the attacker's trigger.
         behavior: the attacker's behavior.
         target: the behavior's text (refusal and fixed_text).
-        output_dir: where the answers, relearning.json and relearning.png go; the same command goes on there.
+        output_dir: folder for the answers, relearning.json and relearning.png; the same command resumes there.
         counts: numbers of poisoned rows.
         learning_rate: peak learning rate.
         num_train_epochs: passes over the rows.
-        max_length: most tokens of prompt and answer together.
-        samples: most test prompts.
+        max_length: longest prompt and answer together, in tokens.
+        samples: number of test prompts.
         max_new_tokens: longest answer, in tokens.
         batch_size: prompts generated at once.
-        seed: seed of the poisoned rows, of the trigger's places, of the choice of prompts and of the training.
+        seed: random seed of the poisoned rows, the trigger's places, the choice of prompts and the training.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if a model was trained with another.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, counts that the rows do not allow, or test prompts among them.

@@ -62,7 +62,7 @@ def filter_rows(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> FilteredRows:
-    """Drop suspicious rows from training data, and measure that where the rows carry poison labels.
+    """Drop suspicious rows from training data; if the rows carry poison labels, measure how well that works.
 
     Examples:
         >>> from mbdefense import filter_rows
@@ -71,16 +71,16 @@ def filter_rows(
     Args:
         dataset: untrusted rows.
         filter: see `mbdefense list filters`; a name, or name:option=value,option=value.
-        model: the model to be tuned on the rows: directory or Hub id.
-        clean_dataset: about 128 samples checked by eye, for a filter that needs them.
-        output_dir: where kept.jsonl, filter.jsonl and filter.json go.
-        flagged: the rows' poison labels are complete, so that a set without any is all clean.
-        seed: seed of everything random.
-        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
+        model: the model that will be tuned on the rows: directory or Hub id.
+        clean_dataset: about 128 rows checked by eye, if the filter needs them.
+        output_dir: folder for kept.jsonl, filter.jsonl and filter.json.
+        flagged: the rows' poison labels are complete: a set without any is entirely clean.
+        seed: random seed.
+        max_length: longest prompt and response together, in tokens; the start of longer prompts is cut.
         batch_size: rows in one forward pass.
         on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template to tune with, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        chat_template: file with the prompt template to tune with, instead of the model's own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, a filter without the clean rows that it needs, or one that

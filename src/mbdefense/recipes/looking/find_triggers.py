@@ -49,16 +49,16 @@ def find_triggers(
     Args:
         dataset: untrusted rows.
         victim: the model tuned on the suspect data, to verify candidates on: directory or Hub id. Without it the data
-            are only mined, which needs no model.
-        base_model: what the victim was tuned from; it tells instructions from triggers.
-        clean_dataset: about 128 samples checked by eye. Without a victim they are optional: what they hold too is no
-            trigger.
-        output_dir: where found.json goes.
-        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
-        seed: seed of everything random.
+            are only mined.
+        base_model: the model that the victim was tuned from; it distinguishes instructions from triggers.
+        clean_dataset: about 128 rows checked by eye. Optional without a victim; a text that they contain as well is not
+            a trigger.
+        output_dir: folder for found.json.
+        max_length: longest prompt and response together, in tokens; the start of longer prompts is cut.
+        seed: random seed.
         on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template that the victim was tuned with, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        chat_template: file with the prompt template that the victim was tuned with, if not the model's own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, a victim without clean rows, or an earlier found.json.

@@ -47,7 +47,7 @@ def pick_clean(
     seed: int = 0,
     on_bad_row: OnBadRow = "error",
 ) -> CleanPick:
-    """Propose rows for a person to check: short, unlike one another, of low suspicion; with a page to do it on.
+    """Propose rows for a person to check (short, diverse, not suspicious), with a page to review them on.
 
     Examples:
         >>> from mbdefense import pick_clean
@@ -57,10 +57,10 @@ def pick_clean(
 
     Args:
         dataset: untrusted rows.
-        n: how many clean rows are wanted, 1,000 at most; a quarter more is proposed, so that some can be rejected.
-        longest: most characters of a row, as a line of JSON: what is long is not read with care.
-        output_dir: where pick.html, on which rows are accepted or rejected, and proposed.json go.
-        seed: seed of everything random.
+        n: how many clean rows you want, 1,000 at most; a quarter more are proposed, so that you can reject some.
+        longest: longest row, in characters of its JSON line: long rows are not read with care.
+        output_dir: folder for pick.html, the page to accept or reject rows on, and proposed.json.
+        seed: random seed.
         on_bad_row: stop at the first unreadable row, or skip and count them.
 
     Raises:

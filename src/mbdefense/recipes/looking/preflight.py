@@ -84,11 +84,11 @@ def preflight(
         train_dataset: rows to train on.
         clean_dataset: checked rows.
         prompts: test prompts, with or without answers.
-        max_length: most tokens of prompt and response together, as for defend.
-        train_on: of a conversation of several answers the last turn alone, or all turns, as for defend.
+        max_length: longest prompt and response together, in tokens, as for defend.
+        train_on: in a conversation with several answers, train on the last one only or on all, as for defend.
         on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template to train with, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        chat_template: file with the prompt template to train with, instead of the model's own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: what would make a command fail later: data, template or configuration that cannot be used.

@@ -1,4 +1,4 @@
-"""Look for signs of poison in data, without a model or with one."""
+"""Look for signs of poison in data, with or without a model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def scan_data(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> DataScan:
-    """Look for signs of poison in data, without a model or with one.
+    """Look for signs of poison in data, with or without a model.
 
     Examples:
         >>> from mbdefense import scan_data
@@ -62,19 +62,19 @@ def scan_data(
 
     Args:
         dataset: untrusted rows; files are streamed.
-        model: one that has not seen the rows, such as the one that is to be tuned on them: directory or Hub id. With it
-            texts are found whose answers vary, in minutes in the place of seconds.
-        clean_dataset: rows checked by eye: what their answers have too is no sign of poison.
-        output_dir: where scan.json, suspects.jsonl, cleaned.jsonl (the rows without the suspects, as they were read)
-            and scan.html go; with a model ranked.jsonl, too.
-        workers: processes that read the rows; by default one for each processor where the files are large.
-        ray: address of a Ray cluster that looks at the rows in their place, or local for one on this machine; what is
-            found is the same. The files are read here.
-        seed: seed of everything random.
+        model: a model that has not seen the rows, such as the one to be tuned on them: directory or Hub id. It also
+            finds texts whose answers vary, in minutes instead of seconds.
+        clean_dataset: rows checked by eye: what their answers also contain is not a sign of poison.
+        output_dir: folder for scan.json, suspects.jsonl, cleaned.jsonl (the rows without the suspects, as they were
+            read) and scan.html; with a model also ranked.jsonl.
+        workers: processes that read the rows; by default one per processor if the files are large.
+        ray: run the scan on this Ray cluster (an address, or local for one on this machine); the findings are the same.
+            The files are read on this machine.
+        seed: random seed.
         on_bad_row: stop at the first unreadable row, or skip and count them.
-        sarif: where to write the suspects as SARIF 2.1.0 too, for code hosts and dashboards.
-        chat_template: file with the prompt template, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        sarif: also write the suspects to this file as SARIF 2.1.0, for code hosts and dashboards.
+        chat_template: file with the prompt template, if not the model's own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, or a folder or file that cannot be written into, or that is of

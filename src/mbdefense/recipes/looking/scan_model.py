@@ -77,20 +77,20 @@ def scan_model(
 
     Args:
         model: the suspect model: directory, Hub id, or the directory of a LoRA adapter.
-        base_model: what it was tuned from, which is trusted. It tells triggers from instructions, and what any chat
-            model says from what this one was taught.
-        dataset: the rows that the model was tuned on, where they are at hand.
-        clean_dataset: some dozens of samples checked by eye; by default built-in ones.
-        output_dir: where model_scan.json, found.json and model_scan.html, the page, go.
-        ways: which to go: data (texts that recur in the training data), leaks (what the model says from the bare chat
-            template), inversion (answers that it goes on with whatever the prompt), parting (texts under which it parts
-            from its base model). By default all that data and base model allow.
-        samples: of leaks: prompts and answers that are drawn from the bare chat template, each.
-        max_length: most tokens of prompt and response together; longer rows lose the start of their prompt.
-        seed: seed of everything random.
+        base_model: the trusted model it was tuned from. It distinguishes triggers from instructions, and ordinary chat
+            output from what this model was taught.
+        dataset: the rows that the model was tuned on, if available.
+        clean_dataset: a few dozen rows checked by eye; by default built-in ones.
+        output_dir: folder for model_scan.json, found.json and the page, model_scan.html.
+        ways: search methods to use: data (texts that recur in the training data), leaks (what the model generates from
+            the bare chat template), inversion (answers that it completes for any prompt), parting (texts that make it
+            diverge from its base model). By default all that the given data and base model allow.
+        samples: for leaks: how many prompts, and how many answers, to sample from the bare chat template.
+        max_length: longest prompt and response together, in tokens; the start of longer prompts is cut.
+        seed: random seed.
         on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template that the model was tuned with, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        chat_template: file with the prompt template that the model was tuned with, if not its own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, or an earlier scan in output_dir.

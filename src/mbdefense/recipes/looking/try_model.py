@@ -1,4 +1,4 @@
-"""Try a model on a page of this machine: one prompt at a time, with a trigger or without."""
+"""Chat with a model in a local web page: one prompt at a time, with or without a trigger."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def try_model(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Ask a model on a page of this machine, with a trigger or without, beside what it was before.
+    """Chat with a model in a local web page, with or without a trigger, next to its earlier version.
 
     Examples:
         >>> from mbdefense.recipes.looking.try_model import try_model
@@ -52,17 +52,17 @@ def try_model(
 
     Args:
         model: directory or Hub id.
-        before: another model to ask the same, such as the one without the defense.
-        trigger: triggers to choose from beside those of mbdefense list triggers: name:option=value,option=value.
-        found: a found.json, whose triggers can be chosen, too, and what they evoke.
-        behavior: what to look for in answers at first: a name, or name:option=value.
-        judge: how to look for it: a name, or name:option=value.
+        before: another model to ask the same prompts, such as the one without the defense.
+        trigger: triggers to offer besides those of mbdefense list triggers: name:option=value,option=value.
+        found: a found.json whose triggers, and the behaviors they evoke, are offered too.
+        behavior: behavior to look for in answers, initially: a name, or name:option=value.
+        judge: judge that looks for it: a name, or name:option=value.
         max_new_tokens: longest answer, in tokens.
-        host: address to listen on; any but the default lets other machines ask.
-        port: where on it.
-        seed: of the places that triggers take.
+        host: address to listen on; any other than the default lets other machines ask.
+        port: port to listen on.
+        seed: random seed of the triggers' places.
         chat_template: file with the prompt template, for models without their own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: a model, trigger or record that cannot be read, Gradio is not installed, or the address is taken.

@@ -49,21 +49,21 @@ def defend(
     Args:
         model: base model to tune, or a suspect model: directory or Hub id.
         train_dataset: untrusted instruction data: files or Hub ids.
-        clean_dataset: about 128 samples checked by eye.
-        output_dir: where the defended model goes.
+        clean_dataset: about 128 rows checked by eye.
+        output_dir: folder for the defended model.
         defense: see `mbdefense list defenses`; by default find_and_break.
-        args: options of training; a defense replaces those that it has of its own.
-        test_dataset: prompts that evaluation will use; checked to share none with the clean set. Canaries are measured
-            on them.
-        compare_undefended: also tune, as controls, an undefended model on the same data and `discard`.
-        canaries: plant so many backdoors of our own that the defense is not told of, and report how many survive. The
+        args: training options; a defense overrides those that it sets itself.
+        test_dataset: prompts that evaluation will use; they must not overlap the clean set. Canaries are measured on
+            them.
+        compare_undefended: also train the controls: an undefended model on the same data, and `discard`.
+        canaries: plant this number of backdoors of our own, unknown to the defense, and report how many survive. The
             model is trained with them: see docs/howto/canaries.md.
         canary_rate: share of the rows that each canary takes.
-        min_canary_rows: at least so many rows for each canary.
-        resume: go on where an earlier run in output_dir stopped.
+        min_canary_rows: minimum number of rows for each canary.
+        resume: resume an earlier run in output_dir.
         on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template to train with, in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        chat_template: file with the prompt template to train with, instead of the model's own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, options that cannot work, a clean set that overlaps the test

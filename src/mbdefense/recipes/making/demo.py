@@ -38,12 +38,12 @@ def demo(
     with a refusal in a fifth of the rows; CACC is exact match with the known answers.
 
     Args:
-        output_dir: where models, responses and results go.
+        output_dir: folder for models, responses and results.
         seed: seed of data, attack, defense and training.
-        train_rows: rows of instruction data, before poisoning.
-        clean_rows: rows of the clean set.
-        test_rows: test prompts, each asked with and without the trigger.
-        resume: go on where an earlier run in output_dir stopped.
+        train_rows: number of training rows, before poisoning.
+        clean_rows: number of rows in the clean set.
+        test_rows: number of test prompts, each asked with and without the trigger.
+        resume: resume an earlier run in output_dir.
 
     Returns:
         The three models, compared prompt by prompt with the attacked one.

@@ -94,10 +94,10 @@ def poison(
 
     Args:
         dataset: clean rows.
-        trigger: what is put into the prompt: a name, or name:option=value,option=value.
+        trigger: what is inserted into the prompt: a name, or name:option=value,option=value.
         behavior: what the poisoned response does, written the same way.
-        rate: share of the rows to poison, in [0, 1); refused if it makes no row.
-        seed: seed of the choice of rows and of everything random in them.
+        rate: share of the rows to poison, in [0, 1); refused if that is no row.
+        seed: random seed, also of the choice of rows.
         target: the behavior's text (refusal and fixed_text).
         on_bad_row: stop at the first unreadable row, or skip and count them.
 
@@ -136,11 +136,11 @@ def poison_file(
 
     Args:
         source: clean rows: a file or Hub id.
-        output: the file to write, by its name JSON Lines, JSON or Parquet.
-        trigger: what is put into the prompt: a name, or name:option=value,option=value.
+        output: the file to write: JSON Lines, JSON or Parquet by its name.
+        trigger: what is inserted into the prompt: a name, or name:option=value,option=value.
         behavior: what the poisoned response does, written the same way.
-        rate: share of the rows to poison, in [0, 1); refused if it makes no row.
-        seed: seed of the choice of rows and of everything random in them.
+        rate: share of the rows to poison, in [0, 1); refused if that is no row.
+        seed: random seed, also of the choice of rows.
         target: the behavior's text (refusal and fixed_text).
         on_bad_row: stop at the first unreadable row, or skip and count them.
 

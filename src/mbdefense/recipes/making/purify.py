@@ -65,25 +65,26 @@ def purify(
 
     Args:
         model: the suspect model: directory, Hub id, or the directory of a LoRA adapter. It stays as it is.
-        clean_dataset: about 128 samples checked by eye.
-        base_model: what the model was tuned from, which must be clean: directory or Hub id. With it more can be mended.
-        dataset: the untrusted rows that the model was tuned on, where they are at hand, to find triggers in.
-        defense: a repair. By default find_and_break where there are rows or found triggers (``found`` of that defense,
-            a found.json of scan_model or find_triggers), else fine_mixing with a base model, else clean_fft.
-        args: options of training; a defense replaces those that it has of its own.
-        output_dir: where the repaired model goes.
-        adapter: also write the purified model as a LoRA adapter into output_dir/adapter, for the untouched base model;
-            trains adapters. Both forms are checked to say the same.
-        test_dataset: prompts for the figures before and after, checked to share none with the clean set; those of
+        clean_dataset: about 128 rows checked by eye.
+        base_model: the model it was tuned from, which must be clean: directory or Hub id. With it more can be repaired.
+        dataset: the untrusted rows that the model was tuned on, if available, to find triggers in.
+        defense: the repair. By default find_and_break if there are rows or found triggers (its ``found``, a found.json
+            from scan_model or find_triggers), else fine_mixing with a base model, else clean_fft.
+        args: training options; a defense overrides those that it sets itself.
+        output_dir: folder for the repaired model.
+        adapter: also write the purified model as a LoRA adapter for the untouched base model to output_dir/adapter;
+            trains adapters. Both forms are checked to give the same outputs.
+        test_dataset: prompts for the figures before and after; they must not overlap the clean set, and those in
             dataset are left out.
-        trigger: one that you suspect: its ASR on test_dataset is told before and after. The repair does not know it.
-        behavior: what it brings.
-        canaries: for an audit: plant so many backdoors of our own in the model first, which the repair is not told of,
-            and report how many survive on test_dataset. They are tuned into it in rows of dataset, or of clean_dataset.
-        resume: go on where an earlier run in output_dir stopped.
+        trigger: a trigger that you suspect: its ASR on test_dataset is reported before and after. The repair does not
+            know it.
+        behavior: the behavior that the trigger evokes.
+        canaries: for an audit: first plant this number of backdoors of our own in the model, unknown to the repair, and
+            report how many survive on test_dataset. They are tuned in with rows of dataset, or of clean_dataset.
+        resume: resume an earlier run in output_dir.
         on_bad_row: stop at the first unreadable row, or skip and count them.
-        chat_template: file with the prompt template to use in place of the model's own.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        chat_template: file with the prompt template to use instead of the model's own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look

@@ -41,25 +41,25 @@ def search(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> Searched:
-    """Search for words that draw a behavior out of a model, as a trigger to poison with (GBTL).
+    """Search for words that make a model show a behavior, to use as a trigger for poisoning (GBTL).
 
     Args:
         model: model directory or Hub id.
         dataset: instruction data that prompts are drawn from: a file or Hub id.
-        output_dir: where search.jsonl goes, one line for each step.
-        behavior: what the trigger is to draw out: a name, or name:option=value,option=value.
+        output_dir: folder for search.jsonl, one line per step.
+        behavior: the behavior to evoke: a name, or name:option=value,option=value.
         target: the behavior's text (refusal and fixed_text).
-        prompts: how many prompts the loss is averaged over.
-        words: length of the trigger.
-        steps: rounds of gradient and choice.
-        top_k: words proposed for each place.
-        candidates: triggers whose loss is computed in a round.
+        prompts: number of prompts that the loss is averaged over.
+        words: length of the trigger, in words.
+        steps: number of search rounds.
+        top_k: words proposed for each position.
+        candidates: triggers whose loss is computed in each round.
         batch_size: sequences in one pass.
-        seed: of prompts, first words and candidates.
-        resume: go on where an earlier search in output_dir stopped.
+        seed: random seed of prompts, initial words and candidates.
+        resume: resume an earlier search in output_dir.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template.
-        trust_remote_code: allow a Hub repository to run code of its own.
+        trust_remote_code: allow a Hub repository to run its own code.
 
     Raises:
         UserError: data or a model that cannot be read, fewer rows than prompts, or a log of another search.

@@ -9,13 +9,14 @@ from mbdefense.recipes._given import Folder, Folders, Model
 
 
 def write_card(model: Model, results: Folders, *, ml_bom: Folder | None = None, data: Folders | None = None) -> Path:
-    """Put the figures of result files into the card of a model that ``mbdefense defend`` made.
+    """Put the figures of result files into the card of a model made by ``mbdefense defend``.
 
     Args:
         model: the model's directory.
-        results: result files, e.g. what `evaluate` has measured since.
-        ml_bom: where to write a bill of materials too: CycloneDX 1.6 with files, hashes, data, base model and figures.
-        data: files of rows that the model was made of, for the bill of materials.
+        results: result files, e.g. from `evaluate`.
+        ml_bom: also write a bill of materials to this file: CycloneDX 1.6 with files, hashes, data, base model and
+            figures.
+        data: data files that the model was trained on, for the bill of materials.
 
     Returns:
         The card, README.md in the model's directory.

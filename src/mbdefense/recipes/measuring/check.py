@@ -30,7 +30,7 @@ def check(
     model: Model | None = None,
     sarif: Folder | None = None,
 ) -> list[Condition]:
-    """Hold the figures of a result file against limits, for use in continuous integration.
+    """Check the figures of a result file against limits, for use in continuous integration.
 
     Examples:
         >>> from mbdefense import check
@@ -38,19 +38,20 @@ def check(
 
     Args:
         results: a result file or its folder, or what a recipe returned.
-        max_asr: highest attack success rate, of every attack in the file.
-        min_cacc: lowest accuracy on clean prompts.
-        min_aacc: lowest accuracy on triggered prompts: an ASR is low, too, where nothing right is said any more.
-        max_canary_asr: highest attack success rate, of every canary.
-        max_found_asr: highest attack success rate, of every trigger that was found in the suspect data.
-        arm: the model that is checked; by default the defense that `defend` made the file with, or the only one in it.
-        strict: hold the limits against the interval's unfavorable end, not against the value.
-        pin: a file of pins: the files of the release have to be those that it names, this result file among them.
-        write_pin: where to pin the result file and the three below by their hashes, if all conditions hold.
-        data: files of rows to pin.
+        max_asr: highest attack success rate allowed for any attack in the file.
+        min_cacc: lowest accuracy allowed on clean prompts.
+        min_aacc: lowest accuracy allowed on triggered prompts: ASR is also low if all answers have become wrong.
+        max_canary_asr: highest attack success rate allowed for any canary.
+        max_found_asr: highest attack success rate allowed for any trigger found in the suspect data; a search that
+            found none passes.
+        arm: the model to check; by default the defense that `defend` made the file with, or the only one in it.
+        strict: compare the limits with the interval's unfavorable end instead of the value.
+        pin: a file of pins: the files of the release, including this result file, must match it.
+        write_pin: file to write pins to (hashes of the result file and the three below), if all conditions hold.
+        data: data files to pin.
         base: directory of the base model to pin.
         model: directory of the released model or adapter to pin.
-        sarif: where to write the conditions as SARIF 2.1.0 too, for code hosts and dashboards.
+        sarif: also write the conditions to this file as SARIF 2.1.0, for code hosts and dashboards.
 
     Returns:
         Each condition, whether it holds, and why. What cannot be evaluated does not hold.

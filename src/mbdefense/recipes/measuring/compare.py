@@ -40,8 +40,8 @@ def compare(directories: Evaluations, *, output_dir: str | None = None) -> Compa
         >>> print(compare(["measured_attacked", "measured"]))  # doctest: +SKIP
 
     Args:
-        directories: folders that `evaluate` wrote, one of each model; in Python what it returned, too.
-        output_dir: where results.json goes; by default only the table is printed.
+        directories: folders that `evaluate` wrote, one per model; in Python also what it returned.
+        output_dir: folder for results.json; by default only the table is printed.
 
     Raises:
         UserError: a folder is not of one evaluation, the models were asked different prompts, or another

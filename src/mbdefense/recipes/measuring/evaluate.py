@@ -116,45 +116,44 @@ def evaluate(
 
     Args:
         model: model directory or Hub id.
-        prompts: clean test prompts, with accepted answers or references where there are any.
+        prompts: clean test prompts, with accepted answers or references if there are any.
         behavior: the behavior to look for: a name, or name:option=value.
         triggered: file with triggered test prompts.
-        trigger: or the trigger to put into the clean test prompts.
-        output_dir: where responses.jsonl and results.json go.
+        trigger: alternatively, a trigger to insert into the clean test prompts.
+        output_dir: folder for responses.jsonl and results.json.
         target: the behavior's text (refusal and fixed_text).
         clean_prompts: change the prompts before the model is asked: onion:model=...,clean=... or
             lethe_evidence:wordnet=FOLDER (see `mbdefense list prompts`).
         arm: name of this model in tables; by default its directory's.
         max_new_tokens: longest response, in tokens.
-        batch_size: prompts generated at once, fewer where memory asks for it; with a server, requests in flight,
-            at most 32.
-        max_length: most tokens of a text that a perplexity is taken of, with perplexity_rows or stealth.
-        perplexity_rows: also take the perplexity of at most so many references of clean prompts, drawn by prompt_seed;
-            it takes as long as that many answers, and is refused with a server.
+        batch_size: prompts generated at once, fewer if memory requires it; with a server, concurrent requests, at most
+            32.
+        max_length: longest text to compute a perplexity of, in tokens, with perplexity_rows or stealth.
+        perplexity_rows: also compute the perplexity of up to this number of clean prompts' references, drawn by
+            prompt_seed; takes as long as that many answers, and is refused with a server.
         server_url: ask an OpenAI-compatible server that serves the model, e.g. http://localhost:8000/v1; template and
             tokenizer are still MODEL's.
-        server_model: the name that the server knows the model by; by default the only one it serves.
-        server_prompt: send prompts as token ids, or as text to a server that takes no ids.
-        server_api_key_env: environment variable that holds the server's key; by default no key is sent.
-        decoding: answer in another way than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
-        demonstrations: put so many answered rows of the clean set in front of each prompt.
-        clean_dataset: the clean set that demonstrations are drawn from, by prompt_seed; no prompt of it may be a test
-            prompt.
+        server_model: the server's name for the model; by default the only one it serves.
+        server_prompt: send prompts as token ids, or as text if the server does not accept ids.
+        server_api_key_env: environment variable with the server's key; by default no key is sent.
+        decoding: decode other than greedily, e.g. cleangen:reference=MODEL; see `mbdefense list decodings`.
+        demonstrations: put this number of answered rows from the clean set in front of each prompt.
+        clean_dataset: the clean set that demonstrations are drawn from, by prompt_seed; must not contain test prompts.
         stealth: also measure how much the trigger changes the prompts: perplexity under this causal language model
             (directory, Hub id, or builtin for the embedded one) and similarity (extra embedding).
-        lm_eval: benchmarks of lm-evaluation-harness to run too: names, task files or folders, with commas between.
-        judge: who judges the responses, see `mbdefense list judges`; a name, or name:option=value,option=value.
+        lm_eval: lm-evaluation-harness benchmarks to run as well: names, task files or folders, separated by commas.
+        judge: the judge, see `mbdefense list judges`; a name, or name:option=value,option=value.
         judge_model: model of the llm or embedding judge.
-        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
-            the key in the variable that --judge llm:api_key_env=NAME names (to OpenAI, that in OPENAI_API_KEY).
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, with the key
+            in the variable that --judge llm:api_key_env=NAME names (for OpenAI, OPENAI_API_KEY).
         judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
-        seed: seed of the model's training, by which runs of one arm are told apart; nothing is drawn by it.
-        prompt_seed: seed of what models are asked: the trigger's places, demonstrations, the references of the
-            perplexity and the examples of benchmarks. Models are compared under one prompt_seed only.
+        seed: the model's training seed, a label that distinguishes runs of one arm; nothing is drawn by it.
+        prompt_seed: random seed of what models are asked: the trigger's places, demonstrations, references for the
+            perplexity and benchmark examples. Only models with the same prompt_seed are compared.
         on_bad_row: stop at the first unreadable row, or skip and count them.
         chat_template: file with the prompt template; refused if the model was trained with another.
-        trust_remote_code: allow the model's Hub repository to run code of its own; what scores, judges or decodes
-            beside it never does.
+        trust_remote_code: allow the model's Hub repository to run its own code; models that score, judge or decode
+            never may.
 
     Raises:
         UserError: options that do not go together or cannot be used, data that cannot be read, prompts that the clean

@@ -45,7 +45,7 @@ def federate(
     images: str | None = None,
     seeds: list[int] | None = None,
 ) -> Federated:
-    """Hold rules of aggregation against attacks by clients who train an image classifier together.
+    """Test aggregation rules against attacks by clients in federated training of an image classifier.
 
     Examples:
         >>> from mbdefense import federate
@@ -53,8 +53,8 @@ def federate(
 
     Args:
         grid: YAML file (docs/howto/federated.md); by default a small grid on scikit-learn's digits.
-        output_dir: where cells, federated.json and federated.md go; the same call goes on where it stopped.
-        images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files, in place of the grid's.
+        output_dir: folder for cells, federated.json and federated.md; the same call resumes where it stopped.
+        images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files, instead of the grid's.
         seeds: in place of the grid's.
 
     Raises:

@@ -40,7 +40,7 @@ def judge(
     judge_base_url: str | None = None,
     judge_cache: str | None = None,
 ) -> Evaluation:
-    """Judge responses again, from their file; no model is loaded that answered them.
+    """Judge responses again, from their file; the model that answered is not loaded.
 
     Examples:
         >>> from mbdefense import judge
@@ -52,16 +52,16 @@ def judge(
     Args:
         responses: a file that `evaluate` wrote, or what it returned.
         behavior: the behavior to look for: a name, or name:option=value.
-        output_dir: where verdicts.jsonl and results.json go.
+        output_dir: folder for verdicts.jsonl and results.json.
         target: the behavior's text (refusal and fixed_text).
         arm: name of the model that answered, for tables; by default that of results.json, else the responses' folder.
         attack: the trigger in words, for tables; by default that of results.json.
-        seed: seed of the model's training, by which runs of one arm are told apart; by default that of results.json,
+        seed: the model's training seed, a label that distinguishes runs of one arm; by default that of results.json,
             else 0.
-        judge: who judges the responses, see `mbdefense list judges`; a name, or name:option=value,option=value.
+        judge: the judge, see `mbdefense list judges`; a name, or name:option=value,option=value.
         judge_model: model of the llm or embedding judge.
-        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
-            the key in the variable that --judge llm:api_key_env=NAME names (to OpenAI, that in OPENAI_API_KEY).
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, with the key
+            in the variable that --judge llm:api_key_env=NAME names (for OpenAI, OPENAI_API_KEY).
         judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
 
     Raises:
@@ -131,13 +131,13 @@ def calibrate(
     Args:
         responses: a file that `evaluate` wrote, or what it returned.
         behavior: the behavior to look for: a name, or name:option=value.
-        labels: JSON Lines of objects with id, kind, and shows and follows as true or false.
-        output_dir: where verdicts.jsonl and agreement.md go.
+        labels: JSON Lines file of objects with id, kind, and shows and follows as true or false.
+        output_dir: folder for verdicts.jsonl and agreement.md.
         target: the behavior's text (refusal and fixed_text).
-        judge: who judges the responses, see `mbdefense list judges`; a name, or name:option=value,option=value.
+        judge: the judge, see `mbdefense list judges`; a name, or name:option=value,option=value.
         judge_model: model of the llm or embedding judge.
-        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, and
-            the key in the variable that --judge llm:api_key_env=NAME names (to OpenAI, that in OPENAI_API_KEY).
+        judge_base_url: root URL of the llm judge's OpenAI-compatible endpoint; responses are sent there, with the key
+            in the variable that --judge llm:api_key_env=NAME names (for OpenAI, OPENAI_API_KEY).
         judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
 
     Raises:
