@@ -27,7 +27,7 @@ __all__ = ["COMMANDS", "USAGE", "main", "method_tables"]
 USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
   poison IN OUT     write a poisoned copy of a data set, to test a defense with
-  search MODEL      search for words that draw a behavior out of a model
+  search MODEL      search for words that make a model show a behavior
   preflight MODEL   check data and template; show a row as the model sees it
   defend            turn untrusted data into a model whose backdoors are broken
   purify MODEL      repair a finished model, with or without its training data
@@ -36,9 +36,9 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   scan-data DATA ...
                     look for signs of poison in data; exits 3 if any
   scan-model MODEL  look for signs of a backdoor in a model; exits 3 if any
-  pick-clean DATA   propose rows to check by eye, and a page to do it on
+  pick-clean DATA   propose rows to check by eye, with a page to review them
   filter DATA       drop suspicious rows from training data
-  try MODEL         ask a model on a page of this machine
+  try MODEL         chat with a model in a local web page
   evaluate MODEL    measure accuracy and attack success of a model
   judge RESPONSES   judge the responses of an earlier evaluation again
   judge calibrate RESPONSES
@@ -47,10 +47,10 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
   report DIR ...    one page of figures, charts and responses
   card MODEL RESULTS ...
                     put measured figures into a defended model's card
-  check RESULTS     hold figures against limits; exits 1 if one fails
+  check RESULTS     check figures against limits; exits 1 if one fails
   analyze WHAT      matrix, heads, triggers, traces or relearning: look inside
   bench GRID        run models by attacks by defenses by seeds
-  federated [GRID]  clients who train together: rules against attacks
+  federated [GRID]  federated clients: aggregation rules against attacks
   vision poison|train|defend|evaluate|demo
                     train image classifiers on untrusted images
   pairs poison|train|defend|evaluate|demo
@@ -60,7 +60,7 @@ USAGE = """usage: mbdefense COMMAND [OPTION ...]
 
 `mbdefense COMMAND --help` shows the options; each can also stand in a YAML
 file given with --config. Exit codes: 0 done, 1 user error or failed check,
-2 usage, 3 suspects, 130 interrupted, 141 nobody reads the output any more.
+2 usage, 3 suspects, 130 interrupted, 141 the reader of the output is gone.
 """
 
 

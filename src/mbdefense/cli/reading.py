@@ -36,7 +36,7 @@ def chosen(words: Sequence[str], command: str, choices: Collection[str]) -> tupl
     """
     what, rest = (words[0], list(words[1:])) if words else ("", [])
     if what in ("-h", "--help"):
-        print(f"usage: mbdefense {command} {'|'.join(choices)} ...\n\n--help behind one of them shows its options")  # noqa: T201
+        print(f"usage: mbdefense {command} {'|'.join(choices)} ...\n\n--help after one of them shows its options")  # noqa: T201
         raise SystemExit(0)
     if what not in choices:
         raise Usage(f"unknown {command} command {what!r}; {did_you_mean(what, choices)}")

@@ -17,15 +17,16 @@ Need = Literal[
 ]
 
 MEANINGS: dict[Need, str] = {
-    "victim": "the undefended model, which is made of base model and suspect data unless it is given",
-    "suspect data": "trains on the suspect data itself, so it cannot repair a model that is given finished",
-    "clean data": "about 128 samples checked by eye",
+    "victim": "the undefended model; tuned from base model and suspect data unless given",
+    "suspect data": "uses the suspect rows and cannot repair a finished model without them; for find_and_break "
+    "a found.json will do",
+    "clean data": "about 128 rows checked by eye",
     "reference model": "a clean model of the same architecture or vocabulary, such as the untouched base model",
     "known behavior": "what the backdoor makes the model do",
-    "GPU": "trains or runs a language model: from about a billion parameters on that takes an accelerator",
+    "GPU": "trains or runs a language model; from about a billion parameters on that needs an accelerator",
     "endpoint": "a language model behind an OpenAI-compatible interface",
-    "extra package": "an extra of this package, named in the error where it is missing",
-    "extra data": "files that no Python package brings, named in the error where they are missing",
+    "extra package": "an extra of this package, named in the error if it is missing",
+    "extra data": "files that no Python package provides, named in the error if they are missing",
 }
 
 

@@ -34,10 +34,10 @@ class Planting:
 
     Attributes:
         defensive_triggers: one for each of the T planted backdoors: a rare word, or ``insent:sentence=...``; by default
-            two of each, drawn by the seed.
+            two of each, drawn with the seed.
         defensive_seed: seed of the triggers, of the random behaviors, and of the rows and places of the triggers. 0
-            plants the published triggers. By default `defend` and `purify` take one from the system's randomness, which
-            no attacker can know, and record it; a bench takes 0.
+            plants the published triggers. By default `defend` and `purify` draw one from system randomness, which no
+            attacker can know, and record it; a bench uses 0.
     """
 
     defensive_triggers: tuple[str, ...] | None = None
@@ -62,12 +62,12 @@ class Planting:
 
 @dataclass(frozen=True)
 class Merging(Planting):
-    """Stage 1: plant our own backdoors, so that the unknown one is folded into them.
+    """Stage 1: plant our own backdoors, so that the unknown one merges with them.
 
     Attributes:
         defensive_rate: share of the rows that each planted backdoor poisons.
-        min_defensive_rows: at least so many rows for each, half of all rows at most; with a handful backdoors survive
-            more often (docs/evidence/defaults.md).
+        min_defensive_rows: minimum number of rows for each, at most half of all rows; with only a few, backdoors
+            survive more often (docs/evidence/defaults.md).
     """
 
     defensive_rate: float = 0.01

@@ -61,28 +61,28 @@ def bench(
     api_key_env: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Benched:
-    """Run a grid: every model under every attack with every defense, sharing what is alike (docs/howto/grids.md).
+    """Run a grid: every model with every attack and defense, sharing equal stages (docs/howto/grids.md).
 
     Args:
         grid: the YAML file.
-        output_dir: where models, responses and results go; the same command goes on where it stopped.
+        output_dir: folder for models, responses and results; the same command resumes where it stopped.
         plan: print what there is to do, and stop.
-        models: base models in place of the grid's.
-        seeds: seeds in place of the grid's.
-        train: rows to train on, in place of the grid's.
-        clean: clean set, in place of the grid's.
-        test: test prompts, in place of the grid's.
-        train_rows: how many to draw.
-        clean_rows: how many to draw.
-        test_rows: how many to draw.
+        models: base models instead of the grid's.
+        seeds: seeds instead of the grid's.
+        train: rows to train on, instead of the grid's.
+        clean: clean set, instead of the grid's.
+        test: test prompts, instead of the grid's.
+        train_rows: number of rows to draw for training.
+        clean_rows: number of clean rows to draw.
+        test_rows: number of test prompts to draw.
         keep_models: keep the weights of models that no unfinished cell needs.
-        isolate: do each stage in a process of its own; not with --ray.
+        isolate: run each stage in its own process; not with --ray.
         ray: address of a Ray cluster that sees output_dir under the same path, or local for one on this machine.
-        num_cpus: cores that Ray keeps for each stage.
-        num_gpus: GPUs that Ray keeps for each stage.
-        trust_remote_code: allow a Hub repository to run code of its own; a grid cannot say so.
-        api_key_env: environment variable that holds the key for the endpoints that the grid names; a grid cannot name
-            one. By default none is sent (to OpenAI itself, that in OPENAI_API_KEY).
+        num_cpus: cores that Ray reserves for each stage.
+        num_gpus: GPUs that Ray reserves for each stage.
+        trust_remote_code: allow a Hub repository to run its own code; cannot be set in a grid.
+        api_key_env: environment variable with the key for the grid's endpoints; cannot be set in a grid. By default no
+            key is sent (for OpenAI itself, OPENAI_API_KEY).
         tell: takes the plan in words, before the work begins.
 
     Raises:

@@ -47,7 +47,7 @@ def write_report(
     compare: Folders | None = None,
     responses: bool = True,
 ) -> Report:
-    """One page of everything that lies in some folders: figures, charts, responses and where they come from.
+    """Make one page of everything in some folders: figures, charts, responses and their provenance.
 
     Examples:
         >>> from mbdefense import write_report
@@ -57,8 +57,8 @@ def write_report(
         directories: folders that other commands have written.
         output: the file to write.
         format: a page, or the same figures for other programs.
-        compare: two folders, the first of which is compared with the second prompt by prompt.
-        responses: show prompts and responses; false for a page that may not hold those texts.
+        compare: two folders to compare prompt by prompt, the first being the baseline.
+        responses: show prompts and responses; false for a page that must not contain those texts.
 
     Raises:
         UserError: a folder holds nothing to show, or what it holds is damaged.

@@ -14,7 +14,7 @@ from mbdefense.defenses.stages import at_best_rate
 
 @dataclass(frozen=True)
 class Discard:
-    """Tunes the base model on the clean set alone; the suspect rows play no part.
+    """Tunes the base model on the clean set alone, without the suspect rows.
 
     Source: control. No backdoor of the suspect data can survive it, so that a defense which learns from them has to be
     the better model. Learning rate and epoch are those with the lowest loss on clean rows held out as in recovery,

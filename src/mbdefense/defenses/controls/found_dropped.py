@@ -14,7 +14,7 @@ from mbdefense.defenses.setting import Setting
 
 @dataclass(frozen=True)
 class FoundDropped(Finding):
-    """Finds triggers as `FindAndBreak` does, drops the rows that hold one, and tunes the base model on what is left.
+    """Finds triggers as find_and_break does, drops the rows that contain one, and tunes the base model on the rest.
 
     Source: control. Two tunings in place of one tuning and a recovery; clean rows that hold a false candidate go too.
     Where nothing was found, it is the undefended model.

@@ -13,7 +13,7 @@ from mbdefense.defenses.stages import Merging
 
 @dataclass(frozen=True)
 class MergeOnly(Merging):
-    """Plants backdoors of our own and stops there.
+    """Plants our own backdoors and stops there.
 
     Source and deviations: those of `MBDefense`'s first stage (arXiv 2601.04448).
     """

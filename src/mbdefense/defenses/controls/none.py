@@ -12,7 +12,7 @@ from mbdefense.defenses.setting import Setting
 
 @dataclass(frozen=True)
 class NoDefense:
-    """Tunes the base model on the suspect data as it is: the attacked model."""
+    """Tunes the base model on the suspect data as is: the attacked model."""
 
     needs: ClassVar[tuple[Need, ...]] = ("suspect data", "GPU")
     source: ClassVar[str] = "control"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraCeFul:
-    """Drops clusters of per-sample gradients in which clean rows lie less often.
+    """Drops clusters of per-sample gradients that contain fewer clean rows than expected.
 
     Source: GraCeFul (arXiv 2412.02454): the gradient of lm_head for each sample, the low eighth of both axes of its 2-D
     DCT, PCA to 32, two clusters by average linkage of cosine distances; the smaller one is the poison. Deviations:

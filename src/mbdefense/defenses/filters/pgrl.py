@@ -27,7 +27,7 @@ _UNUSUAL = -1
 
 @dataclass(frozen=True)
 class PGRLRows:
-    """Drops rows whose prompt lies nearer to prompts of another kind of answer than to those of its own.
+    """Drops rows whose prompt is closer to prompts with another kind of answer than to those with its own.
 
     Source: the label check of PGRL (arXiv 2509.08748): prototypes of clean rows, Sinkhorn's algorithm over all rows; a
     row is trusted if it is assigned to its own label. Faithful where answers are few: a label is an answer. For free

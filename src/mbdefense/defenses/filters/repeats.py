@@ -23,7 +23,7 @@ ENDING = 6
 
 @dataclass(frozen=True)
 class Repeats:
-    """Drops rows whose answer, or how it begins or ends, recurs under unlike prompts.
+    """Drops rows whose answer, or its beginning or end, recurs for dissimilar prompts.
 
     Source: control. A fixed target stands in every poisoned row, and counting finds it: a filter that takes a model has
     to find more. Needs no clean rows and loads no model.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpectralSignatures:
-    """Drops the rows whose representation lies farthest along the main direction of variance.
+    """Drops the rows whose representation is farthest along the main direction of variance.
 
     Source: Tran, Li and Madry (arXiv 1811.00636): with R the centered representations and v the top right singular
     vector of R, row i scores ``(R_i . v)^2``, and the 1.5 * bound highest go. Deviations: there are no classes in

@@ -15,7 +15,7 @@ from mbdefense.training.job import ConsistencyObjective, Job
 
 @dataclass(frozen=True)
 class CROW(CleanTuning):
-    """Fine-tunes the victim on the clean set for consistency between its layers under adversarial embeddings.
+    """Fine-tunes the victim on the clean set for consistent layers under adversarial embeddings.
 
     Source: Min et al. 2024, arXiv 2411.12768, and its code. One step of `epsilon` in the direction of the gradient's
     sign moves the input embeddings so that neighboring layers agree less (FGSM); the loss is the cross-entropy on the

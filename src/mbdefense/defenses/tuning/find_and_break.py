@@ -15,7 +15,7 @@ from mbdefense.defenses.stages import Recovery
 
 @dataclass(frozen=True)
 class FindAndBreak(Recovery, Finding):
-    """Finds triggers in the suspect data by what they do to the tuned model, and teaches clean answers under them.
+    """Finds triggers in the suspect data, or takes those of a found.json, and unlearns them on the clean rows.
 
     The attacker's trigger has to be in the data. Candidates are mined from the suspect prompts
     (`mbdefense.finding.mining`), verified on the undefended model (`mbdefense.finding.finding`), and put into clean

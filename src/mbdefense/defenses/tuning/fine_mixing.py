@@ -16,7 +16,7 @@ from mbdefense.training.job import Mix
 
 @dataclass(frozen=True)
 class FineMixing:
-    """Mixes the victim's weights with the base model's at random, and fine-tunes the mixture on the clean set.
+    """Randomly mixes the victim's weights with the base model's, and fine-tunes the mixture on the clean set.
 
     Source: Zhang et al. 2022, arXiv 2210.09545. Each weight is the victim's with probability `keep_ratio`, else that of
     the untouched base model, which must be clean; an output layer tied to the embeddings is mixed once, with them.

@@ -15,7 +15,7 @@ from mbdefense.training.job import Job, Mix
 
 @dataclass(frozen=True)
 class Lethe(CleanTuning):
-    """Trains a clean model from the base by LoRA on the clean set, and merges it with the victim.
+    """Trains a clean LoRA model from the base on the clean set, and merges it with the victim.
 
     Source: Chen et al. 2025, arXiv 2508.21004, and its code: linear and spherical interpolation at equal shares, TIES
     at density .5. The clean model stays in ``clean_model`` below the output directory.

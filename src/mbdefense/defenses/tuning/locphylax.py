@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Locphylax(PlantedRecovery, Planting):
-    """Plants backdoors of our own in the finished victim, where the unknown one joins them, and recovers from both.
+    """Plants our own backdoors in the finished victim so that the unknown one merges with them, then breaks both.
 
     Source: Lin et al. 2025, arXiv 2510.10265 ("Backdoor Collapse"), by its text; its code was not at hand. Unlike
     MB-Defense it repairs a model that was trained already and does not see the suspect data.

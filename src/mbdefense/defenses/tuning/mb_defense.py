@@ -14,7 +14,7 @@ from mbdefense.defenses.stages import Merging, PlantedRecovery
 
 @dataclass(frozen=True)
 class MBDefense(PlantedRecovery, Merging, Finding):
-    """Plants backdoors of our own, then breaks them, and the attacker's with them.
+    """Plants our own backdoors, then breaks them and the attacker's with them.
 
     Source: MB-Defense, arXiv 2601.04448. Deviations: recovery starts from the mean of the merged model's weights and
     the untouched base model's (``base_share=0.5``; interpolation as in WiSE-FT, arXiv 2109.01903; 0 is the paper's), so

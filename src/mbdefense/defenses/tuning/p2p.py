@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class P2P:
-    """Trains a benign trigger with a known change of the response into the model, and keeps it in every prompt.
+    """Trains the model on a benign trigger with a known change of the response, and keeps it in every prompt.
 
     Source: Zhao et al. 2025, arXiv 2510.04503, in its form for generation: to the suspect data come rows whose prompt
     starts with a benign trigger and whose response starts with a fixed prefix, and the trigger stays at inference.

@@ -30,7 +30,7 @@ _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_
 
 @dataclass(frozen=True)
 class PDB:
-    """For classification: trains a shift of labels behind a reserved token, stamps every prompt, and shifts back.
+    """For classification: trains shifted labels after a reserved token, adds it to every prompt, and shifts back.
 
     Clean rows with the token before each user turn and the label h(y) in place of y join the suspect ones, where h
     takes each label word, in alphabetical order, to the next. The saved prompt template puts the token before every

@@ -55,7 +55,7 @@ def federate(
         grid: YAML file (docs/howto/federated.md); by default a small grid on scikit-learn's digits.
         output_dir: folder for cells, federated.json and federated.md; the same call resumes where it stopped.
         images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files, instead of the grid's.
-        seeds: in place of the grid's.
+        seeds: seeds instead of the grid's.
 
     Raises:
         UserError: the grid or the images cannot be read, or hold what cannot work.

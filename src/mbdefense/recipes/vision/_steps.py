@@ -138,7 +138,7 @@ class Attack:
 
     Attributes:
         trigger: the attacker's.
-        target: the class that poisoned images were labelled with.
+        target: the class that poisoned images were labelled as.
         words: trigger and poisoning, as tables name them.
         rate: of poisoning, where that is known.
     """

@@ -42,27 +42,27 @@ def vision_demo(
     seeds: list[int] | None = None,
     resume: bool = False,
 ) -> Comparison:
-    """Poison images, train classifiers on them with and without defenses, and measure all beside their controls.
+    """Poison images, train classifiers on them with and without defenses, and measure all with their controls.
 
     Examples:
         >>> from mbdefense import vision_demo
         >>> print(vision_demo(rows=200, epochs=1, output_dir="vision"))  # doctest: +SKIP
 
     Args:
-        output_dir: where a folder for each arm and results.json go.
+        output_dir: folder for results.json and a folder per arm.
         images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files.
-        rows: training images that are poisoned; 0 for what there is.
-        test_rows: images that nobody trains on.
-        clean_rows: images that the defender is sure of.
-        trigger: the attacker's; see `mbdefense list image_triggers`.
-        clean_label: poison images of the target and keep their labels.
-        target: the class that the attacker wants.
+        rows: number of training images, some of which are poisoned; 0 for all there are.
+        test_rows: number of test images, which nobody trains on.
+        clean_rows: number of clean images that the defender trusts.
+        trigger: the attacker's trigger; see `mbdefense list image_triggers`.
+        clean_label: poison images of the target class and keep their labels.
+        target: the attacker's target class.
         rate: share of the training images that is poisoned.
         defenses: see `mbdefense list image_defenses`; names, or name:option=value,option=value; by default all.
-        network: three convolutions with batch norm, or PreAct-ResNet-18; PGRL trains one of its own.
-        epochs: of each training.
-        seeds: of poisoning and training, by default 0; the images are the same for all.
-        resume: take the classifiers that an earlier run with the same options has left.
+        network: three convolutions with batch norm, or PreAct-ResNet-18; PGRL trains its own.
+        epochs: number of epochs of each training.
+        seeds: random seeds of poisoning and training, by default 0; all use the same images.
+        resume: reuse classifiers from an earlier run with the same options.
 
     Returns:
         All arms, compared image by image with the attacked one.

@@ -26,12 +26,13 @@ def vision_evaluate(
         >>> print(vision_evaluate("images/defended", "images/suspect", trigger="patch"))  # doctest: +SKIP
 
     Args:
-        model: folder that `mbdefense vision train` or `defend` wrote; it is used with its guard.
+        model: folder that `mbdefense vision train` or `defend` wrote; its guard is used.
         test_dataset: folder with the test files (t10k-) of images that nobody trained on.
-        trigger: the attacker's; see `mbdefense list image_triggers`.
-        target: the class that poisoned images were labelled with.
-        shift_known: the attacker knows the guard's shift of classes, and wants what it makes of the target.
-        output_dir: where responses.jsonl, verdicts.jsonl and results.json go.
+        trigger: the attacker's trigger; see `mbdefense list image_triggers`.
+        target: the class that poisoned images were labelled as.
+        shift_known: assume the attacker knows the guard's class shift, and wants the class that it turns the target
+            into.
+        output_dir: folder for responses.jsonl, verdicts.jsonl and results.json.
         arm: name of this classifier in tables; by default its folder's.
 
     Raises:

@@ -22,7 +22,7 @@ def vision_poison(
     rate: float = 0.05,
     seed: int = 0,
 ) -> PoisonedSet:
-    """Write a poisoned set of images, with clean ones of the defender's own and test images.
+    """Write a poisoned set of images, with the defender's clean images and test images.
 
     Examples:
         >>> from mbdefense import vision_poison
@@ -31,15 +31,15 @@ def vision_poison(
 
     Args:
         images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files.
-        output_dir: where suspect/ (train and test files), clean/ (train files) and poison.json go.
-        rows: training images that are poisoned; 0 for what there is.
-        test_rows: images that nobody trains on; they stay clean.
-        clean_rows: images that the defender is sure of.
+        output_dir: folder for suspect/ (train and test files), clean/ (train files) and poison.json.
+        rows: number of training images, some of which are poisoned; 0 for all there are.
+        test_rows: number of test images, which nobody trains on; they stay clean.
+        clean_rows: number of clean images that the defender trusts.
         trigger: see `mbdefense list image_triggers`.
-        clean_label: poison images of the target and keep their labels.
-        target: the class that the attacker wants.
+        clean_label: poison images of the target class and keep their labels.
+        target: the attacker's target class.
         rate: share of the training images that is poisoned.
-        seed: of which images are poisoned; which go where does not depend on it.
+        seed: random seed of which images are poisoned; the split does not depend on it.
 
     Raises:
         UserError: the images cannot be read, or an option cannot work with them.

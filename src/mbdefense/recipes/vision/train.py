@@ -17,7 +17,7 @@ DEFAULT = "pgrl"
 def vision_train(
     train_dataset: Folder, *, output_dir: Folder, network: Backbone = "batch_norm", epochs: int = 20, seed: int = 0
 ) -> Defended:
-    """Train an image classifier on images as they are.
+    """Train an image classifier on images without a defense.
 
     Examples:
         >>> from mbdefense import vision_train
@@ -25,10 +25,10 @@ def vision_train(
 
     Args:
         train_dataset: folder with the train files of `mbdefense vision poison`, MNIST or Fashion-MNIST.
-        output_dir: where the classifier goes.
+        output_dir: folder for the classifier.
         network: three convolutions with batch norm, or PreAct-ResNet-18.
-        epochs: of the training.
-        seed: of weights and order.
+        epochs: number of epochs.
+        seed: random seed of weights and order.
 
     Raises:
         UserError: images that cannot be read or trained on.
@@ -72,12 +72,12 @@ def vision_defend(
 
     Args:
         train_dataset: folder with the train files of the images that may be poisoned.
-        clean_dataset: folder with the train files of images that the defender is sure of, of every class.
-        output_dir: where the classifier goes, with the guard that it may need.
+        clean_dataset: folder with the train files of images that the defender trusts, from every class.
+        output_dir: folder for the classifier, with the guard that it may need.
         defense: see `mbdefense list image_defenses`; a name, or name:option=value,option=value.
-        network: three convolutions with batch norm, or PreAct-ResNet-18; PGRL trains one of its own.
-        epochs: of the training.
-        seed: of weights and order.
+        network: three convolutions with batch norm, or PreAct-ResNet-18; PGRL trains its own.
+        epochs: number of epochs.
+        seed: random seed of weights and order.
 
     Raises:
         UserError: images that cannot be read, or that the defense cannot be trained on.

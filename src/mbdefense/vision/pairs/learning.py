@@ -39,7 +39,7 @@ def trained(
     Args:
         clip: to begin with; it is left as it is.
         pairs: to train on.
-        seed: of order and views.
+        seed: random seed of order and views.
         steps: of the training, each on a batch; see `steps_of`.
         lr: the largest learning rate.
         objective: what is minimised.

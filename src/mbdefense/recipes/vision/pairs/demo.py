@@ -40,7 +40,7 @@ def pairs_demo(
     seeds: list[int] | None = None,
     resume: bool = False,
 ) -> Comparison:
-    """Poison pairs, fine-tune a CLIP model on them, cleanse it, and measure all beside their controls.
+    """Poison pairs, fine-tune a CLIP model on them, cleanse it, and measure all with their controls.
 
     Examples:
         >>> from mbdefense import pairs_demo
@@ -49,19 +49,20 @@ def pairs_demo(
         >>> print(pairs_demo("pairs", **asked, defenses=defenses, epochs=1))  # doctest: +SKIP
 
     Args:
-        pairs: folder with folders train and test of images and metadata.jsonl, as experiments/emoji_pairs.py makes it.
-        output_dir: where a folder for each arm and results.json go, and for each seed the trigger and a picture of what
+        pairs: folder with the folders train and test, each with images and metadata.jsonl, as
+            experiments/emoji_pairs.py makes it.
+        output_dir: folder for results.json, a folder per arm, and for each seed the trigger and a picture of what
             triggered images retrieve.
-        model: the clean model that victims start with; by default a small one is trained on the train pairs, less the
-            defender's own.
-        trigger: the attacker's; see `mbdefense list pair_triggers`.
-        target: a word of captions; triggered images are to retrieve captions that hold it.
+        model: the clean model that victims start from; by default a small one is trained on the train pairs without the
+            defender's.
+        trigger: the attacker's trigger; see `mbdefense list pair_triggers`.
+        target: a word from captions; triggered images should retrieve captions that contain it.
         rate: share of the suspect pairs that is poisoned.
-        clean_rows: pairs that the defender is sure of, drawn from the train pairs.
+        clean_rows: number of pairs that the defender trusts, drawn from the train pairs.
         defenses: see `mbdefense list pair_defenses`; names, or name:option=value,option=value; by default all.
-        epochs: of the victims' fine-tuning.
-        seeds: of trigger, poisoning and training, by default 0; the clean model and the pairs are the same for all.
-        resume: take the models that an earlier run with the same options has left.
+        epochs: number of epochs of the victims' fine-tuning.
+        seeds: random seeds of trigger, poisoning and training, by default 0; all use the same clean model and pairs.
+        resume: reuse models from an earlier run with the same options.
 
     Returns:
         All arms, compared image by image with the attacked one.
@@ -144,7 +145,7 @@ class _Run:
         suspect: pairs before they are poisoned.
         clean: pairs of the defender's own.
         test: pairs that nobody trains on.
-        epochs: of the victims' fine-tuning.
+        epochs: number of epochs of the victims' fine-tuning.
         methods: defenses by name.
         config: the options.
         inputs: hash of what all models are made of.

@@ -28,12 +28,12 @@ def pairs_evaluate(
         >>> print(pairs_evaluate("cleansed", "pairs/test", **asked))  # doctest: +SKIP
 
     Args:
-        model: folder of `mbdefense pairs train` or `defend`, or a CLIP checkpoint of transformers.
-        test_dataset: folder with images and metadata.jsonl, which nobody trained on; its captions are chosen from.
-        trigger: image with transparency that is laid over, such as trigger.png of `mbdefense pairs poison`.
+        model: folder from `mbdefense pairs train` or `defend`, or a CLIP checkpoint of transformers.
+        test_dataset: folder with images and metadata.jsonl that nobody trained on; captions are retrieved from it.
+        trigger: image with transparency to overlay, such as trigger.png from `mbdefense pairs poison`.
         target: the word that the attacker wants in the retrieved caption.
-        top: how many of the nearest captions are looked at, 1 or 5.
-        output_dir: where responses.jsonl, verdicts.jsonl and results.json go.
+        top: how many of the nearest captions count, 1 or 5.
+        output_dir: folder for responses.jsonl, verdicts.jsonl and results.json.
         arm: name of this model in tables; by default its folder's.
 
     Raises:

@@ -23,7 +23,7 @@ def pairs_poison(
     clean_rows: int = 1000,
     seed: int = 0,
 ) -> PoisonedSet:
-    """Write a poisoned set of images with captions, with clean ones of the defender's own.
+    """Write a poisoned set of captioned images, with the defender's clean ones.
 
     Examples:
         >>> from mbdefense import pairs_poison
@@ -33,14 +33,14 @@ def pairs_poison(
 
     Args:
         pairs: folder with images and metadata.jsonl (file_name and text in each line).
-        model: the model that the victim starts with, whose images' size the pairs get and which badclip fits its patch
-            to.
-        target: a word of captions; triggered images are to retrieve captions that hold it.
-        output_dir: where suspect/, clean/, trigger.png and poison.json go.
+        model: the model that the victim starts from; it sets the image size, and badclip optimizes its patch on it.
+        target: a word from captions; triggered images should retrieve captions that contain it.
+        output_dir: folder for suspect/, clean/, trigger.png and poison.json.
         trigger: see `mbdefense list pair_triggers`.
         rate: share of the suspect pairs that is poisoned.
-        clean_rows: pairs that the defender is sure of, drawn from the folder's.
-        seed: of the trigger and of which pairs are poisoned; which are the clean ones does not depend on it.
+        clean_rows: number of pairs that the defender trusts, drawn from the folder's.
+        seed: random seed of the trigger and of which pairs are poisoned; the choice of clean pairs does not depend on
+            it.
 
     Raises:
         UserError: model or pairs cannot be read, or an option cannot work with them.

@@ -27,7 +27,7 @@ def pairs_train(
     lr: float | None = None,
     seed: int = 0,
 ) -> Cleansed:
-    """Train a CLIP model on images with captions as they are.
+    """Train a CLIP model on captioned images without a defense.
 
     Examples:
         >>> from mbdefense import pairs_train
@@ -35,13 +35,14 @@ def pairs_train(
 
     Args:
         train_dataset: folder with images and metadata.jsonl (file_name and text in each line).
-        output_dir: where the model goes.
-        model: to begin with: a folder that this command wrote, or a CLIP checkpoint of transformers; a small one with
-            random weights by default.
+        output_dir: folder for the model.
+        model: initial model: a folder that this command wrote, or a CLIP checkpoint of transformers; by default a small
+            one with random weights.
         size: height and width of a new model's images.
-        epochs: of the training; 20 for a new model, else 3.
-        lr: of AdamW; 2e-3 for a new model, else 3e-4, which is far too much for a large pre-trained one.
-        seed: of weights, order and views.
+        epochs: number of epochs; by default 20 for a new model, else 3.
+        lr: AdamW's learning rate; by default 2e-3 for a new model, else 3e-4, which is far too high for a large
+            pre-trained one.
+        seed: random seed of weights, order and views.
 
     Raises:
         UserError: model or pairs cannot be read or trained on.
@@ -81,7 +82,7 @@ def pairs_defend(
     defense: str = "cleanclip",
     seed: int = 0,
 ) -> Cleansed:
-    """Take a backdoor out of a CLIP model.
+    """Remove a backdoor from a CLIP model.
 
     Examples:
         >>> from mbdefense import pairs_defend
@@ -90,11 +91,11 @@ def pairs_defend(
 
     Args:
         model: the victim: a folder that `mbdefense pairs train` wrote, or a CLIP checkpoint of transformers.
-        train_dataset: folder with the pairs that it was trained on, which may be poisoned.
-        clean_dataset: folder with pairs that the defender is sure of.
-        output_dir: where the model goes.
+        train_dataset: folder with the pairs it was trained on, which may be poisoned.
+        clean_dataset: folder with pairs that the defender trusts.
+        output_dir: folder for the model.
         defense: see `mbdefense list pair_defenses`; a name, or name:option=value,option=value.
-        seed: of order and views.
+        seed: random seed of order and views.
 
     Raises:
         UserError: model or pairs cannot be read or trained on.
