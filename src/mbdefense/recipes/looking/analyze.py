@@ -38,7 +38,7 @@ class Analysis:
 
     Attributes:
         words: the figures in words.
-        data: the figures, as the file beside the picture holds them.
+        data: the figures, as in the file next to the picture.
     """
 
     words: str

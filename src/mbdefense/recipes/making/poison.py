@@ -55,7 +55,7 @@ class PoisonedRows:
     """A poisoned data set; ``provenance`` of each row says by which trigger and behavior.
 
     Attributes:
-        rows: in their order, and behind them the negatives.
+        rows: in their order, followed by the negatives.
         planted: what each attacker did, in the order they were given.
     """
 

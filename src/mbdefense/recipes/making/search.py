@@ -15,7 +15,7 @@ class Searched:
 
     Attributes:
         trigger: as `poison` takes it.
-        loss: of the behavior behind the trigger, in nats per token, averaged over the prompts.
+        loss: loss of the behavior after the trigger, in nats per token, averaged over the prompts.
     """
 
     trigger: str

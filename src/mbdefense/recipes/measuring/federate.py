@@ -24,7 +24,7 @@ class Federated:
     Attributes:
         results: the figures of all finished cells.
         cells: finished cells, round by round.
-        interrupted: whether it was stopped before its end; called again with a folder, it goes on.
+        interrupted: whether it was stopped before its end; called again with a folder, it resumes.
     """
 
     results: FederatedResults

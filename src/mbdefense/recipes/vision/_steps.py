@@ -42,7 +42,7 @@ class PoisonedSet(NamedTuple):
     """A poisoned set of images.
 
     Attributes:
-        path: where it lies.
+        path: where it is.
         rows: to train on.
         poisoned: how many of them are.
     """
