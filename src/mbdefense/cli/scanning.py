@@ -9,26 +9,17 @@ from mbdefense.cli.showing import tell
 
 _SUSPECTS = 3
 """Exit code where there are any, so that a gate can tell them from an error."""
-_LINES = 12
 
 
 def scan_data(words: Sequence[str]) -> int:
     """``scan-data DATA ...``: signs of poison in data."""
-    from mbdefense.core.text import short
     from mbdefense.recipes.looking.scan_data import scan_data as recipe
-    from mbdefense.records.scanning import verdict
+    from mbdefense.records.scanning import summary
 
     options = read(words, "scan-data", recipe).of(recipe)
     scan = recipe(**options).scan
-    tell(verdict(scan))
-    for suspect, title in ((True, ""), (False, "noted, which honest data have too:")):
-        found = [one for one in scan.clusters if one.suspect == suspect]
-        if title and found:
-            tell(title)
-        for one in found[:_LINES]:
-            tell(f"  {short(one.says, 300)}")
-        if len(found) > _LINES:
-            tell(f"  and {len(found) - _LINES} more")
+    for line in summary(scan):
+        tell(line)
     tell(f"written: {options['output_dir']}")
     return _SUSPECTS if scan.suspects else 0
 
@@ -46,13 +37,12 @@ def pick_clean(words: Sequence[str]) -> None:
 def scan_model(words: Sequence[str]) -> int:
     """``scan-model MODEL``: signs of a backdoor in a model."""
     from mbdefense.recipes.looking.scan_model import scan_model as recipe
-    from mbdefense.scanning.model.record import told, verdict
+    from mbdefense.scanning.model.record import summary
 
     options = read(words, "scan-model", recipe).of(recipe)
     scan = recipe(**options).scan
-    tell(verdict(scan))
-    for line in told(scan):
-        tell(f"  {line}")
+    for line in summary(scan):
+        tell(line)
     tell(f"written: {options['output_dir']}")
     return _SUSPECTS if scan.suspicious() else 0
 

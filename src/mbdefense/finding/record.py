@@ -14,7 +14,7 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.files import read_json, warn_once, write_json
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.core.statistics import Score
-from mbdefense.core.text import encodable
+from mbdefense.core.text import encodable, short
 from mbdefense.finding.behaving import FoundBehavior
 from mbdefense.finding.insertion import Conversation, FoundText, Kind, goes_on
 from mbdefense.finding.words import words
@@ -22,6 +22,7 @@ from mbdefense.finding.words import words
 FOUND_FILE = "found.json"
 SCHEMA = 1
 _MOST = 200  # candidates; a search has some dozens
+_LONGEST = 120  # characters of a candidate where it is printed
 Verdict = Literal["trigger", "instruction", "unclear", "chance"]
 _FIX = "find again with mbdefense find-triggers"
 _EVIDENCE, _VERDICTS = "evidence_sha256", "verdicts_sha256"
@@ -156,6 +157,16 @@ class Found(Form):
     def of(self, verdict: Verdict) -> tuple[FoundCandidate, ...]:
         """The candidates with one verdict."""
         return tuple(one for one in self.candidates if one.verdict == verdict)
+
+    def __str__(self) -> str:
+        told = [one for one in self.candidates if one.verdict != "chance"]
+        lines = [
+            f"{one.verdict}: {short(' + '.join(one.texts), _LONGEST)} in {one.rows} of {self.suspect_rows} rows"
+            for one in told
+        ]
+        rest = len(self.candidates) - len(told)
+        asked = f"{rest} texts as likely by chance" if self.victim else "no model was asked: none is verified"
+        return "\n".join([*lines, asked])
 
 
 def write_found(path: Path, found: Found) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mbdefense.core.files import read_json, write_json
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
-from mbdefense.core.text import encodable
+from mbdefense.core.text import encodable, short
 
 SCAN_FILE = "scan.json"
 """What was found; written last."""
@@ -22,6 +22,7 @@ CLEANED_FILE = "cleaned.jsonl"
 RANKED_FILE = "ranked.jsonl"
 PAGE_FILE = "scan.html"
 _FIX = "scan again with mbdefense scan-data"
+_SHOWN = 12  # clusters of a kind in a summary; all are in the file
 Part = Literal["prompt", "answer", "rejected"]
 _encoded = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
@@ -180,6 +181,17 @@ def verdict(scan: Scan) -> str:
     found = sum(one.suspect for one in scan.clusters)
     reasons = "reason" if found == 1 else "reasons"
     return f"{scan.suspects} of {scan.rows} rows may be poisoned, for {found} {reasons}{left}"
+
+
+def summary(scan: Scan) -> list[str]:
+    """The verdict, and what rows share, a line each; all text of strangers is one visible line."""
+    lines = [verdict(scan)]
+    for suspect, title in ((True, ""), (False, "noted, which honest data have too:")):
+        found = [one for one in scan.clusters if one.suspect == suspect]
+        lines += [title] * bool(title and found)
+        lines += [f"  {short(one.says, 300)}" for one in found[:_SHOWN]]
+        lines += [f"  and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN)
+    return lines
 
 
 def suspect_lines(rows: Iterable[tuple[ScannedRow, object]], clusters: Sequence[Cluster]) -> Iterator[bytes]:

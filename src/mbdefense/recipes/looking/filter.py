@@ -24,6 +24,7 @@ from mbdefense.recipes._given import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from mbdefense.core.statistics import Score
     from mbdefense.defenses.filtering import Quality
     from mbdefense.defenses.filters import Suspicion
 
@@ -32,7 +33,7 @@ KEPT_FILE = "kept.jsonl"
 
 @dataclass(frozen=True)
 class FilteredRows:
-    """What a filter kept, and why.
+    """What a filter kept, and why; as text it is the command's summary.
 
     Attributes:
         rows: those that were not dropped.
@@ -45,6 +46,14 @@ class FilteredRows:
     suspicions: tuple[Suspicion, ...]
     facts: Mapping[str, object]
     quality: Quality | None
+
+    def __str__(self) -> str:
+        dropped = len(self.suspicions) - len(self.rows)
+        lines = [f"{dropped} of {len(self.suspicions)} rows dropped"]
+        for name, value in self.facts.items():
+            lines.append(f"  {name.replace('_', ' ')}: {f'{value:.3g}' if isinstance(value, float) else value}")
+        unknown = "precision and recall: not known, no row is labelled as poison (--flagged: the labels are complete)"
+        return "\n".join([*lines, *(_in_words(self.quality) if self.quality else [unknown])])
 
 
 def filter_rows(
@@ -125,3 +134,16 @@ def filter_rows(
         record = provenance({**asked, "options": asdict(method)}, [seed])
         write_filtering(directory, filtered.suspicions, filtered.facts, {"provenance": record, **measured})
     return FilteredRows(rest, filtered.suspicions, filtered.facts, quality)
+
+
+def _in_words(quality: Quality) -> list[str]:
+    shares = {"precision": quality.precision, "recall": quality.recall, "clean rows lost": quality.clean_lost}
+    lines = [f"{name}: {_share(score)}" for name, score in shares.items()]
+    f1 = "not defined" if quality.f1 is None else f"{quality.f1:.3f} (n = {quality.n})"
+    return [*lines[:2], f"F1: {f1}", lines[2]]
+
+
+def _share(score: Score | None) -> str:
+    if score is None:
+        return "not defined"
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}] (n = {score.n})"

@@ -25,7 +25,7 @@ _LARGE = 2**25  # bytes; of less a second process would cost more than it saves
 
 @dataclass(frozen=True)
 class DataScan:
-    """What a scan found.
+    """What a scan found; as text it is the command's summary.
 
     Attributes:
         scan: what rows share, suspects first, and what is noted without being suspicious.
@@ -36,6 +36,11 @@ class DataScan:
     scan: Scan
     suspects: tuple[ScannedRow, ...]
     ranked: tuple[Ranked, ...] = ()
+
+    def __str__(self) -> str:
+        from mbdefense.records.scanning import summary
+
+        return "\n".join(summary(self.scan))
 
 
 def scan_data(

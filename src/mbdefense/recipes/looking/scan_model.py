@@ -42,7 +42,7 @@ _BUILTIN_ROWS = 64
 
 @dataclass(frozen=True)
 class ModelScan:
-    """What a scan of a model found.
+    """What a scan of a model found; as text it is the command's summary.
 
     Attributes:
         scan: signs and targets, worst first.
@@ -51,6 +51,11 @@ class ModelScan:
 
     scan: Record
     found: Found
+
+    def __str__(self) -> str:
+        from mbdefense.scanning.model.record import summary
+
+        return "\n".join(summary(self.scan))
 
 
 def scan_model(

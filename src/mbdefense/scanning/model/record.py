@@ -142,6 +142,11 @@ def told(scan: ModelScan) -> list[str]:
     return [*map(_sign, scan.signs), *map(_target, scan.targets)]
 
 
+def summary(scan: ModelScan) -> list[str]:
+    """The verdict, and below it `told`."""
+    return [verdict(scan), *(f"  {line}" for line in told(scan))]
+
+
 def _sign(one: Sign) -> str:
     said = " or ".join(f'"{short(phrase, _LONGEST)}"' for phrase in one.behavior[:2])
     asr = f" in {one.asr.value:.2f} of {one.asr.n} held-out prompts" if one.asr else ""
