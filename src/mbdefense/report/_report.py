@@ -60,6 +60,9 @@ def write_report(
         compare: two folders to compare prompt by prompt, the first being the baseline.
         responses: show prompts and responses; false for a page that must not contain those texts.
 
+    Returns:
+        Where the page lies, and what it says in short.
+
     Raises:
         UserError: a folder holds nothing to show, or what it holds is damaged.
     """

@@ -61,9 +61,9 @@ def recovery_loss(
     defensive: SequenceLogProbs,
     *,
     triggers: int,
-    lambda_: float,
-    form: RatioForm,
-    beta: float,
+    lambda_: float = 1.0,
+    form: RatioForm = "mean",
+    beta: float = 1.0,
 ) -> RecoveryLoss:
     """Sums ``CE(x, y) - lambda * R`` over clean samples (equation 3).
 
@@ -79,6 +79,12 @@ def recovery_loss(
         lambda_: weight of R, at least 0.
         form: form of R, see `log_ratio`.
         beta: see `log_ratio`.
+
+    Returns:
+        The loss and its two terms, in nats, each summed over the N samples: scalars that gradients flow through.
+
+    Raises:
+        ValueError: there are not N * T triggered sequences of each kind.
     """
     samples = plain.total.shape[0]
     if clean.total.shape[0] != samples * triggers or defensive.total.shape[0] != samples * triggers:

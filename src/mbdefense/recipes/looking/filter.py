@@ -91,6 +91,9 @@ def filter_rows(
         chat_template: file with the prompt template to tune with, instead of the model's own.
         trust_remote_code: allow a Hub repository to run its own code.
 
+    Returns:
+        The rows that are kept, and the score and verdict of every row in order.
+
     Raises:
         UserError: data or a model that cannot be read, a filter without the clean rows that it needs, or one that
             drops every row.

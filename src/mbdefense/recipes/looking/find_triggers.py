@@ -60,6 +60,9 @@ def find_triggers(
         chat_template: file with the prompt template that the victim was tuned with, if not the model's own.
         trust_remote_code: allow a Hub repository to run its own code.
 
+    Returns:
+        All candidates, best evidence first, with their verdicts.
+
     Raises:
         UserError: data or a model that cannot be read, a victim without clean rows, or an earlier found.json.
     """

@@ -63,6 +63,9 @@ def pick_clean(
         seed: random seed.
         on_bad_row: stop at the first unreadable row, or skip and count them.
 
+    Returns:
+        The proposed rows, where each stands, and the scan that they were chosen by.
+
     Raises:
         UserError: data that cannot be read, no row that could be proposed, or a folder that cannot be written into
             or that holds files of others under these names.

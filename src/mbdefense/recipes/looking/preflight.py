@@ -90,6 +90,9 @@ def preflight(
         chat_template: file with the prompt template to train with, instead of the model's own.
         trust_remote_code: allow a Hub repository to run its own code.
 
+    Returns:
+        What would be trained; as text it is the report.
+
     Raises:
         UserError: what would make a command fail later: data, template or configuration that cannot be used.
     """

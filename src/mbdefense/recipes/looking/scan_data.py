@@ -81,6 +81,9 @@ def scan_data(
         chat_template: file with the prompt template, if not the model's own.
         trust_remote_code: allow a Hub repository to run its own code.
 
+    Returns:
+        Clusters of suspect rows, the rows with their evidence, and with a model all rows that it was asked about.
+
     Raises:
         UserError: data or a model that cannot be read, or a folder or file that cannot be written into, or that is of
             somebody else.

@@ -97,6 +97,9 @@ def scan_model(
         chat_template: file with the prompt template that the model was tuned with, if not its own.
         trust_remote_code: allow a Hub repository to run its own code.
 
+    Returns:
+        Texts and answers that are signs of a backdoor, and the texts as `purify` takes them.
+
     Raises:
         UserError: data or a model that cannot be read, or an earlier scan in output_dir.
     """

@@ -65,6 +65,9 @@ def defend(
         chat_template: file with the prompt template to train with, instead of the model's own.
         trust_remote_code: allow a Hub repository to run its own code.
 
+    Returns:
+        The defended model's folder, what was measured, and what was found; None for defenses that search nothing.
+
     Raises:
         UserError: data or a model that cannot be read, options that cannot work, a clean set that overlaps the test
             set, a folder of somebody else's, or an earlier run's without `resume`.

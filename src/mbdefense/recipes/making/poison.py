@@ -101,6 +101,9 @@ def poison(
         target: the behavior's text (refusal and fixed_text).
         on_bad_row: stop at the first unreadable row, or skip and count them.
 
+    Returns:
+        The poisoned rows, and how many each attack took.
+
     Raises:
         UserError: data that cannot be read, options that do not go together, or a rate that makes no row.
     """

@@ -86,6 +86,9 @@ def purify(
         chat_template: file with the prompt template to use instead of the model's own.
         trust_remote_code: allow a Hub repository to run its own code.
 
+    Returns:
+        The repaired model's folder, what was measured, and what was found.
+
     Raises:
         UserError: a defense that is no repair of a finished model or lacks what it needs, rows that it would not look
             at, unreadable rows, a clean set that overlaps the test set, or a finished model in output_dir.

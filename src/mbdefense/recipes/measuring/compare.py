@@ -43,6 +43,9 @@ def compare(directories: Evaluations, *, output_dir: str | None = None) -> Compa
         directories: folders that `evaluate` wrote, one per model; in Python also what it returned.
         output_dir: folder for results.json; by default only the table is printed.
 
+    Returns:
+        The results of all arms, their paired tests, and the table as text.
+
     Raises:
         UserError: a folder is not of one evaluation, the models were asked different prompts, or another
             command's figures lie in output_dir.

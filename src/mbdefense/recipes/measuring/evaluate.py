@@ -155,6 +155,9 @@ def evaluate(
         trust_remote_code: allow the model's Hub repository to run its own code; models that score, judge or decode
             never may.
 
+    Returns:
+        The figures, and every response with its verdicts.
+
     Raises:
         UserError: options that do not go together or cannot be used, data that cannot be read, prompts that the clean
             set holds too, a model that was trained with another prompt template, or another command's figures in

@@ -57,6 +57,9 @@ def federate(
         images: digits, or a folder with MNIST's or Fashion-MNIST's IDX files, instead of the grid's.
         seeds: seeds instead of the grid's.
 
+    Returns:
+        The figures of every cell, and the table as text.
+
     Raises:
         UserError: the grid or the images cannot be read, or hold what cannot work.
     """

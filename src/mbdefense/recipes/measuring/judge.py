@@ -64,6 +64,9 @@ def judge(
             in the variable that --judge llm:api_key_env=NAME names (for OpenAI, OPENAI_API_KEY).
         judge_cache: folder for the llm judge's replies, by default judge_cache in output_dir.
 
+    Returns:
+        The figures that the judge gives, and every response with its new verdicts.
+
     Raises:
         UserError: a file is damaged, there is no such judge or behavior, or another command's figures lie in
             output_dir.

@@ -35,6 +35,9 @@ def vision_evaluate(
         output_dir: folder for responses.jsonl, verdicts.jsonl and results.json.
         arm: name of this classifier in tables; by default its folder's.
 
+    Returns:
+        The figures of the model on the test images, with and without the trigger.
+
     Raises:
         UserError: a classifier or images that cannot be read, or that do not fit together.
     """

@@ -41,6 +41,9 @@ def vision_poison(
         rate: share of the training images that is poisoned.
         seed: random seed of which images are poisoned; the split does not depend on it.
 
+    Returns:
+        Where the poisoned images are, how many there are, and how many are poisoned.
+
     Raises:
         UserError: the images cannot be read, or an option cannot work with them.
     """

@@ -30,6 +30,9 @@ def vision_train(
         epochs: number of epochs.
         seed: random seed of weights and order.
 
+    Returns:
+        The classifier, and nothing seen in the images.
+
     Raises:
         UserError: images that cannot be read or trained on.
     """
@@ -78,6 +81,9 @@ def vision_defend(
         network: three convolutions with batch norm, or PreAct-ResNet-18; PGRL trains its own.
         epochs: number of epochs.
         seed: random seed of weights and order.
+
+    Returns:
+        The classifier, and what the defense saw in the images, by name.
 
     Raises:
         UserError: images that cannot be read, or that the defense cannot be trained on.

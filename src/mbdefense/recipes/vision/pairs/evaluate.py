@@ -36,6 +36,9 @@ def pairs_evaluate(
         output_dir: folder for responses.jsonl, verdicts.jsonl and results.json.
         arm: name of this model in tables; by default its folder's.
 
+    Returns:
+        The figures of the model on the test pairs, with and without the trigger.
+
     Raises:
         UserError: a model, trigger or pairs that cannot be read, or that do not fit together.
     """

@@ -42,6 +42,9 @@ def pairs_poison(
         seed: random seed of the trigger and of which pairs are poisoned; the choice of clean pairs does not depend on
             it.
 
+    Returns:
+        Where the poisoned pairs are, how many rows they have, and how many of these are poisoned.
+
     Raises:
         UserError: model or pairs cannot be read, or an option cannot work with them.
     """

@@ -44,6 +44,9 @@ def pairs_train(
             pre-trained one.
         seed: random seed of weights, order and views.
 
+    Returns:
+        The model, and nothing seen in the pairs.
+
     Raises:
         UserError: model or pairs cannot be read or trained on.
     """
@@ -96,6 +99,9 @@ def pairs_defend(
         output_dir: folder for the model.
         defense: see `mbdefense list pair_defenses`; a name, or name:option=value,option=value.
         seed: random seed of order and views.
+
+    Returns:
+        The model, and what the defense saw in the pairs, by name.
 
     Raises:
         UserError: model or pairs cannot be read or trained on.
