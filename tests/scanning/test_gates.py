@@ -33,6 +33,9 @@ def test_the_hook_fails_on_a_poisoned_file(tmp_path: Path, monkeypatch: pytest.M
     bad = Path(written(tmp_path, "bad.jsonl", poisoned(honest(), NUMBERS, inside("cf")))).name
     assert main([*words, bad]) == 3
     assert (tmp_path / ".mbdefense-scan" / "suspects.jsonl").stat().st_size
+    # A file may be named like an option, by which it would pass for clean rows, and the others go unseen.
+    like_an_option = Path(written(tmp_path, f"--clean={bad}", honest(seed=1))).name
+    assert main([*words, like_an_option, bad]) == 3
 
 
 def test_the_pages_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

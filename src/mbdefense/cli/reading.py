@@ -132,6 +132,7 @@ def read(
         parser.add_argument(flag, type=one.kind, help=one.help, **given)
     known = {flag.removeprefix("--") for flag in options}
     letters = {f"-{name}" for name in known if len(name) == 1}  # "-n 128", as everybody writes it
+    words, names = _parted(words)
     words = [f"-{word}" if word.partition("=")[0] in letters else word for word in words]
     for word in words:
         flag = word.split("=")[0].removeprefix("--").rstrip("+")
@@ -140,7 +141,7 @@ def read(
     lists = {flag for flag, one in options.items() if _is_list(one.kind)}
     switches = {flag for flag, one in options.items() if one.kind is bool and one.default is False}
     ahead = _from_file(words, known, lists, elsewhere)
-    values = parser.parse_args(_spelled_out(words, lists, switches) + ahead)
+    values = parser.parse_args([*_spelled_out(words, lists, switches), *ahead, *names])
     by_part: dict[Any, dict[str, Any]] = {part: {} for part in parts}
     for one in found:
         given = values[one.word.name]
@@ -154,6 +155,12 @@ def read(
                 raise UserError(f"--{one.word.name} is no seed", value, fix)
         by_part[one.part][one.name] = values[one.word.name]
     return Options(by_part)
+
+
+def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words, and those from ``--`` on, which are no options, however a file may be named."""
+    end = [*words, "--"].index("--")
+    return [*words[:end]], [*words[end:]]
 
 
 def _parameters(part: Callable[..., Any], words: Mapping[str, Word], leave: Container[str]) -> list[_Parameter]:
@@ -222,6 +229,7 @@ def _as_flag(value: object) -> str:
 
 def value_of(words: Sequence[str], name: str) -> str | None:
     """The value of a flag among a command's words; None if it is not there."""
+    words, _ = _parted(words)
     for index, word in enumerate(words):
         if word == f"--{name}":
             return words[index + 1] if index + 1 < len(words) else None
