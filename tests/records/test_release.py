@@ -127,6 +127,21 @@ def test_a_link_to_a_folder_of_templates_is_refused(tmp_path: Path) -> None:
             check(results, **options)
 
 
+def test_a_link_in_a_models_folder_is_named_and_never_pinned(tmp_path: Path) -> None:
+    """A loader reads what it leads to under its own name, even if that is a file which is pinned."""
+    folder = tmp_path / "defended"
+    measured(folder)
+    (folder / "model.safetensors").write_text("weights")
+    (folder / "tokenizer.json").write_text("words")
+    results, pins = folder / "results.json", folder / "release.json"
+    check(results, max_asr=0.2, write_pin=pins, model=folder)
+    (folder / "adapter_model.safetensors").symlink_to("model.safetensors")
+    (one,) = check(results, pin=pins)
+    assert one.reason == "pinned: adapter adapter_model.safetensors was added"
+    with pytest.raises(UserError, match=r"a link lies in a model's folder: .*adapter_model.safetensors"):
+        check(results, max_asr=0.2, write_pin=tmp_path / "new.json", model=folder)
+
+
 @pytest.mark.parametrize("option", ["--pin", "--write_pin", "--sarif"])
 def test_a_name_that_is_empty_as_of_an_unset_variable_is_not_passed_over(option: str, place: Path) -> None:
     assert main(["check", "measured/results.json", "--max_asr", "0.2"]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Len
@@ -64,10 +64,11 @@ def pin(
         model: directory of the released model or adapter.
 
     Raises:
-        UserError: a file is missing, or lies elsewhere.
+        UserError: a file is missing, lies elsewhere, or is a link in a model's folder.
     """
-    found: list[tuple[Kind, Path]] = [("result", results)]
-    found += [("data", file) for file in data]
+    below = path.parent
+    found: list[tuple[Kind, str, Path]] = [("result", _below(below, results), results)]
+    found += [("data", _below(below, file), file) for file in data]
     folders = []
     for whole, folder in (("base", base), ("model", model)):
         if folder is None:
@@ -75,9 +76,16 @@ def pin(
         files = [file for file in loaded_files(folder) if file.resolve() != path.resolve()]
         if not files:
             raise UserError("no model to pin", str(folder), "name its directory")
-        folders.append(_below(path.parent, folder))
-        found += [("base" if whole == "base" else _kind(file.relative_to(folder)), file) for file in files]
-    pins = tuple(Pin(kind, _below(path.parent, file), sha256_of(file)) for kind, file in found)
+        if link := next((file for file in files if file.is_symlink()), None):
+            fix = "copy in what it leads to (hf download OWNER/NAME --local-dir FOLDER)"
+            raise UserError("a link lies in a model's folder", str(link), fix)
+        folders.append(_below(below, folder))
+        names = [(file.relative_to(folder), file) for file in files]
+        found += [
+            ("base" if whole == "base" else _kind(name), PurePosixPath(folders[-1], name).as_posix(), file)
+            for name, file in names
+        ]
+    pins = tuple(Pin(kind, name, sha256_of(file)) for kind, name, file in found)
     made = Release(pins, tuple(folders))
     write_sealed(path, asdict(made))
     return made
@@ -108,7 +116,7 @@ def changes(path: Path, release: Release) -> Iterator[Change]:
     for name in release.folders:
         folder = path.parent if name == "." else inside(path.parent, name)
         for file in loaded_files(folder):
-            below = _below(path.parent, file)
+            below = file.relative_to(path.parent).as_posix()  # a link's own name, not that of what it leads to
             if below not in known:
                 yield Change(_kind(file.relative_to(folder)), below, "was added")
 
