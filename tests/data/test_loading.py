@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from mbdefense.core.errors import UserError
-from mbdefense.data import as_rows, load, load_rows
+from mbdefense.data import as_rows, load, load_rows, opened
 
 USER = {"role": "user", "content": "Name a tree."}
 ASSISTANT = {"role": "assistant", "content": "An oak."}
@@ -105,3 +105,13 @@ def test_nothing_that_a_data_set_holds_beside_its_text_is_decoded():
 def test_a_user_error_is_a_value_error():
     with pytest.raises(ValueError, match="no such file"):
         load_rows("nowhere.json")
+
+
+def test_files_of_one_name_have_the_shortest_ends_of_their_paths(tmp_path):
+    files = [tmp_path / name for name in ("a/x/train.jsonl", "b/x/train.jsonl", "b/other.jsonl")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('{"instruction": "Name a tree.", "output": "An oak."}\n')
+    assert [source.name for source in opened(files)] == ["a/x/train.jsonl", "b/x/train.jsonl", "other.jsonl"]
+    assert next(iter(opened(files[:2]))).place(3) == "a/x/train.jsonl:3"
+    assert [source.name for source in opened([files[0], files[0]])] == ["train.jsonl", "train.jsonl"]

@@ -152,14 +152,24 @@ def test_the_pages_command_names_files_relative_to_where_it_is_run(
     assert {one["artifactLocation"]["uri"] for one in places} == {"untrusted.jsonl"}
 
 
-def test_files_of_one_name_have_no_place_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    files = [written(folder, "train.jsonl", honest(20)) for folder in folders]
-    out = tmp_path / "scan.sarif"
-    assert main(["scan-data", *files, "--output_dir", str(tmp_path / "scan"), "--sarif", str(out)]) == 1
-    assert "several files of one name" in capsys.readouterr().err
+def test_files_of_one_name_are_told_apart_by_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = poisoned(honest(), NUMBERS, inside("cf"))
+    files = ["train.jsonl", "old/a/train.jsonl", "old/b/train.jsonl"]
+    for number, name in enumerate(files):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        written(Path(name).parent, "train.jsonl", rows[60 * number : 60 * number + 60])
+    assert main(["scan-data", *files, "--output_dir", "scan", "--sarif", "scan.sarif"]) == 3
+    places = [one["locations"][0]["physicalLocation"] for one in valid(tmp_path / "scan.sarif")["results"]]
+    assert {one["artifactLocation"]["uri"] for one in places} == {*files}
+    suspects = [json.loads(line) for line in Path("scan/suspects.jsonl").read_text("utf-8").splitlines()]
+    assert {one["file"] for one in suspects} == {"train.jsonl", "a/train.jsonl", "b/train.jsonl"}
+
+
+def test_a_file_that_is_given_twice_has_no_place_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = written(tmp_path, "train.jsonl", honest(20)), tmp_path / "scan.sarif"
+    assert main(["scan-data", file, file, "--output_dir", str(tmp_path / "scan"), "--sarif", str(out)]) == 1
+    assert "a file is given twice" in capsys.readouterr().err
     assert not out.exists()
 
 

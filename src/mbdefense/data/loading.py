@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mbdefense.core.checks import each_path
@@ -224,11 +225,31 @@ def _files(
     sources = each_path(sources)
     if not sources:
         raise UserError("no data given", fix="name at least one file or Hub id")
+    apart = _told_apart(sources)
     for source in sources:
         name, found = reading(source)
+        name = apart.get(source, name) if "/" not in name else name  # a Hub id is told apart by itself
         # A list can be gone through again; a stream is opened again.
         again = partial(list, found) if isinstance(found, list) else partial(_reopened, source, reading)
         yield Opened(name, found, again, partial("{}:{}".format, name), "--on_bad_row skip")
+
+
+def _told_apart(sources: Sequence[str]) -> dict[str, str]:
+    """Names of files that share theirs with others: of each path its shortest end that is no other's."""
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for source in dict.fromkeys(sources):
+        parts = PurePath(source).parts
+        alike.setdefault(parts[-1] if parts else "", []).append(parts)
+    names = {}
+    for source in sources:
+        own = PurePath(source).parts
+        others = [parts for parts in alike[own[-1] if own else ""] if parts != own]
+        if others:
+            sizes = range(1, len(own))
+            size = next((size for size in sizes if all(one[-size:] != own[-size:] for one in others)), len(own))
+            # A name that is not valid Unicode must not break a table or a terminal.
+            names[source] = str(PurePath(*own[-size:])).encode("utf-8", "replace").decode()
+    return names
 
 
 def _reopened(

@@ -15,6 +15,7 @@ from mbdefense.data.loading import paths_of
 from mbdefense.recipes._given import Data, Folder, Model, OnBadRow, check_apart, loaded
 
 if TYPE_CHECKING:
+    from mbdefense.data import Opened
     from mbdefense.records.scanning import Ranked, Scan, ScannedRow
     from mbdefense.scanning.scan import Scanned
     from mbdefense.scanning.scores.asking import Asking
@@ -104,11 +105,13 @@ def scan_data(
     if workers > _MOST_WORKERS:  # each is a process
         raise UserError(f"workers is at most {_MOST_WORKERS}", workers, "leave it out for one on each processor")
     strict = is_strict(on_bad_row)
-    paths = {path.name: str(path) for path in _paths(dataset)}
-    if sarif is not None and len(paths) < len(_paths(dataset)):  # rows know their file by its name alone
-        raise UserError("several files of one name, whose findings SARIF could not place", fix="scan each by itself")
     check_apart(dataset, clean_dataset)
     sources = list(opened(dataset))
+    paths = dict(zip([source.name for source in sources], map(str, _paths(dataset)), strict=False))  # in memory: none
+    if sarif is not None and len(paths) < len(_paths(dataset)):
+        raise UserError("a file is given twice, whose findings SARIF could not place", fix="give it once")
+    if output_dir is not None and not paths:
+        _check_writable(sources)
     clean = [] if clean_dataset is None else list(streamed(clean_dataset, on_bad_row=on_bad_row, name="clean_dataset"))
     directory = None if output_dir is None else Path(output_dir)
     read = [*_paths(dataset), *([] if clean_dataset is None else _paths(clean_dataset))]
@@ -144,6 +147,23 @@ def _asking(model: Model, chat_template: str | None, trust_remote_code: bool) ->
     from mbdefense.scanning.scores.asking import Asking
 
     return Asking(loaded(model, chat_template, trust_remote_code))
+
+
+def _check_writable(sources: list[Opened]) -> None:
+    """Refuses rows in memory that JSON cannot hold before the scan, whose files they go into.
+
+    Raises:
+        UserError: there is such a row.
+    """
+    from mbdefense.records.scanning import json_line
+
+    for source in sources:
+        for number, value in source.again():
+            try:
+                json_line(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                fix = "leave that column out, or give no output_dir"
+                raise UserError(f"{source.place(number)} cannot be written as JSON", str(error), fix) from error
 
 
 def _paths(dataset: Data) -> list[Path]:
