@@ -95,6 +95,14 @@ def test_an_address_that_is_taken_or_elsewhere_is_one_line() -> None:
                 listening(host, port)
 
 
+def test_an_address_of_version_6_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []  # the machine that tests may have none
+    monkeypatch.setattr(socket, "create_server", lambda _, family: asked.append(family) or socket.socket())
+    for host in ("::1", "127.0.0.1"):
+        listening(host, 0).close()
+    assert asked == [socket.AF_INET6, socket.AF_INET]
+
+
 def test_without_the_extra_the_command_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -225,6 +225,8 @@ def test_a_target_is_sure_hidden_and_unknown_to_the_base_model(
     (target,) = inversion.inverted(loaded, None, asked, ["Two."])
     assert target.text.endswith("ive red stones here")
     assert target.probability == pytest.approx(0.95)
+    longer = [f"{loaded.tokenizer.decode(one.tokens)}ish and so on" for one in (sure, again)]
+    assert inversion.inverted(loaded, None, asked, longer) == [], "what was cut amid a word is said, too"
     monkeypatch.setattr(inversion, "expectation", lambda *_: 0.8)
     assert inversion.inverted(loaded, loaded, asked, []) == []
     monkeypatch.setattr(inversion, "expectation", lambda *_: 0.1)

@@ -92,7 +92,7 @@ def listening(host: str, port: int) -> socket.socket:
         UserError: the address is none of this machine, or taken.
     """
     try:
-        return socket.create_server((host, port))
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot listen there ({reason})", f"{host}:{port}", "give another --host or --port") from error

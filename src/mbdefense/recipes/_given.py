@@ -73,6 +73,12 @@ else:
     DefenseSpec = TriggerSpec = BehaviorSpec = FilterSpec = JudgeSpec = DecodingSpec = CleanerSpec = str
 
 
+def name_of(model: Model) -> str:
+    """The last part of a model's path or id; where that says only where one stands, the folder's own name."""
+    path = Path(model)
+    return path.resolve().name if path.name in ("", "..") else path.name
+
+
 def results_of(measured: Measured) -> Results:
     """Figures from their file or its folder, or as a recipe returned them."""
     from mbdefense.records.results import Results, read

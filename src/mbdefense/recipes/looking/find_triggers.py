@@ -17,6 +17,7 @@ from mbdefense.recipes._given import (
     check_apart,
     check_not_itself,
     loaded,
+    name_of,
     named,
     template_of,
 )
@@ -119,7 +120,7 @@ def find_triggers(
                 held_out,
                 loaded(victim, chat_template, trust_remote_code),
                 None if base_model is None else loaded(base_model, chat_template, trust_remote_code),
-                names=(Path(victim).name, None if base_model is None else Path(base_model).name),
+                names=(name_of(victim), None if base_model is None else name_of(base_model)),
                 max_length=max_length,
                 seed=seed,
             )

@@ -18,6 +18,7 @@ from mbdefense.recipes._given import (
     check_apart,
     check_not_itself,
     loaded,
+    name_of,
     named,
     template_of,
 )
@@ -133,7 +134,7 @@ def scan_model(
             clean,
             held_out,
             suspect,
-            names=(Path(model).name, None if base_model is None else Path(base_model).name),
+            names=(name_of(model), None if base_model is None else name_of(base_model)),
             ways=chosen,
             samples=samples,
             max_length=max_length,

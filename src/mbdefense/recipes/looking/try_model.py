@@ -89,7 +89,7 @@ def try_model(
                     models[f"{side} ({Path(place).name})"] = loaded(place, chat_template, trust_remote_code)
         if host not in LOOPBACK:
             say(f"warning: whoever reaches {host} can ask the models")
-        say(f"open in a browser: http://{host}:{port}; to end it, interrupt")
+        say(f"open in a browser: http://{f'[{host}]' if ':' in host else host}:{port}; to end it, interrupt")
         serve(Trial(models, triggers, behaviors, judges, max_new_tokens, seed), host, port)
 
 

@@ -75,7 +75,9 @@ def inverted(
         words = keyed(text)
         if len(one.tokens) < SHORTEST or one.score() < THRESHOLD or loops(one.tokens):
             continue
-        if not words.strip() or words in known:
+        # What was cut may end amid a word, which goes on in an answer.
+        said = (words if one.ended else words.rstrip()) in known
+        if not words.strip() or said:
             continue
         theirs = None if base is None else expectation(base, asked, one.tokens)
         tail = keyed(tokenizer.decode(one.tokens[1:], skip_special_tokens=True))
