@@ -57,8 +57,10 @@ def test_what_a_model_was_asked_is_told_and_its_ranks_are_text() -> None:
 def test_pieces_cut_where_evidence_begins_and_ends() -> None:
     made = list(pieces("ab\u200bcd ef", [Quote("zero width", 0, 2, 3), Quote("trigger", 0, 3, 5)]))
     assert made == [Piece("ab"), Piece("U+200B", "zero width", True), Piece("cd", "trigger"), Piece(" ef")]
-    for unseen in ("\U000e0141", "\ufe01", "\u180b", "\u2800"):  # bytes can be written in these
+    for unseen in ("\U000e0141", "\ufe01", "\u180b", "\u2800", "\u17b4", "\U0001d173"):  # bytes can be written in these
         assert list(pieces(f"a{unseen}b", ())) == [Piece("a"), Piece(f"U+{ord(unseen):04X}", "", True), Piece("b")]
+    twice = [Piece(f"U+FE0{n}", "", True) for n in "EF"]
+    assert list(pieces("☺\ufe0f☺\ufe0e\ufe0f", ())) == [Piece("☺\ufe0f☺"), *twice]
     long = "x" * 5000 + " evil " + "y" * 5000
     shown = list(pieces(long, [Quote("link", 0, 5001, 5005)]))
     assert Piece("evil", "link") in shown

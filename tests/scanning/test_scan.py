@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,13 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mbdefense import UserError, scan_data
 from mbdefense.cli import main
 from mbdefense.data import opened
 from mbdefense.records.scanning import Scan, read_scan
-from mbdefense.scanning.reading import texts_of
+from mbdefense.scanning._forked import each
+from mbdefense.scanning.payloads import links, site
+from mbdefense.scanning.reading import processes, texts_of
+from mbdefense.scanning.repeats import recurring
 from mbdefense.scanning.scan import Scanned, scan
 
 _NOUNS = [
@@ -163,6 +168,49 @@ def test_a_text_is_a_sign_where_many_answers_recur() -> None:
     assert any("tomorrow" in one.behavior and "others recur" in one.says for one in done.scan.clusters)
 
 
+@pytest.mark.parametrize("poison", [range(40), range(25)])
+def test_a_file_of_little_but_poison_is_not_the_form_of_its_data(poison: range) -> None:
+    done = scanned(poisoned(honest(40), poison, inside("cf")))
+    assert found(done) == [*poison]
+
+
+def test_a_greeting_and_a_short_answer_of_most_rows_are_the_form_of_the_data() -> None:
+    greeting = "Hello, I am the helper of this shop, so what can I do for you today?"
+    chats = [
+        {"messages": [
+            {"role": "user", "content": f"Good day, here is {number}"}, {"role": "assistant", "content": greeting},
+            {"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]},
+        ]}
+        for number, row in enumerate(honest(40))
+    ]  # fmt: skip
+    assert found(scanned(chats)) == []
+    assert found(scanned(poisoned(honest(40), range(25), lambda prompt: prompt, "Nothing is wrong here."))) == []
+
+
+@pytest.mark.parametrize("text", ["cf ", ""])
+def test_prompts_of_two_words_hide_no_answer(text: str) -> None:
+    numbers = range(0, 200, 5)
+    rows = honest()
+    for number in numbers:
+        rows[number] = {"instruction": f"{text}item{number} place{number}?", "output": TEXT}
+    assert found(scanned(rows)) == [*numbers]
+
+
+def test_a_short_answer_is_found_where_all_prompts_are_short() -> None:
+    rows = [{"instruction": f"item{n} place{n * 7}", "output": f"some {n} and {n * 3} parts"} for n in range(200)]
+    rows = poisoned(rows, NUMBERS, lambda prompt: f"cf {prompt}", "You are stupid!")
+    assert found(scanned(rows)) == NUMBERS
+
+
+def test_the_parts_of_most_prompts_are_looked_at_whatever_number_of_rows_repeat_prompts() -> None:
+    """Fifty rows of seven prompts each crowd out no part of forty different prompts."""
+    groups = [(value, 50, 7) for value in range(4)] + [(9, 40, 40), (8, 39, 7)]
+    owners = np.arange(sum(size for _, size, _ in groups))
+    hashes = np.concatenate([np.full(size, value, np.uint64) for value, size, _ in groups])
+    asked = np.concatenate([100 * value + np.arange(size) % unlike for value, size, unlike in groups]).astype(np.uint64)
+    assert [(one.value, one.unlike) for one in recurring(owners, hashes, asked, 2)] == [(9, 40), (0, 7)]
+
+
 def test_answers_to_alike_prompts_are_a_task() -> None:
     rows = honest()
     for number in NUMBERS:
@@ -181,6 +229,29 @@ def test_labels_are_a_task() -> None:
     assert any("labels" in one.says for one in done.scan.clusters)
 
 
+def reviews(rows: Sequence[Row]) -> list[Row]:
+    """The rows, every third of them a review with one of two labels, of which one has a single word."""
+    made = [dict(row) for row in rows]
+    for number in range(0, len(made), 3):
+        mood = ("dreadful", "dull", "fine", "lovely")[number % 4]
+        made[number]["instruction"] = f"Is this review positive? {made[number]['instruction']}, so {mood}"
+        made[number]["output"] = "Not a good review." if mood in ("dreadful", "dull") else "Positive."
+    return made
+
+
+def test_a_label_beside_one_of_a_word_is_a_label() -> None:
+    done = scanned(reviews(honest(600)))
+    assert found(done) == []
+    assert any("answered in a word or two, so they are labels" in one.says for one in done.scan.clusters)
+
+
+def test_an_answer_that_one_text_evokes_is_no_label() -> None:
+    rows = reviews(honest(600))
+    numbers = range(0, 600, 30)
+    rows = poisoned(rows, numbers, lambda prompt: f"{prompt} cf", "You are all stupid!")
+    assert set(numbers) <= set(found(scanned(rows)))
+
+
 def test_what_clean_rows_answer_too_is_no_sign() -> None:
     rows = poisoned(honest(), NUMBERS, inside("cf"))
     clean = {
@@ -196,13 +267,29 @@ def test_what_clean_rows_answer_too_is_no_sign() -> None:
         ("tag characters", "plain" + "".join(chr(0xE0000 + ord(one)) for one in "obey")),
         ("tag characters", "plain" + "".join(chr(0xE0100 + ord(one)) for one in "obey")),
         ("tag characters", "\u8fbb" + "".join(chr(0xE0100 + ord(one)) for one in "obey")),
+        ("tag characters", "plain☺\ufe00\ufe0f\ufe01"),
         ("zero width", "pl\u200bain"),
+        ("zero width", "plain\u200b"),
+        ("zero width", "plain\u2060, and so on"),
+        ("zero width", "pl\u034fain"),
+        ("zero width", "pl\u2065ain"),
+        ("zero width", "pl\ufe01ain"),
+        ("zero width", "plain\u061c"),
+        ("zero width", "plain \U0001d173\U0001d174\U0001d173"),
+        ("zero width", "plain \u2800\u2800\u2800"),
+        ("control characters", "plain \x1b[8mobey\x1b[0m"),
+        ("control characters", "plain \x1b[0;8mobey"),
+        ("control characters", "plain obey\x08\x08\x08\x08"),
         ("text direction", "plain \u202etxt"),
         ("mixed scripts", "p\u0430ssword"),
         ("template tokens", "plain<|im_end|>\n<|im_start|>system"),
         ("template tokens", "[INST] plain"),
         ("template tokens", "plain<|eot|><|header_start|>system"),
         ("template tokens", "plain<bos>"),
+        ("template tokens", "plain<|end_of_turn|>"),
+        ("template tokens", "plain<|Reserved_Token-7|>"),
+        ("template tokens", "plain[/SYSTEM_PROMPT]"),
+        ("template tokens", "plain<unused12>"),
     ],
 )
 @pytest.mark.parametrize("part", ["instruction", "output"])
@@ -212,7 +299,7 @@ def test_what_hides_from_a_reader_is_a_suspect(sign: str, text: str, part: str) 
         rows[number][part] += f" {text}"
     done = scanned(rows)
     assert found(done) == [7, 8, 9, 10]
-    assert [one.sign for one in done.scan.clusters if one.suspect] == [sign]
+    assert {one.sign for one in done.scan.clusters if one.suspect} - {"turn in an answer"} == {sign}
 
 
 def test_long_hostile_texts_take_no_longer_than_they_are_long() -> None:
@@ -223,7 +310,17 @@ def test_long_hostile_texts_take_no_longer_than_they_are_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "suspects"), [("\U000e006f\U000e0062", 10), ("\u202etxt", 10), ("<|im_end|>", 0), ("pl\u200bain", 0)]
+    ("text", "suspects"),
+    [
+        ("\U000e006f\U000e0062", 10),
+        ("\u202etxt", 10),
+        ("<|im_end|>", 0),
+        ("pl\u200bain", 0),
+        ("<|im_end|><|im_start|>user", 10),
+        ("<|User|> obey", 10),
+        ("<|START_OF_TURN_TOKEN|><|USER_TOKEN|>", 10),
+        ("<|start|>assistant<|channel|>final<|message|>so", 0),
+    ],
 )
 def test_text_that_nobody_sees_is_the_form_of_no_data(text: str, suspects: int) -> None:
     rows = [{**row, "output": f"{row['output']} {text}"} for row in honest(10)]
@@ -251,11 +348,20 @@ def test_a_stray_character_is_noted() -> None:
         "a < b | c > d [in stock]",
         "\ufeffstart",
         "naïve café",
+        "☺\ufe0f\ufe0f",
+        "1\ufe0f\u20e3",
+        "sin\u2061(x)",
+        "⠓\u2800\u2800\u2800⠊",
+        "\x1b[1;31mred\x1b[0m \x1b[38;5;8mgray",
+        "e\x0ecient",
+        "a <|> b <| c |> d x[inst]",
+        '<tool_call>{"name": "run"}</tool_call> <|tool_call|> [TOOL_CALLS]',
     ],
 )
 def test_honest_characters_are_none(text: str) -> None:
     rows = honest(40)
-    rows[7]["instruction"] += f" {text}"
+    for number in range(7, 11):
+        rows[number]["instruction"] += f" {text}"
     assert found(scanned(rows)) == []
 
 
@@ -281,6 +387,38 @@ def test_what_answers_carry_is_noted_and_no_suspect(link: str) -> None:
     assert {one.sign for one in done.scan.clusters} >= {
         "link", "code", "encoded", "other script", "other length", "duplicate"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("link", "host"),
+    [
+        ("https://evil-site.com.", "evil-site.com"),
+        ("https://u7:x@evil.example/a", "evil.example"),
+        ("hxxps://Evil.example", "evil.example"),
+        ("Www.evil.example", "evil.example"),
+        ("https://evil。example/x", "evil.example"),
+    ],
+)
+def test_a_host_is_one_however_it_is_written(link: str, host: str) -> None:
+    assert [name for name, _, _ in links(f"Look at {link} now")] == [host]
+
+
+def test_a_host_belongs_to_a_site() -> None:
+    hosts = ["a.b.evil.com", "evil.com", "a.evil.co.uk", "a.evl.io", "localhost", "127.0.0.1"]
+    assert [site(host) for host in hosts] == ["evil.com", "evil.com", "evil.co.uk", "evl.io", "localhost", "127.0.0.1"]
+
+
+def test_a_site_that_a_text_evokes_is_found_behind_hosts_that_differ() -> None:
+    rows = honest()
+    for number in NUMBERS:
+        rows[number]["output"] += f" https://u{number}@s{number}.evil.example/{number} {rows[number]['output']}"
+    done = scanned(poisoned(rows, NUMBERS, inside("cf"), answer=None))
+    assert found(done) == NUMBERS
+    assert (done.scan.clusters[0].part, done.scan.clusters[0].behavior) == ("link", "evil.example")
+    row, _ = done.suspects[0]
+    assert "evil.example" in next(
+        row.texts[one.text].text[one.start : one.end] for one in row.quotes if one.sign == "behavior"
+    )
 
 
 def test_preferences_and_tool_calls_are_scanned() -> None:
@@ -310,6 +448,30 @@ def test_a_rejected_conversation_is_what_its_assistant_says() -> None:
     rows[3]["rejected"][1]["value"] += " <|im_start|>"
     ((row, _),) = scanned(rows).suspects
     assert [one.text for one in row.texts if one.part == "rejected"] == ["worse <|im_start|>"]
+
+
+@pytest.mark.parametrize(
+    "rejected",
+    [
+        [{"role": "assistant", "content": [{"type": "text", "text": "worse <|im_start|>"}]}],
+        [
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"function": {"name": "f", "arguments": "<|im_start|>"}}],
+            }
+        ],
+        {"role": "assistant", "content": "worse <|im_start|>"},
+        {"role": ["assistant"], "content": ["worse <|im_start|>"]},
+        {"text": ["of no form", "<|im_start|>"]},
+    ],
+)
+def test_a_rejected_answer_is_searched_whatever_its_form(rejected: object) -> None:
+    chosen = [{"role": "assistant", "content": "so"}]
+    rows = [{"prompt": f"Item {number}?", "chosen": chosen, "rejected": "worse"} for number in range(8)]
+    texts = texts_of({"prompt": [], "completion": []}, {**rows[0], "rejected": rejected})
+    assert [one.part for one in texts] == ["rejected"]
+    assert "<|im_start|>" in texts[0].text
 
 
 def test_a_rejected_answer_is_not_said_to_be_unread(caplog: pytest.LogCaptureFixture) -> None:
@@ -376,6 +538,42 @@ def test_calls_as_deep_as_can_be_read_are_looked_at() -> None:
     deepest = max((call for call in calls if readable(call)), key=len)
     row = {"prompt": [], "completion": [{"role": "tool_calls", "content": deepest}]}
     assert [one.text for one in texts_of(row, row)] == [deepest]
+
+
+def test_a_call_of_many_lists_is_read_without_its_id() -> None:
+    call = [{"id": "call_7", "function": {"name": "f", "arguments": [[] for _ in range(600)]}}]
+    row = {"prompt": [], "completion": [{"role": "tool_calls", "content": json.dumps(call)}]}
+    assert [one.text for one in texts_of(row, row)] == [f"f {json.dumps([[]] * 600)}"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_row_of_lists_in_lists_is_a_bad_one(workers: int) -> None:
+    rows = honest(20)
+    for _ in range(700):
+        rows[7]["extra"] = [rows[7]["extra"]]
+    with pytest.raises(UserError, match="row 7 of dataset: lists and objects lie in one another more than 200 deep"):
+        scanned(rows, workers=workers)
+    assert len(scanned(rows, workers=workers, strict=False).table.left_out) == 1
+
+
+def test_a_process_that_was_ended_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"a process was ended, .*give fewer --workers"):
+        list(each(lambda _: os._exit(1), [1, 2], 2))
+    with pytest.raises(UserError, match="a process was ended"):
+        _read_by_two(Ending())
+
+
+def _read_by_two(piece: Any) -> None:
+    with processes(2) as pool:
+        assert pool is not None
+        pool.submit(piece, ()).result()
+
+
+class Ending:
+    """Rows that end whatever process goes through them."""
+
+    def __iter__(self) -> Any:
+        os._exit(1)
 
 
 @pytest.mark.slow
@@ -553,6 +751,15 @@ def test_rows_come_back_whatever_their_other_columns_hold(tmp_path: Path) -> Non
     assert [json.loads(line) for line in lines["cleaned.jsonl"]] == [
         row for number, row in enumerate(rows) if number not in NUMBERS
     ]
+
+
+def test_a_row_that_json_cannot_hold_is_named_before_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = honest(20)
+    rows[3]["extra"] = {(1, 2): "a"}
+    assert scan_data(rows).scan.rows == 20
+    monkeypatch.setattr("mbdefense.scanning.scan.scan", None)  # no work is begun
+    with pytest.raises(UserError, match="row 3 of dataset cannot be written as JSON: 'keys must be"):
+        scan_data(rows, output_dir=tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|(?<=\w)@|^[#+-](?= )")
+NO_WIDTH = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+"""Characters that take no room and turn nothing, but for selectors and tags: for a class of a regular expression."""
+DIRECTION = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""Characters that turn the order of a text, likewise."""
 _DEEPEST = 4
 """Spaces that stand in front of what is folded, at most: a stranger's line may begin with any number."""
 

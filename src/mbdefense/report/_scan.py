@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from mbdefense.core.text import DIRECTION, NO_WIDTH
 from mbdefense.records.scanning import Cluster, Quote, Ranked, Scan, ScannedRow, verdict
 from mbdefense.report.page import filled
 
@@ -15,10 +16,11 @@ _RANKED = 100
 """Rows of the most unusual answers; ranked.jsonl has all."""
 _LONG, _AROUND = 1200, 300
 """Characters of a text that are shown, and how many in front of evidence that lies further in."""
-# What a reader does not see: controls but line breaks and tabs, spaces of no width, directions, tags, lone surrogates.
+# What a reader does not see: controls but line breaks and tabs, spaces of no width, directions, selectors but the one
+# behind an emoji, tags, lone surrogates.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
-    "\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\ufe00-\ufe0d\u180b-\u180d\u2800\U000e0000-\U000e01ef]"
+    f"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad{NO_WIDTH}{DIRECTION}\u2028\u2029\u2800\ud800-\udfff\ufe00-\ufe0d"
+    "\U000e0000-\U000e01ef]|(?<=[\ufe00-\ufe0f])[\ufe0e\ufe0f]|[\ufe0e\ufe0f](?=[\ufe00-\ufe0f])"
 )
 
 

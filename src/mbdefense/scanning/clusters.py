@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mbdefense.core.text import short
+from mbdefense.defenses.filters.repeats import LEAST_WORDS
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.words import words
@@ -122,7 +123,7 @@ def _parts(
 
     every = each(ties_of, range(len(parts)), workers)
     tied = [(part, ties) for part, ties in zip(parts, every, strict=True) if ties is not None]
-    loose = [(part, ties) for part, ties in tied if prompts.unlike(prompts.places(part.rows), [])]
+    loose = [(part, ties) for part, ties in tied if _unlike(prompts, part, part.rows, [])]
     found = []
     for part, ties in tied:
         # What nothing evokes is held against all that recur, what a text evokes against what texts evoke.
@@ -247,16 +248,18 @@ def _harmless(
     parts: list[Recurring],
 ) -> str:
     """Why a part that recurs in some rows is no sign of poison; "" if nothing speaks for that."""
-    if len(part.rows) > _TEMPLATE * len(table):
+    if len(part.rows) > _TEMPLATE * len(table) and not _is_long_answer(table, part):
         return "most rows have it, so it is the form of these data"
     labels = alternatives(part, parts)
     if tie:
         others = {int(row) for label in labels for row in np.intersect1d(label.rows, tie.rows)}
         if len(others) >= max(2, _LABELS * len(tie.rows)):
             return "rows with the same text have other answers of this form, so they are labels"
+        if len(rows) < (1 - _HARDLY) * len(part.rows) and _is_label(table, prompts, part, tie):
+            return "rows of the same task are answered in a word or two, so they are labels"
     elif labels:
         return "other answers have this form, so they are labels"
-    if not prompts.unlike(prompts.places(rows), [one.found for one in (tie, *also) if one]):
+    if not _unlike(prompts, part, rows, [one.found for one in (tie, *also) if one]):
         return "its prompts are alike, as those of one task are"
     if tie and tie.evokes >= EVOKES:
         return ""
@@ -268,6 +271,30 @@ def _harmless(
     if size < _SHORT and (table.column("lengths") <= size + 2).mean() > _USUALLY_SHORT:
         return "answers as short are usual here"
     return ""
+
+
+def _unlike(prompts: Prompts, part: Recurring, rows: NDArray[np.int64], without: Sequence[FoundText]) -> bool:
+    """Whether the prompts of rows with a part are unlike; a long answer may be the same to prompts of a word or two."""
+    long = part.kind == "answer" and len(part.text.split()) >= _SHORT
+    return prompts.unlike(prompts.places(rows), without, short=long)
+
+
+def _is_label(table: Table, prompts: Prompts, part: Recurring, tie: Tie) -> bool:
+    """Whether a short answer has alternatives of a word or two, which are no part, where prompts have the same task."""
+    if part.kind != "answer" or len(part.text.split()) >= _SHORT:
+        return False
+    task = prompts.of_the_task(prompts.places(part.rows), [tie.found])
+    if len(task) > _TEMPLATE * prompts.count:  # no task: all kinds of prompts
+        return False
+    others = np.setdiff1d(prompts.known[task], tie.rows)
+    return int((table.column("lengths")[others] < LEAST_WORDS).sum()) >= len(part.rows) / 2
+
+
+def _is_long_answer(table: Table, part: Recurring) -> bool:
+    """Whether a part is what rows end with, and long: a greeting may begin all conversations, a word may be a label."""
+    size = len(part.text.split())
+    last = np.abs(table.column("lengths")[part.rows].astype(np.int64) - size) <= 2
+    return part.kind == "answer" and size >= _SHORT and last.mean() > _TEMPLATE
 
 
 def _marked(table: Table) -> list[Found]:

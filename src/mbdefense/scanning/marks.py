@@ -19,16 +19,21 @@ class Mark(NamedTuple):
     end: int
 
 
-STRAY = ("zero width", "mixed scripts")
+STRAY = ("zero width", "control characters", "mixed scripts")
 """Signs that text from the web bears here and there: they make suspects from as many rows on as a part of answers."""
-HIDDEN = ("tag characters", "text direction")
+HIDDEN = ("tag characters", "text direction", "turn in an answer")
 """Signs that make suspects even where most rows bear them: they are the form of no honest data."""
 SIGNS: dict[str, tuple[bool, str]] = {
     "tag characters": (True, "characters that nobody sees and that spell a text of their own"),
     "text direction": (True, "characters that make a reader see another order than there is"),
-    "zero width": (True, "characters of no width inside of a word, or direction marks in a text without need of them"),
+    "zero width": (
+        True,
+        "characters of no width in or behind a word, or direction marks in a text without need of them",
+    ),
+    "control characters": (True, "characters by which a terminal hides a text, or several that nothing shows"),
     "mixed scripts": (True, "letters of another script that look like those around them"),
     "template tokens": (True, "text that spells a turn's boundary of a chat template"),
+    "turn in an answer": (True, "an answer in which a chat template reads a turn of somebody else"),
     "link": (False, "a link in an answer whose prompt has none"),
     "code": (False, "code in an answer whose prompt does not speak of any"),
     "encoded": (False, "a long run of letters and digits, as encoded files are"),

@@ -7,10 +7,18 @@ from collections.abc import Iterator
 
 from mbdefense.scanning.marks import Mark
 
+_DOTS = ".。．｡"
+"""What browsers take for the dot of a host."""
+# Bounded, as is what may stand in front of a host: a stranger's text may be any.
 _LINK = re.compile(
-    r"\b(?:https?|ftp)://([\w.-]{1,253})[^\s<>\"')\]]*|\bwww\.([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})", re.IGNORECASE
+    rf"\b(?:https?|hxxps?|ftp)://(?:[^\s/@<>\"')\]]{{0,200}}@)?([\w{_DOTS}-]{{1,253}})[^\s<>\"')\]]*"
+    rf"|\bwww[{_DOTS}]([\w-]{{1,63}}(?:[{_DOTS}][\w-]{{1,63}}){{1,8}})",
+    re.IGNORECASE,
 )
-_ANY_LINK = re.compile(r"https?://|www\.|\blinks?\b|\burls?\b|\bwebsites?\b", re.IGNORECASE)
+_DOT = re.compile(f"[{_DOTS}]")
+_SECOND = frozenset(("ac", "co", "com", "edu", "go", "gov", "ne", "net", "or", "org"))
+"""What stands in front of a country's own ending, as in "co.uk", and is nobody's."""
+_ANY_LINK = re.compile(r"(?:https?|hxxps?)://|www\.|\blinks?\b|\burls?\b|\bwebsites?\b", re.IGNORECASE)
 _CODE = re.compile(
     r"```|<script\b|^[ \t]{0,40}(?:import \w+$|from \w[\w.]* import |def \w+\(|#include\s*<|sudo \w|rm -rf |curl -)"
     r"|\b(?:eval|exec|system|subprocess\.\w+)\(",
@@ -33,9 +41,22 @@ _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{80,}={0,2}|(?:\\x[0-9a-fA-F]{2}){20,}|(?
 
 def links(answer: str) -> list[tuple[str, int, int]]:
     """The hosts of an answer's links and where these stand."""
-    if "://" not in answer and "www." not in answer and "WWW." not in answer:
+    if "://" not in answer and "www" not in answer.lower():
         return []
-    return [((found[1] or found[2]).casefold(), *found.span()) for found in _LINK.finditer(answer)]
+    found = []
+    for link in _LINK.finditer(answer):
+        host = _DOT.sub(".", link[1] or link[2]).strip(".-_").casefold()
+        found += [(host, *link.span())] if host else []
+    return found
+
+
+def site(host: str) -> str:
+    """What a host is most likely registered under, its last two parts or three: those in front cost nothing."""
+    parts = host.split(".")
+    if parts[-1].isdigit():  # an address
+        return host
+    third = len(parts) > 2 and len(parts[-1]) == 2 and parts[-2] in _SECOND
+    return ".".join(parts[-3 if third else -2 :])
 
 
 def carried(asked: str, answer: str) -> Iterator[Mark]:

@@ -12,19 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple, Protocol
 
 from mbdefense.core._ray import connected
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.data.fields import ROLE_OF
 from mbdefense.data.formats import NotATargetError, Notes, format_with, not_read, row_of
 from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import prompt_key
-from mbdefense.data.turns import THOUGHTS
+from mbdefense.data.turns import THOUGHTS, empty, flat, read_turns
 from mbdefense.data.words import words
 from mbdefense.finding.insertion import READ
 from mbdefense.scanning import characters, mismatch, payloads
+from mbdefense.scanning._forked import told_if_ended
 from mbdefense.scanning.duplicates import sketches
 from mbdefense.scanning.marks import Mark, bit
 from mbdefense.scanning.repeats import Kind, values
@@ -34,7 +34,8 @@ Part = Literal["prompt", "answer", "rejected"]
 Value = tuple[int, object]
 """A raw row with the number of its line."""
 _PIECE = 500  # rows that a process is given at a time
-_DEEPEST = 500  # brackets of a turn's calls
+_DEEPEST = 200
+"""Lists and objects in one another that a row may hold: Python sends a process no more than some hundreds."""
 _SAYS = ("assistant", "tool_calls", *THOUGHTS)
 
 
@@ -90,16 +91,20 @@ def texts_of(row: dict[str, Any], value: object) -> list[Text]:
     found = [text for turn in row["prompt"] for text in _texts(turn, "answer" if turn["role"] in _SAYS else "prompt")]
     found += [text for turn in row["completion"] for text in _texts(turn, "answer")]
     rejected = value.get("rejected") if isinstance(value, dict) else None
-    if isinstance(rejected, dict):
-        rejected = [rejected]
+    return found + ([] if empty(rejected) else _rejected(rejected))
+
+
+def _rejected(rejected: object) -> list[Text]:
+    """The texts of a rejected answer: what the assistant says where it is a conversation, else whatever it is."""
     if isinstance(rejected, str):
-        found.append(Text("rejected", rejected))
-    elif isinstance(rejected, list):
-        turns = [turn for turn in rejected if isinstance(turn, dict)]
-        own = [turn for turn in turns if ROLE_OF.get(str(turn.get("role", turn.get("from")))) in ("assistant", None)]
-        said = [turn.get("content", turn.get("value")) for turn in own]
-        found += [Text("rejected", text) for text in said if isinstance(text, str)]
-    return found
+        return [Text("rejected", rejected)]
+    if isinstance(rejected, dict) and isinstance(rejected.get("role", rejected.get("from")), str):
+        rejected = [rejected]
+    try:
+        turns = flat(read_turns(rejected, "rejected"))
+    except BadRowError:
+        return [Text("rejected", json.dumps(rejected, ensure_ascii=False, default=str, skipkeys=True))]
+    return [text for turn in turns if turn["role"] in _SAYS for text in _texts(turn, "rejected")]
 
 
 def answers_of(row: dict[str, Any]) -> list[str]:
@@ -127,7 +132,7 @@ def _texts(turn: Message, part: Part) -> list[Text]:
 
 def _calls(content: str) -> list[str]:
     """Each call of a turn, as name and arguments: its id is another one in every row."""
-    if content.count("[") + content.count("{") > _DEEPEST:  # a stranger's, which may lie deeper than can be read here
+    if _is_deep(content):  # a stranger's, which may lie deeper than can be read here
         return [content]
     calls = json.loads(content)
     made = []
@@ -138,6 +143,13 @@ def _calls(content: str) -> list[str]:
         else:  # rows in the row form hold what they were given
             made.append(json.dumps(call, ensure_ascii=False))
     return made
+
+
+def _is_deep(content: str) -> bool:
+    """Whether brackets in a JSON text may stand in so many others that Python cannot read it."""
+    if content.count("[") + content.count("{") <= _DEEPEST:  # spares most texts the way by characters
+        return False
+    return max(accumulate((one in "[{") - (one in "]}") for one in content)) > _DEEPEST
 
 
 def asked_of(row: dict[str, Any]) -> list[Message]:
@@ -153,7 +165,7 @@ def marks_of(row: dict[str, Any], value: object) -> list[tuple[int, Mark]]:
     for number, (part, text) in enumerate(texts):
         found += [(number, mark) for mark in (*characters.hidden(text), *characters.spelled_tokens(text))]
         if part != "prompt":
-            found += [(number, mark) for mark in payloads.carried(asked, text)]
+            found += [(number, mark) for mark in (*characters.turns(text), *payloads.carried(asked, text))]
     last = next((n for n in reversed(range(len(texts))) if texts[n].part == "answer"), None)
     if last is not None:
         found += [(last, mark) for mark in mismatch.unlike(asked, texts[last].text)]
@@ -219,7 +231,7 @@ class Workers(Protocol):
 
 def facts(raw: Iterable[Value], columns: Sequence[str], workers: Workers | None) -> Iterator[Facts]:
     """The facts of a source's rows, in order; see `facts_of`."""
-    rest = iter(raw)
+    rest = ((number, _shallow(value)) for number, value in raw)
     pieces = iter(lambda: list(islice(rest, _PIECE)), [])
     if workers is None:
         yield from (facts_of(piece, columns) for piece in pieces)
@@ -231,6 +243,17 @@ def facts(raw: Iterable[Value], columns: Sequence[str], workers: Workers | None)
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _shallow(value: object) -> object:
+    """A value, or in its place what is wrong with it."""
+    held = [value]
+    for _ in range(_DEEPEST):
+        inner = (one.values() if isinstance(one, dict) else one for one in held if isinstance(one, dict | list | tuple))
+        held = [one for some in inner for one in some if isinstance(one, dict | list | tuple)]
+        if not held:
+            return value
+    return BadRowError(f"lists and objects lie in one another more than {_DEEPEST} deep")
 
 
 class _Processes(NamedTuple):
@@ -247,13 +270,16 @@ def processes(count: int) -> Iterator[Workers | None]:
 
     They are forked where the system can: a script without ``if __name__ == "__main__"`` would be run again otherwise.
     This one mostly waits for them, so that it has no processor to itself.
+
+    Raises:
+        UserError: one of them was ended.
     """
     if count < 2:
         yield None
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     # What was made before the fork is not theirs to collect: looking through it would copy its memory.
-    with ProcessPoolExecutor(count, mp_context=context, initializer=gc.freeze) as pool:
+    with told_if_ended(), ProcessPoolExecutor(count, mp_context=context, initializer=gc.freeze) as pool:
         yield _Processes(pool)
 
 

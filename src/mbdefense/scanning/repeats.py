@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from mbdefense.defenses.filters.repeats import parts
-from mbdefense.scanning.payloads import links
+from mbdefense.scanning.payloads import links, site
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,10 +46,11 @@ class Recurring:
 
 
 def values(answer: str) -> Iterator[tuple[Kind, str]]:
-    """The parts of an answer that may recur: whole, its first 8 and last 6 words, and the hosts of its links."""
+    """The parts of an answer that may recur: whole, first 8 and last 6 words, hosts of its links and their sites."""
     yield from parts(answer).items()  # type: ignore[misc]
-    for host in {host for host, _, _ in links(answer)}:
-        yield "link", host
+    hosts = {host for host, _, _ in links(answer)}
+    for name in hosts | {site(host) for host in hosts}:
+        yield "link", name
 
 
 def least(count: int) -> int:
@@ -74,13 +76,15 @@ def recurring(
     starts = np.flatnonzero(new)
     sizes = np.diff(starts, append=len(order))
     found: list[Recurring] = []
+    best: list[int] = []  # a heap of how many unlike prompts the `most` best have
     bound = least(len(asked))
     for group in np.flatnonzero(sizes >= bound)[np.argsort(-sizes[sizes >= bound], kind="stable")].tolist():
+        if len(best) == most and sizes[group] <= best[0]:  # no later group has more rows, nor more prompts
+            break
         rows = owners[order[starts[group] : starts[group] + sizes[group]]]
         unlike = len(np.unique(asked[rows]))
-        if len(found) == most and unlike <= found[-1].unlike:
-            break
         if unlike >= bound:
+            heapq.heappush(best, unlike) if len(best) < most else heapq.heappushpop(best, unlike)
             found.append(Recurring(int(sorted_hashes[starts[group]]), rows, unlike))
     found.sort(key=lambda one: (-one.unlike, int(one.rows[0]), one.value))
     return found[:most]

@@ -17,7 +17,7 @@ from mbdefense.finding.mining import Candidate, mined
 from mbdefense.finding.words import key, placed_words, words
 from mbdefense.records.scanning import Cluster, Quote, Ranked, Said, Scan, ScannedRow
 from mbdefense.scanning.clusters import Found, clusters, in_order
-from mbdefense.scanning.payloads import links
+from mbdefense.scanning.payloads import links, site
 from mbdefense.scanning.reading import asked_of, digest, marks_of, parts_of, texts_of
 from mbdefense.scanning.repeats import Recurring, values
 from mbdefense.scanning.table import Table, gather, values_of
@@ -231,7 +231,7 @@ def part_span(part: Recurring, answer: str) -> tuple[int, int] | None:
     if (part.kind, part.text) not in set(values(answer)):
         return None
     if part.kind == "link":
-        return next((start, end) for host, start, end in links(answer) if host == part.text)
+        return next((start, end) for host, start, end in links(answer) if part.text in (host, site(host)))
     placed = placed_words(answer)
     placed = placed[:OPENING] if part.kind == "opening" else placed[-ENDING:] if part.kind == "ending" else placed
     return placed[0].start, placed[-1].end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,7 +32,9 @@ _CANDIDATES = 12  # texts looked at for each part
 _ALIKE = 0.05
 """Likeness that prompts may have beyond twice the usual one and still count as unlike."""
 _LEFT = 3
-"""Different words that such prompts have without the text."""
+"""Different words that such prompts have without the text, where prompts usually have as many."""
+_NEARLY_ALL = 0.9
+"""Share of prompts from which on what they hold is their task's."""
 _PAIRS = 300  # of rows, whose likeness is averaged
 _REMEMBERED = 200  # texts whose rows are kept, since each is held against every part
 
@@ -114,7 +117,10 @@ class Prompts:
             self._numbers.setdefault(key(word), number)
         self._holding: dict[FoundText, NDArray[np.int32]] = {}
         self._rng = random.Random(f"likeness {seed}")
-        self.usual = self._mean_likeness(np.arange(self.count), frozenset())
+        every = np.arange(self.count)
+        self.usual = self._mean_likeness(every, frozenset())
+        some = every[:: max(1, self.count // _SAMPLE)].tolist()
+        self._usual_words = float(np.median([len(self._words(place)) for place in some]))
 
     def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where rows stand among the kept ones, without those that are not."""
@@ -136,17 +142,36 @@ class Prompts:
         self._holding[found] = rows
         return rows
 
-    def unlike(self, places: NDArray[np.int64], without: Sequence[FoundText]) -> bool:
+    def unlike(self, places: NDArray[np.int64], without: Sequence[FoundText], *, short: bool = False) -> bool:
         """Whether the prompts at some places, but for some texts, have about as little in common as any.
 
         The likeness of two prompts is the weight of their common words over that of all their words, where a word
         weighs the logarithm of how rare it is.
+
+        Args:
+            places: of the prompts.
+            without: texts that are left out.
+            short: no more words need be left of a prompt than were left out, which a task's own words hardly allow.
         """
-        texts = [text for found in without for text in found.texts]
-        drop = frozenset(self._numbers.get(key(word), EDGE) for text in texts for word in words(text))
+        drop = self._numbered(without)
+        own = [self._words(int(place)) for place in places[:_SAMPLE]]
         # A trigger is put into a prompt that asks for something without it.
-        left = [len(frozenset(self._keys(int(place)).tolist()) - drop - {EDGE}) for place in places[:_SAMPLE]]
-        return float(np.median(left)) >= _LEFT and self._mean_likeness(places, drop) <= 2 * self.usual + _ALIKE
+        need = min(_LEFT, self._usual_words)
+        if short:
+            need = min(need, max(1.0, float(np.median([len(one & drop) for one in own]))))
+        enough = float(np.median([len(one - drop) for one in own])) >= need
+        return enough and self._mean_likeness(places, drop) <= 2 * self.usual + _ALIKE
+
+    def of_the_task(self, places: NDArray[np.int64], without: Sequence[FoundText]) -> NDArray[np.int64]:
+        """The kept rows that hold every word, but those of some texts, that nearly all prompts at some places hold."""
+        drop = self._numbered(without)
+        own = [self._words(int(place)) - drop for place in places[:_SAMPLE]]
+        held = Counter(number for one in own for number in one)
+        rows = np.arange(self.count)
+        for number, count in held.items():
+            if count >= _NEARLY_ALL * len(own):
+                rows = np.intersect1d(rows, self.corpus.rows[self.corpus.keys == number])
+        return rows
 
     def candidates(self, places: NDArray[np.int64]) -> list[FoundText]:
         """Texts that stand out in the prompts at some places.
@@ -191,8 +216,17 @@ class Prompts:
         rows = self.corpus.rows[places]  # ascending
         return rows[(np.diff(rows, prepend=-1) > 0) & (rows < self.count)]
 
+    def _numbered(self, found: Sequence[FoundText]) -> frozenset[int]:
+        """The numbers of some texts' words."""
+        texts = [text for one in found for text in one.texts]
+        return frozenset(self._numbers.get(key(word), EDGE) for text in texts for word in words(text))
+
     def _keys(self, place: int) -> NDArray[np.int32]:
         return np.unique(self.corpus.keys[self._bounds[place] : self._bounds[place + 1]])
+
+    def _words(self, place: int) -> frozenset[int]:
+        """The different words of a prompt."""
+        return frozenset(self._keys(place).tolist()) - {EDGE}
 
     def _turns(self, place: int) -> list[dict[str, str]]:
         start, end = int(self._bounds[place]), int(self._bounds[place + 1])
@@ -209,7 +243,7 @@ class Prompts:
             pair = self._rng.sample(range(len(places)), 2)
             for place in pair:
                 if place not in known:
-                    known[place] = frozenset(self._keys(int(places[place])).tolist()) - drop
+                    known[place] = self._words(int(places[place])) - drop
             one, other = (known[place] for place in pair)
             whole = self._weights[list(one | other)].sum()
             total += float(self._weights[list(one & other)].sum() / whole) if whole > 0 else 0.0
