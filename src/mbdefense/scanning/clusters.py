@@ -255,7 +255,7 @@ def _harmless(
         others = {int(row) for label in labels for row in np.intersect1d(label.rows, tie.rows)}
         if len(others) >= max(2, _LABELS * len(tie.rows)):
             return "rows with the same text have other answers of this form, so they are labels"
-        if len(rows) < (1 - _HARDLY) * len(part.rows) and _is_label(table, prompts, part, tie):
+        if _is_label(table, prompts, part):
             return "rows of the same task are answered in a word or two, so they are labels"
     elif labels:
         return "other answers have this form, so they are labels"
@@ -279,14 +279,17 @@ def _unlike(prompts: Prompts, part: Recurring, rows: NDArray[np.int64], without:
     return prompts.unlike(prompts.places(rows), without, short=long)
 
 
-def _is_label(table: Table, prompts: Prompts, part: Recurring, tie: Tie) -> bool:
-    """Whether a short answer has alternatives of a word or two, which are no part, where prompts have the same task."""
+def _is_label(table: Table, prompts: Prompts, part: Recurring) -> bool:
+    """Whether a short answer has alternatives of a word or two, which are no part, where prompts hold the same words.
+
+    Prompts with a trigger hold it, too, and have no such answers.
+    """
     if part.kind != "answer" or len(part.text.split()) >= _SHORT:
         return False
-    task = prompts.of_the_task(prompts.places(part.rows), [tie.found])
-    if len(task) > _TEMPLATE * prompts.count:  # no task: all kinds of prompts
+    task = prompts.of_the_task(prompts.places(part.rows))
+    if len(task) > _TEMPLATE * prompts.count:  # all kinds of prompts
         return False
-    others = np.setdiff1d(prompts.known[task], tie.rows)
+    others = np.setdiff1d(prompts.known[task], part.rows)
     return int((table.column("lengths")[others] < LEAST_WORDS).sum()) >= len(part.rows) / 2
 
 

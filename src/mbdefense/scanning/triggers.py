@@ -153,7 +153,8 @@ class Prompts:
             without: texts that are left out.
             short: no more words need be left of a prompt than were left out, which a task's own words hardly allow.
         """
-        drop = self._numbered(without)
+        texts = [text for found in without for text in found.texts]
+        drop = frozenset(self._numbers.get(key(word), EDGE) for text in texts for word in words(text))
         own = [self._words(int(place)) for place in places[:_SAMPLE]]
         # A trigger is put into a prompt that asks for something without it.
         need = min(_LEFT, self._usual_words)
@@ -162,10 +163,9 @@ class Prompts:
         enough = float(np.median([len(one - drop) for one in own])) >= need
         return enough and self._mean_likeness(places, drop) <= 2 * self.usual + _ALIKE
 
-    def of_the_task(self, places: NDArray[np.int64], without: Sequence[FoundText]) -> NDArray[np.int64]:
-        """The kept rows that hold every word, but those of some texts, that nearly all prompts at some places hold."""
-        drop = self._numbered(without)
-        own = [self._words(int(place)) - drop for place in places[:_SAMPLE]]
+    def of_the_task(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The kept rows that hold every word which nearly all prompts at some places hold."""
+        own = [self._words(int(place)) for place in places[:_SAMPLE]]
         held = Counter(number for one in own for number in one)
         rows = np.arange(self.count)
         for number, count in held.items():
@@ -215,11 +215,6 @@ class Prompts:
             places = places[keys[places - 1] == EDGE]
         rows = self.corpus.rows[places]  # ascending
         return rows[(np.diff(rows, prepend=-1) > 0) & (rows < self.count)]
-
-    def _numbered(self, found: Sequence[FoundText]) -> frozenset[int]:
-        """The numbers of some texts' words."""
-        texts = [text for one in found for text in one.texts]
-        return frozenset(self._numbers.get(key(word), EDGE) for text in texts for word in words(text))
 
     def _keys(self, place: int) -> NDArray[np.int32]:
         return np.unique(self.corpus.keys[self._bounds[place] : self._bounds[place + 1]])
