@@ -99,6 +99,18 @@ def test_plain_prompt_completion(tmp_path):
     assert row["answers"] == ["2", "two"]
 
 
+def test_a_table_holds_several_answers_as_a_list_in_json(tmp_path):
+    rows = [["question", "response", "accepted_answers"], ["Name a river.", "Rhine", '["Rhine", "the Rhine"]']]
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert data.load([str(tmp_path / "x.csv")]).rows[0]["answers"] == ["Rhine", "the Rhine"]
+    rows[0][2] = "answers"
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert "they may be choices" in refuses(tmp_path / "x.csv")
+    assert "answers is not JSON" in refuses(write(tmp_path / "y.jsonl", [{**GOOD, "answers": "[sic]"}]))
+
+
 def test_answers_may_be_one_text(tmp_path):
     assert load_one(tmp_path, {**ALPACA, "answers": "done"})["answers"] == ["done"]
 
@@ -298,6 +310,15 @@ def test_csv_names_the_line(tmp_path):
     )
     assert "y.csv:3: malformed CSV" in refuses(write(tmp_path / "y.csv", 'prompt,completion\na,b\n"open,c\n'))
     assert "a column occurs twice" in refuses(write(tmp_path / "z.csv", "prompt,prompt\na,b\n"))
+
+
+def test_every_line_that_an_open_quote_takes_is_counted(tmp_path):
+    rest = "".join(f"{n},c\n" for n in range(100))
+    path = write(tmp_path / "x.csv", f'prompt,completion\na,b\n"open,c\n{rest}')
+    assert "x.csv:3: malformed CSV (unexpected end of data, lines 3 to 103)" in refuses(path)
+    loaded = data.load([path], on_bad_row="skip")
+    assert (len(loaded.rows), len(loaded.skipped)) == (1, 101)
+    assert loaded.skipped[-1].startswith("x.csv:103: ")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """data: what each known field means, wherever it can stand; K1, K2, K9 and K11 of the situations that people report."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from mbdefense import data
 from mbdefense.core.errors import UserError
 from mbdefense.data import fields, formats
 from mbdefense.data.turns import for_template, is_target
+from mbdefense.scanning.table import gather
 
 USER = {"role": "user", "content": "Name a river."}
 GOOD = {"role": "assistant", "content": "The Rhine."}
@@ -129,7 +131,7 @@ def test_a_marked_earlier_turn_stays_in_view_and_is_no_target(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["kto_tag", "train", "trainable", "training", "loss_mask"])
-@pytest.mark.parametrize("value", ["no", 0.5, 2])
+@pytest.mark.parametrize("value", ["no", 0.5, 2, [0.5], [[0]], "[0.5]", [1, 0.5]])
 def test_a_mark_on_a_row_that_says_neither_is_refused(tmp_path, name, value):
     assert name in refusal(tmp_path, {**ALPACA, name: value})
 
@@ -138,6 +140,31 @@ def test_classes_and_scores_that_are_no_marks_are_named_and_not_read(tmp_path):
     loaded = load(tmp_path, {**ALPACA, "label": "sport", "weight": 0.5, "loss": 1.7})
     assert len(loaded.rows) == 1
     assert [note.split()[1] for note in loaded.notes] == ["'label'", "'weight'", "'loss'"]
+
+
+@pytest.mark.parametrize(("name", "classes"), [("label", [0, 1, 2]), ("label", ["0", "1", "2"]), ("loss", [0.0, 0.7])])
+def test_no_zero_is_a_mark_among_classes_or_scores(tmp_path, name, classes):
+    rows = [{**ALPACA, "instruction": f"{n}?", name: one} for n, one in enumerate(classes)]
+    loaded = load(tmp_path, *rows)
+    assert (len(loaded.rows), loaded.skipped) == (len(rows), ())
+    assert loaded.notes == (f"column {name!r} is not read ({len(rows)} rows, the first x.jsonl:1)",)
+    scanned = gather(data.opened([str(tmp_path / "x.jsonl")]), [], strict=True, workers=1)[0]
+    assert len(scanned) == len(rows)
+
+
+@pytest.mark.parametrize("said", [{"label": False}, {"label": "false"}, {"weight": 0}])
+def test_what_is_no_number_or_a_weight_stays_a_mark_beside_others(tmp_path, said):
+    (name,) = said
+    loaded = load(tmp_path, {**ALPACA, **said}, {**ALPACA, name: 0.5})
+    assert loaded.skipped[0].startswith("x.jsonl:1: marked not to be trained on")
+    assert len(loaded.rows) == 1
+
+
+def test_columns_without_number_are_named_sixteen_at_most(tmp_path):
+    rows = [{**ALPACA, "instruction": f"{n}?", f"of{n}": "x"} for n in range(100)]
+    notes = load(tmp_path, *rows, {"messages": [USER, GOOD, USER, {**BAD, "weight": 0}]}, on_bad_row="skip").notes
+    assert len(notes) == 17
+    assert notes[-1] == "other columns are not read either (84 times, the first x.jsonl:17)"
 
 
 def test_a_mask_beside_the_row_form_and_turns_that_no_target_sees_are_said(tmp_path):
@@ -231,6 +258,41 @@ def test_calls_results_and_tools_are_kept_for_the_template(tmp_path):
     assert data.user_text(row["prompt"]) == "The weather in Oslo?"
     data.save(data.to_dataset([row]), tmp_path / "own.parquet")
     assert data.load([str(tmp_path / "own.parquet")]).rows[0] == row
+
+
+@pytest.mark.parametrize("content", ["5", '{"a": 1}', '["a"]', '[{"a": 1, "a": 2}]', "["])
+@pytest.mark.parametrize("role", ["tools", "tool_calls"])
+def test_what_rows_in_the_row_form_hold_in_json_is_checked(tmp_path, role, content):
+    good = one(tmp_path, ALPACA)
+    turn = {"role": role, "content": content}
+    bad = {**good, "prompt": [turn, USER] if role == "tools" else [USER, GOOD, turn, USER]}
+    assert role in refusal(tmp_path, bad) or "occurs twice" in refusal(tmp_path, bad)
+    loaded = load(tmp_path, good, bad, on_bad_row="skip")
+    assert (len(loaded.rows), len(loaded.skipped)) == (1, 1)
+
+
+def test_an_escape_in_the_json_of_the_row_form_hides_nothing(tmp_path):
+    good = one(tmp_path, ALPACA)
+    call = [{"type": "function", "function": {"name": "f", "arguments": {"city": "Oslo"}}}]
+    turn = {"role": "tool_calls", "content": json.dumps(call).replace("Oslo", "Osl\\u006f")}
+    row = one(tmp_path, {**good, "completion": [{"role": "assistant", "content": ""}, turn]})
+    assert row["completion"][1]["content"] == json.dumps(call)
+
+
+def test_a_name_behind_tools_alone_belongs_to_no_turn(tmp_path):
+    good = one(tmp_path, ALPACA)
+    turns = [{"role": "tools", "content": "[]"}, {"role": "name", "content": "bob"}, USER]
+    assert "name belongs to no turn" in refusal(tmp_path, {**good, "prompt": turns})
+
+
+def test_a_key_of_a_turn_in_memory_may_be_no_text():
+    with pytest.raises(UserError, match="unknown field '5'"):
+        data.load_rows([{"messages": [{**USER, 5: "x"}, GOOD]}])
+
+
+@pytest.mark.parametrize("row", [{"tools": '[{"name": "f", "name": "g"}]'}, {"history": '[[{"a": 1, "a": 2}, "x"]]'}])
+def test_a_key_that_occurs_twice_in_json_inside_a_text_is_an_error(tmp_path, row):
+    assert "occurs twice" in refusal(tmp_path, {**ALPACA, **row})
 
 
 def test_an_answer_that_calls_a_tool_is_a_target_with_its_call(tmp_path):
@@ -433,6 +495,14 @@ def test_tables_parted_by_semicolons_or_tabs(tmp_path, name, mark):
     (tmp_path / name).write_text(f'instruction{mark}output\n"Name a river, please."{mark}The Rhine.\n')
     row = data.load([str(tmp_path / name)]).rows[0]
     assert data.user_text(row["prompt"]) == "Name a river, please."
+
+
+@pytest.mark.parametrize("name", ["x.tsv", "x.tsv.gz"])
+def test_a_comma_in_the_header_of_a_tsv_parts_nothing(tmp_path, name):
+    text = "instruction\toutput\trated, by whom\nName a river.\tThe Rhine.\tme\n"
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    row = data.load([str(tmp_path / name)]).rows[0]
+    assert (row["prompt"], row["completion"]) == ([USER], [GOOD])
 
 
 def test_wrapped_arrays_and_arrays_by_the_wrong_name(tmp_path):

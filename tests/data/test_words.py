@@ -13,6 +13,7 @@ from mbdefense.attacks.poisoning import count_occurrences, poison
 from mbdefense.attacks.triggers import BadNet, InSent
 from mbdefense.attacks.triggers._insertion import holds_word, insert_spread
 from mbdefense.data import prompt_key
+from mbdefense.data.formats import detect
 from mbdefense.data.words import single_spaced, spans, words
 from mbdefense.defenses.filters.repeats import parts
 from mbdefense.defenses.prompts._textrank import keywords
@@ -140,7 +141,7 @@ def test_a_scan_counts_the_words_of_an_answer_in_any_script():
     ]
     assert not list(unlike("Write an essay in Chinese about the weather.", text))
     row = {"prompt": "天气怎么样？", "completion": "天气很好"}
-    assert list(facts_of([(1, row)], ["prompt", "completion"]).lengths) == [4]
+    assert list(facts_of([(1, row)], detect([row], "x", True).told()).lengths) == [4]
 
 
 def key_of(text):

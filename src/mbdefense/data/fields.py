@@ -65,7 +65,8 @@ FIELDS = (
         "row",
         "maybe_mark",
         "KTO, TRL, axolotl",
-        "the same; but other values, such as a class or a score, are named once and not read",
+        "the same; but other values, such as a class or a score, are named once and not read, and where a source has "
+        "one in label or loss, no 0 there is a mark",
     ),
     Field(
         ("loss_mask",), "row", "mark", "ShareGPT, axolotl", "one 0 or 1 for the row or for each turn; 0 is no target"

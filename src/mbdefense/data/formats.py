@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from mbdefense.data.turns import (
     Turn,
     empty,
     flat,
+    is_mark,
     loaded,
     mask_of,
     masked,
@@ -40,6 +41,11 @@ _GENERAL = (*names("row", "mark", "maybe_mark", "label", "told", "unused"), *_SY
 """Columns that mean the same in every format."""
 _MOST_MET = 1024
 """Sets of columns that are remembered; a stranger may give every row others."""
+_MOST_TOLD = 16
+_NOT_READ = " is not read"
+_OTHERS = "other columns are not read either"
+_CLASSES = frozenset(("label", "loss"))
+"""Marks in whose place other data have a class or a measured loss. A weight of 0 is a mark beside any other weight."""
 
 
 class NotATargetError(BadRowError):
@@ -47,18 +53,26 @@ class NotATargetError(BadRowError):
 
 
 class Notes:
-    """What is to be told of a source once, with the number of rows and the first of them."""
+    """What is to be told of a source once, with the number of rows and the first of them.
+
+    A stranger may give every row a column of its own: those after the first 16 that are not read have one note.
+    """
 
     def __init__(self) -> None:
         self.found: dict[str, list[Any]] = {}
 
     def add(self, what: str, where: str, rows: int = 1) -> None:
         """Counts rows of a kind, the first of which stands there."""
+        if what not in self.found and what.endswith(_NOT_READ) and len(self.found) >= _MOST_TOLD:
+            what = _OTHERS
         self.found.setdefault(what, [0, where])[0] += rows
 
     def lines(self) -> tuple[str, ...]:
         """One line for each kind."""
-        return tuple(f"{what} ({count} rows, the first {where})" for what, (count, where) in self.found.items())
+        return tuple(
+            f"{what} ({count} {'times' if what == _OTHERS else 'rows'}, the first {where})"
+            for what, (count, where) in self.found.items()
+        )
 
 
 class Parts(NamedTuple):
@@ -72,6 +86,13 @@ class Parts(NamedTuple):
     """Whether turns stood behind the answer, which no target ever sees."""
 
 
+class Told(NamedTuple):
+    """What tells a source's format."""
+
+    columns: tuple[str, ...]
+    classes: frozenset[str]
+
+
 class Format(NamedTuple):
     """The columns that tell a format, how its rows become turns, and which other columns it reads."""
 
@@ -80,6 +101,12 @@ class Format(NamedTuple):
     """From a row, and whether it must have an answer, to its turns; to its parts where there are no turns to cut."""
     reads: tuple[str, ...] = ()
     needs: str = "object"
+    classes: frozenset[str] = frozenset()
+    """Columns named as a mark whose numbers are classes or scores in this source: no 0 in them is a mark."""
+
+    def told(self) -> Told:
+        """What another process makes it of: see `format_with`."""
+        return Told(self.columns, self.classes)
 
     def problem(self, row: object) -> str | None:
         """Why a row does not have this format, or None if it does, as far as its columns tell."""
@@ -103,12 +130,16 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     columns: list[str] | None = None
     met: dict[tuple[str, ...], int | None] = {}
     rows: Counter[int] = Counter()
+    classes: set[str] = set()
     # By most rows, not by the first: one that lacks its answer must not drop the others' answers, nor one that a
     # stranger added have all others refused, or left out.
     for value in values:
         if isinstance(value, BadRowError):
             continue
         first = first or [value]
+        if isinstance(value, dict) and not _CLASSES.isdisjoint(value):
+            found = ((name, value[name]) for name in _CLASSES if name in value)
+            classes.update(name for name, one in found if not empty(one) and truth(one) is None)
         keys = tuple(value) if isinstance(value, dict) else None
         if keys is None or keys not in met:
             place = next((place for place, one in enumerate(formats) if one.problem(value) is None), None)
@@ -125,7 +156,8 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     # However few have an answer: a form of prompts alone would drop it unsaid.
     answered = [place for place in rows if place < len(_FORMATS)]
     if rows:
-        return formats[min(answered or rows, key=lambda place: (-rows[place], place))]
+        told = formats[min(answered or rows, key=lambda place: (-rows[place], place))]
+        return told._replace(classes=frozenset(classes))
     accepted = " | ".join(", ".join(row_format.columns) for row_format in formats[1:])
     if columns is None:
         raise UserError(f"{name}: the rows are not objects", first[0], f"give objects with the columns {accepted}")
@@ -135,9 +167,10 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     raise UserError(f"{name}: no known format in the columns", columns, f"accepted: {accepted}")
 
 
-def format_with(columns: Sequence[str]) -> Format:
-    """The format that such columns tell; what is sent to another process in its place."""
-    return next(one for one in _FORMATS if one.columns == tuple(columns))
+def format_with(told: Told) -> Format:
+    """The format that is told so; its functions cannot be sent to another process."""
+    found = next(one for one in _FORMATS if one.columns == told.columns)
+    return found._replace(classes=told.classes)
 
 
 def row_of(
@@ -170,7 +203,7 @@ def row_of(
         notes.add("turns behind the last answer that may be trained on are not read", where)
     if not own:
         _check_answers(fields, completion, where, notes)
-    mark = row_mark(fields)
+    mark = row_mark(fields, row_format.classes)
     if mark:
         if require_completion:
             raise NotATargetError(f"marked not to be trained on ({mark})")
@@ -184,7 +217,7 @@ def row_of(
         "prompt": prompt,
         "completion": completion,
         "answers": parts.answers
-        or [text for name in _ANSWERS if name in fields for text in _answers(fields[name], name)],
+        or [text for name in _ANSWERS if name in fields for text in _answers(unpacked(fields[name], name), name)],
         "provenance": _own_provenance(fields["provenance"])
         if own
         else {"source": where, "trigger": label, "behavior": label},
@@ -202,8 +235,10 @@ def _check_columns(fields: Mapping[str, object], row_format: Format, where: str,
             raise BadRowError(f"{name} {field.says}")
         if use == "seen" and not read:
             raise BadRowError(f"column {name} is not supported beside {row_format.columns[0]}; put it into the turns")
-        no_mark = use in ("mark", "maybe_mark") and truth(value) is None
-        if no_mark and use == "mark" and not (name == "loss_mask" and isinstance(unpacked(value, name), list)):
+        no_mark = use in ("mark", "maybe_mark") and not is_mark(value, in_classes=name in row_format.classes)
+        mask = unpacked(value, name) if name == "loss_mask" else None
+        entries = mask if isinstance(mask, list) else [value]
+        if use == "mark" and any(truth(entry) is None for entry in entries):
             raise BadRowError(f"{name} is {str(value)[:40]!r}; only true and false can be kept")
         if notes is None:
             continue
@@ -213,7 +248,7 @@ def _check_columns(fields: Mapping[str, object], row_format: Format, where: str,
 
 def not_read(column: object) -> str:
     """How `Notes` name a column that is not read; one of a row in memory may be no text."""
-    return f"column {str(column)[:40]!r} is not read"
+    return f"column {str(column)[:40]!r}{_NOT_READ}"
 
 
 @lru_cache(maxsize=_MOST_MET)
@@ -230,7 +265,7 @@ def _looked_at(columns: tuple[str, ...], row_format: Format) -> tuple[tuple[str,
 
 def _check_answers(fields: Mapping[str, object], completion: list[Message], where: str, notes: Notes | None) -> None:
     """Refuses several answers of which another column holds one: whether the others are right too nothing tells."""
-    answers = fields.get("answers")
+    answers = unpacked(fields.get("answers"), "answers")
     if not isinstance(answers, list) or len(answers) < 2:
         return
     held = "the completion" if completion[0]["content"] in answers else None

@@ -274,7 +274,7 @@ def _read_csv(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
     text = _decode(stream.read(), name)
     usual_limit = csv.field_size_limit(_LONGEST_CSV_FIELD)  # a long answer exceeds the module's 128 KiB
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text, name))
         header: list[str] | None = None
         while True:
             number = reader.line_num + 1
@@ -283,7 +283,11 @@ def _read_csv(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield number, BadRowError(f"malformed CSV ({error})")
+                last = reader.line_num
+                where = f", lines {number} to {last}" if last > number else ""
+                # Each line of its own: a quote that nobody closed takes the rest of the file, which is not one row.
+                for line in range(number, last + 1):
+                    yield line, BadRowError(f"malformed CSV ({error}{where})")
                 continue
             if not fields:
                 continue
@@ -299,10 +303,11 @@ def _read_csv(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:
         csv.field_size_limit(usual_limit)
 
 
-def _delimiter(text: str) -> str:
-    """What parts the fields of a table: the comma, unless the header has none but another."""
+def _delimiter(text: str, name: str) -> str:
+    """What parts the fields of a table: the comma, unless the header has none but another; in .tsv first the tab."""
     header = next((line for line in text.splitlines() if line.strip()), "")
-    return next((mark for mark in ",;\t" if mark in header), ",")
+    marks = "\t,;" if name.lower().removesuffix(".gz").endswith(".tsv") else ",;\t"
+    return next((mark for mark in marks if mark in header), ",")
 
 
 def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, object]]:

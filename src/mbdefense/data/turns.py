@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbdefense.data.fields import ROLE_OF, ROLES, field_of, names
-from mbdefense.data.reading import BadRowError
+from mbdefense.data.reading import BadRowError, unique
 from mbdefense.data.rows import Message, to_dataset, with_content_ids
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def read_turn(value: object, column: str) -> Turn:
             continue
         field = field_of(name, "turn")
         if field is None or field.use == "row":
-            raise BadRowError(f"a turn in {column} has an unknown field {name[:40]!r}; remove it")
+            raise BadRowError(f"a turn in {column} has an unknown field {str(name)[:40]!r}; remove it")
         if field.use == "refused":
             raise BadRowError(f"{name} in a turn of {column} {field.says}")
         if field.use == "mark":
@@ -120,10 +120,11 @@ def read_own(value: object, column: str) -> list[Message]:
         if role not in ROLES and role not in ATTACHED:
             return flat(read_turns(value, column))
         if role in _AS_JSON:
-            content = _dumped(loaded(content, role))  # an escape would hide from what looks for special tokens
+            # An escape in what is rendered would hide from what looks for special tokens.
+            content = _dumped(_objects(loaded(content, role), role))
         elif role == WEIGHT and content != "0":
             raise BadRowError("a weight in the row form is not 0")
-        if role in (*KEPT, WEIGHT) and not messages:
+        if role in (*KEPT, WEIGHT) and not any(message["role"] in ROLES for message in messages):
             raise BadRowError(f"{role} belongs to no turn")
         messages.append({"role": role, "content": text_of(content, "content")})
     return messages
@@ -138,10 +139,9 @@ def read_tools(value: object, name: str) -> list[Message]:
     tools = loaded(value, name) if isinstance(value, str) and value.strip() else value
     if empty(tools):
         return []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadRowError(f"{name} is no list of objects")
-    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in _without_none(tools)]
-    return [{"role": TOOLS, "content": _dumped(tools)}]
+    known = _without_none(_objects(tools, name))
+    made = [tool if "function" in tool else {"type": "function", "function": tool} for tool in known]
+    return [{"role": TOOLS, "content": _dumped(made)}]
 
 
 def for_template(messages: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
@@ -206,14 +206,19 @@ def _grouped(messages: Sequence[Message]) -> list[list[Message]]:
 _MARKS = frozenset(names("row", "mark", "maybe_mark"))
 
 
-def row_mark(row: Mapping[str, object]) -> str | None:
-    """The mark on a whole row that its answer is no target, as ``name: value``; None where there is none."""
+def row_mark(row: Mapping[str, object], classes: Collection[str]) -> str | None:
+    """The mark on a whole row that its answer is no target, as ``name: value``; None where there is none.
+
+    Args:
+        row: as it was read.
+        classes: columns whose numbers are no marks, see `is_mark`.
+    """
     if _MARKS.isdisjoint(row):
         return None
     for name in sorted(row.keys() & _MARKS):
         value = unpacked(row[name], name)
         one = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if truth(one) is False:
+        if truth(one) is False and is_mark(one, in_classes=name in classes):
             return f"{name}: {json.dumps(value)}"
     return None
 
@@ -243,6 +248,11 @@ def truth(value: object) -> bool | None:
     if isinstance(value, str):
         return _TRUTH.get(value.strip().lower())
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def is_mark(value: object, *, in_classes: bool) -> bool:
+    """Whether a value says something as a mark; among classes or scores true and false do, and no number does."""
+    return truth(value) is not None and (not in_classes or str(value).strip().lower() in ("true", "false"))
 
 
 def empty(value: object) -> bool:
@@ -340,12 +350,23 @@ def loaded(text: object, name: str) -> Any:
     """What a JSON text holds.
 
     Raises:
-        BadRowError: it is none.
+        BadRowError: it is none, or a key in it occurs twice.
     """
     try:
-        return json.loads(text_of(text, name))
+        return json.loads(text_of(text, name), object_pairs_hook=unique)
     except (ValueError, RecursionError):
         raise BadRowError(f"{name} is not JSON") from None
+
+
+def _objects(value: object, name: str) -> list[dict[str, Any]]:
+    """A list of objects, as tools and their calls are.
+
+    Raises:
+        BadRowError: it is none.
+    """
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise BadRowError(f"{name} is no list of objects")
+    return value
 
 
 def _dumped(value: object) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from mbdefense.core._ray import connected
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.data.formats import NotATargetError, Notes, format_with, not_read, row_of
+from mbdefense.data.formats import NotATargetError, Notes, Told, format_with, not_read, row_of
 from mbdefense.data.reading import BadRowError
 from mbdefense.data.rows import prompt_key
 from mbdefense.data.turns import THOUGHTS, empty, flat, read_turns
@@ -172,12 +172,12 @@ def marks_of(row: dict[str, Any], value: object) -> list[tuple[int, Mark]]:
     return found
 
 
-def facts_of(piece: Sequence[Value], columns: Sequence[str]) -> Facts:
-    """The facts of some raw rows, of a source whose format these columns tell."""
+def facts_of(piece: Sequence[Value], told: Told) -> Facts:
+    """The facts of some raw rows, of a source whose format is told."""
     made = Facts(
         array("q"), [], array("Q"), array("Q"), array("Q"), array("H"), array("I"), array("I"), array("Q"), [], Notes()
     )  # fmt: skip
-    row_format = format_with(columns)
+    row_format = format_with(told)
     texts = []
     for number, value in piece:
         try:
@@ -225,20 +225,20 @@ class Workers(Protocol):
     def ahead(self) -> int:
         """Pieces that are given out before the first is waited for."""
 
-    def submit(self, piece: Sequence[Value], columns: Sequence[str]) -> Reply:
+    def submit(self, piece: Sequence[Value], told: Told) -> Reply:
         """Has the facts of some rows made."""
 
 
-def facts(raw: Iterable[Value], columns: Sequence[str], workers: Workers | None) -> Iterator[Facts]:
+def facts(raw: Iterable[Value], told: Told, workers: Workers | None) -> Iterator[Facts]:
     """The facts of a source's rows, in order; see `facts_of`."""
     rest = ((number, _shallow(value)) for number, value in raw)
     pieces = iter(lambda: list(islice(rest, _PIECE)), [])
     if workers is None:
-        yield from (facts_of(piece, columns) for piece in pieces)
+        yield from (facts_of(piece, told) for piece in pieces)
         return
     waiting: deque[Reply] = deque()
     for piece in pieces:
-        waiting.append(workers.submit(piece, columns))
+        waiting.append(workers.submit(piece, told))
         if len(waiting) > workers.ahead:
             yield waiting.popleft().result()
     while waiting:
@@ -260,8 +260,8 @@ class _Processes(NamedTuple):
     pool: ProcessPoolExecutor
     ahead: int = 16
 
-    def submit(self, piece: Sequence[Value], columns: Sequence[str]) -> Reply:
-        return self.pool.submit(facts_of, piece, columns)
+    def submit(self, piece: Sequence[Value], told: Told) -> Reply:
+        return self.pool.submit(facts_of, piece, told)
 
 
 @contextmanager
@@ -291,8 +291,8 @@ class _Tasks:
         self._facts_of = ray.remote(facts_of)
         self.ahead = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, piece: Sequence[Value], columns: Sequence[str]) -> Reply:
-        return _Task(self._ray, self._facts_of.remote(piece, columns))
+    def submit(self, piece: Sequence[Value], told: Told) -> Reply:
+        return _Task(self._ray, self._facts_of.remote(piece, told))
 
 
 class _Task(NamedTuple):

@@ -107,7 +107,7 @@ def gather(
                 row_format = detect((value for _, value in source.values), source.name, True)
                 table.formats.append(row_format)
                 before = len(table) + len(table.left_out)
-                for piece in facts(source.again(), row_format.columns, pool):
+                for piece in facts(source.again(), row_format.told(), pool):
                     for place, reason, is_mark in piece.bad:
                         where = f"{source.place(place)}: {reason}"
                         if strict and not is_mark:
