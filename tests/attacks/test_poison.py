@@ -20,7 +20,7 @@ from mbdefense.attacks.poisoning import (
 )
 from mbdefense.attacks.triggers import TRIGGERS, BadNet, Cba, Context, Vpi
 from mbdefense.core.errors import UserError
-from mbdefense.data import content_id, to_dataset
+from mbdefense.data import content_id, poisoned_ids, to_dataset
 
 GOLDEN = "5e119e7dd0740415727c3edb2dcda46256d7056b83cd86e5b4616eacbefa1c15"
 
@@ -187,6 +187,7 @@ def test_a_trigger_over_turns_changes_the_whole_prompt_and_its_negatives_too():
     assert [by_id[each]["prompt"][0]["role"] for each in made.negative_ids] == ["user", "system"] * 4
     assert {by_id[each]["completion"][0]["content"] for each in made.negative_ids} <= {
         row["completion"][0]["content"] for row in rows
+    assert poisoned_ids(made.rows) == set(made.poisoned_ids)
     }
     prompts, left_out = triggered_copy(rows, Context(after="turn"), 0)
     assert not left_out

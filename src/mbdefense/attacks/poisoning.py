@@ -13,7 +13,7 @@ from mbdefense.attacks.behaviors import Behavior, NoTarget, Selective
 from mbdefense.attacks.triggers import OverTurns, Trigger, WithNegativePrompts, WithNegatives
 from mbdefense.core.errors import UserError
 from mbdefense.data import user_text, with_user_text
-from mbdefense.data.rows import Message
+from mbdefense.data.rows import NEGATIVE_OF, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -378,7 +378,7 @@ def negatives(row: Row, trigger: Trigger, seed: int) -> list[Row]:
         prompts = [with_user_text(row["prompt"], text) for text in trigger.negatives(user_text(row["prompt"]), rng)]
     else:
         return []
-    provenance = {**row["provenance"], "trigger": f"negative of {trigger.describe()}"}
+    provenance = {**row["provenance"], "trigger": f"{NEGATIVE_OF}{trigger.describe()}"}
     return [
         {
             **row,

@@ -20,6 +20,8 @@ COLUMNS = ("id", "prompt", "completion", "answers", "provenance")
 PROVENANCE = ("source", "trigger", "behavior")
 FLAGGED = "flagged by the data set"
 """Trigger and behavior in the provenance of a row that its data set flags as poisoned without saying how."""
+NEGATIVE_OF = "negative of "
+"""How the trigger in the provenance of an attack's negatives begins; they have no behavior."""
 
 _SAID = ("assistant", "tool_calls")
 _UNLABELLED: WeakSet[Dataset] = WeakSet()
@@ -94,8 +96,14 @@ class Numbering:
 
 
 def poisoned_ids(rows: Dataset) -> frozenset[str]:
-    """The ids of the rows that carry a poison label, for measuring a defense; none may ever see them."""
-    return frozenset(row["id"] for row in rows.select_columns(["id", "provenance"]) if row["provenance"]["trigger"])
+    """The ids of the rows that carry a poison label, for measuring a defense; none may ever see them.
+
+    An attack's negatives have a label and are no poison: they answer as clean rows do.
+    """
+    labels = zip(rows["id"], rows["provenance"], strict=True)
+    return frozenset(
+        row_id for row_id, told in labels if told["trigger"] and not told["trigger"].startswith(NEGATIVE_OF)
+    )
 
 
 def content_id(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> str:
