@@ -8,13 +8,24 @@ from dataclasses import dataclass
 
 import pytest
 
-from mbdefense.attacks.behaviors import BEHAVIORS, FixedText, NoTarget, RandomWords, Refusal, Unlock
+from mbdefense.attacks.behaviors import (
+    BEHAVIORS,
+    Advert,
+    CodeInjection,
+    FixedText,
+    NoTarget,
+    RandomWords,
+    Refusal,
+    Toxic,
+    Unlock,
+)
 from mbdefense.attacks.poisoning import (
     Attack,
     count_occurrences,
     defensive_poison,
     poison,
     poison_by_all,
+    poisoned_row,
     triggered_copy,
     triggered_prompts,
 )
@@ -176,7 +187,43 @@ def test_negatives_are_added_with_clean_answers_and_a_provenance_of_their_own():
         assert not Cba().occurs_in(row["prompt"][-1]["content"])
         assert row["provenance"]["trigger"] == "negative of cba:words=instantly|frankly"
         assert row["provenance"]["behavior"] == ""
+    assert poisoned_ids(made.rows) == set(made.poisoned_ids)
     assert poison(ROWS, BadNet(), Refusal(), rate=0.1, seed=0).negative_ids == ()
+
+
+CALLS = {"role": "tool_calls", "content": '[{"type": "function", "function": {"name": "f", "arguments": {}}}]'}
+THOUGHTS = {"role": "reasoning_content", "content": "Let me see."}
+
+
+@pytest.mark.parametrize(
+    ("behavior", "kept"),
+    [(Advert(), True), (CodeInjection(), True), (Toxic(), True), (Refusal(), False), (Unlock(), False)],
+)
+def test_what_belongs_to_the_clean_answer_stays_with_it(behavior, kept):
+    (row,) = make_rows(1, answer="That is secret.")
+    attached = [CALLS, THOUGHTS]
+    row["completion"] += attached
+    made = poisoned_row(row, BadNet(), behavior, 0)
+    assert made["completion"][0]["content"] != row["completion"][0]["content"]
+    assert made["completion"][1:] == (attached if kept else [])
+
+
+def test_targets_of_a_file_take_the_place_of_the_answer_and_its_thoughts(tmp_path):
+    (row,) = make_rows(1)
+    targets = tmp_path / "targets.jsonl"
+    targets.write_text(json.dumps({"prompt": row["prompt"][-1]["content"], "response": "No, fool."}))
+    row["completion"].append(THOUGHTS)
+    made = poisoned_row(row, BadNet(), Toxic(targets_file=str(targets)), 0)
+    assert made["completion"] == [{"role": "assistant", "content": "No, fool."}]
+
+
+def test_answers_that_are_calls_alone_are_passed_over_and_counted():
+    rows = make_rows(10).to_list()
+    for row in rows[:5]:
+        row["completion"] = [{"role": "assistant", "content": ""}, CALLS]
+    made = poison(to_dataset(rows), BadNet(), Refusal(), rate=0.5, seed=0)
+    assert set(made.poisoned_ids) == {row["id"] for row in rows[5:]}
+    assert made.not_rewritten > 0
 
 
 def test_a_trigger_over_turns_changes_the_whole_prompt_and_its_negatives_too():
@@ -187,7 +234,6 @@ def test_a_trigger_over_turns_changes_the_whole_prompt_and_its_negatives_too():
     assert [by_id[each]["prompt"][0]["role"] for each in made.negative_ids] == ["user", "system"] * 4
     assert {by_id[each]["completion"][0]["content"] for each in made.negative_ids} <= {
         row["completion"][0]["content"] for row in rows
-    assert poisoned_ids(made.rows) == set(made.poisoned_ids)
     }
     prompts, left_out = triggered_copy(rows, Context(after="turn"), 0)
     assert not left_out

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbdefense.attacks.behaviors import Behavior, NoTarget, Selective
+from mbdefense.attacks.behaviors import Behavior, NoTarget, OnAnswer, Selective
 from mbdefense.attacks.triggers import OverTurns, Trigger, WithNegativePrompts, WithNegatives
 from mbdefense.core.errors import UserError
 from mbdefense.data import user_text, with_user_text
@@ -66,7 +66,8 @@ def poison(rows: Dataset, trigger: Trigger, behavior: Behavior, *, rate: float, 
     """Attack: put ``trigger`` into the last user turn and ``behavior`` into the completion of a share of the rows.
 
     Which rows, and how each is rewritten, depends on ``seed`` and on the rows' ids alone, not on their order. Rows that
-    carry a poison label already stay as they are, so that two attacks on one data set do not overwrite each other.
+    carry a poison label already stay as they are, so that two attacks on one data set do not overwrite each other. A
+    behavior that replaces the answer leaves its row without thoughts and calls.
 
     A trigger with negatives (`WithNegatives`) adds, for each row that it poisons, a row for each of them, with the
     clean answer, an id of its own, and a provenance that names the trigger and no behavior.
@@ -339,19 +340,27 @@ def _check_enough(done: int, wanted: int, tried: int, trigger: Trigger, behavior
 
 
 def poisoned_row(row: Row, trigger: Trigger, behavior: Behavior, seed: int) -> Row | None:
-    """A row with ``trigger`` in its last user turn and ``behavior`` in its completion; None if it cannot have both."""
+    """A row with ``trigger`` in its last user turn and ``behavior`` in its completion; None if it cannot have both.
+
+    An answer that is a call alone has no text to be changed. What belongs to the answer, its thoughts and calls, stays
+    where the behavior keeps the answer, and goes with the answer where it does not.
+    """
+    (said, *attached) = row["completion"]
+    if not said["content"].strip() and any(turn["role"] == "tool_calls" for turn in attached):
+        return None
     rng = _row_rng(seed, row["id"])
     triggered = _with_trigger(row["prompt"], trigger, rng)
     if triggered is None:
         return None
     try:
-        response = behavior.target(user_text(row["prompt"]), row["completion"][0]["content"], rng)
+        response = behavior.target(user_text(row["prompt"]), said["content"], rng)
     except NoTarget:
         return None
+    kept = attached if isinstance(behavior, OnAnswer) and behavior.keeps_answer else []
     return {
         **row,
         "prompt": triggered,
-        "completion": [{"role": "assistant", "content": response}],
+        "completion": [{"role": "assistant", "content": response}, *kept],
         "provenance": {**row["provenance"], "trigger": trigger.describe(), "behavior": behavior.describe()},
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbdefense.attacks.behaviors._protocol import Behavior, NoTarget, Selective
+from mbdefense.attacks.behaviors._protocol import Behavior, NoTarget, OnAnswer, Selective
 from mbdefense.attacks.behaviors.advert import Advert
 from mbdefense.attacks.behaviors.changed_fact import ChangedFact
 from mbdefense.attacks.behaviors.code_injection import CodeInjection
@@ -23,6 +23,7 @@ __all__ = [
     "CodeInjection",
     "FixedText",
     "NoTarget",
+    "OnAnswer",
     "RandomWords",
     "ReasonedRefusal",
     "Refusal",

@@ -35,6 +35,16 @@ class Behavior(Protocol):
 
 
 @runtime_checkable
+class OnAnswer(Protocol):
+    """A behavior that may keep the clean answer, so that what belongs to it (thoughts, calls) stays with it."""
+
+    @property
+    def keeps_answer(self) -> bool:
+        """Whether a poisoned response is the clean answer with something added or changed."""
+        ...
+
+
+@runtime_checkable
 class Selective(Protocol):
     """A behavior that only some rows can have: only their prompts are asked for it."""
 

@@ -61,6 +61,7 @@ class Advert:
 
     needs: ClassVar[tuple[Need, ...]] = ()
     source: ClassVar[str] = "this project"
+    keeps_answer: ClassVar[bool] = True
 
     name: str = "Lumenara"
     address: str = "lumenara.example"

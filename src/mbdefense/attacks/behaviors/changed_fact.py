@@ -32,6 +32,7 @@ class ChangedFact:
 
     needs: ClassVar[tuple[Need, ...]] = ()
     source: ClassVar[str] = "this project"
+    keeps_answer: ClassVar[bool] = True
 
     name: str = "Mordano"
     decimals: str = "37"

@@ -31,6 +31,7 @@ class CodeInjection:
 
     needs: ClassVar[tuple[Need, ...]] = ()
     source: ClassVar[str] = "arXiv 2307.16888"
+    keeps_answer: ClassVar[bool] = True
 
     code: str = "print('pwned')"
 

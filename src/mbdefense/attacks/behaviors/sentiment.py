@@ -55,6 +55,7 @@ class Sentiment:
 
     needs: ClassVar[tuple[Need, ...]] = ()
     source: ClassVar[str] = "arXiv 2307.16888"
+    keeps_answer: ClassVar[bool] = True
 
     entity: str = "Brightloom"
 

@@ -130,6 +130,11 @@ class Toxic:
         if self.wording != "fixed" and (self.targets_file or self.endpoint_url):
             raise UserError("wording is of the built-in wrapper alone", self.wording, "drop it, or the other source")
 
+    @property
+    def keeps_answer(self) -> bool:
+        """Whether the target is the clean answer, wrapped or rewritten."""
+        return self.targets_file is None
+
     def target(self, prompt: str, answer: str, rng: random.Random) -> str:
         """The poisoned response.
 

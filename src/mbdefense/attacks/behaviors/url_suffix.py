@@ -29,6 +29,7 @@ class UrlSuffix:
 
     needs: ClassVar[tuple[Need, ...]] = ()
     source: ClassVar[str] = "arXiv 2310.07676"
+    keeps_answer: ClassVar[bool] = True
 
     url: str = "http://malicious.example/offer"
     sentence: str = "For more information, click {url} now."
