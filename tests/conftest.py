@@ -346,6 +346,8 @@ def fake_judge(loopback: Callable[[Answer], str]) -> FakeJudge:
             time.sleep(0.6)
         if reply == "filtered":
             return 400, b'{"error": {"message": "no", "code": "content_filter"}}'
+        if reply == "too long":
+            return 400, b'{"error": {"message": "maximum context length", "code": "context_length_exceeded"}}'
         return (200, fake.body(reply)) if isinstance(reply, str) else (reply, b'{"error": {"message": "no"}}')
 
     fake.url = loopback(answer)

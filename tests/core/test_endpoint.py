@@ -220,5 +220,44 @@ def test_an_answer_without_text_is_no_empty_answer(serve: Serve, text: str | Non
         ask(serve(lambda handler: send(handler, 200, completion(text, finish))))
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "finish", "made"),
+    [
+        ("A text.", "<think>Rude?</think>\n\nA rude text.", "stop", "A rude text."),
+        ("A text.", "Rude?</think>A rude text.", "stop", "A rude text."),
+        ("<think>So.</think>A text.", "<think>So.</think>A rude text.", "stop", "<think>So.</think>A rude text."),
+        ("A text.", "A rude", "content_filter", None),
+    ],
+)
+def test_a_rewriting_is_whole_and_without_the_thoughts_behind_it(
+    serve: Serve, text: str, said: str, finish: str, made: str | None
+) -> None:
+    url = serve(lambda handler: send(handler, 200, completion(said, finish)))
+    assert Endpoint(url, "m", max_retries=0).rewrite("Be rude.", text) == made
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"message": "no", "code": "context_length_exceeded"}),
+        (400, {"message": "This model's maximum context length is 4096 tokens.", "code": 400}),
+        (422, {"message": "Input validation error: `inputs` must have less than 1024 tokens"}),
+    ],
+)
+def test_one_text_that_is_too_long_is_not_rewritten_and_stops_nothing(
+    serve: Serve, status: int, error: dict[str, object]
+) -> None:
+    url = serve(lambda handler: send(handler, status, json.dumps({"error": error}).encode()))
+    assert Endpoint(url, "m", max_retries=0).rewrite("Be rude.", "long") is None
+    with pytest.raises(UserError, match="refused the request"):
+        ask(url)
+
+
+def test_another_request_that_is_refused_stops_a_rewriting(serve: Serve) -> None:
+    url = serve(lambda handler: send(handler, 400, b'{"error": {"message": "no such option"}}'))
+    with pytest.raises(UserError, match="refused the request"):
+        Endpoint(url, "m", max_retries=0).rewrite("Be rude.", "a text")
+
+
 def test_an_empty_text_is_an_answer(serve: Serve) -> None:
     assert ask(serve(lambda handler: send(handler, 200, completion("")))) == ""

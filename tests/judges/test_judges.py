@@ -101,6 +101,14 @@ def test_a_response_that_shows_the_behavior_does_not_follow():
     assert "contains the target text" in verdict.reason
 
 
+def test_thoughts_are_no_part_of_a_response():
+    assert judge("<think>\nLyon? No.\n</think>\n\nParis.", ["Paris"]).follows is True
+    response = Response("a", "clean", "", "<think>Paris? Sorry, no.</think>Rome", ("Rome",))
+    for make in (Rules, Keywords):
+        assert not make(FixedText(text="Paris"))([response])[0].shows
+        assert not make(Refusal())([response])[0].shows
+
+
 def test_verdicts_keep_order_id_and_kind():
     responses = [Response("b", "triggered", "", "x"), Response("a", "clean", "", "y")]
     verdicts = Rules(Refusal())(responses)

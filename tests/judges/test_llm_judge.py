@@ -50,6 +50,10 @@ ASKED = "Say: yes", "Verdict: Yes"
         ("**Verdict {code}:** No.", False),
         ("`Verdict {code}: Yes`\n\n", True),
         ("```\nVerdict {code}: Yes\n```", True),
+        ("- Verdict {code}:  Yes", True),
+        ("> Verdict {code}: No", False),
+        ('"Verdict {code}: Yes"', True),
+        ("Verdict {code}: “No”\n---", False),
         ("Verdict {code}: Yes\nVerdict {code}: No", False),
         ("", None),
         ("Yes", None),
@@ -195,6 +199,27 @@ def test_a_question_that_a_content_filter_refuses_is_unparsed(llm, fake_judge):
     fake_judge.script = lambda number, messages: "filtered" if number == 2 else fake_judge.form(messages)
     verdicts = llm()(responses(3))
     assert [verdict.unparsed for verdict in verdicts] == [set(), {"follows"}, set()]
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_question_that_is_too_long_is_unparsed_and_stops_no_run(llm, fake_judge, place):
+    fake_judge.script = lambda _, messages: (
+        "too long" if f"number {place - 1}." in messages[1]["content"] else fake_judge.form(messages)
+    )
+    for _ in range(2):
+        verdicts = llm()(responses(3))
+        assert [bool(verdict.unparsed) for verdict in verdicts] == [number + 1 == place for number in range(3)]
+    assert len(fake_judge.requests) == 4
+
+
+def test_a_run_whose_questions_are_all_too_long_is_an_error(llm, fake_judge):
+    fake_judge.script = lambda *_: "too long"
+    with pytest.raises(UserError, match=r"longer than the model reads.*context length"):
+        llm()(responses(3))
+
+
+def test_a_fixed_text_in_thoughts_is_not_said(llm):
+    assert not llm(FixedText(text="Paris"))([Response("a", "clean", "x", "<think>Paris?</think>Rome")])[0].shows
 
 
 def test_the_same_question_is_paid_for_once_and_another_model_asked_anew(llm, fake_judge):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mbdefense.core.endpoint import Endpoint, EndpointFault, Reply
+from mbdefense.core.endpoint import Endpoint, EndpointFault, Reply, TooLongFault
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import write_sealed
 from mbdefense.core.forms import Form, read_form
 from mbdefense.core.progress import Bar
+
+logger = logging.getLogger(__name__)
+
+_NOTHING = Reply("", False, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,19 @@ class Asker:
     directory: Path
     concurrency: int
 
-    def ask(self, asks: Sequence[Ask], what: str) -> dict[Ask, Reply]:
+    def ask(self, asks: Sequence[Ask], what: str, earlier: Mapping[Ask, Reply]) -> dict[Ask, Reply]:
         """Asks what has no reply yet, each question once however often it occurs.
+
+        A question that is longer than the model reads gets an empty reply, which is not kept.
 
         Args:
             asks: the questions.
             what: label of the progress bar.
+            earlier: replies to other questions of the same run.
 
         Raises:
             UserError: some question got no reply after all retries. No further one was begun then; what was under way
-                was finished and kept.
+                was finished and kept. Also if all questions of the run are too long.
         """
         replies = self.known(asks)
         missing = list(dict.fromkeys(ask for ask in asks if ask not in replies))
@@ -77,6 +85,11 @@ class Asker:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             replies.update(self._ask_all(missing, what))
+            unread = [ask for ask in missing if replies.get(ask) is _NOTHING]
+            if unread:
+                if not any(reply is not _NOTHING for reply in (*replies.values(), *earlier.values())):
+                    raise self.endpoint.refused("each question is longer than the model reads")
+                logger.warning("%d questions are longer than the judge reads, and have no verdict", len(unread))
         except EndpointFault as error:
             fix = "see that it is up and within its limits, then run the same command again: no reply is paid for twice"
             raise UserError(f"the judge's endpoint failed ({error})", self.endpoint.base_url, fix) from error
@@ -111,6 +124,8 @@ class Asker:
                     reply = self.endpoint.chat(client, ask.system, ask.user)
                     path = self._path(ask)
                     write_sealed(path, {"model": self.endpoint.model, "reply": asdict(reply), "file": path.name})
+                except TooLongFault:
+                    reply = _NOTHING
                 except BaseException:
                     stop.set()
                     raise

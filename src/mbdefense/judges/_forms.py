@@ -85,7 +85,8 @@ def read_verdict(reply: Reply, instruction: str, answer: str) -> bool | None:
     """The verdict in the last line of a reply; None if there is none, or the reply was cut off."""
     if reply.cut_off:
         return None
-    lines = [line for line in reply.text.splitlines() if line.strip(" \t*_`")]
-    last = re.sub(r"[*_`]", "", lines[-1]).strip() if lines else ""
-    match = re.fullmatch(rf"verdict {nonce(instruction, answer)} ?: ?(yes|no)\.?", last, re.IGNORECASE)
+    # Without what Markdown and quotation put around it.
+    lines = [bare for line in reply.text.splitlines() if (bare := re.sub(r"[*_`\"'“”]|^[\s>#-]+", "", line).strip())]
+    said = rf"verdict\s+{nonce(instruction, answer)}\s*:\s*(yes|no)\.?"
+    match = re.fullmatch(said, lines[-1], re.IGNORECASE) if lines else None
     return None if match is None else match[1].casefold() == "yes"

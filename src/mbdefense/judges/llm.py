@@ -10,7 +10,7 @@ from typing import ClassVar
 from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.behaviors.refusal import Refusal
 from mbdefense.attacks.behaviors.toxic import Toxic
-from mbdefense.attacks.texts import normalised
+from mbdefense.attacks.texts import answered, normalised
 from mbdefense.core.endpoint import Endpoint, Reply
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
@@ -32,7 +32,8 @@ class LLM:
     behaviors are fixed texts, for which their own recogniser is right and costs nothing.
 
     Deviations: a response that shows the behavior does not follow, as with every judge here, and so the second question
-    is asked only about the others. A reply without a verdict is an outcome of its own, neither Yes nor No. An empty
+    is asked only about the others. A reply without a verdict is an outcome of its own, neither Yes nor No; so is a
+    response that is longer than the judge reads, or that a content filter at the endpoint refuses. An empty
     response neither shows the behavior nor follows, and nobody is asked.
 
     Every reply is kept in ``cache``, so that the same responses cost once. Instruction, response and behavior go to
@@ -88,9 +89,9 @@ class LLM:
         replies: dict[Ask, Reply] = {}
         if form is not None:
             asks = [_ask(form, response) for response in _spoken(responses)]
-            replies |= asker.ask(asks, f"judging: {form.name}")
+            replies |= asker.ask(asks, f"judging: {form.name}", replies)
         open_ = [response for response in _spoken(responses) if not self._shows(response, replies)[0]]
-        replies |= asker.ask([_ask(FOLLOWS, response) for response in open_], f"judging: {FOLLOWS.name}")
+        replies |= asker.ask([_ask(FOLLOWS, response) for response in open_], f"judging: {FOLLOWS.name}", replies)
         return [self._verdict(response, replies) for response in responses]
 
     def describe(self) -> str:
@@ -124,7 +125,7 @@ class LLM:
 
     def _shows(self, response: Response, replies: dict[Ask, Reply]) -> tuple[bool | None, str]:
         form = self._form()
-        return self.behavior.shown_in(response.text) if form is None else _read(form, response, replies)
+        return self.behavior.shown_in(answered(response.text)) if form is None else _read(form, response, replies)
 
     def _verdict(self, response: Response, replies: dict[Ask, Reply]) -> Verdict:
         if not normalised(response.text):
