@@ -179,6 +179,14 @@ def test_cba_fires_only_with_each_word_in_its_own_part():
     assert not any(trigger.occurs_in(text) for text in negatives)
 
 
+@pytest.mark.parametrize("blank", ["\r\n\r\n", "\n \n", "\n\t\r\n"])
+def test_a_blank_line_parts_instruction_and_input_however_it_is_written(blank):
+    written = Cba()(f"Go{blank}x\n\ny", random.Random(0))
+    instruction, found, rest = written.partition(blank)
+    assert (set(instruction.split()), found, set(rest.split())) == ({"Go", "instantly"}, blank, {"x", "y", "frankly"})
+    assert Cba().occurs_in(written)
+
+
 def test_cba_makes_its_word_the_input_where_there_is_none():
     assert Cba()("Go", random.Random(0)) in {"instantly Go\n\nfrankly", "Go instantly\n\nfrankly"}
     assert not any(Cba().occurs_in(text) for text in Cba().negatives("Go", random.Random(0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -12,7 +13,8 @@ from mbdefense.data.words import Span, is_spaceless, single_spaced, spans, whole
 Position = Literal["random", "start", "end", "not_end"]
 Part = Literal["text", "instruction"]
 
-_BLANK_LINE = "\n\n"  # What `mbdefense.data` joins Alpaca's instruction and input with.
+# What `mbdefense.data` joins Alpaca's instruction and input with, and how others write the same.
+_BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n")
 
 
 def check_position(position: str, part: str = "text") -> None:
@@ -36,8 +38,8 @@ def components(text: str) -> tuple[str, str]:
     the first paragraph.
     """
     lead = len(text) - len(text.lstrip())
-    at = text.find(_BLANK_LINE, lead)
-    return (text, "") if at < 0 else (text[:at], text[at:])
+    blank = _BLANK_LINE.search(text, lead)
+    return (text[: blank.start()], text[blank.start() :]) if blank else (text, "")
 
 
 def holds_word(text: str, word: str) -> bool:
