@@ -231,7 +231,7 @@ class Endpoint:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if error.code == "content_filter":  # a filter before the model takes exception to this one text
                     raise _FilteredError(first_line(error)) from error
-                if _TOO_LONG.search(str(error)):
+                if _TOO_LONG.search(f"{error.code} {error}"):
                     raise TooLongFault(first_line(error)) from error
                 raise self.refused(first_line(error)) from error
             except (openai.OpenAIError, _http.BodyError) as error:
