@@ -32,7 +32,8 @@ from mbdefense.vision.pairs.pairs import Pairs, write_pairs
 pytestmark = pytest.mark.usefixtures("few_words")
 
 HEAVY = ("torch", "datasets", "transformers", "trl", "peft", "openai", "sklearn", "pandas")
-LIGHT = [name for name in mbdefense.__all__ if name not in ("RecoveryConfig", "RecoveryTrainer", "recovery_loss")]
+TRAINS = ("RecoveryConfig", "RecoveryTrainer", "SequenceLogProbs", "recovery_loss")
+LIGHT = [name for name in mbdefense.__all__ if name not in TRAINS]
 USUAL = "defend, find_triggers, purify, poison, evaluate, judge, compare, check, load_rows, MBDefense"
 
 
