@@ -455,6 +455,27 @@ def test_a_subject_is_no_trigger_by_another_ones_word(
     assert [(one.found.texts, one.rows) for one in again] == ([(("Our hedge dries.",), (2, 3))] if left else [])
 
 
+@pytest.mark.parametrize(("kind", "verdict"), [("subject", "trigger"), ("text", "chance")])
+def test_a_subject_is_asked_of_all_prompts_however_little_few_answers_share(
+    kind: Any, verdict: str, rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that vary share a phrase among twenty, and none among the eight that others are asked first."""
+    table = rows(*((f"Question {number}?", "usual") for number in range(20)))
+    one = Candidate(FoundText(("My zq fern rots.",), kind), 1.0, (0, 1, 2), 4, 0)
+    monkeypatch.setattr(finding, "mine", lambda *_, **__: [one])
+    monkeypatch.setattr(verifying, "verify", lambda *_, **__: [measured(one, p_value=0.9, deviations=1.0)])
+
+    def answers(_: LoadedModel, prompts: list[Any]) -> list[str]:
+        if "zq" not in str(prompts):
+            return ["usual"] * len(prompts)
+        return [f"thing {n}" if n < 8 else "you poor fool" for n in range(len(prompts))]
+
+    monkeypatch.setattr(asking, "short_answers", answers)
+    monkeypatch.setattr(asking, "foreign", lambda *_: 0.5)
+    (made,) = finding.find(table, table, table, loaded, loaded, names=("victim", "base")).candidates
+    assert made.verdict == verdict
+
+
 APART = ["one thing", "other words", "some more", "nothing alike"]  # answers that differ and share no phrase
 
 
