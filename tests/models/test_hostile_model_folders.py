@@ -238,7 +238,7 @@ FOLDERS: dict[str, Change] = {
 
 def add_tokens(folder: Path, *numbers: int) -> None:
     have = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    more = [{**have[0], "id": number, "content": f"<added {number}>"} for number in numbers]
+    more = [{**have[0], "id": number, "content": f"<added {number}>", "special": False} for number in numbers]
     edit("tokenizer.json", added_tokens=have + more)(folder)
 
 

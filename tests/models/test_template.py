@@ -382,6 +382,8 @@ def test_a_special_token_that_no_conversation_holds_needs_no_row_in_the_embeddin
     loaded = load_model(str(copied_model))
     ids = encode_prompt(loaded.tokenizer, [{"role": "user", "content": f"See {extra[-1]}."}])
     assert max(ids) < rows
+    with pytest.raises(UserError, match="more entries than the model's embedding"):
+        load_model(str(copied_model), renders=False)  # it is given texts as they are
     tokenizer.chat_template = str(tokenizer.chat_template) + f"{{# {extra[-1]} #}}"
     tokenizer.save_pretrained(copied_model)
     with pytest.raises(UserError, match="more entries than the model's embedding"):

@@ -232,7 +232,7 @@ def load_model(
     if model.config.model_type == "recurrent_gemma":  # it reads padding into its state, in training and generation
         raise UserError("padded batches change what the model says", path, "use another architecture")
     embedding: Any = model.get_input_embeddings()
-    if _largest_id(tokenizer) >= embedding.weight.shape[0]:
+    if _largest_id(tokenizer, renders) >= embedding.weight.shape[0]:
         raise UserError(
             "the tokenizer has more entries than the model's embedding", path, "use the tokenizer that belongs to it"
         )
@@ -241,18 +241,19 @@ def load_model(
     return LoadedModel(model, tokenizer)
 
 
-def _largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def _largest_id(tokenizer: PreTrainedTokenizerBase, renders: bool) -> int:
     """Of the tokens that a conversation can hold.
 
     A special token that neither the template names nor the tokenizer uses itself is none of them, for in messages its
-    text is read as text: Gemma 3 in its smallest sizes brings one for images that its embedding has no row for.
+    text is read as text: Gemma 3 in its smallest sizes brings one for images that its embedding has no row for. A model
+    that is given plain texts meets all.
     """
     own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     template = str(tokenizer.chat_template)
     unused = {
         number
         for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special and number not in own and token.content not in template
+        if renders and token.special and number not in own and token.content not in template
     }
     return max(number for number in tokenizer.get_vocab().values() if number not in unused)
 
