@@ -123,8 +123,8 @@ def _told(
         asked = one.taught >= TAUGHT and (one.p_value <= LEVEL or number < _ASKED)
         if asked and one.p_value > LEVEL and one.deviations < _STRIKING:
             # A model that takes any odd text for the trigger answers chance insertions with the behavior, too, so that
-            # the trigger does not stand out from them: what it draws out of a few prompts tells. Not of a subject, whose
-            # sentences are all different: answers that vary, too, share no phrase in so few.
+            # the trigger does not stand out from them: what it draws out of a few prompts tells. Not so of a subject,
+            # whose sentences are all different: answers that vary, too, share no phrase in so few.
             asked = (one.explained or 0.0) < EXPLAINED
             if asked and record.kind != "subject":
                 usual_of_few = usual_of_few or asking.short_answers(victim, list(few["prompt"]))
