@@ -27,8 +27,8 @@ def generate(
     what: str = "generating",
 ) -> list[str]:
     """Answers prompts as `answers` does, and returns the texts in the order of the prompts."""
-    found = dict(answers(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, what=what))
-    return [found[index] for index in range(len(prompts))]
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    return [said.text for said in generate_said(loaded, prompts, **options, what=what)]
 
 
 class Said(NamedTuple):
