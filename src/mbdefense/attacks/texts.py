@@ -35,11 +35,6 @@ def seen(text: str) -> str:
     return _UNSEEN.sub("", plain.translate({ord(c): None for c in formats}))
 
 
-def answered(response: str) -> str:
-    """What a response says behind its thoughts, which end in ``</think>``."""
-    return response.rpartition("</think>")[2]
-
-
 def contains(response: str, target: str) -> bool:
     """Whether ``target``, its final stop left out, stands in ``response`` as whole words, both normalised."""
     wanted = normalised(target)

@@ -10,10 +10,11 @@ from typing import ClassVar
 from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.behaviors.refusal import Refusal
 from mbdefense.attacks.behaviors.toxic import Toxic
-from mbdefense.attacks.texts import answered, normalised
+from mbdefense.attacks.texts import normalised
 from mbdefense.core.endpoint import Endpoint, Reply
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.core.text import answered
 from mbdefense.judges._asking import Ask, Asker
 from mbdefense.judges._forms import FOLLOWS, REFUSES, RUDE, VERSION, Form, read_verdict
 from mbdefense.judges._protocol import Usage

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mbdefense.attacks.behaviors._protocol import Behavior
-from mbdefense.attacks.texts import answered, normalised
+from mbdefense.attacks.texts import normalised
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
+from mbdefense.core.text import answered
 from mbdefense.data.words import single_spaced, words
 from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Verdict

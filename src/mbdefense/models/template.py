@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 from mbdefense.core._bounded import LimitError, bounded
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import read_sealed
+from mbdefense.core.text import answered
 from mbdefense.data.turns import ATTACHED, TOOLS, WEIGHT, for_template
 
 if TYPE_CHECKING:
@@ -449,7 +450,7 @@ def _missing(text: str, messages: Messages, last: bool = False) -> str | None:
             continue
         wanted = _leaves(json.loads(content)) if role in (TOOLS, "tool_calls") else [content]
         if role == "assistant" and not last:
-            wanted = [content.rpartition("</think>")[2]]
+            wanted = [answered(content)]
         for part in wanted:
             if part.strip() not in text and json.dumps(part.strip(), ensure_ascii=False)[1:-1] not in text:
                 what = f"a turn's {role}" if role in ATTACHED else f"the text of a turn of {role}"
