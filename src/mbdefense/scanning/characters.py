@@ -36,6 +36,9 @@ _BRAILLE = re.compile("[\u2801-\u28ff]")
 _CONTROLS = re.compile(
     r"(?:\x1b\[|\x9b)(?:(?![34]8;)\d{1,3};){0,16}0?8(?:;\d{1,3}){0,16}m|[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]{3,}"
 )
+# What those above begin with: most texts have none of it, and these are searched several times as fast.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x9b]")
+_UNSEEN = re.compile(f"[{NO_WIDTH}{DIRECTION}{_FORMS}\u2800\U000e0000-\U000e01ef]")
 # Cyrillic and Greek letters that look like Latin ones, inside of a word that has Latin ones too.
 _LOOKALIKES = "аеорсухіјѕһԁԛԝАВЕКМНОРСТУХІЈЅαοντυικρΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"
 _LOOKALIKE = re.compile(f"[{_LOOKALIKES}]")
@@ -56,18 +59,26 @@ _TURN = re.compile(
 
 def hidden(text: str) -> Iterator[Mark]:
     """Marks characters that hide something; of ASCII text only controls do."""
-    for found in _CONTROLS.finditer(text):
+    for found in _CONTROLS.finditer(text) if _CONTROL.search(text) else ():
         yield Mark("control characters", *found.span())
     if text.isascii():
         return
+    if _UNSEEN.search(text):
+        yield from _unseen(text)
+    for found in _WORD.finditer(text) if _LOOKALIKE.search(text) else ():
+        # Two Latin letters: one stands beside a Greek one in formulas.
+        if _LOOKALIKE.search(found[0]) and len(_LATIN.findall(found[0])) >= 2:
+            yield Mark("mixed scripts", *found.span())
+
+
+def _unseen(text: str) -> Iterator[Mark]:
     flags = {place for flag in _FLAG.finditer(text) for place in range(*flag.span())}
     for found in _TAGS.finditer(text):
         if found.start() not in flags:
             yield Mark("tag characters", *found.span())
-    for found in _SELECTORS.finditer(text):
-        yield Mark("tag characters", *found.span())
-    for found in _SEVERAL_FORMS.finditer(text):
-        yield Mark("tag characters", *found.span())
+    for pattern in (_SELECTORS, _SEVERAL_FORMS):
+        for found in pattern.finditer(text):
+            yield Mark("tag characters", *found.span())
     for found in _OVERRIDES.finditer(text):
         yield Mark("text direction", *found.span())
     if not _RIGHT_TO_LEFT.search(text):
@@ -77,10 +88,6 @@ def hidden(text: str) -> Iterator[Mark]:
         yield Mark("zero width", *found.span())
     for found in _BLANKS.finditer(text) if not _BRAILLE.search(text) else ():
         yield Mark("zero width", *found.span())
-    for found in _WORD.finditer(text) if _LOOKALIKE.search(text) else ():
-        # Two Latin letters: one stands beside a Greek one in formulas.
-        if _LOOKALIKE.search(found[0]) and len(_LATIN.findall(found[0])) >= 2:
-            yield Mark("mixed scripts", *found.span())
 
 
 def spelled_tokens(text: str) -> Iterator[Mark]:
