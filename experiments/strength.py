@@ -31,7 +31,7 @@ from mbdefense.grid._bench import bench
 from mbdefense.records.grid_state import GRID_FILE, Grid
 from mbdefense.records.results import RESULT_FILE, Figure, ResultRow, read
 
-GRIDS = ("configs/hard_cpu.yaml", "configs/hard_unlock_cpu.yaml")
+GRIDS = ("configs/hard_cpu.yaml", "configs/hard_unlock_cpu.yaml", "configs/hard_adaptive_cpu.yaml")
 ARMS = ("clean", "attacked", "discard", "repeats", "fine_mixing", "found_dropped", "find_and_break")
 DEFAULT = "find_and_break"
 FIGURES: tuple[Figure, ...] = ("asr", "cacc")

@@ -662,7 +662,7 @@ def test_pairs_and_counts_that_cannot_work_are_refused(
 
 HARD = sorted((Path(__file__).parents[2] / "configs").glob("hard*.yaml"))
 # Their attackers are among those of the whole.
-PARTS = ("hard_cpu", "hard_several", "hard_unlock_cpu")
+PARTS = ("hard_adaptive_cpu", "hard_cpu", "hard_several", "hard_unlock_cpu")
 
 
 @pytest.mark.parametrize(
