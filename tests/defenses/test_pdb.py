@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mbdefense.core.errors import UserError
 from mbdefense.defenses import PDB, Setting
@@ -18,7 +19,7 @@ from mbdefense.models.loading import encode_prompt, load_model, load_tokenizer
 from mbdefense.models.weights import rename
 from mbdefense.training._rows import encoded_rows
 from mbdefense.training.options import TrainingOptions
-from mbdefense.training.store import Store
+from mbdefense.training.store import PlannedStore, Store
 
 TRAINING = TrainingOptions(num_train_epochs=1, max_length=192, bf16=False, save_strategy="no", use_peft=False)
 
@@ -105,6 +106,22 @@ def test_it_refuses_a_tokenizer_without_a_token_to_spare(clean: Any, tiny_model_
     setting = Setting(clean, Store(tmp_path / "out"), base=tiny_model_path, suspect=clean, training=TRAINING)
     with pytest.raises(UserError, match="no special token to spare"):
         PDB()(setting)
+
+
+def test_a_token_that_the_embedding_has_no_row_for_is_not_taken(
+    clean: Any, spare_model_path: str, tmp_path: Path
+) -> None:
+    """Gemma 3 in its smallest sizes ends with one: training would read past the embedding."""
+    base = Path(shutil.copytree(spare_model_path, tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.save_pretrained(base)
+    plan = PlannedStore(tmp_path / "out")
+    setting = Setting(clean, plan, base=str(base), suspect=clean, training=TRAINING)
+    PDB()(setting)
+    assert "<|last|>" in str(plan.jobs[0].template)
+    with pytest.raises(UserError, match=r"no token to spare: '<image>'; .*<\|last\|>"):
+        PDB("<image>")(setting)
 
 
 @pytest.mark.slow

@@ -51,6 +51,22 @@ def configured_length(config: PreTrainedConfig) -> float:
     return max([float(own), *scaled])
 
 
+def embedded_tokens(path: str, *, trust_remote_code: bool) -> float:
+    """Rows of a model's embedding, by its configuration; infinite where that cannot be read, as loading will say.
+
+    Args:
+        path: model directory or Hub id; of an adapter its base model's counts.
+        trust_remote_code: see `mbdefense.models.loading.load_tokenizer`.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+    return float(config.get_text_config(decoder=True).vocab_size)
+
+
 def fitting(model: PreTrainedModel, max_length: int) -> int:
     """Most tokens of a sequence that is trained on: what was asked for, or what the model's positions reach."""
     return int(min(max_length, context_length(model)))

@@ -14,6 +14,7 @@ from mbdefense.core.needs import Need
 from mbdefense.core.processes import process_count
 from mbdefense.data import to_dataset
 from mbdefense.defenses.setting import Setting
+from mbdefense.models.limits import embedded_tokens
 from mbdefense.models.loading import encode, load_tokenizer
 from mbdefense.training.job import Job
 
@@ -46,7 +47,8 @@ class PDB:
     that answers other than labels may have these tokens mixed up.
 
     Attributes:
-        reserved_token: a special token that the template does not use; by default the tokenizer's last one.
+        reserved_token: a special token that the template does not use and the model's embedding has a row for; by
+            default the tokenizer's last one.
         times: that each stamped clean row is in the training data.
     """
 
@@ -72,7 +74,8 @@ class PDB:
         tokenizer = load_tokenizer(
             base.path, chat_template=base.chat_template, trust_remote_code=base.trust_remote_code
         )
-        token, labels, plain = self.token(tokenizer), labels_of(setting.clean), str(tokenizer.chat_template)
+        token = self.token(tokenizer, embedded_tokens(base.path, trust_remote_code=base.trust_remote_code))
+        labels, plain = labels_of(setting.clean), str(tokenizer.chat_template)
         job = Job(
             base,
             to_dataset([*suspect.to_list(), *self.rows(setting.clean, labels)]),
@@ -83,14 +86,19 @@ class PDB:
         )
         return setting.store.make(job)
 
-    def token(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def token(self, tokenizer: PreTrainedTokenizerBase, embedded: float) -> str:
         """The reserved token.
+
+        Args:
+            tokenizer: of the base model.
+            embedded: rows of its embedding. Gemma 3 in its smallest sizes has a token for images beyond them.
 
         Raises:
             UserError: there is none, or it is not one.
         """
         used = {getattr(tokenizer, name) for name in _ROLES}
-        special = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+        added = sorted(tokenizer.added_tokens_decoder.items())
+        special = [token.content for number, token in added if token.special and number < embedded]
         free = [one for one in special if one not in used and one not in str(tokenizer.chat_template)]
         if self.reserved_token in free:
             return str(self.reserved_token)
