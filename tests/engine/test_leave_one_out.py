@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from mbdefense.core.errors import UserError
 from mbdefense.engine import leave_one_out as onion
@@ -65,6 +67,15 @@ def test_packed_scores_are_those_of_one_forward_pass_per_word(
         if text in expected:
             # Llama's norms and eager attention's softmax compute in float32 whatever the weights' type.
             assert part == pytest.approx(expected[text], abs=exact * alone(loaded, text))
+
+
+def test_the_text_of_a_special_token_is_text(copied_model: Path) -> None:
+    """As in a message. Gemma 3 in its smallest sizes has one that its embedding has no row for: no text may name it."""
+    tokenizer = AutoTokenizer.from_pretrained(copied_model)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.save_pretrained(copied_model)
+    (scores,) = suspicions(load_model(str(copied_model)), ["Say <image> now, please."])
+    assert all(score is not None and math.isfinite(score) for score in scores)
 
 
 def test_the_only_word_of_a_text_has_no_score(loaded: LoadedModel) -> None:

@@ -176,7 +176,7 @@ def _mean_exp(loss: float, tokens: Sequence[int]) -> float:
 def _pieces(loaded: LoadedModel, text: str, limit: int) -> list[str]:
     """The text, halved between words until each part fits; a variant may take a few tokens more than its text."""
     spans = words(text)
-    if len(spans) < 2 or len(loaded.tokenizer(text)["input_ids"]) <= limit - 8:
+    if len(spans) < 2 or len(_tokens(loaded, [text])[0]) <= limit - 8:
         return [text]
     middle = spans[len(spans) // 2][0]
     return _pieces(loaded, text[:middle], limit) + _pieces(loaded, text[middle:], limit)
@@ -184,8 +184,14 @@ def _pieces(loaded: LoadedModel, text: str, limit: int) -> list[str]:
 
 def _encode(loaded: LoadedModel, text: str) -> _Text:
     variants = [without(text, [span]) for span in words(text)]
-    tokens, *others = loaded.tokenizer([text, *variants])["input_ids"]
+    tokens, *others = _tokens(loaded, [text, *variants])
     return _Text(tokens, others, [shared(tokens, other) for other in others])
+
+
+def _tokens(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts, in which special tokens are text, as in a message: not every one has a row in the embedding."""
+    found: list[list[int]] = loaded.tokenizer(list(texts), split_special_tokens=True)["input_ids"]
+    return found
 
 
 def _losses(
