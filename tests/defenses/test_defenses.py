@@ -530,6 +530,17 @@ def test_models_of_other_shapes_are_not_combined(four_layer_model_path: str, tin
         combine(load_model(four_layer_model_path).model, [load_model(tiny_model_path).model], torch.add)
 
 
+@pytest.mark.parametrize("name", ["find_and_break", "fine_mixing", "lethe"])
+def test_models_that_cannot_be_mixed_are_refused_before_any_work(
+    name: str, setting: Setting, spare_model_path: str, tmp_path: Path
+) -> None:
+    """A victim with tokens more than its base model, as many tunings add: some mix only after a search or a tuning."""
+    here = alone(setting, tmp_path / "model", victim=spare_model_path)
+    with pytest.raises(UserError, match="same architecture and vocabulary"):
+        pipeline.run(DEFENSES[name](), name, here)
+    assert not [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+
+
 # CROW
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mbdefense.core.errors import UserError
+from mbdefense.models._files import base_of, check_files
 
 COLLINEAR = 0.9995
 """Cosine from which `slerp` interpolates on the chord; the value of mergekit."""
@@ -65,6 +67,30 @@ def check_alike(model: Any, other: Any) -> None:
     if _shapes(model) != _shapes(other):
         what = "the models differ in the names or shapes of their parameters"
         raise UserError(what, fix="give a base model of the same architecture and vocabulary")
+
+
+def check_mixable(model: str, base: str, *, trust_remote_code: bool) -> None:
+    """Refuses two models as `check_alike` does, by their configurations alone: before anything is done for the mixture.
+
+    Args:
+        model: directory or Hub id; of an adapter its base model's weights count.
+        base: the same.
+        trust_remote_code: see `mbdefense.models.loading.load_model`.
+
+    Raises:
+        UserError: the names or shapes of their parameters differ.
+    """
+    made = []
+    for path in (model, base):
+        source = base_of(path)
+        check_files(source)
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            with torch.device("meta"):
+                made.append(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))  # type: ignore[no-untyped-call]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # loading the model says what is wrong with it
+    check_alike(*made)
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -27,6 +27,7 @@ from mbdefense.evaluation.telling import MOST_TRIGGERS, summarized
 from mbdefense.finding.record import FOUND_FILE, Found, read_found
 from mbdefense.integrations.model_card import model_card
 from mbdefense.models.loading import CARD_FILE, load_model
+from mbdefense.models.weights import check_mixable
 from mbdefense.recipes._given import refuse_figures_of_others
 from mbdefense.recipes.making._defended import Defended
 from mbdefense.recipes.making._planting import keep
@@ -35,7 +36,7 @@ from mbdefense.records.results import ResultRow, Results, write
 from mbdefense.training._rows import keeping_triggers
 from mbdefense.training.options import without_effect
 from mbdefense.training.store import PlannedStore, cost_of
-from mbdefense.training.trainer import check_options
+from mbdefense.training.trainer import check_options, check_trainable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,6 +108,10 @@ def run(
     # Which also refuses what it cannot work with.
     planned = _with_canaries(replace(setting, store=plan), infected)
     _made(defense, planned, compare_undefended)
+    if setting.victim and setting.base and any(job.mix for job in plan.jobs):
+        # Here, since the mixture may come after hours of searching or training. What is made of the base model fits it.
+        check_trainable(setting.base, trust_remote_code=setting.trust_remote_code)
+        check_mixable(setting.victim, setting.base, trust_remote_code=setting.trust_remote_code)
     adapters = setting.training.use_peft or any(job.options.use_peft for job in plan.jobs)
     for line in without_effect(setting.training, adapters=adapters):
         logger.warning("%s", line)
