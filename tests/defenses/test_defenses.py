@@ -548,6 +548,10 @@ def test_crow_needs_inner_layers(setting: Setting, tiny_model_path: str, tmp_pat
     two_layers = alone(setting, tmp_path, base=tiny_model_path)
     with pytest.raises(UserError, match="three layers or more: 2"):
         DEFENSES["crow"]()(two_layers)
+    packing = alone(setting, tmp_path, training=replace(TRAINING, attn_implementation="flex_attention"))
+    with pytest.raises(UserError, match="pads and does not pack"):
+        DEFENSES["crow"]()(packing)
+    assert not any(tmp_path.iterdir())  # and no victim was made for nothing
 
 
 # Lethe

@@ -58,13 +58,23 @@ def embedded_tokens(path: str, *, trust_remote_code: bool) -> float:
         path: model directory or Hub id; of an adapter its base model's counts.
         trust_remote_code: see `mbdefense.models.loading.load_tokenizer`.
     """
+    return _number(path, "vocab_size", trust_remote_code)
+
+
+def decoder_layers(path: str, *, trust_remote_code: bool) -> float:
+    """Layers of a model, as `embedded_tokens` takes and gives them."""
+    return _number(path, "num_hidden_layers", trust_remote_code)
+
+
+def _number(path: str, name: str, trust_remote_code: bool) -> float:
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError):
         return math.inf
-    return float(config.get_text_config(decoder=True).vocab_size)
+    found: float = getattr(config.get_text_config(decoder=True), name, math.inf)
+    return found
 
 
 def fitting(model: PreTrainedModel, max_length: int) -> int:

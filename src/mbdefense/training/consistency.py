@@ -19,7 +19,7 @@ from mbdefense.training._own_loss import OwnLoss
 from mbdefense.training._rows import encoded_rows
 from mbdefense.training.job import ConsistencyObjective
 from mbdefense.training.losses import layer_inconsistency
-from mbdefense.training.options import TrainingOptions
+from mbdefense.training.options import TrainingOptions, check_consistency
 from mbdefense.training.trainer import Trained, arguments, run_trainer, sharded, with_lora
 
 if TYPE_CHECKING:
@@ -95,12 +95,7 @@ def tune_consistently(
         UserError: a model with fewer than three layers, or one that is spread over processes in pieces; or the loss is
             no longer a finite number.
     """
-    layers = loaded.model.config.get_text_config().num_hidden_layers
-    if layers < 3:
-        raise UserError("consistency between inner layers needs three layers or more", layers, "use another defense")
-    if options.attn_implementation != "sdpa":
-        fix = "leave --attn_implementation at sdpa"
-        raise UserError("consistency training pads and does not pack", options.attn_implementation, fix)
+    check_consistency(options, loaded.model.config.get_text_config().num_hidden_layers)
     encoded = encoded_rows(loaded, rows, options)
     trainer = ConsistencyTrainer(
         objective=objective,

@@ -141,3 +141,20 @@ def check_ratio(lambda_: float, form: str, beta: float) -> None:
         raise UserError("unknown form of R", form, did_you_mean(form, get_args(RatioForm)))
     if form == "exp_mean" and beta != 1:
         raise UserError("beta has no place in ratio_form exp_mean", beta, "leave beta at 1, or use mean or sum")
+
+
+def check_consistency(options: TrainingOptions, layers: float) -> None:
+    """Refuses what CROW's loss cannot be trained with.
+
+    Args:
+        options: of the training.
+        layers: of the model.
+
+    Raises:
+        UserError: a model with fewer than three layers, or an attention that only packed rows have.
+    """
+    if layers < 3:
+        raise UserError("consistency between inner layers needs three layers or more", layers, "use another defense")
+    if options.attn_implementation != "sdpa":
+        fix = "leave --attn_implementation at sdpa"
+        raise UserError("consistency training pads and does not pack", options.attn_implementation, fix)

@@ -10,7 +10,9 @@ from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.defenses.setting import Setting
 from mbdefense.defenses.stages import CleanTuning
+from mbdefense.models.limits import decoder_layers
 from mbdefense.training.job import ConsistencyObjective, Job
+from mbdefense.training.options import check_consistency
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,14 @@ class CROW(CleanTuning):
             raise UserError("alpha must be at least 0 and epsilon above 0", got, "5.5 and 0.1 are the paper's")
 
     def __call__(self, setting: Setting) -> Path:
-        """Returns the directory of the fine-tuned model."""
+        """Returns the directory of the fine-tuned model.
+
+        Raises:
+            UserError: a model with fewer than three layers, or packed rows asked for.
+        """
         setting.check(self)
+        model = setting.victim or setting.base_model().path
+        check_consistency(setting.training, decoder_layers(model, trust_remote_code=setting.trust_remote_code))
         options = replace(self.tuning(setting), use_peft=self.adapters or setting.training.use_peft)
         objective = ConsistencyObjective(self.alpha, self.epsilon)
         return setting.store.make(Job(setting.victim_model(), setting.clean, options, objective))
