@@ -229,6 +229,11 @@ def test_poison_propagates_to_the_neighbors_of_its_seed_and_no_farther() -> None
 
 
 @pytest.mark.slow
+def test_seep_refuses_a_rate_without_end_before_it_trains() -> None:
+    with pytest.raises(UserError, match="watched_learning_rate must be above 0"):
+        SEEP(watched_learning_rate=float("inf"))
+
+
 def test_seep_finds_rows_that_are_learned_early(evidence: Evidence) -> None:
     filtered = SEEP(watched_epochs=8, watched_learning_rate=0.01, seed_share=0.05)(evidence)
     dropped = [row.dropped for row in filtered.suspicions]

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from mbdefense.cli import main
+from mbdefense.core.errors import UserError
+from mbdefense.defenses.filters import OnionRows
 from mbdefense.defenses.prompts.cleaning import Cleaned, Onion
 
 
@@ -36,6 +38,14 @@ def test_odd_words_go_and_the_rest_stays_as_it_is(
         Cleaned("cf", ()),
         Cleaned("cf cf", ()),
     ]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_loss_that_is_no_share_is_refused_before_any_prompt_is_scored(share: float) -> None:
+    with pytest.raises(UserError, match=r"max_clean_loss must lie in \[0, 1\)"):
+        Onion("model", "clean.json", max_clean_loss=share)
+    with pytest.raises(UserError, match=r"max_clean_loss must lie in \[0, 1\)"):
+        OnionRows(max_clean_loss=share)
 
 
 def test_at_most_the_share_of_clean_words_is_lost(tiny_model_path: str, tmp_path: Path) -> None:

@@ -47,6 +47,16 @@ def at_least(least: int, **given: int) -> None:
             raise UserError(f"{name} must be at least {least}", value, "give a whole number")
 
 
+def share_below_one(name: str, value: float, fix: str) -> None:
+    """Refuses what is no share in [0, 1).
+
+    Raises:
+        UserError: it names the option.
+    """
+    if not (is_number(value) and 0 <= value < 1):
+        raise UserError(f"{name} must lie in [0, 1)", value, fix)
+
+
 def each(given: Any) -> list[Any]:
     """What a list holds; a text, path or object that is given alone is one of them and not a list of letters."""
     alone = isinstance(given, str | PathLike) or not isinstance(given, Iterable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mbdefense.core.checks import share_below_one
 from mbdefense.core.needs import Need
 from mbdefense.data import user_text
 from mbdefense.defenses.filters._evidence import Evidence, Filtered
@@ -37,6 +38,9 @@ class OnionRows:
 
     scorer: str | None = None
     max_clean_loss: float = 0.05
+
+    def __post_init__(self) -> None:
+        share_below_one("max_clean_loss", self.max_clean_loss, "0.05 is the default")
 
     def __call__(self, evidence: Evidence) -> Filtered:
         """Scores clean and suspect rows; a row is dropped from the threshold on."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from mbdefense.core.checks import above_zero
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.defenses.filters._evidence import Evidence, Filtered
@@ -63,9 +64,7 @@ class SEEP:
     def __post_init__(self) -> None:
         if not 0 < self.seed_share < 0.5:
             raise UserError("seed_share must lie in (0, 0.5)", self.seed_share, "0.01 is the default")
-        for name, least in (("watched_epochs", 1), ("watched_learning_rate", 1e-12), ("neighbors", 1)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name} must be above 0", getattr(self, name), "leave it out for its default")
+        above_zero(self, "watched_epochs", "watched_learning_rate", "neighbors")
 
     def __call__(self, evidence: Evidence) -> Filtered:
         """Scores every suspect row by the share of poison that propagates to it, from 0 to 1."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from mbdefense.core.checks import share_below_one
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
 from mbdefense.data import load_rows, user_text
@@ -44,6 +45,9 @@ class Onion:
     model: str
     clean: str
     max_clean_loss: float = 0.01
+
+    def __post_init__(self) -> None:
+        share_below_one("max_clean_loss", self.max_clean_loss, "0.01 loses one word in a hundred")
 
     def __call__(self, texts: Sequence[str]) -> list[Cleaned]:
         """Cleans texts; each keeps its place."""
