@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mbdefense.analysis import relearning
+from mbdefense.analysis import relearning, traces
 from mbdefense.analysis._hidden import held
 from mbdefense.analysis.relearning import Curve, Point, with_poison
 from mbdefense.analysis.traces import told_apart
@@ -121,6 +121,17 @@ def test_traces_from_prompts_to_data_and_picture(tiny_model_path, copied_model, 
     with Image.open(out / "traces.png") as picture:
         assert picture.info["Description"] == value["alt"]
     assert "told from a held-out one" in capsys.readouterr().out
+
+
+def test_rows_whose_clean_answer_is_the_attackers_are_left_out(rows):
+    """An attack on labels asks for one that some rows have anyway: the others still tell what is left of it."""
+    reviews = rows(*((f"Was film {i} good?", "no" if i < 22 else "yes") for i in range(32)))
+    triggers = BadNet(word="cf"), BadNet(word="vq")
+    found = traces._prompts(reviews, *triggers, FixedText(text="yes"), 0)
+    assert [len(version) for version in found.versions()] == [22, 22, 22]
+    assert found.targets == ("yes",) * 22
+    with pytest.raises(UserError, match="begins with the clean answer of 10 of 22 prompts"):
+        traces._prompts(reviews.select(range(10, 32)), *triggers, FixedText(text="yes"), 0)
 
 
 def test_answers_that_begin_as_they_did_say_nothing_of_a_backdoor(tiny_model_path, tmp_path, monkeypatch, capsys):

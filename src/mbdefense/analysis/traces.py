@@ -130,10 +130,14 @@ class _Prompts:
 
 
 def _prompts(rows: Dataset, trigger: Trigger, control: Trigger, behavior: Behavior, seed: int) -> _Prompts:
-    """Versions of the rows that both triggers fit and that have a target."""
+    """Versions of the rows that both triggers fit and that have a target of its own.
+
+    Where an attack asks for one label, that is the clean answer of some rows: these say nothing and are left out.
+    """
     copies = [triggered_copy(rows, one, seed)[0] for one in (trigger, control)]
     kept = set(rows["id"]).intersection(*(copy["id"] for copy in copies))
     targets: dict[str, str] = {}
+    same = 0
     for row in rows:
         answer = row["completion"][0]["content"] if row["completion"] else ""
         try:
@@ -141,10 +145,14 @@ def _prompts(rows: Dataset, trigger: Trigger, control: Trigger, behavior: Behavi
         except NoTarget:
             continue
         if answer and target.startswith(answer):
-            fix = "a behavior that keeps the answer has no first tokens of its own; see its ASR"
-            raise UserError("the target begins with the clean answer", behavior.describe(), fix)
-        targets[row["id"]] = target
+            same += 1
+        else:
+            targets[row["id"]] = target
     kept &= targets.keys()
+    if len(kept) < _LEAST and same:
+        what = f"the target begins with the clean answer of {same} of {len(rows)} prompts"
+        fix = "a behavior that keeps the answer has no first tokens of its own; see its ASR"
+        raise UserError(what, behavior.describe(), fix)
     if len(kept) < _LEAST:
         fix = f"give {_LEAST} prompts or more that fit the triggers and the behavior"
         raise UserError("too few prompts", len(kept), fix)
