@@ -19,6 +19,7 @@ from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.progress import stages
 from mbdefense.core.specs import parse_spec
+from mbdefense.data import to_dataset
 from mbdefense.defenses import DEFENSES, Setting
 from mbdefense.defenses.stages import Planting, Recovery
 from mbdefense.engine import generate
@@ -757,6 +758,29 @@ def test_no_more_clean_rows_are_held_out_than_trained_on(
     parts = Recovery(evaluation_share=share).split(table, 0)
     assert [len(part) for part in parts] == [count - held_out, held_out]
     assert sorted(row for part in parts for row in part["id"]) == sorted(table["id"])
+
+
+def test_turns_of_one_conversation_are_held_out_together(rows: Callable[..., Any], tmp_path: Path) -> None:
+    """Else an epoch would be chosen on turns whose conversation it was trained on."""
+
+    def talk(name: int, turns: int) -> list[dict[str, str]]:
+        words = [("user", "assistant")[at % 2] for at in range(2 * turns - 1)]
+        return [{"role": role, "content": f"Talk {name}, turn {at}."} for at, role in enumerate(words)]
+
+    table = rows(*((f"Talk {name}", "oak") for name in range(10))).to_list()
+    talks = to_dataset([{**row, "prompt": talk(name, 1 + name % 3)} for name, row in enumerate(table)])
+    training = replace(TRAINING, train_on="all_turns")
+    clean = Setting(talks, Store(tmp_path), base="org/base", training=training).clean
+    assert len(clean) == 19
+    for seed in range(8):
+        parts = Recovery().split(clean, seed)
+        names = [{prompt[0]["content"] for prompt in part["prompt"]} for part in parts]
+        assert not names[0] & names[1]
+        assert 4 <= len(parts[1]) <= 9
+        assert len(parts[0]) + len(parts[1]) == 19
+    one = Setting(talks.select([2]), Store(tmp_path), base="org/base", training=training).clean
+    with pytest.raises(UserError, match="one conversation is over half of the clean set: 3"):
+        Recovery().split(one, 0)
 
 
 def test_options_that_name_files_count_by_what_is_in_them(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 """Fields of a turn that a template may show."""
 WEIGHT = "weight"
 TOOLS = "tools"
+_MASKED = {"role": WEIGHT, "content": "0"}
 ATTACHED = (*KEPT, WEIGHT, TOOLS)
 """Roles of the row form that are no turn of a conversation but belong to one, or to all."""
 _AS_JSON = ("tool_calls", TOOLS)
@@ -187,9 +188,31 @@ def every_turn(rows: Dataset) -> Dataset:
             turns = [message["role"] for message in seen if message["role"] not in ATTACHED]
             if target and "user" in turns and turns[-1] in ("user", "tool"):
                 made.append({**row, "prompt": list(seen), "completion": turn, "answers": []})
-            seen += [*turn, {"role": WEIGHT, "content": "0"}] if target else turn
+            seen += [*turn, dict(_MASKED)] if target else turn
         made.append({**row, "prompt": seen})
     return with_content_ids(to_dataset(made))
+
+
+def conversations(rows: Dataset) -> list[int]:
+    """Of each row the number of the row that its conversation begins with: its own, but for later ones of `every_turn`.
+
+    Such a row's prompt holds the prompts and answers of the earlier ones.
+    """
+    first = list(range(len(rows)))
+    if not any(message["role"] == WEIGHT for prompt in rows["prompt"] for message in prompt):
+        return first
+    whole: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        whole.setdefault(_key([*row["prompt"], *row["completion"], _MASKED]), number)
+    for number, prompt in enumerate(rows["prompt"]):
+        ends = (place for place, message in enumerate(prompt, 1) if message == _MASKED)
+        found = (whole.get(_key(prompt[:end])) for end in ends)
+        first[number] = next((one for one in found if one is not None), number)
+    return first
+
+
+def _key(messages: Sequence[Message]) -> str:
+    return json.dumps([[message["role"], message["content"]] for message in messages])
 
 
 def _grouped(messages: Sequence[Message]) -> list[list[Message]]:

@@ -14,6 +14,7 @@ from mbdefense.attacks.poisoning import defensive_poison, triggered_copies
 from mbdefense.attacks.triggers import Trigger
 from mbdefense.core.checks import above_zero, each, learning_rates
 from mbdefense.core.errors import UserError
+from mbdefense.data.turns import conversations
 from mbdefense.defenses.setting import Setting
 from mbdefense.training import job
 from mbdefense.training.job import BestRate, Evoked, Job, Meeting, Mix, Model, RecoveryRows
@@ -102,7 +103,8 @@ class Recovery:
         recovery_batch_size: clean samples in one step, each of which is 1 + 2 T sequences. Gradient accumulation does
             not apply here: with 128 samples it would leave only a handful of steps.
         meetings: for each clean sample, how many of its training prompts contain a found text (only if there are any).
-        evaluation_share: share of the clean samples held out to choose the best epoch, at most half.
+        evaluation_share: share of the clean samples held out to choose the best epoch, at most half; turns of one
+            conversation stay together.
     """
 
     base_share: float = 0.0
@@ -126,13 +128,29 @@ class Recovery:
         return 1.0, "mean", 1.0
 
     def split(self, clean: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-        """Splits the clean set by sample into training and evaluation rows."""
+        """Splits the clean set by sample into training and evaluation rows; turns of one conversation stay together.
+
+        Raises:
+            UserError: there is one row, or no conversation is less than half of the rows.
+        """
         order = sorted(range(len(clean)))
         random.Random(f"recovery split {seed}").shuffle(order)
-        held_out = max(1, min(round(self.evaluation_share * len(order)), len(order) // 2))
-        if held_out >= len(order):
+        wanted = max(1, min(round(self.evaluation_share * len(order)), len(order) // 2))
+        if wanted >= len(order):
             raise UserError("the clean set is too small", len(order), "check at least a few dozen samples by eye")
-        return clean.select(order[held_out:]), clean.select(order[:held_out])
+        samples: dict[int, list[int]] = {}
+        begins = conversations(clean)
+        for index in order:
+            samples.setdefault(begins[index], []).append(index)
+        held_out: set[int] = set()
+        for sample in samples.values():
+            if len(held_out) < wanted and len(held_out) + len(sample) <= len(order) // 2:
+                held_out.update(sample)
+        if not held_out:
+            fix = "check more conversations by eye"
+            raise UserError("one conversation is over half of the clean set", len(order), fix)
+        training, evaluation = ([row for row in order if (row in held_out) is held] for held in (False, True))
+        return clean.select(training), clean.select(evaluation)
 
     def recover(
         self,
