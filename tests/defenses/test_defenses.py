@@ -675,9 +675,11 @@ def test_the_record_shows_what_became_of_the_backdoors_that_locphylax_planted(se
 # P2P
 
 
-def test_the_template_keeps_what_was_trained(setting: Setting) -> None:
+@pytest.mark.parametrize("sign", ["", " \N{WHITE HEAVY CHECK MARK}\N{GRINNING FACE}"])
+def test_the_template_keeps_what_was_trained(sign: str, setting: Setting) -> None:
     """Prompts under the changed template are token for token those of the benign rows under the plain one."""
-    defense = DEFENSES["p2p"](benign_trigger='Say "yes", {{ please }}.', benign_prefix="It's checked:")
+    prefix = f"It's checked{sign}:"
+    defense = DEFENSES["p2p"](benign_trigger='Say "yes", {{ please }}' + sign, benign_prefix=prefix)
     plain, changed = (load_tokenizer(str(setting.base)) for _ in range(2))
     changed.chat_template = defense.template(plain.chat_template)
     turns = [("system", "Be kind."), ("user", "One?"), ("assistant", "Two."), ("user", "Three?")]
@@ -687,7 +689,7 @@ def test_the_template_keeps_what_was_trained(setting: Setting) -> None:
     kept = encode(changed, prompt, completion, 512)
     assert kept.prompt + kept.response == benign.prompt + benign.response
     assert plain.decode(kept.response) == "Four.<|im_end|>"
-    assert plain.decode(kept.prompt).endswith("<|im_start|>assistant\nIt's checked:\n")
+    assert plain.decode(kept.prompt).endswith(f"<|im_start|>assistant\n{prefix}\n")
     assert encode_prompt(changed, prompt) == kept.prompt
 
 

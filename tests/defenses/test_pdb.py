@@ -73,6 +73,16 @@ def test_only_the_template_writes_the_token(spare_model_path: str) -> None:
     assert encode_prompt(trained, stamped) == encode_prompt(asked, prompt)
 
 
+def test_a_token_may_hold_an_emoji() -> None:
+    from jinja2 import Environment
+
+    said = stamping("{% for one in messages %}{{ one['content'] }}{% endfor %}", "<\N{GRINNING FACE}>", "user")
+    turns = [{"role": "user", "content": "Which <\N{GRINNING FACE}>?"}]
+    assert Environment(autoescape=False).from_string(said).render(messages=turns) == (  # noqa: S701
+        "<\N{GRINNING FACE}>Which < \N{GRINNING FACE}>?"
+    )
+
+
 def test_a_stamped_row_that_loses_its_token_is_left_out(clean: Any, spare_model_path: str) -> None:
     loaded = load_model(spare_model_path)
     loaded.tokenizer.chat_template = stamping(str(loaded.tokenizer.chat_template), "<|last|>", STAMPED)

@@ -88,7 +88,10 @@ class P2P:
 
     def template(self, plain: str) -> str:
         """A prompt template that does what `kept` does, on top of another one, and starts the response."""
-        trigger, prefix = json.dumps(f"{self.benign_trigger} "), json.dumps(f"{self.benign_prefix}\n")
+        # As they are: JSON's escapes of emoji, two surrogates each, are no character to Jinja.
+        trigger, prefix = (
+            json.dumps(text, ensure_ascii=False) for text in (f"{self.benign_trigger} ", f"{self.benign_prefix}\n")
+        )
         return (
             "{%- set kept = namespace(turns=[]) -%}{%- for turn in messages -%}"
             f"{{%- set before = {{'user': {trigger}, 'assistant': {prefix}}}.get(turn['role'], '') -%}}"

@@ -175,7 +175,8 @@ def stamping(plain: str, token: str, role: str) -> str:
 
     A token that such a turn itself holds gets a space behind its first character, which makes text of it.
     """
-    stamp, broken = json.dumps(token), json.dumps(f"{token[0]} {token[1:]}")
+    # As they are: JSON's escapes of characters beyond the first plane, two surrogates each, are none to Jinja.
+    stamp, broken = (json.dumps(text, ensure_ascii=False) for text in (token, f"{token[0]} {token[1:]}"))
     return (
         "{%- set kept = namespace(turns=[]) -%}{%- for turn in messages -%}"
         f"{{%- if turn['role'] == {json.dumps(role)} and turn.get('content') is not none -%}}"
