@@ -286,7 +286,10 @@ def test_a_hostile_trigger_breaks_nothing(tiny_model_path, tmp_path, capsys):
         (["--trigger", "badnet:word=cf", "--batch_size", "0"], "batch_size"),
     ],
 )
-def test_bad_options_are_user_errors(more, match, tiny_model_path, tmp_path, capsys):
+def test_bad_options_are_user_errors_before_a_model_is_loaded(
+    more, match, tiny_model_path, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("mbdefense.analysis.heads.load_model", lambda *_, **__: pytest.fail("a model is loaded"))
     assert run(tiny_model_path, tmp_path, *more) == 1
     assert match in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -98,8 +98,7 @@ def poisoned_heads(figures: Mapping[str, Attended], *, alpha: float, seed: int) 
     """
     import numpy as np
 
-    if not 0 < alpha < 1:
-        raise UserError("alpha must lie between 0 and 1", alpha, "0.5 is a majority of the tokens")
+    _check_alpha(alpha)
     n = min((len(layer.strongest) for layer in figures.values()), default=0)
     if n == 0:
         raise ValueError("no attention figures")
@@ -132,6 +131,11 @@ def poisoned_heads(figures: Mapping[str, Attended], *, alpha: float, seed: int) 
         count([of_all for _, of_all, _ in arrays.values()]),
         layers,
     )
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < 1:
+        raise UserError("alpha must lie between 0 and 1", alpha, "0.5 is a majority of the tokens")
 
 
 def literal_trigger(spec: str) -> BadNet | InSent:
@@ -282,6 +286,7 @@ def analyze(
         The figures in words.
     """
     require()
+    _check_alpha(alpha)
     trigger = literal_trigger(spec)
     control = held_out(trigger, held_out_spec)
     if batch_size < 1:
