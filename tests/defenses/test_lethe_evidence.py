@@ -89,6 +89,11 @@ def test_a_database_that_is_absent_or_does_not_fit_is_an_error(database: Path, t
     (database / "data.noun").write_bytes((database / "data.noun").read_bytes()[3:])
     with pytest.raises(UserError, match="does not fit its index"):
         WordNet(database).first_sense("capital")
+    (database / "noun.exc").write_bytes(b"\n\xff\n")
+    for line in ("capital", "capital n many 0 1 0 00000001"):
+        (database / "index.noun").write_text(f"{line}\n")
+        with pytest.raises(UserError, match=r"no index of a WordNet database.*index\.noun"):
+            WordNet(database).first_sense("capital")
 
 
 def test_evaluate_asks_with_evidence_and_judges_without(tiny_model_path: str, database: Path, tmp_path: Path) -> None:

@@ -74,7 +74,11 @@ class WordNet:
             lines = (self.directory / f"index.{part}").read_text(encoding="utf-8", errors="replace").splitlines()
             # word, part, number of senses n, pointers, ..., then the n offsets by frequency; a licence is indented.
             fields = (line.split() for line in lines if not line.startswith(" "))
-            index[part] = {field[0]: int(field[-int(field[2])]) for field in fields if field}
+            try:
+                index[part] = {field[0]: int(field[-int(field[2])]) for field in fields if field}
+            except (IndexError, ValueError) as error:
+                file = str(self.directory / f"index.{part}")
+                raise UserError("no index of a WordNet database", file, "install it anew") from error
         return index
 
     @cached_property
@@ -83,6 +87,7 @@ class WordNet:
         for part in _PARTS:
             file = self.directory / f"{part}.exc"
             if file.is_file():
-                fields = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+                fields = (line.split() for line in lines if line.strip())
                 found[part] = {field[0]: field[1:] for field in fields if field}
         return found
