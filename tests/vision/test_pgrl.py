@@ -86,6 +86,18 @@ def accuracy(classifier, images):
     return float((classifier.predict(images.pixels) == images.labels).double().mean())
 
 
+@pytest.mark.parametrize("clean_rows", [140, 200])  # of 200 images 8 are left over, which make no step of their own
+def test_its_control_takes_as_many_steps(clean_rows, monkeypatch):
+    plain, taken = torch.optim.Adam.step, []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda *given, **named: taken.append(1) or plain(*given, **named))
+    split = load_images("digits", 400, 20, clean_rows, 0)
+    method, learner, steps = PGRL(density_weights=False, views=1), Learner(8, 10, epochs=3), []
+    for make in (method, method.clean_alone):
+        make(learner, split.train, split.clean, 0)
+        steps.append(len(taken) - sum(steps))
+    assert steps == [8 * 3, 8 * 3]  # five epochs' worth to warm up, and three
+
+
 @pytest.mark.slow
 def test_it_learns_the_task_and_not_the_backdoor(given, done):
     split, _ = given

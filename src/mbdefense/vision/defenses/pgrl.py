@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -104,7 +105,7 @@ class PGRL:
 
         self.check(learner, suspect, clean)
         network = replace(learner, network="projected")
-        steps = -(-len(suspect.labels) // self.batch_size)
+        steps = steps_of(len(suspect.labels), self.batch_size, learner.classes)
         run = _Run(self, network, suspect, clean, torch.Generator().manual_seed(seed), steps)
         p_values = run.signs(seed) if self.density_weights and self.alpha < 1 else {}
         signed = torch.tensor([p_values.get(label, 1.0) <= self.alpha for label in range(learner.classes)])
@@ -134,9 +135,10 @@ class PGRL:
         }
 
     def clean_alone(self, learner: Learner, suspect: Images, clean: Images, seed: int) -> Defended:
-        """The control: clean images in the place of the suspect ones, for as many steps."""
-        steps, fewer = (-(-len(rows.labels) // self.batch_size) for rows in (suspect, clean))
-        longer = replace(learner, epochs=-(-learner.epochs * steps // fewer))
+        """The control: clean images in the place of the suspect ones, for at least as many steps, the warm-up's too."""
+        steps, fewer = (steps_of(len(rows.labels), self.batch_size, learner.classes) for rows in (suspect, clean))
+        epochs = math.ceil((WARM_UP + learner.epochs) * steps / fewer) - WARM_UP
+        longer = replace(learner, epochs=max(1, epochs))
         return replace(self, label_check=False, density_weights=False)(longer, clean, clean, seed)
 
 
@@ -184,6 +186,13 @@ def batches(order: Tensor, size: int, classes: int) -> list[Tensor]:
     if len(parts) > 1 and len(parts[-1]) < classes:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
+
+
+def steps_of(count: int, size: int, classes: int) -> int:
+    """How many steps an epoch of so many rows has; see `batches`."""
+    import torch
+
+    return len(batches(torch.arange(count), size, classes))
 
 
 class _Run(NamedTuple):
