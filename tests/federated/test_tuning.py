@@ -103,6 +103,23 @@ def test_what_cannot_work_is_refused_before_any_training(options, tiny_model_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"rule": MARS(epsilon="calibrated")}, "not calibrated"),
+        ({"attacks": {1: lambda before, trained: trained}}, r"clients that are not there: \[1\]"),
+        ({"attacks": {-1: lambda before, trained: trained}}, "from 0 to 0"),
+    ],
+)
+def test_a_rule_or_an_attack_that_cannot_be_is_refused_before_any_training(
+    given, says, tiny_model_path, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mbdefense.training.sft.instruction_tune", None)
+    with pytest.raises(UserError, match=says):
+        tune_together(tiny_model_path, [rows(("a", "b"))], tmp_path / "out", options=OPTIONS, **given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_layer_that_is_the_embeddings_is_refused(tiny_model_path, rows, tmp_path):
     options = replace(OPTIONS, lora_target_modules="lm_head")
     with pytest.raises(UserError, match="no weights of its own for lm_head"):

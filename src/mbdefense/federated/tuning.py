@@ -82,8 +82,8 @@ def tune_together(
             first round is alike whatever the rule. A file of the adapted layers' size each; delete it in the end.
 
     Raises:
-        UserError: no clients, options without adapters, a model that cannot be loaded, no usable weights, or a file in
-            `trainings` that has changed.
+        UserError: no clients, options without adapters, a rule that is not calibrated, an attack by a client that is
+            not there, a model that cannot be loaded, no usable weights, or a file in `trainings` that has changed.
     """
     from mbdefense.models.loading import load_model, save_model
     from mbdefense.training.options import TrainingOptions
@@ -93,6 +93,11 @@ def tune_together(
     if not settled.use_peft or settled.load_in_4bit:
         raise UserError("clients train LoRA adapters beside whole weights", fix="set use_peft, and not load_in_4bit")
     used = MARS(epsilon=0.0, linear=True, change=True) if rule is None else rule
+    if isinstance(used, MARS) and isinstance(used.epsilon, str):
+        fix = "give a number, or what MARS.calibrated makes of clean rounds"
+        raise UserError("epsilon is not calibrated", used.epsilon, fix)
+    if unknown := sorted({*(attacks or {})} - {*range(len(clients))}, key=repr):
+        raise UserError("attacks by clients that are not there", unknown, f"number them from 0 to {len(clients) - 1}")
     played: list[Played] = []
     with claimed(Path(output_dir), for_model=True), _folder(Path(output_dir)) as folder, stages(rounds):
         loaded = load_model(model, chat_template=chat_template)
