@@ -128,7 +128,11 @@ def test_a_share_of_the_mix_is_poisoned(own):
 
 
 @pytest.mark.parametrize(
-    "spec", ["poisoning:share=0.999", "scaling:epochs=-1", "projected:radius=0", "neurotoxin:top=1"]
+    "spec",
+    [
+        *("poisoning:share=0.999", "scaling:epochs=-1", "projected:radius=0", "neurotoxin:top=1"),
+        *("migo_style:forced=", "migo_style:forced=head|"),
+    ],
 )
 def test_options_that_cannot_be_are_refused(spec):
     with pytest.raises(UserError):

@@ -50,6 +50,8 @@ class MigoStyle:
 
     def __post_init__(self) -> None:
         check_poison(self.share, 0)
+        if not all(self.forced):  # every name begins with "", so that all layers would be honest
+            raise UserError("forced holds an empty name", self.forced, "give beginnings of names, e.g. forced=head")
 
     def __call__(self, own: Own) -> dict[str, Tensor]:
         """The global weights plus the hidden change."""
