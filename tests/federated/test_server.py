@@ -70,6 +70,15 @@ def test_huge_but_finite_values_do_not_stop_any_rule():
         assert torch.isfinite(made).all(), kind
 
 
+def test_values_whose_norm_overflows_are_refused():
+    """MARS would keep them: the energy of such a client is infinite, and its distance to others no number."""
+    honest = [{"fc.weight": torch.ones(4, 2, dtype=torch.float64) * size} for size in (1, 1.001, 1.002)]
+    hostile = {"fc.weight": torch.full((4, 2), -1e300, dtype=torch.float64)}
+    played = aggregate(MARS(), honest[0], [*honest, hostile], [1] * 4)
+    assert played.kept == (0, 1, 2)
+    assert "larger than float32" in played.refused[3]
+
+
 @pytest.fixture(scope="module")
 def clients(digits):
     parts = shared_out(digits.labels[:120], 4, 0.9, 0)

@@ -85,4 +85,7 @@ def unusable(before: Weights, reply: object, rows: object) -> str:
             return f"{name} is of {sent.dtype}, not {value.dtype}"
         if sent.is_floating_point() and not bool(torch.isfinite(sent).all()):
             return f"{name} holds values that are no finite numbers"
+        # Norms of larger ones overflow, and a rule sees no distance between infinite norms.
+        if sent.dtype == torch.float64 and bool((sent.abs() > torch.finfo(torch.float32).max).any()):
+            return f"{name} holds values that are larger than float32 has"
     return ""
