@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mbdefense import pairs_train
 from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.recipes.vision.pairs import demo as demo_recipe
@@ -117,6 +118,8 @@ def test_every_arm_is_measured_beside_its_controls(demo, place, monkeypatch):
         ("demo nowhere --target green", "no metadata.jsonl"),
         ("poison pairs/train --target green --model nowhere", "no CLIP model"),
         ("train --data pairs/train --lr 2", "lr"),
+        ("train --data pairs/train --lr 0", "lr"),
+        ("train --data pairs/train --model clip --size 32", "leave --size out; it is 16"),
         ("train --data pairs/train --epochs 0", "epochs"),
         ("train --data pairs/train --size 4", "8 to 448 pixels"),
         ("defend clip --data pairs/train --clean nowhere", "no metadata.jsonl"),
@@ -134,6 +137,13 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(words, says, place, tmp
     capsys.readouterr()
     assert main(["pairs", first, *rest, *small, "--output_dir", str(tmp_path / "out")]) in (1, 2)
     assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_that_no_record_can_hold_is_refused_before_training(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("mbdefense.vision.pairs.learning.trained", None)
+    with pytest.raises(UserError, match="seed must be at least 0"):
+        pairs_train(place / "pairs" / "train", output_dir=tmp_path / "out", seed=-1)
     assert not (tmp_path / "out").exists()
 
 

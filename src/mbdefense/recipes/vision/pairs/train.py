@@ -22,7 +22,7 @@ def pairs_train(
     *,
     output_dir: Folder,
     model: Model | None = None,
-    size: int = SIZE,
+    size: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
     seed: int = 0,
@@ -38,7 +38,7 @@ def pairs_train(
         output_dir: folder for the model.
         model: initial model: a folder that this command wrote, or a CLIP checkpoint of transformers; by default a small
             one with random weights.
-        size: height and width of a new model's images.
+        size: height and width of a new model's images, by default 32; an initial model has its own.
         epochs: number of epochs; by default 20 for a new model, else 3.
         lr: AdamW's learning rate; by default 2e-3 for a new model, else 3e-4, which is far too high for a large
             pre-trained one.
@@ -59,14 +59,19 @@ def pairs_train(
     from mbdefense.vision.pairs.learning import steps_of, trained
     from mbdefense.vision.pairs.pairs import check_pairs, read_pairs
 
-    times, rate = (epochs or (TUNING_EPOCHS if model else EPOCHS)), (lr or (TUNING_LR if model else LR))
-    at_least(1, epochs=times if epochs is None else epochs)
+    times = (TUNING_EPOCHS if model else EPOCHS) if epochs is None else epochs
+    rate = (TUNING_LR if model else LR) if lr is None else lr
+    at_least(0, seed=seed)
+    at_least(1, epochs=times)
     if not 0 < rate < 1:
-        raise UserError("lr must lie in (0, 1)", lr, "give e.g. --lr 0.0003")
+        raise UserError("lr must lie in (0, 1)", rate, "give e.g. --lr 0.0003")
     start = load_clip(model) if model else None
-    pairs = read_pairs(train_dataset, start.size if start else size)
+    if start and size not in (None, start.size):
+        raise UserError("an initial model has its own size of images", size, f"leave --size out; it is {start.size}")
+    side = start.size if start else SIZE if size is None else size
+    pairs = read_pairs(train_dataset, side)
     check_pairs(pairs)
-    clip = start or new_clip(size, pairs.captions, seed)
+    clip = start or new_clip(side, pairs.captions, seed)
 
     def learned() -> Cleansed:
         return Cleansed(trained(clip, pairs, seed, steps=steps_of(times, pairs), lr=rate), {})
