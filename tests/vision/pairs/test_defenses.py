@@ -116,7 +116,7 @@ def test_no_gain_above_the_clean_pairs_is_no_sign():
 def test_where_nothing_is_found_the_victim_is_returned(clip, train, monkeypatch):
     monkeypatch.setattr("mbdefense.vision.pairs.defenses.ubt.OVERFIT", 3)
     suspect, clean = train.take(list(range(120))), train.take(list(range(120, 160)))
-    done = UBT()(clip, suspect, clean, 0)
+    done = UBT(weakest=0.8)(clip, suspect, clean, 0)  # so many that clean pairs enough are as little alike
     assert done.clip is clip
     assert done.facts["found_poison"] is False
     assert done.facts["forgotten"] == []
@@ -126,6 +126,13 @@ def test_where_nothing_is_found_the_victim_is_returned(clip, train, monkeypatch)
     random = replace(UBT(pairs=7, steps=2), forget="random")
     assert random(clip, suspect, clean, 0).facts["forgotten"] != done.facts["forgotten"]
     assert {*UBT().parts()} == {"", "_untested", "_captions", "_random"}
+
+
+def test_too_few_clean_pairs_to_tell_are_not_called_no_poison(clip, train, monkeypatch):
+    monkeypatch.setattr("mbdefense.vision.pairs.defenses.ubt.OVERFIT", 1)
+    done = UBT()(clip, train.take(list(range(120))), train.take(list(range(120, 139))), 0)
+    assert done.clip is clip
+    assert done.facts["found_poison"] is None
 
 
 @pytest.mark.parametrize("options", [{"forget": "random", "pairs": 160}, {"weakest": 1.0, "alpha": 1.0}])

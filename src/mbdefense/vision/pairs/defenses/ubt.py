@@ -93,7 +93,9 @@ class UBT:
         else:
             gained = gains(self, clip, suspect, clean, seed)
             p_value, above = sign(gained)
-            found = p_value <= self.alpha if self.alpha < 1 else None
+            # None is not asked, or too few clean pairs to ask: that nothing was found would say too much.
+            tested = self.alpha < 1 and len(gained.clean) >= FEWEST
+            found = p_value <= self.alpha if tested else None
             facts = {"found_poison": found, "p_value": round(p_value, 6), "above_clean": above}
             if p_value > self.alpha:
                 return Cleansed(clip, {**facts, "forgotten": []})
