@@ -95,6 +95,7 @@ def test_its_results_can_be_checked(ran, capsys):
         ("--clean_rows 12 --defenses pgrl", "fewer than 2 clean images"),
         ("--defenses pbd", "did you mean 'pdb'"),
         ("--defenses pgrl:views=0", "views"),
+        ("--defenses pdb pgrl pdb:times=1", "one image defense twice"),
         ("--epochs 0", "epochs"),
         ("--seeds -1", "seeds"),
         ("--images nowhere", "no file"),

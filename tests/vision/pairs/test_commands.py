@@ -114,6 +114,7 @@ def test_every_arm_is_measured_beside_its_controls(demo, place, monkeypatch):
         ("demo pairs --target green --rate 1", "rate"),
         ("demo pairs --target green --clean_rows 160", "clean_rows"),
         ("demo pairs --target green --defenses ubd", "did you mean 'ubt'"),
+        ("demo pairs --target green --defenses ubt ubt:words=0", "one defense of pairs twice"),
         ("demo pairs --target green --epochs 0", "epochs"),
         ("demo nowhere --target green", "no metadata.jsonl"),
         ("poison pairs/train --target green --model nowhere", "no CLIP model"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -68,6 +68,24 @@ def check_apart(directory: Path, *sources: str | PathLike[str] | None) -> None:
     for source in sources:
         if source is not None and Path(source).resolve() in written:
             raise UserError("what would be written over is read", str(source), "name another --output_dir")
+
+
+def methods_of(specs: Iterable[str], table: Mapping[str, type], what: str) -> dict[str, Any]:
+    """Defenses by their names, which arms have too.
+
+    Raises:
+        UserError: an unknown one, an option that it cannot have, or two of one name.
+    """
+    from mbdefense.core.errors import UserError
+    from mbdefense.core.specs import parse_spec
+
+    methods: dict[str, Any] = {}
+    for spec in specs:
+        name = spec.partition(":")[0]
+        if name in methods:
+            raise UserError(f"one {what} twice, whose arms would have one name", spec, "measure them in two runs")
+        methods[name] = parse_spec(spec, table, what)
+    return methods
 
 
 def digest_of(*parts: object) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mbdefense.recipes._given import Folder, recorded
 from mbdefense.recipes.measuring.compare import Comparison
 from mbdefense.recipes.vision._pictures import examples, write_pictures
-from mbdefense.recipes.vision._steps import Attack, Backbone, digest_of, kept, made, measured
+from mbdefense.recipes.vision._steps import Attack, Backbone, digest_of, kept, made, measured, methods_of
 
 if TYPE_CHECKING:
     from mbdefense.evaluation.compare import Arm
@@ -88,9 +88,7 @@ def vision_demo(
     at_least(0, rows=rows, seeds=min(tried))
     at_least(1, test_rows=test_rows, clean_rows=clean_rows)
     stamp = parse_spec(trigger, TRIGGERS, "image trigger")
-    methods: dict[str, Defense] = {
-        spec.partition(":")[0]: parse_spec(spec, DEFENSES, "image defense") for spec in defenses or DEFENSES
-    }
+    methods: dict[str, Defense] = methods_of(defenses or DEFENSES, DEFENSES, "image defense")
     split = load_images(images, rows, test_rows, clean_rows, 0)
     learner = Learner(split.train.pixels.shape[-1], split.classes, network, epochs)
     for part in (split.train, split.test):

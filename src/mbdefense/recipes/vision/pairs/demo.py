@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mbdefense.recipes._given import Folder, Model, recorded
 from mbdefense.recipes.measuring.compare import Comparison
 from mbdefense.recipes.vision._pictures import write_pictures
-from mbdefense.recipes.vision._steps import digest_of, kept, made
+from mbdefense.recipes.vision._steps import digest_of, kept, made, methods_of
 from mbdefense.recipes.vision.pairs._steps import Attack, measured
 from mbdefense.recipes.vision.pairs.train import EPOCHS, LR, SIZE, TUNING_LR
 
@@ -92,9 +92,7 @@ def pairs_demo(
     at_least(0, seeds=min(tried))
     at_least(1, epochs=epochs)
     attack: Trigger = parse_spec(trigger, ATTACKS, "trigger of pairs")
-    methods: dict[str, Defense] = {
-        spec.partition(":")[0]: parse_spec(spec, DEFENSES, "defense of pairs") for spec in defenses or DEFENSES
-    }
+    methods: dict[str, Defense] = methods_of(defenses or DEFENSES, DEFENSES, "defense of pairs")
     given = load_clip(model) if model else None
     size = given.size if given else SIZE
     read, test = (read_pairs(Path(pairs) / part, size) for part in (TRAIN, TEST))
