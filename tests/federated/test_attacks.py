@@ -131,7 +131,7 @@ def test_a_share_of_the_mix_is_poisoned(own):
     "spec",
     [
         *("poisoning:share=0.999", "scaling:epochs=-1", "projected:radius=0", "neurotoxin:top=1"),
-        *("migo_style:forced=", "migo_style:forced=head|"),
+        *("migo_style:forced=", "migo_style:forced=head|", "scaling:factor=0", "scaling:factor=-5"),
     ],
 )
 def test_options_that_cannot_be_are_refused(spec):

@@ -57,6 +57,11 @@ class Scaling(Poisoning):
 
     factor: float = 5.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.factor > 0:
+            raise UserError("factor must be above 0", self.factor, "give e.g. factor=5")
+
     def __call__(self, own: Own) -> dict[str, Tensor]:
         """The global weights plus the scaled change."""
         made = super().__call__(own)
