@@ -156,7 +156,7 @@ def test_the_others_train_on_clean_pairs_alone(method, clip, train):
     "spec",
     [
         *("ubt:pairs=0", "ubt:words=-1", "ubt:weakest=0", "ubt:alpha=0", "ubt:lr=1", "ubd"),
-        *("cleanclip:lr=0", "fine_tune:epochs=0"),
+        *("cleanclip:lr=0", "cleanclip:weight=-1", "fine_tune:epochs=0"),
     ],
 )
 def test_options_that_cannot_be_are_one_line(spec):

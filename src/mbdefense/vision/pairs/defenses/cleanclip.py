@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mbdefense.core.errors import UserError
 from mbdefense.vision.pairs.defenses.fine_tune import FineTune
 
 if TYPE_CHECKING:
@@ -27,10 +28,15 @@ class CleanCLIP(FineTune):
     Attributes:
         epochs: see `FineTune`.
         lr: see `FineTune`.
-        weight: of the losses within the towers.
+        weight: of the losses within the towers; 0 for fine-tuning alone.
     """
 
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight < 1e6:
+            raise UserError("weight must be at least 0", self.weight, "give e.g. cleanclip:weight=1")
 
     def loss(self, clip: Clip, images: Tensor, captions: list[str], draws: Generator) -> Tensor:
         """Of a batch; see `mbdefense.vision.pairs.learning.Objective`."""
