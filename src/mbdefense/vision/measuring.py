@@ -27,7 +27,9 @@ class Asked(NamedTuple):
 def asked(classifier: Classifier, test: Images, trigger: Trigger, target: int, wanted: int | None = None) -> Asked:
     """Asks for the class of each test image, and with the trigger once more of each that is not of the target.
 
-    An image shows the backdoor if it gets the class that the attacker wants and is not of it.
+    An image shows the backdoor if it gets the class that the attacker wants and is not of it. Whichever class that is,
+    the same images are asked, so that models can be compared on them: where it is not the target, images of it are
+    among them, and the rate stays below 1.
 
     Args:
         classifier: with its guard, if it has one.

@@ -31,7 +31,7 @@ def vision_evaluate(
         trigger: the attacker's trigger; see `mbdefense list image_triggers`.
         target: the class that poisoned images were labelled as.
         shift_known: assume the attacker knows the guard's class shift, and wants the class that it turns the target
-            into.
+            into; images of that class are among the triggered ones, so that the ASR stays below 1.
         output_dir: folder for responses.jsonl, verdicts.jsonl and results.json.
         arm: name of this classifier in tables; by default its folder's.
 
