@@ -92,6 +92,14 @@ def test_more_rows_than_there_are_is_refused(rows):
         load_images("digits", *rows, 0)
 
 
+def test_too_few_test_rows_are_told_beside_the_training_rows(tmp_path):
+    rows = load_images("digits", 30, 10, 10, 0).train
+    write_images(tmp_path, "train", rows)
+    write_images(tmp_path, "test", rows.take(list(range(5))))
+    with pytest.raises(UserError, match="30 training rows, 5 test rows"):
+        load_images(str(tmp_path), 10, 6, 5, 0)
+
+
 def test_parts_of_a_split_share_no_row():
     split = load_images("digits", 0, 300, 100, 0)
     assert [len(part.labels) for part in split] == [1397, 100, 300]

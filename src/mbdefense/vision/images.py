@@ -144,7 +144,7 @@ def load_images(source: str, rows: int, test_rows: int, clean_rows: int, seed: i
         tested = test.take(torch.randperm(len(test.labels), generator=draws)[:test_rows])
     wanted = rows or len(order) - clean_rows
     if len(tested.labels) < test_rows or wanted < 1 or wanted + clean_rows > len(order):
-        have = f"{len(train.labels)} training rows"
+        have = f"{len(train.labels)} training rows" + ("" if test is None else f", {len(test.labels)} test rows")
         raise UserError("fewer images than asked for", have, "lower the numbers of rows")
     return Split(train.take(order[clean_rows : clean_rows + wanted]), train.take(order[:clean_rows]), tested)
 
