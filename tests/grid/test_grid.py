@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from mbdefense.attacks.poisoning import poison
 from mbdefense.cli import main
+from mbdefense.core._thoughts import answered
 from mbdefense.core.files import LOCK_FILE
 from mbdefense.data import unlabelled
 from mbdefense.data.builtin import MIXES, tasks
@@ -363,7 +364,9 @@ def test_code_is_told_apart_by_what_it_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rooms", [code.ANSWERING, code.TRAINING, code.POISONING], ids=["answers", "training", "poisoning"]
+    "rooms",
+    [code.ANSWERING, code.TRAINING, code.POISONING, code.JUDGING],
+    ids=["answers", "training", "poisoning", "judging"],
 )
 def test_what_is_kept_depends_on_all_code_below_it(rooms: tuple[str, ...]) -> None:
     """What the rooms import is in the list too, but for what only reads, writes, counts, names or tells."""
@@ -378,7 +381,7 @@ def test_what_is_kept_depends_on_all_code_below_it(rooms: tuple[str, ...]) -> No
         "core/_seal",
         "core/_bounded",
     )
-    beside += ("training/options", "defenses/_needs")
+    beside += ("training/options", "defenses/_needs", "models/_files")
 
     def held(path: str, among: tuple[str, ...]) -> bool:
         return any(path == room or path.startswith(f"{room}/") for room in among)
@@ -387,6 +390,8 @@ def test_what_is_kept_depends_on_all_code_below_it(rooms: tuple[str, ...]) -> No
     reading = [file for file in FILES if held(file.removesuffix(".py"), rooms) and not file.startswith("evaluation")]
     found = {"/".join(target) for file in reading for target, _ in imports(file) if target}
     assert [path for path in found if not held(path, (*rooms, *beside))] == []
+    # What cuts a response's thoughts changes rows and verdicts, wherever it stands.
+    assert held(answered.__module__.removeprefix("mbdefense.").replace(".", "/"), rooms)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from mbdefense.core import _http
 from mbdefense.core._secrets import key_in, scrubbed
+from mbdefense.core._thoughts import THOUGHT, answered
 from mbdefense.core.errors import UserError, first_line
-from mbdefense.core.text import THOUGHT, answered
 
 if TYPE_CHECKING:
     import openai

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|(?<=\w)@|^[#+-](?= )")
-THOUGHT = "</think>"
-"""What ends a response's thoughts."""
 NO_WIDTH = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
@@ -61,11 +59,6 @@ def folded(text: str, width: int) -> str:
                 start = f"{indent}{word}"
         lines.append(start)
     return "\n".join(lines)
-
-
-def answered(response: str) -> str:
-    """What a response says behind its thoughts, which end in ``</think>``."""
-    return response.rpartition(THOUGHT)[2]
 
 
 def short(text: str, longest: int) -> str:

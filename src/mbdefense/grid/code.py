@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-_ROWS = ("data", "core/endpoint")
+_ROWS = ("data", "core/endpoint", "core/_thoughts")
 _MODEL = ("models", "engine")
 TRAINING = (
     "training", *_MODEL, "defenses/setting", "defenses/stages", "defenses/found", "defenses/tuning",
@@ -22,8 +22,9 @@ POISONING = (
 )  # fmt: skip
 ANSWERING = (*_MODEL, "defenses/decoding", "defenses/prompts", "evaluation/responding", *_ROWS)
 JUDGING = (
-    "judges", "attacks/behaviors", "attacks/composing", "attacks/texts", "evaluation/metrics", "evaluation/judging",
-    "records/responses", "records/verdicts", "core/statistics", "core/endpoint", "data/words",
+    "judges", "attacks/behaviors", "attacks/composing", "attacks/sentences", "attacks/texts", "evaluation/metrics",
+    "evaluation/judging", "records/responses", "records/verdicts", "core/statistics", "core/endpoint",
+    "core/_thoughts", "data/words",
 )  # fmt: skip
 FEDERATED = (
     "federated/attacks", "federated/rules", "federated/backdoors", "federated/cells", "federated/remembering",

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.behaviors.fixed_text import FixedText
 from mbdefense.attacks.behaviors.refusal import Refusal
+from mbdefense.core._thoughts import answered
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.core.text import answered
 from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Verdict
 

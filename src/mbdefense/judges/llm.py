@@ -11,10 +11,10 @@ from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.behaviors.refusal import Refusal
 from mbdefense.attacks.behaviors.toxic import Toxic
 from mbdefense.attacks.texts import normalised
+from mbdefense.core._thoughts import answered
 from mbdefense.core.endpoint import Endpoint, Reply
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.core.text import answered
 from mbdefense.judges._asking import Ask, Asker
 from mbdefense.judges._forms import FOLLOWS, REFUSES, RUDE, VERSION, Form, read_verdict
 from mbdefense.judges._protocol import Usage

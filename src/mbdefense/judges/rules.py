@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from mbdefense.attacks.behaviors._protocol import Behavior
 from mbdefense.attacks.texts import normalised
+from mbdefense.core._thoughts import answered
 from mbdefense.core.errors import UserError
 from mbdefense.core.needs import Need
-from mbdefense.core.text import answered
 from mbdefense.data.words import single_spaced, words
 from mbdefense.records.responses import Response
 from mbdefense.records.verdicts import Verdict

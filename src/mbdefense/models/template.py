@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 from mbdefense.core._bounded import LimitError, bounded
+from mbdefense.core._thoughts import answered
 from mbdefense.core.errors import UserError, first_line
 from mbdefense.core.files import read_sealed
-from mbdefense.core.text import answered
 from mbdefense.data.turns import ATTACHED, TOOLS, WEIGHT, for_template
 
 if TYPE_CHECKING:
