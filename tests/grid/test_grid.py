@@ -554,12 +554,23 @@ def test_an_estimate_is_the_mean_of_the_like_and_says_what_is_unknown() -> None:
         task("train", stage="crow-3"),
         task("answer", answers=(Answers("a", "clean", "f"), Answers("b", "triggered", "g"))),
         task("judge", needs=("answers",)),
+        task("judge"),  # of answers that are there
     ]
     measured = {"m: tuned": [10.0, 20.0], "m: answer": [4.0]}
     assert estimate(tasks, measured) == (38.0, ("crow",))
     assert estimate(tasks[:2], measured) == (30.0, ())
+    assert estimate([task("judge", needs=("tuned-1",), making=True)], measured) == (0.0, ("crow",))
     assert shown(estimate(tasks, measured)) == "about 38 s, and what is not known before the first is done: crow"
     assert shown(estimate(tasks[2:3], {})) == "not known before the first is done: crow"
+
+
+def test_what_a_search_looks_at_is_trained_by_a_task_of_its_own(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["find_and_break", "found_dropped"]
+    assert bench("--plan", attacks=["badnet"], behaviors=["refusal"], controls=[], defenses=arms)[0] == 0
+    # The victim for both, and a model for each that hangs on what is found.
+    assert "3 in all, 1 saved by sharing (4 if each cell made its own); 3 to do" in capsys.readouterr().out
 
 
 def test_trainings_are_counted_once_shared_and_once_for_each_cell() -> None:

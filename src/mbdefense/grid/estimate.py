@@ -57,7 +57,7 @@ def estimate(tasks: Iterable[Task], measured: Mapping[str, Sequence[float]]) -> 
     seconds, unknown = 0.0, []
     for task in tasks:
         if task.kind == "judge":
-            if not task.needs:
+            if task.making:
                 unknown.append(task.cell.arm)
             continue
         known = measured.get(label(task), ())

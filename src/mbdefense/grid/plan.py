@@ -34,6 +34,7 @@ class Task:
         reads: names of the stages whose weights it loads.
         stage: the stage to train.
         answers: what to ask.
+        making: judging makes the model first, for which one it is hangs on a search or a filter.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Task:
     reads: tuple[str, ...] = ()
     stage: str = ""
     answers: tuple[Answers, ...] = ()
+    making: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,13 @@ def _planned(workspace: Workspace, cell: Cell, name: str, reason: str, tasks: di
         model = model_of(cell.arm, workspace.setting(cell, collected), workspace.rows(workspace.train))
     except UserError as error:
         return PlannedCell(cell, name, False, tuple(collected.met), reason=str(error))
-    needs = () if collected.open else _add_work(workspace, cell, model, collected.met, tasks)
-    tasks[name] = Task(name, "judge", cell, needs)
+    if collected.open:
+        # Its search or filter waits for the models that it looks at: on a cluster it would wait for them in its own
+        # place, beside the tasks that train them.
+        needs, reads = _add_trainings(workspace, cell, collected.met, tasks), tuple(collected.met)
+        tasks[name] = Task(name, "judge", cell, needs, reads, making=True)
+    else:
+        tasks[name] = Task(name, "judge", cell, _add_work(workspace, cell, model, collected.met, tasks))
     return PlannedCell(cell, name, False, tuple(collected.met), whole=not collected.open)
 
 
@@ -157,18 +164,24 @@ def _add_work(
     wanted = tuple(answers for answers in answers_of(workspace, cell, model) if not answers.done(workspace))
     if not wanted:
         return ()
+    needs = _add_trainings(workspace, cell, stages, tasks)
+    asking = f"answers of {_asked(cell, model)}"
+    # All its stages, not only the last one: going through the defense again must find each of them.
+    found = tasks.get(asking) or Task(asking, "answer", cell, needs, tuple(stages))
+    known = {answers.name for answers in found.answers}
+    new = tuple(answers for answers in wanted if answers.name not in known)
+    tasks[asking] = replace(found, answers=found.answers + new)
+    return (asking,)
+
+
+def _add_trainings(workspace: Workspace, cell: Cell, stages: Sequence[str], tasks: dict[str, Task]) -> tuple[str, ...]:
+    """The tasks of those stages that are not done, unless they are there already; their ids."""
     needs: list[str] = []
     for number, stage in enumerate(stages):
         if not finished(workspace.stages / stage):
             tasks.setdefault(stage, Task(stage, "train", cell, tuple(needs), tuple(stages[:number]), stage))
             needs.append(stage)
-    asking = f"answers of {_asked(cell, model)}"
-    # All its stages, not only the last one: going through the defense again must find each of them.
-    found = tasks.get(asking) or Task(asking, "answer", cell, tuple(needs), tuple(stages))
-    known = {answers.name for answers in found.answers}
-    new = tuple(answers for answers in wanted if answers.name not in known)
-    tasks[asking] = replace(found, answers=found.answers + new)
-    return (asking,)
+    return tuple(needs)
 
 
 def _asked(cell: Cell, model: Path) -> str:

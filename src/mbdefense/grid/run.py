@@ -80,8 +80,7 @@ def _words(task: Task, grid: Grid) -> str:
     told: list[tuple[Sized, str]] = [(grid.models, cell.model), (grid.counts or grid.rates, rate), (grid.seeds, seed)]
     which = "".join(f", {text}" for values, text in told if len(values) > 1)
     does = {"train": f"training {task.stage.rpartition('-')[0]} for", "answer": "asking", "judge": "judging"}
-    # A cell that hangs on a search or a filter is made by the task that judges it, which needs no other.
-    doing = does[task.kind] if task.needs or task.kind != "judge" else "running"
+    doing = "running" if task.making else does[task.kind]
     return f"{doing} {cell.arm} under {cell.attack} -> {cell.behavior}{which}"
 
 
