@@ -15,12 +15,14 @@ from filelock import FileLock
 from mbdefense.attacks.poisoning import poison
 from mbdefense.cli import main
 from mbdefense.core._thoughts import answered
-from mbdefense.core.files import LOCK_FILE
+from mbdefense.core.files import LOCK_FILE, write_sealed
 from mbdefense.data import unlabelled
 from mbdefense.data.builtin import MIXES, tasks
 from mbdefense.defenses import DEFENSES, Discard, FineMixing
 from mbdefense.defenses.filters import FILTERS, SEEP, Evidence, Repeats
 from mbdefense.grid import code
+from mbdefense.grid import estimate as estimating
+from mbdefense.grid import plan as planning
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.code import _tree, code_in_use
@@ -581,6 +583,33 @@ def test_trainings_are_counted_once_shared_and_once_for_each_cell() -> None:
         PlannedCell(cell, "c", False, (), whole=False),
     )
     assert trainings(Plan(cells, (task("train", stage="tuned-1"),))) == (3, 4, 2)
+
+
+def test_what_a_finished_task_took_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task that begins is told how long it will take, and each that ends has all cells looked at."""
+    read: list[str] = []
+
+    def noted(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(*given: Any) -> Any:
+            read.append(next(part.name for part in given if isinstance(part, Path)))
+            return whole(*given)
+
+        return reading
+
+    monkeypatch.setattr(estimating, "cost_in", noted(estimating.cost_in))
+    monkeypatch.setattr(planning, "read_form", noted(planning.read_form))
+    workspace = Workspace(Grid(("m",), ("crow",), ("badnet",), ("refusal",)), tmp_path, "a", "b", "c")
+    cell, answers = tmp_path / "cells" / "one", tmp_path / "answers" / "one" / "answers.json"
+    for folder in (cell, answers.parent):
+        folder.mkdir(parents=True)
+    write_sealed(answers, {"seconds": 4.0, "peak_bytes": 0})
+    write_sealed(cell / "cell.json", {"stages": ["tuned-1"], "seconds": 4.0, "peak_bytes": 0})
+    for _ in range(3):
+        assert estimating.measured(workspace, Plan((), ())) == {"m: answer": [4.0]}
+        assert planning.cell_facts(cell, workspace.stages)["stages"] == ("tuned-1",)
+    assert read == ["answers.json", "cell.json"]
+    write_sealed(answers, {"seconds": 40.0, "peak_bytes": 0})
+    assert estimating.measured(workspace, Plan((), ())) == {"m: answer": [40.0]}
 
 
 def test_code_that_changed_since_the_plan_was_made_does_nothing(tmp_path: Path) -> None:

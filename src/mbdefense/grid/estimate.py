@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from mbdefense.attacks.poisoning import count_occurrences
@@ -80,8 +82,17 @@ def measured(workspace: Workspace, plan: Plan) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name, file in files:
         with contextlib.suppress(UserError):  # a damaged file costs the cells that need it, and no estimate
-            found.setdefault(name, []).append(cost_in(file).seconds)
+            found.setdefault(name, []).append(_seconds(file, file.stat().st_mtime_ns))
     return found
+
+
+@lru_cache(
+    maxsize=1 << 16
+)  # every task that begins asks for all of them: of a large grid that would be hours of reading
+def _seconds(file: Path, changed: int) -> float:
+    """What a file says that the work took; the time of its last change is there for the cache."""
+    del changed
+    return cost_in(file).seconds
 
 
 def shown(found: Estimate) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,10 +124,18 @@ def cell_facts(folder: Path, stages: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or names a stage outside of `stages`.
     """
-    facts = read_form(_Facts, folder / CELL_FILE, f"{folder.name}/{CELL_FILE}", _FIX)
+    file = folder / CELL_FILE
+    facts = _facts_in(file, file.stat().st_mtime_ns if file.is_file() else 0)
     for name in (*facts.stages, *facts.steps):
         inside(stages, name)
     return asdict(facts)
+
+
+@lru_cache(maxsize=1 << 16)  # asked of all cells after every task
+def _facts_in(file: Path, changed: int) -> _Facts:
+    """What a cell's file says; the time of its last change is there for the cache."""
+    del changed
+    return read_form(_Facts, file, f"{file.parent.name}/{file.name}", _FIX)
 
 
 def _unfit(workspace: Workspace, cell: Cell) -> str:
