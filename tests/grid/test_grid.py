@@ -28,8 +28,9 @@ from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.code import _tree, code_in_use
 from mbdefense.grid.config import Grid, behavior_of, changed, read_grid, trigger_of
 from mbdefense.grid.estimate import estimate, shown, trainings
-from mbdefense.grid.local import _death
+from mbdefense.grid.local import InProcess, _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
+from mbdefense.grid.run import conclude, work_off
 from mbdefense.grid.work import attempt
 from mbdefense.grid.workspace import Cell, Workspace, open_workspace
 from mbdefense.records.results import read
@@ -610,6 +611,18 @@ def test_what_a_finished_task_took_is_read_once(tmp_path: Path, monkeypatch: pyt
     assert read == ["answers.json", "cell.json"]
     write_sealed(answers, {"seconds": 40.0, "peak_bytes": 0})
     assert estimating.measured(workspace, Plan((), ())) == {"m: answer": [40.0]}
+
+
+def test_a_damaged_file_of_an_unfinished_cell_stops_no_grid(tmp_path: Path) -> None:
+    workspace = Workspace(Grid(("m",), ("crow",), ("badnet",), ("refusal",)), tmp_path, "a", "b", "c")
+    (tmp_path / "cells" / "one").mkdir(parents=True)
+    (tmp_path / "cells" / "one" / "cell.json").write_text("{")
+    unfinished = PlannedCell(task("judge").cell, "one", False, ("tuned-1",))
+    work_off(workspace, Plan((unfinished,), ()), InProcess(workspace), {})
+    results, reasons = conclude(workspace, Plan((unfinished,), ()), {})
+    assert (results, reasons) == (None, {})
+    (cell,) = json.loads((tmp_path / "grid.json").read_text())["cells"]
+    assert (cell["status"], cell["stages"], cell["seconds"]) == ("pending", ["tuned-1"], 0)
 
 
 def test_code_that_changed_since_the_plan_was_made_does_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mbdefense.core.progress import Bar, begin, say, stages
 from mbdefense.evaluation.compare import Arm, compare, read_arm
 from mbdefense.grid import estimate
 from mbdefense.grid.config import Grid
-from mbdefense.grid.plan import CELL_FILE, FAILURE_FILE, Plan, PlannedCell, Task, cell_facts
+from mbdefense.grid.plan import FAILURE_FILE, Plan, PlannedCell, Task, cell_facts
 from mbdefense.grid.store import retire
 from mbdefense.grid.workspace import Workspace
 from mbdefense.records.grid_state import GRID_FILE
@@ -100,7 +100,8 @@ def _retire_unneeded(workspace: Workspace, plan: Plan, unfinished: Mapping[str, 
 def _facts(workspace: Workspace, planned: PlannedCell) -> dict[str, Any]:
     """Stages and costs of a cell; of a finished one also those that a plan before a filter's verdicts did not know."""
     folder = workspace.out / "cells" / planned.id
-    if planned.reason or not (folder / CELL_FILE).is_file():
+    # The figures are written last: facts without them are of a run that was killed, or damaged, and are made again.
+    if planned.reason or not (folder / RESULT_FILE).is_file():
         return {"stages": list(planned.stages), "steps": [], "seconds": 0.0, "peak_bytes": 0}
     return cell_facts(folder, workspace.stages)
 
