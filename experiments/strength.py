@@ -41,9 +41,10 @@ the default is held against the third."""
 
 
 class Attack(NamedTuple):
-    """An attack of a grid, with so many poisoned rows.
+    """An attack of a grid on one of its models, with so many poisoned rows.
 
     Attributes:
+        model: the base model.
         trigger: as the grid writes it.
         behavior: the same.
         rows: how many are poisoned.
@@ -51,6 +52,7 @@ class Attack(NamedTuple):
         searched: of each, what the default found, where it has searched.
     """
 
+    model: str
     trigger: str
     behavior: str
     rows: int
@@ -73,13 +75,13 @@ def _asr(arms: dict[str, Arm], name: str) -> float:
 
 def measured(folder: Path) -> list[Attack]:
     """The attacks of a grid of which cells are done."""
-    attacks: dict[tuple[str, str, int], Attack] = {}
+    attacks: dict[tuple[str, str, str, int], Attack] = {}
     grid = read_form(Grid, folder / GRID_FILE)
     size = int(grid.config["data"]["train_rows"])
     for cell in grid.cells:
         if cell.status != "done" or cell.rate is None:
             continue
-        key = (cell.attack, cell.behavior, round(cell.rate * size))
+        key = (cell.model, cell.attack, cell.behavior, round(cell.rate * size))
         attack = attacks.setdefault(key, Attack(*key, {}, {}))
         attack.seeds.setdefault(cell.seed, {})[cell.arm] = read_arm(folder / "cells" / cell.id)
         found = [path for step in cell.steps if (path := folder / "stages" / step / FOUND_FILE).is_file()]
@@ -113,17 +115,18 @@ def _grid(folder: Path) -> Iterator[str]:
         f"{training['learning_rate']}. Commit {made['commit'][:7]}, {packages}, {made['processor']}, "
         f"{made['created'][:10]}. {len(counted)} of {len(attacks)} attacks count as hard{_unknown(attacks)}."
     )
-    yield "\nASR / CACC, means over the seeds:\n"
+    models = made["config"]["models"]
+    yield "\nASR / CACC, means over the seeds; of an arm that is not there with all of them, how many:\n"
     yield "| Trigger, behavior | Rows | Seeds | " + " | ".join(ARMS) + " |"
     yield "| --- |" + " ---: |" * (len(ARMS) + 2)
     for attack in attacks:
         cells = [" / ".join(_over(attack, arm, figure) for figure in ("asr", "cacc")) for arm in ARMS]
-        named = escaped(f"{attack.trigger} -> {attack.behavior}")
-        yield f"| {named} | {attack.rows} | {len(attack.seeds)} | {' | '.join(cells)} |"
+        named = f"{attack.trigger} -> {attack.behavior}" + (f", {attack.model}" if len(models) > 1 else "")
+        yield f"| {escaped(named)} | {attack.rows} | {len(attack.seeds)} | {' | '.join(cells)} |"
     yield from _pooled(counted)
     for attack in attacks:
         for seed in sorted(attack.seeds):
-            yield from _attack(attack, seed)
+            yield from _attack(attack, seed, attack.model if len(models) > 1 else "")
 
 
 def _unknown(attacks: Sequence[Attack]) -> str:
@@ -134,7 +137,10 @@ def _unknown(attacks: Sequence[Attack]) -> str:
 def _over(attack: Attack, arm: str, figure: str) -> str:
     scores = [getattr(arms[arm].row, figure) for arms in attack.seeds.values() if arm in arms]
     known = [score.value for score in scores if score]
-    return share(sum(known) / len(known)) if known else "-"
+    if not known:
+        return "-"
+    fewer = f" ({len(known)} of {len(attack.seeds)} seeds)" if len(known) < len(attack.seeds) else ""
+    return share(sum(known) / len(known)) + fewer
 
 
 def _pooled(attacks: Sequence[Attack]) -> Iterator[str]:
@@ -164,9 +170,10 @@ def _signed(mean: Mean) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _attack(attack: Attack, seed: int) -> Iterator[str]:
+def _attack(attack: Attack, seed: int, model: str) -> Iterator[str]:
     arms = attack.seeds[seed]
-    yield f"\n### {escaped(attack.trigger)}, {escaped(attack.behavior)}, {attack.rows} rows, seed {seed}\n"
+    on = f", {escaped(model)}" if model else ""
+    yield f"\n### {escaped(attack.trigger)}, {escaped(attack.behavior)}, {attack.rows} rows, seed {seed}{on}\n"
     yield "| Arm | ASR | CACC | Accuracy under the trigger | False activations | Seconds |"
     yield "| --- | --- | --- | --- | --- | ---: |"
     for name in ("base", *ARMS):
