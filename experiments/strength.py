@@ -232,7 +232,11 @@ def main() -> None:
     folders = [options.out / grid.stem for grid in options.grids]
     for grid, folder in zip(options.grids, folders, strict=True):
         if not options.only_page:
-            bench(str(grid), output_dir=str(folder), ray=options.ray)
+            done = bench(str(grid), output_dir=str(folder), ray=options.ray)
+            for name, reason in done.failed.items():
+                sys.stderr.write(f"failed: {name}: {reason}\n")
+            if done.interrupted:  # which is meant for all of them
+                raise SystemExit(130)
     made = page([folder for folder in folders if (folder / RESULT_FILE).is_file()], _command(options.grids))
     if options.page:
         write_text(options.page, made)

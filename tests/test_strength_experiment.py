@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mbdefense.core.files import read_sealed, write_sealed
+from mbdefense.grid._bench import Benched
 from tests.report.report_runs import arm, write_evaluation, write_grid
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "strength.py"
@@ -54,3 +56,17 @@ def test_models_of_one_grid_are_told_apart(script: Any, tmp_path: Path) -> None:
     write_sealed(folder / "grid.json", value)
     figures = {one.model: script._over(one, "attacked", "asr") for one in script.measured(folder)}
     assert figures == {"tiny": ".90", "other": ".15"}
+
+
+def test_an_interrupt_ends_all_grids(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def bench(grid: str, **_: Any) -> Benched:
+        begun.append(grid)
+        return Benched("", None, {"crow-1": "out of memory"}, interrupted=True)
+
+    monkeypatch.setattr(script, "bench", bench)
+    monkeypatch.setattr(sys, "argv", ["strength.py", str(tmp_path), "--grids", "one.yaml", "two.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert (ended.value.code, begun) == (130, ["one.yaml"])
