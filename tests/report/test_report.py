@@ -231,6 +231,35 @@ def test_a_mean_says_which_seeds_failed(tmp_path):
     assert [cell.status for cell in singles] == ["done", "done", "failed"]
 
 
+def test_a_mean_is_over_all_seeds_of_all_folders(tmp_path):
+    runs = [write_grid(tmp_path / name, attacks=("cf",), seeds=seeds) for name, seeds in (("a", (0, 1)), ("b", (2, 3)))]
+    found = read_sources(runs)
+    (block,) = blocks(found)
+    assert next(line.seed for line in block.lines if line.arm == "crow") == "mean of 4"
+    assert {one.score.seeds for one in found.over_seeds} == {(0, 1, 2, 3)}
+    assert len(found.over_seeds) == len(ARMS) * 2
+    # What a run that was killed has made since the means were written.
+    for name in ARMS:
+        write_evaluation(runs[0] / "x" / name, arm(name, "cf", seed=2, base_model="tiny", poisoning_rate=0.1))
+    assert {one.score.seeds for one in read_sources(runs[:1]).over_seeds} == {(0, 1, 2)}
+    # Without the responses of all seeds there is no mean of them.
+    for file in runs[1].glob("cells/*/verdicts.jsonl"):
+        file.unlink()
+    found = read_sources([*runs[1:], write_grid(tmp_path / "c", attacks=("cf",), seeds=(4, 5))])
+    assert found.over_seeds == ()
+    assert any("crow under cf has no mean over the seeds 2, 3, 4, 5: the responses" in note for note in found.notes)
+
+
+def test_a_cell_that_has_a_result_since_is_not_told_as_failed(tmp_path):
+    run = write_grid(tmp_path / "grid", attacks=("cf",), unfinished=(("failed", "out of memory"), ("pending", "")))
+    assert [cell.status for cell in read_sources([run]).unfinished] == ["failed", "pending"]
+    made = arm("lethe", "cf", shows=3, right=10, base_model="tiny", poisoning_rate=0.1)
+    write_evaluation(run / "cells" / "lethe-failed", made)
+    found = read_sources([run])
+    assert found.unfinished == ()
+    assert not any("grid's cells" in point for point in summarize(found).points)
+
+
 def test_where_a_model_lies_is_not_told(tmp_path):
     for name in ARMS:
         write_evaluation(tmp_path / "run" / name, arm(name, base_model="/home/someone/models/tiny"))

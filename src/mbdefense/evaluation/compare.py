@@ -124,7 +124,7 @@ def compare(arms: Sequence[Arm]) -> tuple[tuple[ResultRow, ...], tuple[SeedRow, 
         found = {_CHANGE[figure]: test for (at, figure), test in adjusted.items() if at == index}
         kept = {"versus": versus.get(index, ()), "loss_change": losses.get(index)}
         rows.append(replace(arm.row, **kept, **found))  # type: ignore[arg-type]  # mypy takes all fields for one type
-    return tuple(rows), tuple(_seed_rows(arms))
+    return tuple(rows), tuple(seed_rows(arms))
 
 
 def _versus(tests: Mapping[tuple[int, str, Figure], Paired]) -> dict[int, tuple[Versus, ...]]:
@@ -195,8 +195,12 @@ def _check_prompts(names: str, first: Arm, second: Arm) -> None:
             raise UserError(f"{names} answered different prompts with the id", key[1], fix)
 
 
-def _seed_rows(arms: Sequence[Arm]) -> Iterable[SeedRow]:
-    """Figures over the seeds of each arm, which must have answered the same prompts, since these are drawn as one."""
+def seed_rows(arms: Sequence[Arm]) -> Iterable[SeedRow]:
+    """Figures over the seeds of each arm, which must have answered the same prompts, since these are drawn as one.
+
+    Raises:
+        UserError: two seeds of one arm answered different prompts.
+    """
     by_name: dict[tuple[object, ...], dict[int, Arm]] = {}
     for arm in arms:
         by_name.setdefault((arm.row.arm, *arm.row.setting()), {})[arm.row.seed] = arm

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from mbdefense.core.errors import UserError
 from mbdefense.core.files import inside, read_bytes
 from mbdefense.core.forms import Form, read_form
-from mbdefense.evaluation.compare import Arm, arm_of, check_apart, check_lengths, compare
+from mbdefense.evaluation.compare import Arm, arm_of, check_apart, check_lengths, compare, seed_rows
 from mbdefense.evaluation.landing import is_control
 from mbdefense.evaluation.metrics import scores
 from mbdefense.evaluation.tables import row_verdicts
@@ -30,7 +30,16 @@ from mbdefense.records.analyses import (
 from mbdefense.records.federated import FEDERATED_FILE, FederatedCell, FederatedResults, check_name
 from mbdefense.records.grid_state import GRID_FILE, Grid, GridCell
 from mbdefense.records.responses import Response, read_responses
-from mbdefense.records.results import RESULT_FILE, UNDEFENDED, ResultRow, Results, SeedRow, check_beside, read
+from mbdefense.records.results import (
+    RESULT_FILE,
+    UNDEFENDED,
+    Figure,
+    ResultRow,
+    Results,
+    SeedRow,
+    check_beside,
+    read,
+)
 from mbdefense.records.training_log import LOG_FILE, TrainingLog
 from mbdefense.records.verdicts import Verdict, read_verdicts
 
@@ -329,7 +338,7 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
     made = Sources(
         tuple(row for row, _ in found.rows.values()),
         tuple(found.over_seeds),
-        tuple(found.unfinished),
+        tuple(_unfinished(found)),
         tuple(answers),
         found.of(Matrix),
         found.of(Heads),
@@ -345,7 +354,16 @@ def read_sources(directories: Sequence[str | Path]) -> Sources:
         tuple(found.files.values()),
         tuple(found.notes),
     )
-    return _paired(made)
+    return _with_means(_paired(made))
+
+
+def _unfinished(found: _Collector) -> Iterator[GridCell]:
+    """Cells without a result: a run that was killed has made some since the grid's state was written."""
+    rows = [row for row, _ in found.rows.values() if row.origin == "attack"]
+    done = {(row.base_model, row.attack, row.behavior, row.poisoning_rate, row.arm, row.seed) for row in rows}
+    for cell in found.unfinished:
+        if (cell.model, cell.attack, cell.behavior, cell.rate, cell.arm, cell.seed) not in done:
+            yield cell
 
 
 def _unpaired(row: ResultRow) -> bool:
@@ -366,6 +384,42 @@ def _paired(sources: Sources) -> Sources:
     return replace(
         sources,
         rows=tuple(compared.get(key_of(row), row) for row in sources.rows),
-        over_seeds=sources.over_seeds or over_seeds,
+        over_seeds=(*sources.over_seeds, *over_seeds),
         answers=tuple(replace(one, row=compared[key_of(one.row)]) for one in sources.answers),
     )
+
+
+def _with_means(sources: Sources) -> Sources:
+    """Each mean once, and over all seeds whose rows are there.
+
+    The files of several runs, or of one that was killed, hold means over some of the seeds each.
+    """
+    runs: dict[Key, dict[int, ResultRow]] = {}
+    for row in sources.rows:
+        if row.origin == "attack":
+            runs.setdefault((row.arm, *row.setting()), {})[row.seed] = row
+    told: dict[Key, list[SeedRow]] = {}
+    for one in sources.over_seeds:
+        setting = ("attack", one.attack, one.behavior, one.judge, one.base_model, one.poisoning_rate)
+        told.setdefault((one.arm, *setting), []).append(one)
+    answers = {key_of(one.row): one for one in sources.answers}
+    means: list[SeedRow] = []
+    notes: list[str] = []
+    for key, rows in runs.items():
+        given = told.pop(key, [])
+        whole = {one.figure: one for one in given if set(one.score.seeds) == rows.keys()}
+        figures = [name for name in get_args(Figure) if any(getattr(row, name) for row in rows.values())]
+        if len(rows) > 1 and not whole.keys() >= set(figures):
+            known = [answers[key_of(row)].arm() for row in rows.values() if key_of(row) in answers]
+            try:
+                whole = {one.figure: one for one in seed_rows(known)} if len(known) == len(rows) else {}
+                why = "the responses of some are not there"
+            except UserError as error:
+                whole, why = {}, str(error)
+            if given and not whole:
+                named = f"{key[0]} under {key[2]}"
+                notes.append(f"{named} has no mean over the seeds {', '.join(map(str, sorted(rows)))}: {why}")
+        means += whole.values()
+    # Of other origins, or without rows of their own.
+    means += [one for ones in told.values() for one in ones]
+    return replace(sources, over_seeds=tuple(means), notes=(*sources.notes, *notes))
