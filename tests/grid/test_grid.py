@@ -26,7 +26,7 @@ from mbdefense.grid import plan as planning
 from mbdefense.grid.answers import Answers, answers_of
 from mbdefense.grid.arms import INFERENCE, model_of
 from mbdefense.grid.code import _tree, code_in_use
-from mbdefense.grid.config import Grid, behavior_of, changed, read_grid, trigger_of
+from mbdefense.grid.config import EvaluationOptions, Grid, behavior_of, changed, read_grid, trigger_of
 from mbdefense.grid.estimate import estimate, shown, trainings
 from mbdefense.grid.local import InProcess, _death
 from mbdefense.grid.plan import Plan, PlannedCell, Task
@@ -338,6 +338,26 @@ def test_files_are_found_beside_the_grid_and_words_change_it(tmp_path: Path) -> 
     other = changed(grid, {"test": "t.jsonl", "test_rows": 7, "train": None}, models=["a", "b"], seeds=[4])
     assert (other.models, other.seeds, other.data.test, other.data.test_rows) == (("a", "b"), (4,), "t.jsonl", 7)
     assert other.data.train == grid.data.train
+
+
+def test_who_is_asked_counts_and_how_he_is_asked_does_not(
+    four_layer_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "http://localhost:1/v1"
+    named = []
+    for variable, model, judge in (("FIRST", "m", "llm"), ("SECOND", "m", "llm:timeout=5"), ("SECOND", "other", "llm")):
+        monkeypatch.setenv(variable, "secret")
+        asking = EvaluationOptions(judge=judge, judge_model=model, judge_base_url=url)
+        style = f"style:endpoint_url={url},endpoint_model=m"
+        plain = Grid((four_layer_model_path,), ("crow",), (style,), ("refusal",), evaluation=asking)
+        grid = changed(plain, {}, api_key_env=variable)
+        workspace = Workspace(grid, tmp_path, "a", "b", "c")
+        cell = Cell(four_layer_model_path, grid.attacks[0], "refusal", 0.2, 0, "crow")
+        assert variable in cell.attack
+        named.append((workspace.suspect(cell), workspace.triggered(cell), workspace.id(cell)))
+    assert named[0] == named[1]
+    assert named[1][:2] == named[2][:2]
+    assert named[1][2] != named[2][2]
 
 
 def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(tmp_path: Path) -> None:

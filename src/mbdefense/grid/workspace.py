@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 Split = Literal["train", "clean", "test"]
 ROWS: dict[Split, int] = {"train": 240, "clean": 128, "test": 100}
 """Of the built-in data, where the grid says nothing."""
+_HOW_TO_ASK = (
+    "api_key_env", "endpoint_api_key_env", "cache", "concurrency", "timeout", "max_retries", "price_prompt",
+    "price_completion",
+)  # fmt: skip
+"""Options of what asks an endpoint that its answers do not depend on: a key's variable has another name elsewhere, and
+a server that was overrun is asked again more slowly."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +177,12 @@ class Workspace:
     def id(self, cell: Cell) -> str:
         """The cell's name, which ends in a hash of all that its figures depend on."""
         grid = self.grid
-        evaluation = {name: value for name, value in asdict(grid.evaluation).items() if name != "judge_cache"}
-        judge = asdict(grid.evaluation.judge_of(cell.shown(), self.out))  # type: ignore[call-overload]
-        judge.pop("cache", None)  # of replies, which are kept by what was asked
+        # The judge counts as it is, not as it is written.
+        evaluation = {name: value for name, value in asdict(grid.evaluation).items() if not name.startswith("judge")}
         made_of = [
             identity(cell.base()), self.template(), self.suspect(cell), self.clean, self.triggered(cell), self.test,
-            asdict(replace(grid.training, seed=cell.seed, report_to="none")), evaluation, contents(judge),
+            asdict(replace(grid.training, seed=cell.seed, report_to="none")), evaluation,
+            _named(grid.evaluation.judge_of(cell.shown(), self.out)),
             grid.data.seed, arm_inputs(cell.arm),
             code_hash(*TRAINING), code_hash(*ANSWERING), code_hash(*JUDGING),
         ]  # fmt: skip
@@ -276,4 +282,10 @@ def _drawn(options: DataOptions, split: Split) -> Dataset:
 
 
 def _named(method: Any) -> list[Any]:
-    return [type(method).__name__, contents(asdict(method))]
+    return [type(method).__name__, contents(_telling(asdict(method)))]
+
+
+def _telling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that change nothing of what is made, in their values too."""
+    told = {name: value for name, value in options.items() if name not in _HOW_TO_ASK}
+    return {name: _telling(value) if isinstance(value, Mapping) else value for name, value in told.items()}
