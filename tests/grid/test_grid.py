@@ -360,6 +360,11 @@ def test_who_is_asked_counts_and_how_he_is_asked_does_not(
     assert named[1][2] != named[2][2]
 
 
+def test_a_key_that_no_endpoint_of_the_grid_gets_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--api_key_env", "SOME_KEY")[0] == 1
+    assert "--api_key_env, and the grid asks no endpoint; leave it out" in capsys.readouterr().err
+
+
 def test_the_grids_that_come_along_and_the_one_in_the_documentation_can_be_read(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     names = ("quick", "paper", "paper_cpu", "comparison")

@@ -256,6 +256,9 @@ def changed(
         keep_models: whether to keep weights.
         trust_remote_code: allow a Hub repository to run code of its own.
         api_key_env: environment variable with the key for the endpoints that the grid names.
+
+    Raises:
+        UserError: a key for a grid that names no endpoint.
     """
     told = {name: value for name, value in data.items() if value is not None}
     whole: dict[str, Any] = {"data": replace(grid.data, **told)}  # type: ignore[arg-type]  # checked by its reader
@@ -278,6 +281,9 @@ def changed(
             whole[kind] = tuple(
                 " -> ".join(_with_key(spec, "endpoint_url=", option) for spec in pair) for pair in pairs
             )
+        # Without what was given: it may be the key itself.
+        if "api_key_env=" not in str(whole):
+            raise UserError("--api_key_env, and the grid asks no endpoint", fix="leave it out")
     return replace(grid, **whole)
 
 
