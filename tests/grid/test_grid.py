@@ -297,6 +297,8 @@ def test_an_interrupted_grid_goes_on(bench: Bench, counted: list[str], monkeypat
         ({"rates": [1.5]}, "(0, 1)"),
         ({"rates": ["lots"]}, "rates cannot be"),
         ({"seeds": [0, 0]}, "cannot tell apart"),
+        ({"defenses": ["crow:alpha=0", "crow:alpha=0 "]}, "defenses holds two that a table cannot tell apart"),
+        ({"models": ["/one/final", "/other/final"]}, "models holds two that a table cannot tell apart: 'final'; keep"),
         ({"data": {"train_row": 3}}, "did you mean 'train_rows'"),
         ({"data": {"train": "absent.jsonl"}}, "absent.jsonl"),
         ({"data": {"test_rows": 0}}, "rows"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mbdefense.attacks.behaviors import BEHAVIORS
+from mbdefense.attacks.texts import seen
 from mbdefense.attacks.triggers import TRIGGERS
 from mbdefense.core.checks import at_least, each
 from mbdefense.core.errors import UserError, did_you_mean
@@ -148,13 +149,15 @@ class Grid:
             for attackers in (self.attackers(), self.others())
         )
         described: dict[str, list[Any]] = {
-            "models": list(self.models),
+            # Of a directory a page shows its own name alone.
+            "models": [Path(model).name if Path(model).is_absolute() else model for model in self.models],
             "attacks": [trigger_of(spec).describe() for spec in self.attacks],
             "behaviors": [behavior_of(spec).describe() for spec in self.behaviors],
             "pairs": measured,
             "beside": beside,
             "controls": list(self.controls),
-            "defenses": list(self.defenses),
+            # What is not seen tells no arm from another; `compare` would refuse them when all is done.
+            "defenses": [" ".join(seen(arm).split()) for arm in self.defenses],
             "rates": list(self.rates),
             "counts": list(self.counts),
             "seeds": list(self.seeds),
@@ -163,7 +166,9 @@ class Grid:
         for name, values in described.items():
             for value in values:
                 if values.count(value) > 1:
-                    raise UserError(f"{name} holds two that a table cannot tell apart", value, "keep one of them")
+                    fix = "keep one of them, or give their folders other names"
+                    fix = fix if name == "models" else "keep one of them"
+                    raise UserError(f"{name} holds two that a table cannot tell apart", value, fix)
         for attacker in beside:
             if attacker in measured:
                 raise UserError("an attacker beside is one that is measured", attacker, "leave it out of beside")
