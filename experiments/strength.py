@@ -112,7 +112,7 @@ def _grid(folder: Path) -> Iterator[str]:
     yield (
         f"`configs/{folder.name}.yaml`: {', '.join(made['config']['models'])}; {data['train_rows']} rows of "
         f"{data['train']}, {data['clean_rows']} clean ones; {training['num_train_epochs']} epochs at "
-        f"{training['learning_rate']}. Commit {made['commit'][:7]}, {packages}, {made['processor']}, "
+        f"{training['learning_rate']}. Commit {_commits(folder)}, {packages}, {made['processor']}, "
         f"{made['created'][:10]}. {len(counted)} of {len(attacks)} attacks count as hard{_unknown(attacks)}."
     )
     models = made["config"]["models"]
@@ -127,6 +127,14 @@ def _grid(folder: Path) -> Iterator[str]:
     for attack in attacks:
         for seed in sorted(attack.seeds):
             yield from _attack(attack, seed, attack.model if len(models) > 1 else "")
+
+
+def _commits(folder: Path) -> str:
+    """Those by which cells were measured, of which a grid that was resumed has several."""
+    done = [cell.id for cell in read_form(Grid, folder / GRID_FILE).cells if cell.status == "done"]
+    named = [str(read(folder / "cells" / name / RESULT_FILE).provenance["commit"]) for name in done]
+    short = {commit[:7] + ("+dirty" if commit.endswith("+dirty") else "") for commit in named}
+    return ", ".join(sorted(short))
 
 
 def _unknown(attacks: Sequence[Attack]) -> str:

@@ -58,6 +58,16 @@ def test_models_of_one_grid_are_told_apart(script: Any, tmp_path: Path) -> None:
     assert figures == {"tiny": ".90", "other": ".15"}
 
 
+def test_the_page_names_the_commits_that_its_cells_were_measured_by(script: Any, tmp_path: Path) -> None:
+    folder, value = grid(tmp_path)
+    assert script._commits(folder) == "c0ffee"
+    file = folder / "cells" / value["cells"][0]["id"] / "results.json"
+    results = read_sealed(file)
+    results["provenance"]["commit"] = "0123456789abcdef+dirty"
+    write_sealed(file, results)
+    assert script._commits(folder) == "0123456+dirty, c0ffee"
+
+
 def test_an_interrupt_ends_all_grids(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
 
