@@ -86,9 +86,8 @@ def measured(workspace: Workspace, plan: Plan) -> dict[str, list[float]]:
     return found
 
 
-@lru_cache(
-    maxsize=1 << 16
-)  # every task that begins asks for all of them: of a large grid that would be hours of reading
+# Every task that begins asks for all of them: of a large grid that would be hours of reading.
+@lru_cache(maxsize=1 << 16)
 def _seconds(file: Path, changed: int) -> float:
     """What a file says that the work took; the time of its last change is there for the cache."""
     del changed
