@@ -95,6 +95,18 @@ def unhurried_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_commit() -> Iterator[None]:
+    """Asks git for the commit of the package once, in three processes, and not for each results.json."""
+    from mbdefense.records import provenance
+
+    whole, own = provenance._commit, Path(provenance.__file__).resolve().parents[1]
+    commit = whole(own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "_commit", lambda directory: commit if directory == own else whole(directory))
+        yield
+
+
 @pytest.fixture
 def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends answers early where a defense asks what is left of planted backdoors: a tiny model has learned none."""
