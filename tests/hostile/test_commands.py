@@ -89,14 +89,14 @@ Damage = Callable[[Path], object]
 Try = Callable[[list[str], str], None]
 
 
-@pytest.fixture
-def place(copied_model: Path) -> Path:
-    """A folder with what every command takes; the model is ``model`` in it."""
-    folder = copied_model.parent
+@pytest.fixture(scope="module")
+def whole(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what every command takes; the model is ``model`` in it. Never write to it."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(tiny_model_path, folder / "model")
     for name, text in (("data", ROWS), ("clean", ROWS.replace("tree", "bush")), ("responses", RESPONSES)):
         (folder / f"{name}.jsonl").write_text(text)
     (folder / "labels.jsonl").write_text('{"id": "1", "kind": "clean", "shows": false}\n')
-    (folder / "grid.yaml").write_text(json.dumps({"models": [str(copied_model)], **GRID}))
     (folder / "rounds.yaml").write_text("seeds: [0]")
     images = load_images("digits", 120, 30, 10, 0)
     write_images(folder / "images", "train", images.train)
@@ -117,6 +117,14 @@ def place(copied_model: Path) -> Path:
     write(folder / "run" / "results.json", Results(provenance({"defense": "none", "base": "b"}, [0]), (row,)))
     (folder / "run" / "responses.jsonl").write_text(RESPONSES)
     return folder
+
+
+@pytest.fixture
+def place(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the folder that a test may change, with a grid of its model."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "grid.yaml").write_text(json.dumps({"models": [str(tmp_path / "model")], **GRID}))
+    return tmp_path
 
 
 def words_of(command: str, place: Path, out: Path, *more: str) -> list[str]:
@@ -254,7 +262,7 @@ VALUES = ("10" * 2000, "-1", "1e400", "nan", "many", "[]", "{}", "null", "2020-0
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "find-triggers", "filter", "evaluate", "analyze matrix", "analyze heads"]
+    "command", mostly_slow(["search", "find-triggers", "filter", "evaluate", "analyze matrix", "analyze heads"])
 )
 def test_a_number_that_is_none_is_one_line(command: str, place: Path, refused: Try) -> None:
     option = "max_length" if command == "find-triggers" else "batch_size"
