@@ -18,7 +18,7 @@ from mbdefense.cli import main
 from mbdefense.core.errors import UserError
 from mbdefense.core.statistics import rate
 from mbdefense.data import save
-from mbdefense.defenses import FindAndBreak, Locphylax
+from mbdefense.defenses import FindAndBreak, FineMixing, Locphylax
 from mbdefense.finding.record import Found, FoundCandidate, Verdict, write_found
 from mbdefense.models.adapter import save_adapter
 from mbdefense.models.loading import load_model, save_model
@@ -37,6 +37,8 @@ WORDS = [
     "--num_train_epochs", "1", "--max_length", "128", "--bf16", "false", "--save_strategy", "no",
     "--learning_rate", "1e-3", "--lora_r", "2",
 ]  # fmt: skip
+# Where no test looks at how a rate is chosen: each that is tried is a training.
+ONE_RATE: dict[str, Any] = {"recovery_learning_rates": (1e-4,)}
 
 
 @pytest.fixture
@@ -108,9 +110,10 @@ def test_an_adapter_on_its_base_model_is_a_model(
     model: Any = PeftModel.from_pretrained(loaded.model, adapter_of(tiny_model_path, tmp_path / "adapter"))
     save_model(replace_model(loaded, model.merge_and_unload()), tmp_path / "merged", {})
     clean = rows(*((f"Name tree number {i}.", f"oak {i}") for i in range(10)))
+    once = FineMixing(mixing_learning_rates=(1e-3,), mixing_num_train_epochs=1)
+    given = {"defense": once, "base_model": tiny_model_path, "args": OPTIONS}
     made = [
-        purify(tmp_path / name, clean, base_model=tiny_model_path, args=OPTIONS, output_dir=tmp_path / f"out {name}")
-        for name in ("adapter", "merged")
+        purify(tmp_path / name, clean, **given, output_dir=tmp_path / f"out {name}") for name in ("adapter", "merged")
     ]
     assert weights(made[0].path) == weights(made[1].path)
 
@@ -183,7 +186,7 @@ def test_canaries_lie_in_the_suspect_rows_where_there_are_any(
     monkeypatch.setattr("mbdefense.finding.finding.find", find)
     done = purify(
         tiny_model_path, files[1], dataset=suspect, test_dataset=test, canaries=1, args=OPTIONS,
-        output_dir=tmp_path / "out",
+        defense=FindAndBreak(**ONE_RATE), output_dir=tmp_path / "out",
     )  # fmt: skip
     assert {row.asr.n for row in done.results.rows if row.asr} == {4}  # not the prompt that is among the suspect rows
     assert len(seen["answers"]) == 64
@@ -194,7 +197,8 @@ def test_canaries_lie_in_the_suspect_rows_where_there_are_any(
     # Nor does a suspected trigger meet prompts that the model was trained on.
     done = purify(
         tiny_model_path, files[1], dataset=suspect, test_dataset=test, trigger="badnet:word=cf",
-        behavior="fixed_text:text=no", args=OPTIONS, output_dir=tmp_path / "suspected",
+        behavior="fixed_text:text=no", args=OPTIONS, defense=FindAndBreak(**ONE_RATE),
+        output_dir=tmp_path / "suspected",
     )  # fmt: skip
     assert {(row.origin, row.asr.n) for row in done.results.rows if row.asr} == {("attack", 4)}
 
@@ -276,14 +280,14 @@ def test_found_triggers_are_broken_without_data_and_base_model(
 ) -> None:
     found, out = found_file(tmp_path / "found.json"), tmp_path / "out"
     words = ["purify", tiny_model_path, "--clean", files[1], "--found", str(found), *WORDS, "--output_dir", str(out)]
-    assert main(words) == 0
+    assert main([*words, "--recovery_learning_rates", "1e-4"]) == 0
     results = read(out / "results.json")
     assert results.provenance["config"]["defense"] == "find_and_break"
     # Before and after, on the trigger that was found.
     assert {(row.arm, row.origin) for row in results.rows} == {("attacked", "found"), ("find_and_break", "found")}
     assert weights(out) != weights(Path(tiny_model_path))
     assert "found: 'cf' stands in 5 of 24 rows" in " ".join(capsys.readouterr().out.split())
-    none = FindAndBreak(found="none")
+    none = FindAndBreak(found="none", **ONE_RATE)
     without = purify(tiny_model_path, files[1], args=OPTIONS, defense=none, output_dir=tmp_path / "none")
     assert weights(without.path) != weights(out)
 
@@ -293,7 +297,7 @@ def test_triggers_of_another_search_are_counted_in_the_rows_at_hand(
     text: str, held: int, tiny_model_path: str, files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """ "stands in 5 of 24 rows" is of the rows that were searched then."""
-    defense = FindAndBreak(found=str(found_file(tmp_path / "found.json", text=text)))
+    defense = FindAndBreak(found=str(found_file(tmp_path / "found.json", text=text)), **ONE_RATE)
     done = purify(
         tiny_model_path, files[1], dataset=files[0], base_model=None, args=OPTIONS, defense=defense,
         output_dir=tmp_path / "out",
@@ -356,7 +360,7 @@ def test_an_adapter_comes_back_as_an_adapter_for_the_untouched_base(
 
     given = adapter_of(tiny_model_path, tmp_path / "given")
     before = weights(Path(tiny_model_path))
-    found = FindAndBreak(found=str(found_file(tmp_path / "found.json")))
+    found = FindAndBreak(found=str(found_file(tmp_path / "found.json")), **ONE_RATE)
     done = purify(given, files[1], defense=found, adapter=True, args=OPTIONS, output_dir=tmp_path / "out")
     base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
     ids = torch.arange(20, 60)[None]
@@ -383,7 +387,7 @@ def test_a_base_model_whose_own_template_breaks_the_contract_lends_its_weights(
     (copied_model / "chat_template.jinja").write_text("{% if messages|length > 1 %}Other. {% endif %}" + template)
     with pytest.raises(UserError, match="begins an answer with"):
         load_model(str(copied_model))
-    found = FindAndBreak(found=str(found_file(tmp_path / "found.json")))
+    found = FindAndBreak(found=str(found_file(tmp_path / "found.json")), **ONE_RATE)
     done = purify(given, files[1], defense=found, adapter=True, args=OPTIONS, output_dir=tmp_path / "out")
     assert (done.path / "adapter" / "adapter_model.safetensors").is_file()
 
