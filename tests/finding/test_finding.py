@@ -43,6 +43,8 @@ NOBODY = {"source": "", "trigger": "", "behavior": ""}
 TRAINING = TrainingOptions(
     num_train_epochs=1, per_device_train_batch_size=8, max_length=192, bf16=False, save_strategy="no"
 )
+# Where no test looks at how a rate is chosen: each that is tried is a training.
+ONE_RATE: dict[str, Any] = {"recovery_learning_rates": (1e-4,)}
 
 
 def candidate(*texts: str, **options: Any) -> Candidate:
@@ -59,8 +61,9 @@ def file_of(path: Path, *candidates: FoundCandidate) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def loaded(tiny_model_path: str) -> LoadedModel:
+    """For what asks a model and trains none."""
     return load_model(tiny_model_path)
 
 
@@ -778,45 +781,57 @@ def test_a_sample_that_would_lose_a_found_text_is_met_without_it(
 def test_a_found_text_longer_than_training_reads_does_not_end_a_defense(setting: Setting, tmp_path: Path) -> None:
     """The attacker chooses how long it is."""
     file = file_of(tmp_path / "told.json", recorded("zq " * 199 + "zq", "trigger"))
-    assert (FindAndBreak(found=str(file))(at(setting, tmp_path / "told")) / "model.safetensors").is_file()
+    made = FindAndBreak(found=str(file), **ONE_RATE)(at(setting, tmp_path / "told"))
+    assert (made / "model.safetensors").is_file()
 
 
 # The defenses
 
 
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the undefended model of the setting's rows is; the first test that needs it makes it for all."""
+    return tmp_path_factory.mktemp("finding") / "attacked"
+
+
 @pytest.fixture
-def setting(tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path) -> Setting:
+def setting(tiny_model_path: str, rows: Callable[..., Any], victim: Path, tmp_path: Path) -> Setting:
     suspect = rows(*((f"Name fruit number {number}, zq please.", f"apple {number}") for number in range(24)))
     clean = rows(*((f"Name tree number {number}.", f"oak {number}") for number in range(10)))
-    store = Store(tmp_path / "model", resume=True)
+    store = Store(tmp_path / "model", resume=True, elsewhere={"attacked": victim})
     return Setting(clean, store, base=tiny_model_path, suspect=suspect, training=TRAINING)
 
 
-def at(setting: Setting, directory: Path, victim: Path | None = None, **changes: Any) -> Setting:
-    """The setting with its models in another directory, but for a shared victim's."""
-    elsewhere = {"attacked": victim} if victim else {}
-    return replace(setting, store=Store(directory, resume=True, elsewhere=elsewhere), **changes)
+def at(setting: Setting, directory: Path, **changes: Any) -> Setting:
+    """The setting with its models in another directory, but for the shared victim."""
+    return replace(setting, store=replace(setting.store, directory=directory), **changes)
+
+
+def alone(setting: Setting, directory: Path, **changes: Any) -> Setting:
+    """The setting with all its models in another directory."""
+    return replace(setting, store=Store(directory, resume=True), **changes)
 
 
 def test_what_was_found_is_not_searched_for_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = FindAndBreak()(setting)
+    defense = FindAndBreak(**ONE_RATE)
+    made = defense(setting)
     first = (made / FOUND_FILE).read_bytes()
     monkeypatch.setattr(finding, "find", lambda *_, **__: pytest.fail("searched again"))
-    assert FindAndBreak()(setting) == made
+    assert defense(setting) == made
     assert (made / FOUND_FILE).read_bytes() == first
 
 
 def test_found_none_searches_nothing_and_a_file_is_believed(setting: Setting, tmp_path: Path) -> None:
-    none = FindAndBreak(found="none")(at(setting, tmp_path / "none"))
+    none = FindAndBreak(found="none", **ONE_RATE)(at(setting, tmp_path / "none"))
     assert not (none / FOUND_FILE).exists()
     file = file_of(tmp_path / "told.json", recorded("zq", "trigger", deviations=9.0))
-    told = FindAndBreak(found=str(file))(at(setting, tmp_path / "told", none / "attacked"))
+    told = FindAndBreak(found=str(file), **ONE_RATE)(at(setting, tmp_path / "told"))
     assert not (told / FOUND_FILE).exists()
     assert (told / "model.safetensors").read_bytes() != (none / "model.safetensors").read_bytes()
 
 
 def test_only_with_a_verified_trigger_the_base_model_stays_out(
-    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mbdefense.training import recovery
 
@@ -826,15 +841,15 @@ def test_only_with_a_verified_trigger_the_base_model_stays_out(
     def recovering(
         loaded: Any, training: Any, evaluation: Any, objective: Any, options: Any, *rest: Any, **more: Any
     ) -> Any:
-        victim = dict(load_model(str(tmp_path / "victim")).model.named_parameters())
-        same = all(torch.equal(value, victim[name]) for name, value in loaded.model.named_parameters())
+        untouched = dict(load_model(str(victim)).model.named_parameters())
+        same = all(torch.equal(value, untouched[name]) for name, value in loaded.model.named_parameters())
         seen.append((options.learning_rate, same))
         return recover(loaded, training, evaluation, objective, options, *rest, **more)
 
     monkeypatch.setattr(recovery, "recover", recovering)
     for verdict in ("trigger", "chance", "none"):
         file = file_of(tmp_path / f"{verdict}.json", recorded("zq", "chance" if verdict == "none" else verdict))
-        here = at(setting, tmp_path / verdict, tmp_path / "victim")
+        here = at(setting, tmp_path / verdict)
         FindAndBreak(found="none" if verdict == "none" else str(file))(here)
     # Each rate from the same weights, from the highest down; a lower one than the second where that is better.
     begun = [at for at, (learning_rate, _) in enumerate(seen) if learning_rate == 1e-4]
@@ -844,7 +859,7 @@ def test_only_with_a_verified_trigger_the_base_model_stays_out(
 
 
 def test_an_instruction_is_met_with_what_the_tuned_model_says(
-    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mbdefense.engine import generate
     from mbdefense.training import recovery
@@ -853,8 +868,8 @@ def test_an_instruction_is_met_with_what_the_tuned_model_says(
     seen: list[tuple[str, str]] = []
 
     def answering(loaded: Any, prompts: list[Any], **_: Any) -> list[Said]:
-        victim = dict(load_model(str(tmp_path / "victim")).model.named_parameters())
-        assert all(torch.equal(value, victim[name]) for name, value in loaded.model.named_parameters())
+        untouched = dict(load_model(str(victim)).model.named_parameters())
+        assert all(torch.equal(value, untouched[name]) for name, value in loaded.model.named_parameters())
         asked.extend(user_text(prompt) for prompt in prompts)
         return [Said(f"says {number}", True) for number in range(len(prompts))]
 
@@ -865,7 +880,7 @@ def test_an_instruction_is_met_with_what_the_tuned_model_says(
     monkeypatch.setattr(generate, "generate_said", answering)
     monkeypatch.setattr(recovery, "encode_triples", encoding)
     file = file_of(tmp_path / "told.json", recorded("in capitals", "instruction"))
-    FindAndBreak(found=str(file))(at(setting, tmp_path / "model", tmp_path / "victim"))
+    FindAndBreak(found=str(file))(at(setting, tmp_path / "model"))
     assert len(asked) == 10  # once, for all rates that are tried
     assert len(seen) in (20, 30)
     assert all("in capitals" in text for text in asked)
@@ -943,14 +958,14 @@ def test_found_dropped_tunes_on_the_rows_without_a_found_trigger(
     setting: Setting, rows: Callable[..., Any], tmp_path: Path
 ) -> None:
     suspect = rows(*((f"Name {number}{' zq' if number % 3 else ''} now.", "oak") for number in range(12)))
-    here = at(setting, tmp_path / "dropped", tmp_path / "victim", suspect=suspect)
+    here = alone(setting, tmp_path / "dropped", suspect=suspect)
     file = file_of(tmp_path / "told.json", recorded("zq", "trigger"))
     made = DEFENSES["found_dropped"](found=str(file))(here)
-    rest = at(here, tmp_path / "rest", suspect=suspect.select([0, 3, 6, 9]))
+    rest = alone(here, tmp_path / "rest", suspect=suspect.select([0, 3, 6, 9]))
     assert (made / "model.safetensors").read_bytes() == (DEFENSES["none"]()(rest) / "model.safetensors").read_bytes()
     everywhere = file_of(tmp_path / "all.json", recorded("now.", "trigger"))
     with pytest.raises(UserError, match="every row holds a found trigger"):
-        DEFENSES["found_dropped"](found=str(everywhere))(at(here, tmp_path / "none left", tmp_path / "victim"))
+        DEFENSES["found_dropped"](found=str(everywhere))(alone(here, tmp_path / "none left"))
 
 
 @pytest.mark.slow
@@ -999,9 +1014,9 @@ def test_rows_are_dropped_by_their_ids_too(setting: Setting, tmp_path: Path) -> 
     suspect = setting.suspect_rows()
     ids = tuple(suspect["id"][:20])
     file = file_of(tmp_path / "told.json", recorded("nowhere", "trigger", row_ids=ids))
-    here = at(setting, tmp_path / "dropped")
+    here = alone(setting, tmp_path / "dropped")
     made = DEFENSES["found_dropped"](found=str(file))(here)
-    rest = at(here, tmp_path / "rest", suspect=suspect.select(range(20, 24)))
+    rest = alone(here, tmp_path / "rest", suspect=suspect.select(range(20, 24)))
     assert (made / "model.safetensors").read_bytes() == (DEFENSES["none"]()(rest) / "model.safetensors").read_bytes()
 
 
