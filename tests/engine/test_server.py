@@ -13,7 +13,7 @@ import torch
 
 from mbdefense.cli import main
 from mbdefense.core.files import write_sealed
-from mbdefense.models.loading import load_model, template_hash
+from mbdefense.models.loading import LoadedModel, load_model, template_hash
 from mbdefense.records.results import read
 from tests.conftest import FakeJudge
 
@@ -24,8 +24,8 @@ class FakeServer:
     `script(number, body)` gives a status in place of an answer, or None.
     """
 
-    def __init__(self, model_path: str) -> None:
-        self.loaded = load_model(model_path)
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
         self.script: Callable[[int, dict[str, Any]], int | str | None] = lambda number, body: None
         self.asked: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
@@ -44,9 +44,14 @@ class FakeServer:
         return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_model_path: str) -> LoadedModel:
+    return load_model(tiny_model_path)
+
+
 @pytest.fixture
-def server(tiny_model_path: str, loopback: Callable[[Callable[..., tuple[int, bytes]]], str]) -> FakeServer:
-    fake = FakeServer(tiny_model_path)
+def server(loaded: LoadedModel, loopback: Callable[[Callable[..., tuple[int, bytes]]], str]) -> FakeServer:
+    fake = FakeServer(loaded)
 
     def answer(body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:
         with fake.lock:
