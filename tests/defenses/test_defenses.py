@@ -333,9 +333,7 @@ def test_recovery_keeps_the_rate_with_the_lowest_held_out_loss(
     )  # fmt: skip
     assert together == pytest.approx(losses, rel=1e-4)
     best = alone[losses.index(min(losses))]
-    assert weights_of(made).keys() == weights_of(best).keys()
-    for name, weight in weights_of(best).items():
-        torch.testing.assert_close(weights_of(made)[name], weight)
+    torch.testing.assert_close(weights_of(made), weights_of(best))
 
 
 @pytest.mark.parametrize(
@@ -374,8 +372,7 @@ def test_a_rate_that_leaves_what_a_found_text_evokes_has_lost_whatever_its_loss(
         )
     )
     assert asked == [prompts, prompts]  # nothing is asked where there is nothing to choose
-    for name, weight in weights_of(same).items():
-        torch.testing.assert_close(weights_of(made)[name], weight)
+    torch.testing.assert_close(weights_of(made), weights_of(same))
     history = json.loads((made / "training_log.json").read_text())["history"]
     told = [(entry["peak_learning_rate"], entry["eval_evoked"]) for entry in history if "eval_evoked" in entry]
     assert told == [(rate, many / 32) for rate, many in zip(rates, left, strict=True)]
@@ -392,8 +389,7 @@ def test_a_rate_at_which_training_diverges_has_lost_to_the_others(
     made, alone = (
         DEFENSES[name](**{option: rates})(at(setting, tmp_path / str(len(rates)))) for rates in ((1e-3, 1e30), (1e-3,))
     )
-    for weight, same in zip(weights_of(made).values(), weights_of(alone).values(), strict=True):
-        torch.testing.assert_close(weight, same)
+    torch.testing.assert_close(weights_of(made), weights_of(alone))
     assert not list(tmp_path.rglob("rate-*"))
     with pytest.raises(UserError, match=r"became n.*lower --learning_rate"):
         DEFENSES[name](**{option: (1e30,)})(at(setting, tmp_path / "none"))
