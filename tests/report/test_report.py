@@ -70,6 +70,22 @@ class Page(HTMLParser):
         ]
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The page of evaluations alone; drawing its charts takes most of a second."""
+    return render(read_sources([write_evaluations(tmp_path_factory.mktemp("plain") / "run")]))
+
+
+def whole_page(folder):
+    """The page of a grid and analyses."""
+    return render(read_sources([write_grid(folder / "grid"), write_analyses(folder / "made")]))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return whole_page(tmp_path_factory.mktemp("whole"))
+
+
 def test_evaluations_alone_are_paired_here(tmp_path):
     found = read_sources([write_evaluations(tmp_path / "run")])
     assert {row.arm for row in found.rows} == set(ARMS)
@@ -324,8 +340,8 @@ def test_what_cannot_be_claimed_is_not(tmp_path, arms, said):
     assert summarize(read_sources([tmp_path / "run"])).headline.startswith(said)
 
 
-def test_sections_without_data_are_left_out_and_named(tmp_path):
-    page = Page(render(read_sources([write_evaluations(tmp_path / "run")])))
+def test_sections_without_data_are_left_out_and_named(plain):
+    page = Page(plain)
     assert {"results", "tradeoff", "cost", "responses"} <= set(page.ids)
     assert not {"matrix", "heads", "triggers", "training", "comparison"} & set(page.ids)
     (footer,) = page.text_of("footer")
@@ -463,14 +479,12 @@ def test_trainings_of_unlike_precision_are_told_apart(tmp_path):
     assert warning not in render(read_sources([logs["one"]]))
 
 
-def test_the_page_names_processor_and_gpus(tmp_path):
-    text = render(read_sources([write_grid(tmp_path / "grid")]))
-    assert "x86_64, Some CPU 9000, Some GPU 5, Some GPU 5, 2 CPU cores, Python 3.12" in text
+def test_the_page_names_processor_and_gpus(whole):
+    assert "x86_64, Some CPU 9000, Some GPU 5, Some GPU 5, 2 CPU cores, Python 3.12" in whole
 
 
-def test_charts_are_text_with_titles_and_no_style_of_their_own(tmp_path):
-    text = render(read_sources([write_grid(tmp_path / "grid"), write_analyses(tmp_path / "made")]))
-    page = Page(text)
+def test_charts_are_text_with_titles_and_no_style_of_their_own(whole):
+    page = Page(whole)
     assert not [tag for tag, given in page.elements if "style" in given]
     assert [tag for tag, _ in page.elements].count("style") == 1
     pictures = [given for tag, given in page.elements if tag == "svg" and given.get("role") == "img"]
@@ -478,11 +492,11 @@ def test_charts_are_text_with_titles_and_no_style_of_their_own(tmp_path):
     for given in pictures:
         assert all(name in page.ids for name in given["aria-labelledby"].split())
     assert not [tag for tag, _ in page.elements if tag == "image"]
-    assert ">CACC (higher is better)</text>" in text
+    assert ">CACC (higher is better)</text>" in whole
 
 
-def test_the_policy_allows_only_what_stands_in_the_page(tmp_path):
-    page = Page(render(read_sources([write_evaluations(tmp_path / "run")])))
+def test_the_policy_allows_only_what_stands_in_the_page(plain):
+    page = Page(plain)
     (policy,) = [
         given["content"] for tag, given in page.elements if given.get("http-equiv") == "Content-Security-Policy"
     ]
@@ -497,10 +511,9 @@ def test_the_policy_allows_only_what_stands_in_the_page(tmp_path):
     assert not [given for _, given in page.elements if given.get("src") or given.get("href", "#")[0] != "#"]
 
 
-def test_nothing_hostile_becomes_an_element(tmp_path):
+def test_nothing_hostile_becomes_an_element(tmp_path, plain):
     evil = '"><img src=x onerror=alert(1)></td></table><script>alert(2)</script>{{ 7 * 7 }}\u202e\x1b[31m'
     run = tmp_path / "run"
-    plain = Page(render(read_sources([write_evaluations(tmp_path / "plain")])))
     for name in ARMS:
         attacked = arm(name, evil, evil, texts=HOSTILE, base_model=evil)
         row = replace(attacked[0], arm=evil if name == "crow" else name, model=evil)
@@ -512,7 +525,7 @@ def test_nothing_hostile_becomes_an_element(tmp_path):
     text = render(read_sources([run]))
     page = Page(text)
     kinds = {tag for tag, _ in page.elements}
-    assert kinds - {tag for tag, _ in plain.elements} <= {"h3"}
+    assert kinds - {tag for tag, _ in Page(plain).elements} <= {"h3"}
     assert "img" not in kinds
     assert len(page.text_of("script")) == 3
     assert "{{ 7 * 7 }}" in text
@@ -537,13 +550,8 @@ def test_the_browser_holds_each_text_once(tmp_path):
     assert shown["base"] == ("answer 0", 0, 1)
 
 
-def test_equal_files_give_equal_pages(tmp_path):
-    pages = []
-    for side in ("a", "b"):
-        pages.append(
-            render(read_sources([write_grid(tmp_path / side / "grid"), write_analyses(tmp_path / side / "more")]))
-        )
-    assert pages[0] == pages[1]
+def test_equal_files_give_equal_pages(tmp_path, whole):
+    assert whole_page(tmp_path) == whole
 
 
 def test_a_grids_page_is_small(tmp_path):
