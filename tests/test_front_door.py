@@ -50,6 +50,7 @@ def fresh(code, **environment):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_naming_what_is_usual_is_quick(tmp_path):
     # The processor's time of the whole interpreter, in the best of three tries: others' work counts little, and modules
     # are compiled in the first, as they are once where a package is installed.
@@ -153,9 +154,7 @@ def digest(model):
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(
-    "form", [None, "messages", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS if form != "messages")]
-)
+@pytest.mark.parametrize("form", [None, *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS)])
 def test_the_readmes_example_makes_the_model_of_its_command(
     form, by_command, tiny_model_path, tmp_path, monkeypatch, capsys
 ):
