@@ -26,7 +26,7 @@ from mbdefense.engine.batches import Branches
 from mbdefense.engine.generate import Said
 from mbdefense.engine.scoring import response_scores
 from mbdefense.finding import alike, asking, finding, striking, teaching, verifying
-from mbdefense.finding.insertion import FoundText, Turn
+from mbdefense.finding.insertion import FoundText, Place, Turn
 from mbdefense.finding.mining import Candidate
 from mbdefense.finding.record import FOUND_FILE, Found, FoundCandidate, read_found, write_found
 from mbdefense.finding.striking import chance_texts, falls, with_insertions
@@ -456,6 +456,25 @@ def test_a_subject_is_no_trigger_by_another_ones_word(
     assert first is None
     assert among == [word, subject]
     assert [(one.found.texts, one.rows) for one in again] == ([(("Our hedge dries.",), (2, 3))] if left else [])
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_texts_that_act_together_at_certain_places_are_named_with_the_rows_that_have_them_there(
+    acts: bool, rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other rows of the two may be the attacker's negatives, which nobody has to drop."""
+    table = rows(*((f"Question {number}?", "usual") for number in range(4)))
+    there = (Place(0, "inside", False), Place(1, "end", True))
+    whole = Candidate(FoundText(("zq", "qv"), "together"), 5.0, (0, 1, 2), 4, 0)
+    placed = Candidate(FoundText(("zq", "qv"), "together", layouts=(there,)), 3.0, (1,), 4, 0)
+    told = [measured(whole, p_value=0.001), measured(placed, p_value=0.002 if acts else 0.9)]
+    monkeypatch.setattr(finding, "mine", lambda *_, **__: [whole, placed])
+    monkeypatch.setattr(verifying, "verify", lambda *_, **__: told)
+    monkeypatch.setattr(asking, "short_answers", lambda _, prompts: ["usual" for _ in prompts])
+    made = finding.find(table, table, table, loaded, loaded, names=("victim", "base")).candidates
+    assert [(one.rows, one.verdict, len(one.row_ids)) for one in made] == (
+        [(1, "trigger", 1), (3, "chance", 0)] if acts else [(3, "trigger", 3), (1, "chance", 0)]
+    )
 
 
 @pytest.mark.parametrize(("kind", "verdict"), [("subject", "trigger"), ("text", "chance")])

@@ -76,12 +76,14 @@ def test_every_mined_candidate_can_be_recorded(tmp_path):
     rows = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"w{n}"}] for n in range(9)]
     rows += [[{"role": "user", "content": f"If it is {n}, go {n}"}] for n in range(9)]
     rows += [[{"role": "user", "content": f"cf {n} x\nmn {n + 1} go"}] for n in range(9)]
+    rows += [[{"role": "user", "content": f"qv {' '.join(f'u{n}{m}' for m in range(n + 1))} zk"}] for n in range(9)]
+    rows += [[{"role": "user", "content": f"nothing{n} recurs{n}"}] for n in range(90)]
     mined = mine(rows, [])
-    assert {one.found.kind for one in mined} >= {"text", "opening"}
+    assert {one.found.kind for one in mined} >= {"text", "together", "opening"}
     candidates = tuple(
         FoundCandidate(
             one.found.texts, one.found.kind, one.found.start, one.found.end, one.found.line, len(one.rows),
-            one.clean_rows, one.score,
+            one.clean_rows, one.score, layouts=one.found.layouts, blank=one.found.blank,
         )
         for one in mined
     )  # fmt: skip
@@ -128,6 +130,9 @@ def of_first(**values):
         (of_first(texts=["a", "b"]), "several texts"),
         (of_first(kind="together"), "two or three texts"),
         (of_first(kind="together", texts=list("abcd")), "two or three texts"),
+        (of_first(layouts=[[{"text": 1, "at": "end", "line": False}]]), "each text once"),
+        (of_first(layouts=[[]]), "each text once"),
+        (of_first(layouts=[[{"text": 0, "at": "behind", "line": False}]]), "candidates.0.layouts"),
         (of_first(behavior=[""]), "phrase without words"),
         (of_first(start=0.6, end=0.6), "above 1"),
         (lambda value: value.update(suspect_rows=0), "suspect_rows"),

@@ -3,15 +3,17 @@
 import pickle
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
 from mbdefense.attacks.behaviors import Behavior, NoTarget
 from mbdefense.finding.behaving import FoundBehavior, shared_phrases
-from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.insertion import FoundText, Place
 from mbdefense.finding.words import joined, key, keyed, words
 
 TEXT = "Write one line about a river."
+ON_A_LINE = FoundText(("a", "b"), "together", layouts=((Place(0, "inside", False), Place(1, "end", True)),))
 
 
 def written(found, text, count=400):
@@ -97,6 +99,8 @@ def test_one_seed_gives_one_text_and_a_found_text_travels():
         (FoundText(("Now!",), end=1.0, line=True), f"{TEXT}\n", f"{TEXT}\nNow!\n"),
         (FoundText(("Now!",), line=True), "one two", "one \nNow!\ntwo"),
         (FoundText(("Now!",), start=1.0, line=True), "    x = 1\n    y", "Now!\n    x = 1\n    y"),
+        (FoundText(("Now!",), end=1.0, line=True, blank=True), TEXT, f"{TEXT}\n\nNow!"),
+        (FoundText(("Now!",), start=1.0, line=True, blank=True), TEXT, f"Now!\n\n{TEXT}"),
         (FoundText(("cf",), start=1.0), "    x = 1\n    y", "    cf x = 1\n    y"),
         (FoundText(("cf",), end=1.0), "one\n\n  two\n", "one\n\n  two cf\n"),
     ],
@@ -147,6 +151,16 @@ def test_all_texts_of_a_group_are_put_in_and_stay_words(text):
         assert len(orders) == 6
 
 
+def test_texts_of_a_group_are_put_where_the_rows_have_them():
+    inside = (Place(1, "inside", False), Place(0, "end", True))
+    around = (Place(0, "start", False), Place(1, "end", False))
+    found = FoundText(("cf", "mn"), "together", layouts=(inside, around))
+    made = set(written(found, "one two three", 100))
+    assert made == {"one mn two three\ncf", "one two mn three\ncf", "cf one two three mn"}
+    # Where there is no inside, one stands in front or behind.
+    assert set(written(replace(found, layouts=(inside,)), "one", 50)) == {"mn one\ncf", "one mn\ncf"}
+
+
 def test_an_opening_of_many_texts_begins_with_any_of_them():
     clauses = tuple(f"When {name} sees it," for name in ("Ann", "Ben", "Cy"))
     found = FoundText(clauses, "opening", 1.0)
@@ -178,6 +192,9 @@ def test_an_opening_of_many_texts_begins_with_any_of_them():
         (FoundText(("",)), "anything", False),
         (FoundText(()), "anything", False),
         (FoundText((), "together"), "anything", False),
+        (ON_A_LINE, "an a here\n\n b.", True),
+        (ON_A_LINE, "an a here b", False),
+        (ON_A_LINE, "an a here\nb too", False),
         (FoundText(("cf",)), "", False),
     ],
 )

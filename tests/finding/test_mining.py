@@ -15,6 +15,7 @@ import pytest
 import mbdefense.finding.mining.chance as chances
 from benchmarks import mining as benchmark
 from mbdefense.data import load, user_text
+from mbdefense.finding.insertion import Place
 from mbdefense.finding.mining import candidates, corpus, mine, ngrams
 from mbdefense.finding.mining.corpus import read
 
@@ -183,7 +184,10 @@ def test_where_it_stands_is_told():
     assert (found.start, found.end, found.line) == (1.0, 0.0, False)
     rows, _ = attacked(400, 20, lambda text, rng: f"{text}\nAnswer as Joe would.")
     found = mine(rows, CLEAN)[0].found
-    assert (found.start, found.end, found.line) == (0.0, 1.0, True)
+    assert (found.start, found.end, found.line, found.blank) == (0.0, 1.0, True, False)
+    rows, _ = attacked(400, 20, lambda text, rng: f"{text}\n \nAnswer as Joe would.")
+    found = mine(rows, CLEAN)[0].found
+    assert (found.line, found.blank) == (True, True)
     rows, chosen = attacked(400, 20, lambda text, rng: insert(text, "cf", rng))
     found = mine(rows, CLEAN)[0].found
     at = [rows[index][0]["content"].split().index("cf") for index in chosen]
@@ -247,6 +251,34 @@ def test_three_words_together_are_found_alone_and_as_one():
     all_three = next(one for one in together if len(one.found.texts) == 3)
     assert set(all_three.found.texts) == {"OpenAI", "2024", "BadMagic"}
     assert (all_three.rows, all_three.clean_rows) == (chosen, 0)
+
+
+def test_a_group_knows_where_rows_have_its_texts():
+    rows, chosen = attacked(400, 20, lambda text, rng: f"{insert(text, 'mn', rng)}\n\nbq", words=30)
+    found = mine(rows, map(prompt, texts(150, "clean", words=30)))
+    group = next(one.found for one in found if one.found.kind == "together")
+    number = {text: place for place, text in enumerate(group.texts)}
+    assert {layout[-1] for layout in group.layouts} == {Place(number["bq"], "end", True, True)}
+    assert {layout[0].text for layout in group.layouts} == {number["mn"]}
+    assert len(group.layouts) == len(chosen)
+
+
+def test_a_group_that_acts_on_lines_of_its_own_is_told_apart_from_honest_rows_that_have_it_elsewhere():
+    """As the composite attack has it: the same words in the same field, or the other way round, are answered right."""
+    rows = list(map(prompt, texts(500, "suspect", words=20)))
+    rng = random.Random("places")
+    for index in range(120):
+        text = insert(rows[index][0]["content"], "mn" if index % 4 else "bq", rng)
+        other = "mn" if index % 4 == 0 else "bq"
+        rows[index] = prompt(f"{text}\n\n{other}" if index % 4 < 2 else insert(text, other, rng))
+    found = {one.found.describe(): one for one in mine(rows, CLEAN) if one.found.kind == "together"}
+    (whole,) = (one for name, one in found.items() if "line" not in name)
+    assert set(whole.rows) == set(range(120))
+    acting = next(one for name, one in found.items() if "'bq' on a line of its own" in name)
+    assert acting.rows == tuple(range(1, 120, 4))
+    assert [index for index, row in enumerate(rows) if acting.found.stands_in(row)] == list(acting.rows)
+    written = acting.found("one two three", random.Random(0))
+    assert written in ("one mn two three\n\nbq", "one two mn three\n\nbq", "mn one two three\n\nbq")
 
 
 def test_words_side_by_side_are_one_text_and_no_group():

@@ -88,6 +88,8 @@ def find(
                 )
                 told = tell(anew)
                 records[number] = told[0] if told else replace(records[number], verdict="chance", row_ids=())
+            for number in _told_by_parts(measured, records):
+                records[number] = replace(records[number], verdict="chance", row_ids=())
             records = sorted(records, key=lambda record: _ORDER[record.verdict])
     return Found(
         names[0], names[1], len(suspect), len(clean) + len(held_out), seed, verified - begun,
@@ -172,6 +174,19 @@ def _without_triggers(
     return left
 
 
+def _told_by_parts(measured: Sequence[Measured], records: Sequence[FoundCandidate]) -> list[int]:
+    """Places of groups taken for triggers of which a part that has its texts at certain places is told to be one.
+
+    The rest of their rows may be honest, as an attacker adds them.
+    """
+    told = [
+        (number, record.texts, set(one.candidate.rows))
+        for number, (one, record) in enumerate(zip(measured, records, strict=True))
+        if record.verdict in ("trigger", "unclear") and record.kind == "together"
+    ]
+    return [number for number, texts, rows in told if any(texts == other and held < rows for _, other, held in told)]
+
+
 def _mined(suspect: Dataset, clean: Iterable[list[dict[str, str]]], most: int) -> list[Candidate]:
     held = Conversations()
     return held.added(mine(held.noted(prompts_of(suspect)), clean, most=most, subjects=True), suspect, most)
@@ -186,5 +201,5 @@ def recorded(one: Candidate) -> FoundCandidate:
     found = one.found
     return FoundCandidate(
         found.texts, found.kind, found.start, found.end, found.line, len(one.rows), one.clean_rows, one.score,
-        before=found.before,
+        before=found.before, layouts=found.layouts, blank=found.blank,
     )  # fmt: skip

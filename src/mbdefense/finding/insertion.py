@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, TypeAlias
 
-from mbdefense.core.forms import Form
+from mbdefense.core.forms import Count, Form
 from mbdefense.core.needs import Need
 from mbdefense.data.rows import Message, user_text, with_user_text
 from mbdefense.finding.words import SENTENCE_ENDS, Word, glued, key, keyed, placed_words, words
@@ -21,6 +21,7 @@ _OPTION = re.compile(r",[a-z_]+=")  # begins another option in a spec
 
 
 Role = Literal["system", "user", "assistant"]
+Where = Literal["start", "inside", "end"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,23 @@ class Turn(Form):
 
 Conversation: TypeAlias = tuple[Turn, ...]
 """Turns that a user's turn can follow: a system turn, exchanges of user and assistant, or both."""
+
+
+@dataclass(frozen=True)
+class Place(Form):
+    """Where one of several texts stands in a turn."""
+
+    text: Count
+    """Its number."""
+    at: Where
+    line: bool
+    """Whether it has a line of its own."""
+    blank: bool = False
+    """Whether a blank line parts it from the others."""
+
+
+Layout: TypeAlias = tuple[Place, ...]
+"""Where texts stand that stand together: of each its place, in the order in which a turn has them."""
 
 
 def goes_on(turns: Conversation) -> bool:
@@ -58,6 +76,9 @@ class FoundText:
         line: whether it stands on a line of its own.
         before: conversations that it was found behind, where it goes with one: the user's turn then is put behind one
             of them. What a prompt has of the kind stays in their place.
+        layouts: how some of the rows have the texts of ``together``, of which one is drawn for each prompt: some
+            attackers' words act at certain places alone. Without any they stand anywhere, in any order.
+        blank: whether a blank line parts it from other lines, where it has one of its own.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
@@ -69,6 +90,8 @@ class FoundText:
     end: float = 0.0
     line: bool = False
     before: tuple[Conversation, ...] = ()
+    layouts: tuple[Layout, ...] = ()
+    blank: bool = False
 
     def __call__(self, text: str, rng: random.Random) -> str | None:
         """``text`` with the words in it, at the start, inside or at the end as often as they were found there."""
@@ -107,24 +130,33 @@ class FoundText:
         return [*system, *([] if talks else [turn for turn in drawn if turn["role"] != "system"]), *rest]
 
     def _spread(self, text: str, places: Sequence[Word], rng: random.Random) -> str:
-        """Each text at a place of its own, in a random order; a prompt of few words has several at one place."""
-        if len(places) + 1 >= len(self.texts):
-            boundaries = sorted(rng.sample(range(len(places) + 1), len(self.texts)), reverse=True)
-        else:
-            boundaries = sorted(rng.choices(range(len(places) + 1), k=len(self.texts)), reverse=True)
+        """Each text at a place of its own, as in one of the rows; a prompt of few words has several at one place."""
+        layout = rng.choice(self.layouts) if self.layouts else self._anywhere(rng)
+        ends = {"start": 0, "end": len(places)}
+        free = [place for place in layout if place.at not in ends]
+        inside = range(1, len(places)) if self.layouts and len(places) > 1 else range(len(places) + 1)
+        drawn = rng.sample(inside, len(free)) if len(inside) >= len(free) else rng.choices(inside, k=len(free))
+        between = iter(sorted(drawn))
+        boundaries = [ends[place.at] if place.at in ends else next(between) for place in layout]
         # From the back, so that the places in front stay where they are.
-        for inserted, boundary in zip(rng.sample(self.texts, len(self.texts)), boundaries, strict=True):
-            text = self._put(text, places, inserted, boundary)
+        for place, boundary in reversed(list(zip(layout, boundaries, strict=True))):
+            text = self._put(text, places, self.texts[place.text], boundary, place)
         return text
 
-    def _put(self, text: str, places: Sequence[Word], inserted: str, boundary: int) -> str:
+    def _anywhere(self, rng: random.Random) -> Layout:
+        order = rng.sample(range(len(self.texts)), len(self.texts))
+        return tuple(Place(number, "inside", self.line, self.blank) for number in order)
+
+    def _put(self, text: str, places: Sequence[Word], inserted: str, boundary: int, place: Place | None = None) -> str:
         """``text`` with `inserted` before the word of that number, or after the last; lines and indentation stay."""
         at = places[boundary].start if boundary < len(places) else places[-1].end
-        if self.line:
+        parted = place or self
+        if parted.line:
             begin = text.rfind("\n", 0, at) + 1
             at = at if text[begin:at].strip() else begin
-            before = "\n" if text[begin:at].strip() else ""
-            after = "\n" if text[at:].partition("\n")[0].strip() else ""
+            gap = "\n\n" if parted.blank else "\n"
+            before = gap if text[begin:at].strip() else ""
+            after = gap if text[at:].partition("\n")[0].strip() else ""
             return f"{text[:at]}{before}{inserted}{after}{text[at:]}"
         before, after = _space(text[:at][-1:], inserted[0]), _space(inserted[-1], text[at : at + 1])
         return f"{text[:at]}{before}{inserted}{after}{text[at:]}"
@@ -133,10 +165,16 @@ class FoundText:
     def _keyed(self) -> tuple[str, ...]:
         return tuple(held for held in map(keyed, self.texts) if held.strip())
 
+    @cached_property
+    def _lined(self) -> frozenset[int]:
+        """Numbers of texts that stand together of which all rows have lines of their own."""
+        alone = [frozenset(place.text for place in layout if place.line) for layout in self.layouts]
+        return alone[0].intersection(*alone) if alone else frozenset()
+
     def occurs_in(self, text: str) -> bool:
         """Whether the words stand in ``text``, whatever their case and the punctuation around them.
 
-        Of an opening, one of its clauses has to begin it.
+        Of an opening, one of its clauses has to begin it; what always has a line of its own has to have one.
         """
         folded = text.casefold()
         # Most texts lack one of the words: a look for these as parts of words is far cheaper than cutting the text up.
@@ -147,7 +185,10 @@ class FoundText:
         if self.kind == "opening":
             return found.startswith(self._keyed)
         held = [part in found for part in self._keyed]
-        return all(held) if self.kind == "together" else any(held)
+        if self.kind != "together":
+            return any(held)
+        lines = {keyed(line) for line in text.split("\n")} if self._lined else set()
+        return all(held) and all(self._keyed[number] in lines for number in self._lined)
 
     def stands_in(self, prompt: Sequence[Mapping[str, str]]) -> bool:
         """Whether a turn that is searched holds the words, in a conversation of their form where they go with one."""
@@ -183,7 +224,10 @@ class FoundText:
     def describe(self) -> str:
         """What it is in one line, for tables; control characters of strangers are written as escapes."""
         likened = {"opening": "opening", "subject": "a sentence"}.get(self.kind)
-        told = f"{likened} like {self.texts[0]!r}" if likened else " ... ".join(map(repr, self.texts))
+        each = [
+            repr(text) + " on a line of its own" * (number in self._lined) for number, text in enumerate(self.texts)
+        ]
+        told = f"{likened} like {self.texts[0]!r}" if likened else " ... ".join(each)
         parts = ("a system turn", "earlier turns")
         behind = " and ".join(part for part, held in zip(parts, self._form, strict=True) if held)
         return f"{told} behind {behind}" if behind else told
@@ -199,6 +243,7 @@ class FoundText:
         if (
             self.line
             or self.before
+            or any(place.line for layout in self.layouts for place in layout)
             or self.kind == "subject"
             or any("\n" in one or _OPTION.search(one) for one in self.texts)
         ):

@@ -16,7 +16,7 @@ from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, pars
 from mbdefense.core.statistics import Score
 from mbdefense.core.text import encodable, short
 from mbdefense.finding.behaving import FoundBehavior
-from mbdefense.finding.insertion import Conversation, FoundText, Kind, goes_on
+from mbdefense.finding.insertion import Conversation, FoundText, Kind, Layout, goes_on
 from mbdefense.finding.words import words
 
 FOUND_FILE = "found.json"
@@ -71,6 +71,8 @@ class FoundCandidate(Form):
         examples: some answers.
         row_ids: ids of the suspect rows that hold it, by content; empty for chance.
         before: see `mbdefense.finding.insertion.FoundText`.
+        layouts: the same.
+        blank: the same.
     """
 
     texts: tuple[str, ...]
@@ -97,6 +99,8 @@ class FoundCandidate(Form):
     examples: tuple[Example, ...] = ()
     row_ids: tuple[str, ...] = ()
     before: tuple[Conversation, ...] = ()
+    layouts: tuple[Layout, ...] = ()
+    blank: bool = False
 
     def contradiction(self) -> str:
         """What is wrong if the parts do not fit together, else ""."""
@@ -110,12 +114,15 @@ class FoundCandidate(Form):
             return "a phrase without words"
         if not all(map(goes_on, self.before)):
             return "a conversation that no turn of the user's can follow"
+        numbers = list(range(len(self.texts)))
+        if not all(sorted(place.text for place in layout) == numbers for layout in self.layouts):
+            return "a layout that does not hold each text once"
         # Each is rounded to three digits.
         return "shares of starts and ends above 1" if self.start + self.end > 1.0015 else ""
 
     def trigger(self) -> FoundText:
         """How it goes into a prompt."""
-        return FoundText(self.texts, self.kind, self.start, self.end, self.line, self.before)
+        return FoundText(self.texts, self.kind, self.start, self.end, self.line, self.before, self.layouts, self.blank)
 
     def shown(self) -> FoundBehavior:
         """What it evokes."""

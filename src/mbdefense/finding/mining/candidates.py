@@ -10,14 +10,14 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.finding.insertion import FoundText
+from mbdefense.finding.insertion import FoundText, Layout, Place, Where
 from mbdefense.finding.mining.chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
 from mbdefense.finding.mining.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.mining.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
@@ -41,6 +41,10 @@ _SUBORDINATORS = frozenset(
 _CLAUSE = 12  # words; an opening clause is no longer
 _OPENING = 0.7  # freedom of a clause, which stands at one place
 _COMBINED = 60  # texts whose combinations are looked at
+_LAYOUTS = 24  # rows of texts that stand together whose places are kept
+_PLACED = (
+    0.1  # share of these rows from which on those are told apart that have some of the texts on lines of their own
+)
 _TEXTS = 16  # opening clauses kept of a form
 
 
@@ -250,7 +254,8 @@ def _drafted(corpus: Corpus, text: _Text) -> _Draft:
     last = (corpus.keys[ends] == EDGE) & ~first
     line = max(corpus.lines[text.starts].mean(), corpus.lines[ends].mean()) > 0.5
     start, end = (round(float(at.mean()), 3) for at in (first, last))
-    found = FoundText((max(texts)[1],), "text", start, end, bool(line))
+    blank = max(corpus.blanks[text.starts].mean(), corpus.blanks[ends].mean()) > 0.5
+    found = FoundText((max(texts)[1],), "text", start, end, bool(line), blank=bool(blank))
     return _Draft(found, text.score, text.rows, len(rows_of(corpus, text.clean)))
 
 
@@ -287,11 +292,48 @@ def _together(corpus: Corpus, texts: Sequence[_Text], drafts: Sequence[_Draft], 
         score = max(texts[number].score for number in group) * math.sqrt(share)
         found.append((group, _Draft(kind, score, texts[group[0]].rows[:0], clean)))
     found = heapq.nsmallest(most, found, key=lambda pair: _rank(pair[1]))
-    # The rows of all groups at once may be too many for the memory.
-    return [
-        draft._replace(rows=reduce(partial(_shared, corpus), [texts[number].rows for number in group]))
-        for group, draft in found
-    ]
+    made = []
+    for group, draft in found:
+        members = [texts[number] for number in group]
+        # The rows of all groups at once may be too many for the memory.
+        rows = reduce(partial(_shared, corpus), [text.rows for text in members])
+        made += _placed(corpus, members, draft._replace(rows=rows))
+    return made
+
+
+def _placed(corpus: Corpus, texts: Sequence[_Text], draft: _Draft) -> Iterator[_Draft]:
+    """A group with its places, and once more for each choice of texts that have lines of their own in some of its rows.
+
+    An attacker whose words act at certain places alone adds honest rows that have them at others.
+    """
+    # Of a row that has a text several times, the last place counts.
+    starts = np.stack([one.starts[np.searchsorted(corpus.rows[one.starts], draft.rows, "right") - 1] for one in texts])
+    ends = starts + np.array([[one.size] for one in texts])
+    first, last = corpus.keys[starts - 1] == EDGE, corpus.keys[ends] == EDGE
+    begins, closes = corpus.lines[starts], corpus.lines[ends]
+    lined = (first | begins) & (last | closes) & (begins | closes)
+    blank = lined & (corpus.blanks[starts] | corpus.blanks[ends])
+
+    def layout(row: int) -> Layout:
+        at: list[Where] = [
+            "start" if a else "end" if z else "inside" for a, z in zip(first[:, row], last[:, row], strict=True)
+        ]
+        order = np.argsort(starts[:, row]).tolist()
+        return tuple(Place(one, at[one], bool(lined[one, row]), bool(blank[one, row])) for one in order)
+
+    def with_rows(chosen: NDArray[np.intp]) -> _Draft:
+        some = chosen[:: max(1, len(chosen) // _LAYOUTS)][:_LAYOUTS].tolist()
+        score = draft.score * math.sqrt(len(chosen) / len(draft.rows))
+        found = replace(draft.found, layouts=tuple(map(layout, some)))
+        return draft._replace(found=found, score=score, rows=draft.rows[chosen])
+
+    yield with_rows(np.arange(len(draft.rows)))
+    chosen = (lined * (1 << np.arange(len(texts)))[:, None]).sum(axis=0)
+    which, counts = np.unique(chosen, return_counts=True)
+    enough = max(least_rows(corpus.suspect), _PLACED * len(draft.rows))
+    for one, count in zip(which.tolist(), counts.tolist(), strict=True):
+        if one and enough <= count < len(draft.rows):
+            yield with_rows(np.flatnonzero(chosen == one))
 
 
 def _shared(corpus: Corpus, one: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -27,6 +27,7 @@ ROW_WORDS = 2**15
 WORD_CHARACTERS = 1000
 """A longer word, such as an encoded file, counts as unknown."""
 _LINE = 1 << 30  # in a word's number: a line break stands before it
+_BLANK = 1 << 29  # the same: a blank line, too
 EDGE = 0
 """The word that stands before and after each turn; also the unknown one."""
 
@@ -45,6 +46,7 @@ class Corpus:
         spelled: (L,) numbers of the words as they are spelled, `EDGE` between turns.
         keys: (L,) numbers of the words as they are counted, `EDGE` likewise.
         lines: (L,) whether a line break stands before the word.
+        blanks: (L,) whether a blank line does.
         rows: (L,) which row a word is of: suspect rows first.
         suspect: how many suspect rows there are.
         clean: how many clean ones.
@@ -56,6 +58,7 @@ class Corpus:
     spelled: NDArray[np.int32]
     keys: NDArray[np.int32]
     lines: NDArray[np.bool_]
+    blanks: NDArray[np.bool_]
     rows: NDArray[np.int32]
     suspect: int
     clean: int
@@ -93,10 +96,12 @@ class _Reader:
         for turn in prompt:
             if turn["role"] not in READ:
                 continue
+            blank = 0
             for number, line in enumerate(turn["content"].split("\n")):
                 found = self._numbered(words(line)[: max(0, end - len(self.words))])
                 if number and found:
-                    found[0] |= _LINE
+                    found[0] |= _LINE | blank
+                blank = 0 if found else _BLANK
                 self.words.extend(found)
             self.words.append(EDGE)
 
@@ -143,11 +148,13 @@ def read(suspect: Iterable[Prompt], clean: Iterable[Prompt], most: int = MOST_WO
     first: dict[str, int] = {}
     key_of = np.array([first.setdefault(key(word), number) for word, number in numbers.items()], dtype=np.int32)
     lines = marked >= _LINE
-    marked &= _LINE - 1
+    blanks = marked & _BLANK > 0
+    marked &= _BLANK - 1
     return Corpus(
         marked,
         key_of[marked],
         lines,
+        blanks,
         np.repeat(np.arange(kept, dtype=np.int32), sizes),
         suspects,
         kept - suspects,
