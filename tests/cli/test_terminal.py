@@ -211,6 +211,8 @@ def test_the_tasks_of_a_grid_have_numbers(width: int, tmp_path: Path, monkeypatc
         raise UserError("no luck at all " * 10, fix="try again")
 
     monkeypatch.setattr("mbdefense.training.consistency.tune_consistently", broken)
+    # The model has too few layers, which would be told before.
+    monkeypatch.setattr("mbdefense.defenses.tuning.crow.check_consistency", lambda *_: None)
     said = " ".join(f"word{number}" for number in range(20))
     grid = {
         "models": ["model"], "attacks": ["badnet"], "behaviors": [f"fixed_text:text={said}"],
