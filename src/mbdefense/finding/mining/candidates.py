@@ -292,7 +292,7 @@ def _together(corpus: Corpus, texts: Sequence[_Text], drafts: Sequence[_Draft], 
         score = max(texts[number].score for number in group) * math.sqrt(share)
         found.append((group, _Draft(kind, score, texts[group[0]].rows[:0], clean)))
     found = heapq.nsmallest(most, found, key=lambda pair: _rank(pair[1]))
-    made = []
+    made: list[_Draft] = []
     for group, draft in found:
         members = [texts[number] for number in group]
         # The rows of all groups at once may be too many for the memory.
