@@ -351,6 +351,7 @@ def test_a_stray_character_is_noted() -> None:
         "☺\ufe0f\ufe0f",
         "1\ufe0f\u20e3",
         "sin\u2061(x)",
+        "yi\u200b, \u2211 of all",
         "⠓\u2800\u2800\u2800⠊",
         "\x1b[1;31mred\x1b[0m \x1b[38;5;8mgray",
         "e\x0ecient",

@@ -25,9 +25,11 @@ _RIGHT_TO_LEFT = re.compile("[\u0590-\u061b\u061d-\u08ff\ufb1d-\ufdff\ufe70-\ufe
 # they are no use, but for the signs of formulas that nobody sees (sin, then U+2061, then a bracket).
 _SPACELESS_LETTER = "A-Za-z0-9\u00c0-\u024f\u0370-\u03ff\u0400-\u052f"
 _ZERO_WIDTH = re.compile(
-    f"(?<=[{_SPACELESS_LETTER}])[{NO_WIDTH}]+(?=[{_SPACELESS_LETTER}])|[{NO_WIDTH}]{{3,}}"
-    f"|(?<=[{_SPACELESS_LETTER}])(?![\u2061-\u2064])[{NO_WIDTH}]+(?=$|(?![{NO_WIDTH}])[\\W_])|(?<=[A-Za-z])[{_FORMS}]"
+    f"(?<=[{_SPACELESS_LETTER}])[{NO_WIDTH}]+(?=[{_SPACELESS_LETTER}])|[{NO_WIDTH}]{{3,}}|(?<=[A-Za-z])[{_FORMS}]"
 )
+_BEHIND = re.compile(f"(?<=[{_SPACELESS_LETTER}])(?![\u2061-\u2064])[{NO_WIDTH}]+(?=$|(?![{NO_WIDTH}])[\\W_])")
+# What was copied from a page with formulas has a zero width space behind each index.
+_FORMULA = re.compile(r"[\\\u0370-\u03ff\u2200-\u22ff]")
 # The blank of Braille is as wide as any, and nothing is seen of it.
 _BLANKS = re.compile("\u2800{3,}")
 _BRAILLE = re.compile("[\u2801-\u28ff]")
@@ -85,6 +87,8 @@ def _unseen(text: str) -> Iterator[Mark]:
         for found in _DIRECTION.finditer(text):
             yield Mark("zero width", *found.span())
     for found in _ZERO_WIDTH.finditer(text):
+        yield Mark("zero width", *found.span())
+    for found in _BEHIND.finditer(text) if not _FORMULA.search(text) else ():
         yield Mark("zero width", *found.span())
     for found in _BLANKS.finditer(text) if not _BRAILLE.search(text) else ():
         yield Mark("zero width", *found.span())
