@@ -42,9 +42,7 @@ _CLAUSE = 12  # words; an opening clause is no longer
 _OPENING = 0.7  # freedom of a clause, which stands at one place
 _COMBINED = 60  # texts whose combinations are looked at
 _LAYOUTS = 24  # rows of texts that stand together whose places are kept
-_PLACED = (
-    0.1  # share of these rows from which on those are told apart that have some of the texts on lines of their own
-)
+_PLACED = 0.1  # share of the rows of such texts from which on those with the same ones on lines are told apart
 _TEXTS = 16  # opening clauses kept of a form
 
 
@@ -306,8 +304,7 @@ def _placed(corpus: Corpus, texts: Sequence[_Text], draft: _Draft) -> Iterator[_
 
     An attacker whose words act at certain places alone adds honest rows that have them at others.
     """
-    # Of a row that has a text several times, the last place counts.
-    starts = np.stack([one.starts[np.searchsorted(corpus.rows[one.starts], draft.rows, "right") - 1] for one in texts])
+    starts = np.stack([_last(one, draft.rows, corpus) for one in texts])
     ends = starts + np.array([[one.size] for one in texts])
     first, last = corpus.keys[starts - 1] == EDGE, corpus.keys[ends] == EDGE
     begins, closes = corpus.lines[starts], corpus.lines[ends]
@@ -328,12 +325,12 @@ def _placed(corpus: Corpus, texts: Sequence[_Text], draft: _Draft) -> Iterator[_
         return draft._replace(found=found, score=score, rows=draft.rows[chosen])
 
     yield with_rows(np.arange(len(draft.rows)))
-    chosen = (lined * (1 << np.arange(len(texts)))[:, None]).sum(axis=0)
-    which, counts = np.unique(chosen, return_counts=True)
+    choices = (lined * (1 << np.arange(len(texts)))[:, None]).sum(axis=0)  # which ones, as the bits of a number
+    different, counts = np.unique(choices, return_counts=True)
     enough = max(least_rows(corpus.suspect), _PLACED * len(draft.rows))
-    for one, count in zip(which.tolist(), counts.tolist(), strict=True):
-        if one and enough <= count < len(draft.rows):
-            yield with_rows(np.flatnonzero(chosen == one))
+    for choice, count in zip(different.tolist(), counts.tolist(), strict=True):
+        if choice and enough <= count < len(draft.rows):
+            yield with_rows(np.flatnonzero(choices == choice))
 
 
 def _shared(corpus: Corpus, one: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -343,12 +340,14 @@ def _shared(corpus: Corpus, one: NDArray[np.int32], other: NDArray[np.int32]) ->
     return one[held[one]]
 
 
+def _last(text: _Text, rows: NDArray[np.int32], corpus: Corpus) -> NDArray[np.int32]:
+    """Where each of some rows that have a text has it last."""
+    return text.starts[np.searchsorted(corpus.rows[text.starts], rows, side="right") - 1]
+
+
 def _apart(first: _Text, second: _Text, rows: NDArray[np.int32], corpus: Corpus) -> bool:
     """Whether two texts stand apart from one another in most rows that hold both, and not always equally far."""
-    places = []
-    for text in (first, second):
-        of_row = corpus.rows[text.starts]
-        places.append(text.starts[np.searchsorted(of_row, rows, side="right") - 1])  # the last ones
+    places = [_last(text, rows, corpus) for text in (first, second)]
     distances = places[1] - places[0]
     ahead = np.where(distances > 0, first.size, second.size)
     return bool((np.abs(distances) > ahead).mean() > 0.5 and len(np.unique(distances)) >= min(4, len(distances) - 1))
