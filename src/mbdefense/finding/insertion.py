@@ -188,7 +188,7 @@ class FoundText:
         if self.kind != "together":
             return any(held)
         lines = {keyed(line) for line in text.split("\n")} if self._lined else set()
-        return all(held) and all(self._keyed[number] in lines for number in self._lined)
+        return all(held) and all(keyed(self.texts[number]) in lines for number in self._lined)
 
     def stands_in(self, prompt: Sequence[Mapping[str, str]]) -> bool:
         """Whether a turn that is searched holds the words, in a conversation of their form where they go with one."""

@@ -114,6 +114,8 @@ class FoundCandidate(Form):
             return "a phrase without words"
         if not all(map(goes_on, self.before)):
             return "a conversation that no turn of the user's can follow"
+        if self.layouts and self.kind != "together":
+            return "layouts of what does not stand together"
         numbers = list(range(len(self.texts)))
         if not all(sorted(place.text for place in layout) == numbers for layout in self.layouts):
             return "a layout that does not hold each text once"
