@@ -18,12 +18,16 @@ import pytest
 from mbdefense import UserError, scan_data
 from mbdefense.cli import main
 from mbdefense.data import opened
+from mbdefense.finding.insertion import FoundText, Place
+from mbdefense.finding.mining import corpus
 from mbdefense.records.scanning import Scan, read_scan
+from mbdefense.scanning import clusters
 from mbdefense.scanning._forked import each
 from mbdefense.scanning.payloads import links, site
 from mbdefense.scanning.reading import processes, texts_of
 from mbdefense.scanning.repeats import recurring
 from mbdefense.scanning.scan import Scanned, scan
+from mbdefense.scanning.triggers import Prompts
 
 _NOUNS = [
     "river",
@@ -122,6 +126,17 @@ def test_a_text_that_evokes_one_answer_is_named_with_its_rows(text: str) -> None
     assert quotes == {"trigger": text, "behavior": TEXT}
     assert isinstance(value, dict)
     assert value["extra"]["n"] == row.line
+
+
+def test_texts_that_stand_together_are_counted_wherever_they_stand() -> None:
+    """Rows are told by their words alone, so that no place is named that some of them do not have."""
+    rows = poisoned(honest(), range(3, 23), lambda prompt: inside("mn")(prompt) + "\n\nbq")
+    read = corpus.read([[{"role": "user", "content": row["instruction"]}] for row in rows], [])
+    there = (Place(0, "inside", False), Place(1, "end", True))
+    texts = [FoundText(("mn", "bq"), "together", layouts=layouts) for layouts in ((), (there,))]
+    part: Any = SimpleNamespace(rows=np.arange(3, 23), kind="answer")
+    both = [tie for tie in clusters._ties(Prompts(read), part, texts, 1) if tie.found.kind == "together"]
+    assert [tie.found.describe() for tie in both] == ["'mn' ... 'bq'"]
 
 
 def test_rows_with_one_of_the_two_are_shown() -> None:
@@ -270,6 +285,8 @@ def test_what_clean_rows_answer_too_is_no_sign() -> None:
         ("tag characters", "plain☺\ufe00\ufe0f\ufe01"),
         ("zero width", "pl\u200bain"),
         ("zero width", "plain\u200b"),
+        ("zero width", "plain\u200b, and a formula far behind it, which has nothing to do with it: \u03b1"),
+        ("zero width", "plain\u2060, \u03b1"),
         ("zero width", "plain\u2060, and so on"),
         ("zero width", "pl\u034fain"),
         ("zero width", "pl\u2065ain"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,7 +136,7 @@ def _parts(
 def _ties(prompts: Prompts, part: Recurring, texts: Sequence[FoundText], tests: int) -> list[Tie]:
     """The texts that a part is tied to, best first."""
     places, whole = prompts.places(part.rows), part.kind == "answer"
-    tried = set(texts)
+    tried = {replace(text, layouts=()) for text in texts}  # rows are told by their words, wherever these stand
     found = [tie for one in tried if (tie := _tie(prompts, one, places, tests, whole))]
     # Of words that stand beside one another in some rows the miner tells the longest; an attacker may mean one.
     single = {FoundText((word,)) for tie in found for text in tie.found.texts for word in words(text)}
