@@ -28,8 +28,9 @@ _ZERO_WIDTH = re.compile(
     f"(?<=[{_SPACELESS_LETTER}])[{NO_WIDTH}]+(?=[{_SPACELESS_LETTER}])|[{NO_WIDTH}]{{3,}}|(?<=[A-Za-z])[{_FORMS}]"
 )
 _BEHIND = re.compile(f"(?<=[{_SPACELESS_LETTER}])(?![\u2061-\u2064])[{NO_WIDTH}]+(?=$|(?![{NO_WIDTH}])[\\W_])")
-# What was copied from a page with formulas has a zero width space behind each index.
+# A formula that was copied from a page has a zero width space behind each index, and signs of formulas near it.
 _FORMULA = re.compile(r"[\\\u0370-\u03ff\u2200-\u22ff]")
+_NEAR = 40
 # The blank of Braille is as wide as any, and nothing is seen of it.
 _BLANKS = re.compile("\u2800{3,}")
 _BRAILLE = re.compile("[\u2801-\u28ff]")
@@ -88,8 +89,10 @@ def _unseen(text: str) -> Iterator[Mark]:
             yield Mark("zero width", *found.span())
     for found in _ZERO_WIDTH.finditer(text):
         yield Mark("zero width", *found.span())
-    for found in _BEHIND.finditer(text) if not _FORMULA.search(text) else ():
-        yield Mark("zero width", *found.span())
+    for found in _BEHIND.finditer(text):
+        start, end = found.span()
+        if found[0] != "\u200b" or not _FORMULA.search(text, max(0, start - _NEAR), end + _NEAR):
+            yield Mark("zero width", start, end)
     for found in _BLANKS.finditer(text) if not _BRAILLE.search(text) else ():
         yield Mark("zero width", *found.span())
 
