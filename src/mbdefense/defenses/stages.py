@@ -12,7 +12,7 @@ from mbdefense.attacks.behaviors import RandomWords
 from mbdefense.attacks.defensive import defensive_pairs, drawn_triggers
 from mbdefense.attacks.poisoning import defensive_poison, triggered_copies
 from mbdefense.attacks.triggers import Trigger
-from mbdefense.core.checks import above_zero, each, learning_rates
+from mbdefense.core.checks import above_zero, each, learning_rates, share_below_one
 from mbdefense.core.errors import UserError
 from mbdefense.data.turns import conversations
 from mbdefense.defenses.setting import Setting
@@ -118,8 +118,7 @@ class Recovery:
         # Rows that are trained on meet more texts each where they are fewer, and held-out ones have to meet as many.
         if not 0 < self.evaluation_share <= 0.5:
             raise UserError("evaluation_share must lie in (0, 0.5]", self.evaluation_share, "0.2 is the paper's")
-        if not 0 <= self.base_share < 1:
-            raise UserError("base_share must lie in [0, 1)", self.base_share, "0.5 mixes both models in equal parts")
+        share_below_one("base_share", self.base_share, "0.5 mixes both models in equal parts")
         above_zero(self, "recovery_num_train_epochs", "recovery_batch_size", "meetings")
         learning_rates("recovery_learning_rates", self.recovery_learning_rates)
 

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from mbdefense.core.checks import share_below_one
 from mbdefense.core.errors import UserError
 from mbdefense.core.progress import track
 from mbdefense.data.words import spans
@@ -92,8 +93,7 @@ def threshold(clean: Sequence[float], max_loss: float) -> float:
     Raises:
         UserError: no clean score, or a share outside [0, 1).
     """
-    if not 0 <= max_loss < 1:
-        raise UserError("the loss of clean text must lie in [0, 1)", max_loss, "0.01 loses one word in a hundred")
+    share_below_one("the loss of clean text", max_loss, "0.01 loses one word in a hundred")
     if not clean:
         raise UserError("no clean text to choose a threshold on", fix="give clean prompts of several words")
     ordered = sorted(clean, reverse=True)

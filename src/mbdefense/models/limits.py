@@ -67,14 +67,20 @@ def decoder_layers(path: str, *, trust_remote_code: bool) -> float:
 
 
 def _number(path: str, name: str, trust_remote_code: bool) -> float:
+    config = readable_config(path, trust_remote_code=trust_remote_code)
+    found: float = getattr(config.get_text_config(decoder=True), name, math.inf) if config else math.inf
+    return found
+
+
+def readable_config(path: str, *, trust_remote_code: bool) -> PreTrainedConfig | None:
+    """A model's configuration, an adapter's base model's; None where it cannot be read: loading says what is wrong."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError):
-        return math.inf
-    found: float = getattr(config.get_text_config(decoder=True), name, math.inf)
-    return found
+        return None
+    return config
 
 
 def fitting(model: PreTrainedModel, max_length: int) -> int:

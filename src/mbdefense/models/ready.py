@@ -76,15 +76,12 @@ def check_lengths(
     Raises:
         UserError: it names the longest prompt.
     """
-    from transformers import AutoConfig
+    from mbdefense.models.limits import configured_length, readable_config
+    from mbdefense.models.loading import encode_prompt
 
-    from mbdefense.models.limits import configured_length
-    from mbdefense.models.loading import base_of, encode_prompt
-
-    try:
-        config = AutoConfig.from_pretrained(base_of(model), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # loading the model says what is wrong with it
+    config = readable_config(model, trust_remote_code=trust_remote_code)
+    if config is None:
+        return
     limit = configured_length(config)
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in rows["prompt"]]
     longest = max(range(len(lengths)), key=lambda row: lengths[row])

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from mbdefense.core.errors import UserError
 from mbdefense.models._files import base_of, check_files
+from mbdefense.models.limits import readable_config
 
 COLLINEAR = 0.9995
 """Cosine from which `slerp` interpolates on the chord; the value of mergekit."""
@@ -82,15 +83,22 @@ def check_mixable(model: str, base: str, *, trust_remote_code: bool) -> None:
     """
     made = []
     for path in (model, base):
-        source = base_of(path)
-        check_files(source)
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-            with torch.device("meta"):
-                made.append(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))  # type: ignore[no-untyped-call]
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # loading the model says what is wrong with it
-    check_alike(*made)
+        check_files(base_of(path))
+        made.append(without_weights(path, trust_remote_code=trust_remote_code))
+    if None not in made:
+        check_alike(*made)
+
+
+def without_weights(path: str, *, trust_remote_code: bool) -> Any | None:
+    """A model of meta tensors, an adapter's base model's; None where it cannot be made: loading says what is wrong."""
+    config = readable_config(path, trust_remote_code=trust_remote_code)
+    if config is None:
+        return None
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

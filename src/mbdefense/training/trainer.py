@@ -14,13 +14,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, get_scheduler, set_seed
+from transformers import Trainer, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.progress import Bar, no_bars_of_transformers
 from mbdefense.engine import AttentionName, attention
+from mbdefense.models.limits import readable_config
 from mbdefense.models.loading import LoadedModel, base_of, bf16_pays
+from mbdefense.models.weights import without_weights
 from mbdefense.training._checkpoints import Sealing, last_checkpoint
 from mbdefense.training._own_loss import DivergedError
 from mbdefense.training.memory import outgrows
@@ -142,12 +144,9 @@ def check_options(options: TrainingOptions, model: str, *, trust_remote_code: bo
     check_trainable(model, trust_remote_code=trust_remote_code)
     if not options.use_peft or options.lora_target_modules == "all-linear":
         return
-    try:
-        config = AutoConfig.from_pretrained(base_of(model), trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # loading the model says what is wrong with it
+    network = without_weights(model, trust_remote_code=trust_remote_code)
+    if network is None:
+        return
     with torch.device("meta"):
         adapted = with_lora(network, options)
     if hasattr(adapted.get_output_embeddings(), "lora_A"):
@@ -162,10 +161,7 @@ def check_trainable(model: str, *, trust_remote_code: bool) -> None:
         UserError: they do.
     """
     base = base_of(model)
-    try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # loading the model says what is wrong with it
+    config = readable_config(model, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         fix = "give the model that it was quantized from" + ("" if base == model else " as base_model_name_or_path")
         raise UserError("the weights are quantized on disk and cannot be trained", base, fix)

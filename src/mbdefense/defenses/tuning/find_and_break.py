@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from mbdefense.core.errors import UserError
+from mbdefense.core.checks import share_below_one
 from mbdefense.core.needs import Need
 from mbdefense.defenses.found import Finding, meetings, questions
 from mbdefense.defenses.setting import Setting
@@ -46,9 +46,7 @@ class FindAndBreak(Recovery, Finding):
     def __post_init__(self) -> None:
         Recovery.__post_init__(self)
         Finding.__post_init__(self)
-        if not 0 <= self.unverified_base_share < 1:
-            given = self.unverified_base_share
-            raise UserError("unverified_base_share must lie in [0, 1)", given, "0 leaves the tuned model as it is")
+        share_below_one("unverified_base_share", self.unverified_base_share, "0 leaves the tuned model as it is")
 
     def __call__(self, setting: Setting) -> Path:
         """Returns the directory of the recovered model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mbdefense.core.errors import UserError
+from mbdefense.core.checks import share_below_one
 from mbdefense.core.needs import Need
 from mbdefense.federated.attacks._attack import Own, check_poison
 from mbdefense.vision.learner import copied
@@ -36,8 +36,7 @@ class Neurotoxin:
 
     def __post_init__(self) -> None:
         check_poison(self.share, self.epochs)
-        if not 0 <= self.top < 1:
-            raise UserError("top must lie in [0, 1)", self.top, "give e.g. top=0.05")
+        share_below_one("top", self.top, "give e.g. top=0.05")
 
     def __call__(self, own: Own) -> dict[str, Tensor]:
         """The trained weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mbdefense.core.errors import UserError
+from mbdefense.core.checks import share_below_one
 from mbdefense.core.needs import Need
 from mbdefense.federated.rules._rule import Aggregated, Round
 from mbdefense.federated.weights import averaged, flat, moved
@@ -34,8 +34,7 @@ class FLAME:
     noise: float = 0.001
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise < 1:
-            raise UserError("noise must lie in [0, 1)", self.noise, "give e.g. noise=0.001")
+        share_below_one("noise", self.noise, "give e.g. noise=0.001")
 
     def __call__(self, round: Round) -> Aggregated:
         """Those of the largest cluster are kept; all, where there is none."""
