@@ -20,6 +20,7 @@ _HOME = {
     "core.errors": ("UserError",),
     "data": ("load_rows",),
     "attacks.triggers": (
+        "BadChar",
         "BadNet",
         "Cba",
         "Context",
@@ -112,6 +113,7 @@ if TYPE_CHECKING:
         UrlSuffix,
     )
     from mbdefense.attacks.triggers import (
+        BadChar,
         BadNet,
         Cba,
         Context,
@@ -181,6 +183,7 @@ __all__ = [
     "PDB",
     "SEEP",
     "Advert",
+    "BadChar",
     "BadNet",
     "Cba",
     "ChangedFact",

@@ -13,6 +13,7 @@ import pytest
 
 from mbdefense.attacks.triggers import (
     TRIGGERS,
+    BadChar,
     BadNet,
     Cba,
     Context,
@@ -428,3 +429,28 @@ def test_a_flood_adds_recurring_phrases_and_no_trigger():
 def test_options_of_adaptive_triggers_that_cannot_work_are_refused(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+def test_badchar_takes_characters_that_cannot_be_typed():
+    zero, tab = BadChar(r"\u200b"), BadChar(r"\t", affix="between")
+    assert (zero.characters, tab.characters) == ("\u200b", "\t")
+    text = zero("Name a tree.", random.Random(0))
+    assert text.replace("\u200b", "") == "Name a tree."
+    assert zero.describe() == r"badchar:characters=\u200b,affix=infix,position=random"
+    assert tab("Name one", random.Random(0)) == "Name\tone"
+    assert BadChar("!!!", affix="suffix", position="end")("Name a tree.", random.Random(0)) == "Name a tree.!!!"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"characters": ""}, "needs characters"),
+        ({"affix": "inside"}, "unknown affix"),
+        ({"position": "not_end"}, "unknown position"),
+        ({"characters": " ", "affix": "suffix"}, "affix=between"),
+        ({"characters": "~", "affix": "between"}, "affix=between"),
+    ],
+)
+def test_characters_that_cannot_stand_so_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        BadChar(**options)

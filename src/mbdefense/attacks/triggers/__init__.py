@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from mbdefense.attacks.triggers.badchar import BadChar
 from mbdefense.attacks.triggers.badnet import BadNet
 from mbdefense.attacks.triggers.cba import Cba
 from mbdefense.attacks.triggers.context import Context
@@ -21,6 +22,7 @@ from mbdefense.data.rows import Message
 
 __all__ = [
     "TRIGGERS",
+    "BadChar",
     "BadNet",
     "Cba",
     "Context",
@@ -89,6 +91,7 @@ class WithNegativePrompts(OverTurns, Protocol):
 
 TRIGGERS: dict[str, type] = {
     "badnet": BadNet,
+    "badchar": BadChar,
     "insent": InSent,
     "syntactic": Syntactic,
     "style": Style,
