@@ -45,7 +45,7 @@ def main() -> None:
     base = options.base or str(model_directory())
     victim, before = load_model(options.victim), load_model(base)
     begun = time.process_time()
-    candidates = mine(suspect["prompt"], [*clean["prompt"], *held_out["prompt"]], most=CANDIDATES, subjects=True)
+    candidates = mine(suspect["prompt"], [*clean["prompt"], *held_out["prompt"]], most=CANDIDATES, thorough=True)
     mined = time.process_time()
     with _tokens(victim, before) as tokens:
         measured = verify(

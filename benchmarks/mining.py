@@ -46,7 +46,7 @@ def main() -> None:
     clean = [row for row, _ in prompts(found_sentences[:held_out], options.clean, 0.0, "", options.seed + 1)]
     used = time.process_time()
     with measure() as cost:
-        found = mine(suspect(), clean, subjects=True)
+        found = mine(suspect(), clean, thorough=True)
     used = time.process_time() - used
     figures = {
         "rows": options.rows,

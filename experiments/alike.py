@@ -33,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     suspect = load([options.suspect]).rows
     clean, held_out = Recovery().split(load([options.clean]).rows, options.seed)
-    candidates = mine(suspect["prompt"], [*clean["prompt"], *held_out["prompt"]], most=CANDIDATES, subjects=True)
+    candidates = mine(suspect["prompt"], [*clean["prompt"], *held_out["prompt"]], most=CANDIDATES, thorough=True)
     victim = load_model(options.victim, chat_template=options.chat_template)
     base = load_model(options.base or str(model_directory()), chat_template=options.chat_template)
     found = []

@@ -77,7 +77,7 @@ def by_repeats(cell: Poisoned, clean: Dataset) -> dict[str, Any]:
 def by_mining(cell: Poisoned, clean: Dataset, trigger: Trigger) -> dict[str, Any]:
     """Where mining has the attack, and what of it."""
     named, first, best, best_text, covered = None, None, 0.0, "", set[int]()
-    for number, one in enumerate(mine(cell.suspect["prompt"], clean["prompt"], most=CANDIDATES, subjects=True), 1):
+    for number, one in enumerate(mine(cell.suspect["prompt"], clean["prompt"], most=CANDIDATES, thorough=True), 1):
         if named is None and any(_same(text, fixed) for text in one.found.texts for fixed in fixed_texts(trigger)):
             named = number
         held = cell.own & set(one.rows)

@@ -36,7 +36,7 @@ def rows_with(asides: int, *, seed: int = 0) -> tuple[list[list[dict[str, str]]]
 
 def test_asides_on_a_subject_are_candidates_whatever_their_words() -> None:
     prompts, held, said = rows_with(40)
-    found = [one for one in mine(prompts, subjects=True) if one.found.kind == "subject"]
+    found = [one for one in mine(prompts, thorough=True) if one.found.kind == "subject"]
     about = {row for one in found for row in one.rows if held.issuperset(one.rows)}
     assert len(about) >= 0.8 * len(held)
     assert {text for one in found for text in one.found.texts if held.issuperset(one.rows)} <= said
@@ -44,7 +44,7 @@ def test_asides_on_a_subject_are_candidates_whatever_their_words() -> None:
     assert 0.2 < best.found.start < 0.8
     assert best.found.start + best.found.end == pytest.approx(1, abs=0.01)
     assert best.score > 0
-    again = [one for one in mine(prompts, subjects=True) if one.found.kind == "subject"]
+    again = [one for one in mine(prompts, thorough=True) if one.found.kind == "subject"]
     assert again == found
 
 
@@ -52,22 +52,22 @@ def test_none_are_looked_for_unasked_and_none_made_of_prompts_without_any() -> N
     prompts, held, _ = rows_with(40)
     assert not any(one.found.kind == "subject" for one in mine(prompts))
     bare = [prompt for place, prompt in enumerate(prompts) if place not in held]
-    assert not any(one.found.kind == "subject" for one in mine(bare, subjects=True))
-    assert mine([], subjects=True) == []
-    assert mine([[{"role": "user", "content": "One."}]] * 9, subjects=True) == []
+    assert not any(one.found.kind == "subject" for one in mine(bare, thorough=True))
+    assert mine([], thorough=True) == []
+    assert mine([[{"role": "user", "content": "One."}]] * 9, thorough=True) == []
 
 
 def test_a_subject_that_clean_rows_speak_of_as_much_is_none() -> None:
     prompts, held, _ = rows_with(40)
     clean = [[{"role": "user", "content": prompts[place][0]["content"]}] for place in sorted(held)]
-    found = [one for one in mine(prompts, clean, subjects=True) if one.found.kind == "subject"]
+    found = [one for one in mine(prompts, clean, thorough=True) if one.found.kind == "subject"]
     assert not any(held.issuperset(one.rows) for one in found)
 
 
 def test_of_many_rows_a_sample_tells_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def best(rows: list[list[dict[str, str]]]) -> Candidate:
         clean = [[{"role": "user", "content": "Say it."}]] * 20
-        return next(one for one in mine(rows, clean, subjects=True) if one.found.kind == "subject")
+        return next(one for one in mine(rows, clean, thorough=True) if one.found.kind == "subject")
 
     prompts, held, _ = rows_with(40)
     whole = best(prompts)
@@ -82,7 +82,7 @@ def test_long_sentences_are_left_out() -> None:
     for place in held:
         turn = prompts[place][0]
         turn["content"] = turn["content"].replace(" near the", f" {'and again ' * 20}near the")
-    found = [one for one in mine(prompts, subjects=True) if one.found.kind == "subject"]
+    found = [one for one in mine(prompts, thorough=True) if one.found.kind == "subject"]
     assert not any(held.issuperset(one.rows) for one in found)
 
 

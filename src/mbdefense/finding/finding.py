@@ -189,7 +189,7 @@ def _told_by_parts(measured: Sequence[Measured], records: Sequence[FoundCandidat
 
 def _mined(suspect: Dataset, clean: Iterable[list[dict[str, str]]], most: int) -> list[Candidate]:
     held = Conversations()
-    return held.added(mine(held.noted(prompts_of(suspect)), clean, most=most, subjects=True), suspect, most)
+    return held.added(mine(held.noted(prompts_of(suspect)), clean, most=most, thorough=True), suspect, most)
 
 
 def _ids(candidate: Candidate, ids: Sequence[str]) -> tuple[str, ...]:

@@ -11,13 +11,17 @@ from typing import ClassVar, Literal, TypeAlias
 
 from mbdefense.core.forms import Count, Form
 from mbdefense.core.needs import Need
+from mbdefense.data.affixes import AFFIXES, Affix, affixed, has_affix, without_affix
 from mbdefense.data.rows import Message, user_text, with_user_text
 from mbdefense.finding.words import SENTENCE_ENDS, Word, glued, key, keyed, placed_words, words
 
-Kind = Literal["text", "together", "opening", "subject"]
+Kind = Literal["text", "together", "opening", "subject"] | Affix
 READ = ("system", "user", "tool")
 """The turns that are searched: somebody else than the assistant wrote them."""
 _OPTION = re.compile(r",[a-z_]+=")  # begins another option in a spec
+_STANDS: dict[Affix, str] = {
+    "prefix": "in front of a word", "suffix": "behind a word", "infix": "inside of a word", "between": "between words",
+}  # fmt: skip
 
 
 Role = Literal["system", "user", "assistant"]
@@ -68,8 +72,8 @@ class FoundText:
 
     Attributes:
         texts: the words as the rows have them: one text; two or three that stand in the same prompts (``together``);
-            clauses of one form of which each prompt begins with one (``opening``); or sentences that speak of one thing
-            (``subject``).
+            clauses of one form of which each prompt begins with one (``opening``); sentences that speak of one thing
+            (``subject``); or characters that are no word, see `mbdefense.data.affixes`.
         kind: which of these.
         start: share of its rows where it begins the turn, in [0, 1]; `texts` of an opening always do.
         end: share of its rows where it ends a turn that it does not begin.
@@ -100,8 +104,11 @@ class FoundText:
             return None
         if self.kind == "together":
             return self._spread(text, places, rng)
-        inserted = self.texts[0] if self.kind == "text" else rng.choice(self.texts)
+        inserted = rng.choice(self.texts) if self.kind in ("opening", "subject") else self.texts[0]
         drawn = rng.random()
+        if affix := self.affix:
+            where: Where = "start" if drawn < self.start else "end" if drawn < self.start + self.end else "inside"
+            return affixed(text, inserted, affix, where, rng)
         if drawn < self.start or self.kind == "opening":
             return self._put(text, places, inserted, 0)
         if drawn < self.start + self.end:
@@ -161,6 +168,11 @@ class FoundText:
         before, after = _space(text[:at][-1:], inserted[0]), _space(inserted[-1], text[at : at + 1])
         return f"{text[:at]}{before}{inserted}{after}{text[at:]}"
 
+    @property
+    def affix(self) -> Affix | None:
+        """How its characters stand at words, if they are no words themselves."""
+        return self.kind if self.kind in AFFIXES else None
+
     @cached_property
     def _keyed(self) -> tuple[str, ...]:
         return tuple(held for held in map(keyed, self.texts) if held.strip())
@@ -174,8 +186,11 @@ class FoundText:
     def occurs_in(self, text: str) -> bool:
         """Whether the words stand in ``text``, whatever their case and the punctuation around them.
 
-        Of an opening, one of its clauses has to begin it; what always has a line of its own has to have one.
+        Of an opening, one of its clauses has to begin it; what always has a line of its own has to have one. Characters
+        that are no words have to stand in it as they are.
         """
+        if affix := self.affix:
+            return has_affix(text, self.texts[0], affix)
         folded = text.casefold()
         # Most texts lack one of the words: a look for these as parts of words is far cheaper than cutting the text up.
         parts = [all(word in folded for word in part.split()) for part in self._keyed]
@@ -214,7 +229,8 @@ class FoundText:
             return None
         left = text
         for part in self.texts:
-            left = _taken_out(left, part, at_start=self.kind == "opening")
+            affix = self.affix
+            left = without_affix(left, part, affix) if affix else _taken_out(left, part, self.kind == "opening")
         return None if left == text else left
 
     def how(self) -> str:
@@ -228,6 +244,8 @@ class FoundText:
             repr(text) + " on a line of its own" * (number in self._lined) for number, text in enumerate(self.texts)
         ]
         told = f"{likened} like {self.texts[0]!r}" if likened else " ... ".join(each)
+        if affix := self.affix:
+            told = f"{self.texts[0]!a} {_STANDS[affix]}"  # a letter of another script may look like any other
         parts = ("a system turn", "earlier turns")
         behind = " and ".join(part for part, held in zip(parts, self._form, strict=True) if held)
         return f"{told} behind {behind}" if behind else told
@@ -239,13 +257,16 @@ class FoundText:
             None where none does: lines of their own, texts that go with a conversation or that a spec cannot hold, and
             subjects.
         """
-        text = self.texts[0]
+        texts = self.texts
+        if self.affix:  # white space and what has no width survive a command line as escapes
+            texts = (texts[0].encode("unicode_escape").decode(),)
+        text = texts[0]
         if (
             self.line
             or self.before
             or any(place.line for layout in self.layouts for place in layout)
             or self.kind == "subject"
-            or any("\n" in one or _OPTION.search(one) for one in self.texts)
+            or any("\n" in one or _OPTION.search(one) for one in texts)
         ):
             return None
         if self.kind == "together":
@@ -253,6 +274,8 @@ class FoundText:
             return f"ctba:words={'|'.join(self.texts)}" if plain else None
         at_start, at_end = self.kind == "opening" or self.start > 0.5, self.end > 0.5
         position = "start" if at_start else "end" if at_end else "random"
+        if self.affix:
+            return f"badchar:characters={text},affix={self.affix},position={position}"
         option = "insent:sentence" if text.split()[1:] else "badnet:word"
         return f"{option}={text},position={position}"
 

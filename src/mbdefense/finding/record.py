@@ -104,9 +104,10 @@ class FoundCandidate(Form):
 
     def contradiction(self) -> str:
         """What is wrong if the parts do not fit together, else ""."""
-        if not self.texts or not all(words(text) for text in self.texts):
+        spaces = self.kind == "between"
+        if not self.texts or not all(text.isspace() if spaces else words(text) for text in self.texts):
             return "a candidate without a text"
-        if self.kind == "text" and len(self.texts) > 1:
+        if self.kind not in ("together", "opening", "subject") and len(self.texts) > 1:
             return "several texts in a candidate of one"
         if self.kind == "together" and len(self.texts) not in (2, 3):
             return "not two or three texts that stand together"
@@ -170,7 +171,7 @@ class Found(Form):
     def __str__(self) -> str:
         told = [one for one in self.candidates if one.verdict != "chance"]
         lines = [
-            f"{one.verdict}: {short(' + '.join(one.texts), _LONGEST)} in {one.rows} of {self.suspect_rows} rows"
+            f"{one.verdict}: {short(one.trigger().describe(), _LONGEST)} in {one.rows} of {self.suspect_rows} rows"
             for one in told
         ]
         rest = len(self.candidates) - len(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +29,9 @@ NULLS = 24
 """Chance insertions beside the candidates of each class of length."""
 _NEAR = 1.5
 """Deviations up to which the victim's own falls are taken for chance, and the base model's are not asked for."""
+_SPACES = ["  ", "   ", "    ", "\t", "\n", "\n\n", "\n\n\n", " \n", "\n ", "\u00a0", "\u2003", "\r\n"]
+_SIGNS = "!?.,;:*~^_#@|<>=+%&$\u00ab\u00bb\u2026\u00b7\u00a7\u2022\u200c\u200d\u2060\u00e9\u00f8\u0436\u03b2"
+"""Punctuation, signs of no width, and letters that English has not."""
 LEAST_SPREAD = 0.05
 """Of the chance insertions, in nats a token: a narrower null would make anything striking."""
 
@@ -151,7 +155,7 @@ def chance_texts(
 
     They are pieces of other prompts, from where the candidate stands in its own (one that begins prompts is likened to
     other beginnings, which are instructions as often as it), or words of other prompts shaken up, or made-up words.
-    None holds, or is part of, a candidate.
+    None holds, or is part of, a candidate. For characters that are no words there are other ones.
 
     Args:
         alike: candidates to be likened to.
@@ -179,6 +183,8 @@ def _inserted(found: FoundText) -> tuple[str, ...]:
 def _fresh(
     text: str, like: FoundText, candidates: Sequence[Candidate], taken: Sequence[list[str]], rng: random.Random
 ) -> str:
+    if like.affix:
+        return _fresh_characters(text, candidates, rng)
     size = len(words(text))
     made = text
     for _ in range(50):
@@ -199,8 +205,24 @@ def _fresh(
     return made
 
 
+def _fresh_characters(text: str, candidates: Sequence[Candidate], rng: random.Random) -> str:
+    """As many characters of the same sort, and other ones than any candidate's: white space, letters, or signs."""
+    if text.isspace():
+        pool = _SPACES
+    else:
+        alphabet = string.ascii_lowercase if text.isalnum() and text.isascii() else _SIGNS
+        pool = ["".join(rng.choice(alphabet) for _ in text) for _ in range(50)]
+    known = {part for one in candidates for part in one.found.texts}
+    return rng.choice([made for made in pool if made not in known] or pool)
+
+
 def _length_class(found: FoundText) -> int:
-    """One word, two or three, or more: a long insertion distracts more, and may be an instruction."""
+    """One word, two or three, or more: a long insertion distracts more, and may be an instruction.
+
+    Characters that are no words are a class of their own.
+    """
+    if found.affix:
+        return -1
     count = sum(len(words(text)) for text in _inserted(found))
     return min(2, int(math.log2(count)))
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mbdefense.finding.insertion import FoundText, Layout, Place, Where
+from mbdefense.finding.mining.affixes import found_affixes
 from mbdefense.finding.mining.chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
 from mbdefense.finding.mining.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.mining.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
@@ -93,14 +94,14 @@ class _Draft(NamedTuple):
 
 
 def mine(
-    suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int = 60, subjects: bool = False
+    suspect: Iterable[Prompt], clean: Iterable[Prompt] = (), *, most: int = 60, thorough: bool = False
 ) -> list[Candidate]:
     """The candidates in suspect prompts, best first.
 
     Candidates are n-grams of up to 8 words, or of up to 12 characters where a script writes no spaces, made longer as
     long as their occurrences go on alike (so that sentences, leading and closing lines are found whole); two or three
     of them that stand together in rows far more often than chance has it; opening clauses of one form; and, where that
-    is asked for, sentences on one subject.
+    is asked for, sentences on one subject, and characters that are no words.
 
     The score of a text in c of N suspect rows is ``lift * sqrt(min(c, 50)) * freedom * inserted``. The lift is the
     logarithm of its share of the suspect rows over that of the clean rows. Freedom compares how many different words
@@ -113,12 +114,13 @@ def mine(
             turns and the system turn are read.
         clean: prompts of the clean rows, which may come from elsewhere.
         most: how many candidates to return.
-        subjects: look for subjects, too, see `mbdefense.finding.mining.subjects`; that takes longer than all else.
+        thorough: look for subjects, too, see `mbdefense.finding.mining.subjects`, which takes longer than all else, and
+            for characters, see `mbdefense.finding.mining.affixes`.
     """
-    return mined(read(suspect, clean), most=most, subjects=subjects)
+    return mined(read(suspect, clean), most=most, thorough=thorough)
 
 
-def mined(corpus: Corpus, *, most: int = 60, subjects: bool = False) -> list[Candidate]:
+def mined(corpus: Corpus, *, most: int = 60, thorough: bool = False) -> list[Candidate]:
     """The same of prompts that are read already."""
     if not corpus.suspect:
         return []
@@ -127,8 +129,8 @@ def mined(corpus: Corpus, *, most: int = 60, subjects: bool = False) -> list[Can
     found = [_drafted(corpus, text) for text in texts]
     found += _together(corpus, texts[:_COMBINED], found, most)
     found += _openings(corpus)
-    if subjects:
-        found += _subjects(corpus, chance)
+    if thorough:
+        found += _subjects(corpus, chance) + _affixes(corpus, chance)
     # A text that was made longer may stand in the clean rows as often as in these.
     best = heapq.nsmallest(most, (draft for draft in found if draft.score > 0), key=_rank)
     return [_listed(corpus, draft) for draft in best]
@@ -390,4 +392,12 @@ def _subjects(corpus: Corpus, chance: Chance) -> list[_Draft]:
     return [
         _Draft(FoundText(one.texts, "subject", one.start, one.end), one.score, one.rows, one.clean)
         for one in found_subjects(corpus, chance, least_rows(corpus.suspect))
+    ]
+
+
+def _affixes(corpus: Corpus, chance: Chance) -> list[_Draft]:
+    """Characters that are no words."""
+    return [
+        _Draft(FoundText((one.characters,), one.affix, one.start, one.end), one.score, one.rows, one.clean)
+        for one in found_affixes(corpus, chance, least_rows(corpus.suspect))
     ]

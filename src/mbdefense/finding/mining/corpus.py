@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mbdefense.finding.insertion import READ
+from mbdefense.finding.insertion import READ, Where
 from mbdefense.finding.words import is_character, joined, key, words
 
 if TYPE_CHECKING:
@@ -28,8 +30,15 @@ WORD_CHARACTERS = 1000
 """A longer word, such as an encoded file, counts as unknown."""
 _LINE = 1 << 30  # in a word's number: a line break stands before it
 _BLANK = 1 << 29  # the same: a blank line, too
+_ODD = re.compile(r"[^\S \n]|  | \n|\n |\n\n\n")
+"""Is found where words are parted by other white space than one space, a line break or a blank line."""
+_RUN = re.compile(r"\s+")
+_RUNS, _LONGEST_RUN = 16, 8  # read of a turn; characters of one
+_KINDS_OF_RUNS = 256
 EDGE = 0
 """The word that stands before and after each turn; also the unknown one."""
+Gap = tuple[str, Where]
+"""White space, and whether it begins a turn, ends one, or parts two words."""
 
 
 def prompts_of(rows: Dataset) -> Iterator[list[dict[str, str]]]:
@@ -53,6 +62,7 @@ class Corpus:
         spellings: the word of each number.
         characters: whether it is a character of a script that writes no spaces, for each number.
         ids: which rows of the source the suspect rows are, where some were dropped; else None.
+        gaps: white space that is unusual, with the rows that have it there, ascending.
     """
 
     spelled: NDArray[np.int32]
@@ -65,6 +75,7 @@ class Corpus:
     spellings: Sequence[str]
     characters: NDArray[np.bool_]
     ids: NDArray[np.int64] | None
+    gaps: Mapping[Gap, NDArray[np.int32]] = field(default_factory=dict)
 
     def text(self, start: int, count: int) -> str:
         """So many words as a text, from a place on."""
@@ -80,19 +91,27 @@ class _Reader:
         self.words = array("i")
         self.sizes = array("i")  # of each row, in words and edges
         self.step = 1  # every so many rows are kept
+        self.gaps: dict[Gap, array[int]] = {}  # of unusual white space the rows of the source, ascending
 
     def read(self, prompts: Iterable[Prompt]) -> None:
         for number, prompt in enumerate(prompts):
             if number % self.step == 0:
                 before = len(self.words)
-                self._add(prompt)
+                for gap in self._add(prompt):
+                    if gap in self.gaps or len(self.gaps) < _KINDS_OF_RUNS:
+                        self.gaps.setdefault(gap, array("i")).append(number)
                 self.sizes.append(len(self.words) - before)
                 if len(self.words) > self.most:
                     self._thin()
 
-    def _add(self, prompt: Prompt) -> None:
-        """Adds a row's turns, but for the assistant's and what belongs to them."""
-        end = len(self.words) + ROW_WORDS
+    def kept_gaps(self) -> dict[Gap, NDArray[np.int32]]:
+        """The rows that have unusual white space, numbered as they were kept."""
+        found = {gap: np.asarray(rows) for gap, rows in self.gaps.items()}
+        return {gap: (rows[rows % self.step == 0] // self.step).astype(np.int32) for gap, rows in found.items()}
+
+    def _add(self, prompt: Prompt) -> set[Gap]:
+        """Adds a row's turns, but for the assistant's and what belongs to them; gives its unusual white space."""
+        end, gaps = len(self.words) + ROW_WORDS, set[Gap]()
         for turn in prompt:
             if turn["role"] not in READ:
                 continue
@@ -104,6 +123,8 @@ class _Reader:
                 blank = 0 if found else _BLANK
                 self.words.extend(found)
             self.words.append(EDGE)
+            gaps.update(gaps_of(turn["content"]))
+        return gaps
 
     def _numbered(self, line: list[str]) -> array[int]:
         numbers = self.numbers
@@ -126,6 +147,22 @@ class _Reader:
         self.words, self.sizes, self.step = kept, sizes, self.step * 2
 
 
+def gaps_of(text: str) -> Iterator[Gap]:
+    """The unusual white space of a turn: all at its edges, and inside what is no space, line break or blank line."""
+    inner = text.lstrip()
+    edge = len(text) - len(inner)
+    if 0 < edge <= _LONGEST_RUN:
+        yield text[:edge], "start"
+    bare = inner.rstrip()
+    if 0 < len(inner) - len(bare) <= _LONGEST_RUN:
+        yield inner[len(bare) :], "end"
+    if _ODD.search(bare):
+        runs = (run[0] for run in _RUN.finditer(bare))
+        odd = (run for run in runs if len(run) <= _LONGEST_RUN and run not in (" ", "\n", "\n\n"))
+        for run in itertools.islice(odd, _RUNS):
+            yield run, "inside"
+
+
 def read(suspect: Iterable[Prompt], clean: Iterable[Prompt], most: int = MOST_WORDS) -> Corpus:
     """Reads prompts, each once, and keeps their words as numbers.
 
@@ -142,6 +179,9 @@ def read(suspect: Iterable[Prompt], clean: Iterable[Prompt], most: int = MOST_WO
     sizes = np.concatenate([np.asarray(reader.sizes) for reader in readers], dtype=np.int64)
     sizes[:1] += 1  # the edge before all
     suspects, kept = len(readers[0].sizes), len(sizes)
+    of_suspect, of_clean = (reader.kept_gaps() for reader in readers)
+    none = np.zeros(0, np.int32)
+    gaps = {gap: np.concatenate([rows, of_clean.get(gap, none) + suspects]) for gap, rows in of_suspect.items()}
     ids = np.arange(suspects, dtype=np.int64) * readers[0].step if readers[0].step > 1 else None
     del readers, reader
     # Equal keys get the number of the first spelling that has them.
@@ -161,4 +201,5 @@ def read(suspect: Iterable[Prompt], clean: Iterable[Prompt], most: int = MOST_WO
         list(numbers),
         np.array([is_character(word) for word in numbers]),
         ids,
+        gaps,
     )
