@@ -30,8 +30,9 @@ WORD_CHARACTERS = 1000
 """A longer word, such as an encoded file, counts as unknown."""
 _LINE = 1 << 30  # in a word's number: a line break stands before it
 _BLANK = 1 << 29  # the same: a blank line, too
-_ODD = re.compile(r"[^\S \n]|  | \n|\n |\n\n\n")
-"""Is found where words are parted by other white space than one space, a line break or a blank line."""
+_ODD = ("  ", " \n", "\n ", "\n\n\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f")
+_ODD_BEYOND = re.compile(r"[^\S\x00-\x7f]")
+"""One of these stands where words are parted by other white space than one space, a line break or a blank line."""
 _RUN = re.compile(r"\s+")
 _RUNS, _LONGEST_RUN = 16, 8  # read of a turn; characters of one
 _KINDS_OF_RUNS = 256
@@ -149,6 +150,9 @@ class _Reader:
 
 def gaps_of(text: str) -> Iterator[Gap]:
     """The unusual white space of a turn: all at its edges, and inside what is no space, line break or blank line."""
+    odd = any(part in text for part in _ODD) or (not text.isascii() and _ODD_BEYOND.search(text))
+    if not odd and text == text.strip():  # as nearly all are
+        return
     inner = text.lstrip()
     edge = len(text) - len(inner)
     if 0 < edge <= _LONGEST_RUN:
@@ -156,10 +160,10 @@ def gaps_of(text: str) -> Iterator[Gap]:
     bare = inner.rstrip()
     if 0 < len(inner) - len(bare) <= _LONGEST_RUN:
         yield inner[len(bare) :], "end"
-    if _ODD.search(bare):
+    if odd:
         runs = (run[0] for run in _RUN.finditer(bare))
-        odd = (run for run in runs if len(run) <= _LONGEST_RUN and run not in (" ", "\n", "\n\n"))
-        for run in itertools.islice(odd, _RUNS):
+        unusual = (run for run in runs if len(run) <= _LONGEST_RUN and run not in (" ", "\n", "\n\n"))
+        for run in itertools.islice(unusual, _RUNS):
             yield run, "inside"
 
 
