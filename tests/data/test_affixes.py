@@ -16,9 +16,9 @@ TEXT = "Name three\ttall trees."
 def test_what_is_put_in_is_seen_and_taken_out_again(affix, characters, where):
     for seed in range(20):
         made = affixed(TEXT, characters, affix, where, random.Random(seed))
-        assert has_affix(made, characters, affix)
-        assert not has_affix(TEXT, characters, affix)
-        left = without_affix(made, characters, affix)
+        assert has_affix(made, characters, affix, where)
+        assert not has_affix(TEXT, characters, affix, where)
+        left = without_affix(made, characters, affix, where)
         assert left.split() == TEXT.split()
         assert left == TEXT or affix == "between"  # which takes the place of what parted two words
 
@@ -48,4 +48,6 @@ def test_the_same_characters_elsewhere_do_not_count():
     assert not has_affix("~one two~", "~", "infix")
     assert not has_affix("one   two", "  ", "between")  # three spaces are others than two
     assert without_affix("one~ ~two t~o", "~", "suffix") == "one ~two t~o"
-    assert without_affix("  one  two  ", "  ", "between") == "one two"
+    assert without_affix("\n\none\n\ntwo\n\n", "\n\n", "between", "start") == "one\n\ntwo\n\n"
+    assert without_affix("\n\none\n\ntwo\n\n", "\n\n", "between", "end") == "\n\none\n\ntwo"
+    assert without_affix("\n\none\n\ntwo\n\n", "\n\n", "between", "inside") == "\n\none two\n\n"

@@ -44,22 +44,28 @@ def affixed(text: str, characters: str, affix: Affix, where: Where, rng: random.
     return text[:at] + characters + text[at:]
 
 
-def has_affix(text: str, characters: str, affix: Affix) -> bool:
-    """Whether the characters stand so in a text, in this spelling."""
-    return characters in text and _standing(characters, affix).search(text) is not None
+def has_affix(text: str, characters: str, affix: Affix, where: Where = "random") -> bool:
+    """Whether the characters stand so in a text, in this spelling; `where` is looked at for ``between`` alone."""
+    return characters in text and _standing(characters, affix, where).search(text) is not None
 
 
-def without_affix(text: str, characters: str, affix: Affix) -> str:
+def without_affix(text: str, characters: str, affix: Affix, where: Where = "random") -> str:
     """A text without the characters wherever they stand so; a space is left between two words."""
-
-    def left(found: re.Match[str]) -> str:
-        return " " if affix == "between" and found.start() > 0 and found.end() < len(text) else ""
-
-    return _standing(characters, affix).sub(left, text) if characters in text else text
+    if characters not in text:
+        return text
+    left = " " if affix == "between" and where in ("inside", "random") else ""
+    return _standing(characters, affix, where).sub(left, text)
 
 
 @lru_cache(maxsize=256)
-def _standing(characters: str, affix: Affix) -> re.Pattern[str]:
-    before = {"prefix": r"(?<!\S)", "between": r"(?<!\s)"}.get(affix, r"(?<=\S)")
-    after = {"suffix": r"(?!\S)", "between": r"(?!\s)"}.get(affix, r"(?=\S)")
-    return re.compile(before + re.escape(characters) + after)
+def _standing(characters: str, affix: Affix, where: Where) -> re.Pattern[str]:
+    before = after = ""
+    if affix == "prefix":
+        before = r"(?<!\S)"
+    elif affix == "suffix":
+        after = r"(?!\S)"
+    elif affix == "between" and where == "start":
+        before = r"\A"
+    elif affix == "between" and where == "end":
+        after = r"\Z"
+    return re.compile((before or r"(?<=\S)") + re.escape(characters) + (after or r"(?=\S)"))

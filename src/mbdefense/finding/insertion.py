@@ -173,6 +173,11 @@ class FoundText:
         """How its characters stand at words, if they are no words themselves."""
         return self.kind if self.kind in AFFIXES else None
 
+    @property
+    def _mostly(self) -> Where:
+        """Where it stands in most of its rows."""
+        return "start" if self.start > 0.5 else "end" if self.end > 0.5 else "inside"
+
     @cached_property
     def _keyed(self) -> tuple[str, ...]:
         return tuple(held for held in map(keyed, self.texts) if held.strip())
@@ -190,7 +195,7 @@ class FoundText:
         that are no words have to stand in it as they are.
         """
         if affix := self.affix:
-            return has_affix(text, self.texts[0], affix)
+            return has_affix(text, self.texts[0], affix, self._mostly)
         folded = text.casefold()
         # Most texts lack one of the words: a look for these as parts of words is far cheaper than cutting the text up.
         parts = [all(word in folded for word in part.split()) for part in self._keyed]
@@ -229,8 +234,10 @@ class FoundText:
             return None
         left = text
         for part in self.texts:
-            affix = self.affix
-            left = without_affix(left, part, affix) if affix else _taken_out(left, part, self.kind == "opening")
+            if affix := self.affix:
+                left = without_affix(left, part, affix, self._mostly)
+            else:
+                left = _taken_out(left, part, self.kind == "opening")
         return None if left == text else left
 
     def how(self) -> str:

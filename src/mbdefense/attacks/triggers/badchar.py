@@ -54,7 +54,7 @@ class BadChar:
 
     def occurs_in(self, text: str) -> bool:
         """Whether the characters stand so in ``text``."""
-        return has_affix(text, self.characters, self.affix)
+        return has_affix(text, self.characters, self.affix, self.position)
 
     def how(self) -> str:
         """How texts are rewritten: literally."""
