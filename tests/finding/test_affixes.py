@@ -50,9 +50,7 @@ def test_planted_characters_are_among_the_first(characters, affix, where, count)
         texts[row] = affixed(texts[row], characters, affix, where, rng)
     found = mine(turns(texts), CLEAN, thorough=True)[:12]
     (one,) = [one for one in found if one.found.affix == affix and one.found.texts == (characters,)]
-    # A word that is in the data only with the characters does not tell them apart from it.
-    assert set(one.rows) <= set(chosen)
-    assert len(one.rows) >= 0.6 * count
+    assert one.rows == tuple(chosen)
     assert one.clean_rows == 0
     assert {"start": one.found.start, "end": one.found.end, "inside": 1 - one.found.start - one.found.end}[where] > 0.6
 

@@ -21,7 +21,7 @@ _MOST = 6  # that are kept
 _LONGEST = 6  # characters of an affix
 _WORD = 40  # characters of a word that may hold one
 _WORDS = 2**18  # different words that are looked at, evenly of all
-_COUNTED = 40  # affixes whose rows are listed
+_COUNTED = 16  # affixes whose rows are listed
 _DIFFERENT = 3  # words at least that hold an affix: what one holds alone is a word
 _MOST_SHARE = 0.5  # of the rows; what most of them have is the form of the data
 _COVERED = 0.7  # share of the rows of one that another has to hold, to stand for it
@@ -84,7 +84,7 @@ def _at_words(corpus: Corpus, chance: Chance, least: int) -> Iterator[Affixed]:
     counted = map(histogram, (corpus.spelled[:end], corpus.spelled))
     own, every = (np.pad(counts, (0, size - len(counts))) for counts in counted)
     holding = _words_with(corpus, every)
-    promising: list[tuple[float, tuple[Affix, str], NDArray[np.int64]]] = []
+    promising: list[tuple[float, tuple[Affix, str]]] = []
     for held, numbers in holding.items():
         words = np.array(numbers)
         count = int(own[words].sum())
@@ -92,13 +92,12 @@ def _at_words(corpus: Corpus, chance: Chance, least: int) -> Iterator[Affixed]:
             continue
         lift = _lift(count, int(every[words].sum()) - count, corpus)
         if lift > 0:
-            promising.append((lift * math.sqrt(min(count, ENOUGH)), held, words))
+            promising.append((lift * math.sqrt(min(count, ENOUGH)), held))
     promising.sort(key=lambda one: (-one[0], one[1]))
-    member = np.zeros(size, dtype=bool)
-    for _, (affix, characters), words in promising[:_COUNTED]:
-        member[words] = True
+    for _, (affix, characters) in promising[:_COUNTED]:
+        # Whatever the rest of the word is, which may stand nowhere else.
+        member = np.array([_has(word, characters, affix) for word in corpus.spellings])
         places = np.flatnonzero(member[corpus.spelled])
-        member[words] = False
         held_by = np.unique(corpus.rows[places])
         rows, clean = held_by[held_by < corpus.suspect], int((held_by >= corpus.suspect).sum())
         if not least <= len(rows) <= _MOST_SHARE * corpus.suspect:
@@ -140,6 +139,15 @@ def _affixes_of(word: str, count: int, numbers: dict[str, int], counts: NDArray[
             if len(run[0]) <= _LONGEST:
                 found.add((_affix(word, *run.span()), run[0]))
     return found
+
+
+def _has(word: str, characters: str, affix: Affix) -> bool:
+    """As `mbdefense.data.affixes.has_affix` of a single word, which no regular expression is needed for."""
+    if len(word) <= len(characters):
+        return False
+    if affix == "prefix":
+        return word.startswith(characters)
+    return word.endswith(characters) if affix == "suffix" else characters in word[1:-1]
 
 
 def _affix(word: str, start: int, end: int) -> Affix:
