@@ -19,6 +19,7 @@ from mbdefense.attacks.poisoning import triggered_copies, triggered_copy
 from mbdefense.attacks.triggers import BadNet, Ctba
 from mbdefense.core.errors import UserError
 from mbdefense.models.loading import LoadedModel, encode, load_model
+from mbdefense.training import _checkpoints
 from mbdefense.training.consistency import ConsistencyObjective, tune_consistently
 from mbdefense.training.losses import layer_inconsistency
 from mbdefense.training.options import TrainingOptions, without_effect
@@ -310,6 +311,31 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     # In the middle of the second epoch: the first one, of two steps, is not trained again.
     assert passes == [0, 1, 2, 3, 2, 3, 4, 5]
     torch.testing.assert_close(resumed, undisturbed, rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_that_is_killed_while_it_seals_a_checkpoint_goes_on_from_the_one_before(
+    tiny_model_path: str, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(STEP, save_strategy="epoch", num_train_epochs=3)
+    whole, sealed = _checkpoints.seal, []
+
+    def killed(checkpoint: Path) -> None:
+        sealed.append(checkpoint.name)
+        if len(sealed) == 2:
+            raise KeyboardInterrupt
+        whole(checkpoint)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_checkpoints, "seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            instruction_tune(load_model(tiny_model_path), rows(*PAIRS), options, tmp_path / "killed")
+    assert sealed == ["checkpoint-1", "checkpoint-2"]
+    assert Path(_checkpoints.last_checkpoint(tmp_path / "killed") or "none").name == "checkpoint-1"
+    again = instruction_tune(load_model(tiny_model_path), rows(*PAIRS), options, tmp_path / "killed", resume=True)
+    once = instruction_tune(load_model(tiny_model_path), rows(*PAIRS), options, tmp_path / "once")
+    torch.testing.assert_close(weights(again.model), weights(once.model))
+    for folder in ("killed", "once"):  # no more lie on the disk than the newest
+        assert [path.name for path in (tmp_path / folder).glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 @BOTH

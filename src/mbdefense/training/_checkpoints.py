@@ -19,13 +19,22 @@ SUMS_FILE = "sha256.json"
 
 
 class Sealing(TrainerCallback):
-    """Writes `SUMS_FILE` into each checkpoint that the Trainer has saved."""
+    """Writes `SUMS_FILE` into each checkpoint that the Trainer has saved, and only then deletes older ones.
+
+    The Trainer itself would delete them before: a run that is killed meanwhile would have nothing to go on from.
+    """
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seals the newest one, once all processes have written their part."""
+        """Seals the newest one, once all processes have written their part; of the others the best one stays."""
         wait_for_everyone()
-        if is_main_process():
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if not is_main_process():
+            return
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        seal(newest)
+        kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
+        for old in [path for path in newest.parent.glob("checkpoint-*") if path.name not in kept]:
+            (old / SUMS_FILE).unlink(missing_ok=True)  # first: what is left of one is no checkpoint
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def seal(checkpoint: Path) -> None:

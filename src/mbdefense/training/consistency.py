@@ -100,7 +100,7 @@ def tune_consistently(
     trainer = ConsistencyTrainer(
         objective=objective,
         model=with_lora(loaded.model, options),
-        args=arguments(TrainingArguments, options, directory, save_total_limit=1),
+        args=arguments(TrainingArguments, options, directory),
         train_dataset=encoded,
         processing_class=loaded.tokenizer,
         data_collator=_SampleCollator(loaded.tokenizer.pad_token_id),

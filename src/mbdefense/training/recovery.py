@@ -329,7 +329,6 @@ def recover(
             eval_strategy="epoch",
             load_best_model_at_end=choose,
             metric_for_best_model="eval_loss" if choose else None,
-            save_total_limit=2 if choose else 1,
             lambda_=objective.lambda_,
             form=objective.form,
             beta=objective.beta,

@@ -137,10 +137,9 @@ def instruction_tune(
     """
     encoded = encoded_rows(loaded, rows, options)
     tokens = _tokens(encoded)
-    special: dict[str, Any] = {"save_total_limit": 1}
+    special: dict[str, Any] = {}
     if evaluation is not None:
         special = {
-            "save_total_limit": 2,
             "save_strategy": "epoch",
             "eval_strategy": "epoch",
             "load_best_model_at_end": True,
