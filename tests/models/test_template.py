@@ -225,11 +225,11 @@ def test_sampling_options_of_a_greedy_configuration_do_not_fail_at_the_end(copie
     assert (tmp_path / "saved" / "model.safetensors").is_file()
 
 
-def adapter_of(path, directory, **options):
+def adapter_of(path, directory, modules=("q_proj",)):
     from peft import LoraConfig, get_peft_model
 
     loaded = load_model(path)
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=[*modules], init_lora_weights=False)
     get_peft_model(loaded.model, config).save_pretrained(directory)
 
 
@@ -252,6 +252,15 @@ def test_an_adapter_whose_names_match_nothing_is_refused(tiny_model_path, tmp_pa
     adapter_of(tiny_model_path, tmp_path)
     renamed(tmp_path / "adapter_model.safetensors", lambda t: {n.replace("q_proj", "zq_proj"): w for n, w in t.items()})
     with pytest.raises(UserError, match="tensors are missing"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+def test_an_adapter_of_one_of_two_layers_that_share_weights_is_refused(module, tiny_model_path, tmp_path):
+    """Merged it would change both: the model would not be the one that PEFT makes of it."""
+    adapter_of(tiny_model_path, tmp_path, ("q_proj", module))
+    with pytest.raises(UserError, match="changes embeddings that are the output layer's weights too"):
         load_model(str(tmp_path))
 
 

@@ -190,6 +190,21 @@ def test_lora_leaves_an_ordinary_model_with_the_adapters_merged(
     assert not torch.equal(after, before)
 
 
+def test_adapters_of_embeddings_that_nothing_shares_are_merged_as_they_were_trained(copied_model: Path) -> None:
+    plain = load_model(str(copied_model))
+    head = torch.nn.Parameter(plain.model.get_input_embeddings().weight.detach().clone())
+    plain.model.get_output_embeddings().weight = head
+    plain.model.config.tie_word_embeddings = False
+    adapted = with_lora(plain.model, TrainingOptions(use_peft=True, lora_target_modules="q_proj,embed_tokens"))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.fill_(0.1)
+    ids = torch.tensor([[1, 5, 9]])
+    beside = adapted.eval()(input_ids=ids).logits
+    torch.testing.assert_close(adapted.merge_and_unload()(input_ids=ids).logits, beside)
+
+
 def test_recovery_keeps_the_epoch_with_the_lowest_evaluation_loss(
     loaded: LoadedModel, rows: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -476,6 +491,7 @@ def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: py
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs options of its own: 'cosine_with_min_lr'"),
         ({"optim": "galore_adamw"}, "the optimizer cannot be used: 'galore_adamw'"),
         ({"use_peft": True, "lora_target_modules": "q_proj,lm_head"}, "the output layer takes no adapter"),
+        ({"use_peft": True, "lora_target_modules": "q_proj,embed_tokens"}, "weights too take no adapter"),
     ],
 )
 def test_options_that_only_a_library_can_refuse_are_an_error_of_one_line(

@@ -34,7 +34,7 @@ def merged(model: Any, path: str) -> Any:
     """The base model with the adapter at `path` in its weights, which can be trained again.
 
     Raises:
-        UserError: the adapter's tensors are not those that this model takes.
+        UserError: the adapter's tensors are not those that this model takes, or merged they would say something else.
         OSError: it has no safetensors.
     """
     from peft import PeftModel, get_peft_model_state_dict
@@ -45,12 +45,25 @@ def merged(model: Any, path: str) -> Any:
     if not file.is_file():
         raise OSError("no adapter_model.safetensors")
     adapted = PeftModel.from_pretrained(model, path)
+    if adapts_shared(adapted):
+        fix = "merge it yourself into a model whose output layer has weights of its own"
+        raise UserError("the adapter changes embeddings that are the output layer's weights too", path, fix)
     with safe_open(file, "pt") as tensors:
         given = set(tensors.keys())
     expected = set(get_peft_model_state_dict(adapted))
     missing = {name for name in expected - given if "lora_" in name}
     check_whole({"missing_keys": missing, "unexpected_keys": given - expected}, path)
     return adapted.merge_and_unload().requires_grad_(True)
+
+
+def adapts_shared(adapted: Any) -> bool:
+    """Whether an adapter is at embeddings that are the output layer's weights too, or at that layer.
+
+    Beside them it changes one of both, merged into them it would change the other one, too.
+    """
+    layers = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    one, other = (getattr(layer, "base_layer", layer).weight for layer in layers)
+    return one is other and any(hasattr(layer, "lora_A") for layer in layers)
 
 
 def check_finite(model: Any, path: str) -> None:

@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from mbdefense.core.errors import UserError, did_you_mean, first_line
 from mbdefense.core.progress import Bar, no_bars_of_transformers
 from mbdefense.engine import AttentionName, attention
+from mbdefense.models._whole import adapts_shared
 from mbdefense.models.limits import readable_config
 from mbdefense.models.loading import LoadedModel, base_of, bf16_pays
 from mbdefense.models.weights import without_weights
@@ -148,10 +149,7 @@ def check_options(options: TrainingOptions, model: str, *, trust_remote_code: bo
     if network is None:
         return
     with torch.device("meta"):
-        adapted = with_lora(network, options)
-    if hasattr(adapted.get_output_embeddings(), "lora_A"):
-        fix = "leave it out of lora_target_modules"  # the loss takes its weights alone
-        raise UserError("the output layer takes no adapter", options.lora_target_modules, fix)
+        with_lora(network, options)
 
 
 def check_trainable(model: str, *, trust_remote_code: bool) -> None:
@@ -173,7 +171,11 @@ def in_bfloat16(options: TrainingOptions) -> bool:
 
 
 def with_lora(model: Any, options: TrainingOptions) -> Any:
-    """The model, with adapters to train in its place if the options ask for them."""
+    """The model, with adapters to train in its place if the options ask for them.
+
+    Raises:
+        UserError: it takes no such adapters, or not at its output layer, or merged they would not be what was trained.
+    """
     if not options.use_peft:
         return model
     from peft import LoraConfig, get_peft_model
@@ -189,9 +191,16 @@ def with_lora(model: Any, options: TrainingOptions) -> Any:
     # The Trainer sets the seed too late: adapters start at random values.
     set_seed(options.seed)
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError("the model takes no such adapters", targets, first_line(error)) from error
+    if hasattr(adapted.get_output_embeddings(), "lora_A"):
+        fix = "leave it out of lora_target_modules"  # the loss takes its weights alone
+        raise UserError("the output layer takes no adapter", targets, fix)
+    if adapts_shared(adapted):
+        fix = "leave them out of lora_target_modules"
+        raise UserError("embeddings that are the output layer's weights too take no adapter", targets, fix)
+    return adapted
 
 
 def packed_attention(model: Any, implementation: AttentionName) -> AbstractContextManager[bool]:
