@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -16,7 +17,12 @@ import pytest
 
 from mbdefense.core._bounded import _in_memory
 from mbdefense.core.errors import UserError
+from mbdefense.models.limits import decoder_layers, stop_texts
 from mbdefense.models.loading import encode_prompt, load_model, load_tokenizer
+from mbdefense.models.ready import check_lengths
+from mbdefense.models.weights import check_mixable
+from mbdefense.training.options import TrainingOptions
+from mbdefense.training.trainer import check_options
 
 DEEP = "[" * 100_000
 RUNS = "import pathlib; pathlib.Path({marker!r}).touch()\nclass M: pass\n"
@@ -328,6 +334,47 @@ def test_a_hostile_model_folder_is_one_line(name: str, copied_model: Path, capfd
     assert str(caught.value).isprintable()
     assert "Traceback" not in capfd.readouterr().err
     assert not (copied_model / "marker").exists()
+
+
+BASES: dict[str, Change] = {
+    **{name: change for name, change in FOLDERS.items() if "configuration" in name or "heads" in name},
+    "a quantization that is a number": edit(CONFIG, quantization_config=5),
+    "labels that are a number": edit(CONFIG, id2label=5),
+    "a vocabulary below 0": edit(CONFIG, vocab_size=-5),
+    "heads of no size": edit(CONFIG, head_dim=0),
+    "a configuration of text that is none": edit(CONFIG, text_config={"a": 1}),
+    "a billion layers": FOLDERS["a billion layers"],
+    "a hidden size in words": FOLDERS["a hidden size in words"],
+    "positions that are stretched by a text": edit(
+        CONFIG, rope_parameters={"rope_type": "yarn", "factor": [1], "rope_theta": 1.0}
+    ),
+    "a generation that is a list": FOLDERS["a generation that is a list"],
+    "a generation that is a pipe": FOLDERS["a generation that is a pipe"],
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.usefixtures("ended")
+def test_whoever_asks_for_a_hostile_base_model_s_sizes_gets_one_line_or_none(
+    name: str, copied_model: Path, rows: Callable[..., Any]
+) -> None:
+    """An adapter brings a tokenizer of its own, so that nothing has opened its base model's files before."""
+    tokenizer = load_tokenizer(str(copied_model))
+    lora()(copied_model)
+    tokenizer.save_pretrained(copied_model)
+    BASES[name](copied_model / "base")
+    path, adapters = str(copied_model), TrainingOptions(use_peft=True, lora_target_modules="q_proj")
+    asked: list[Callable[[], object]] = [
+        lambda: check_options(adapters, path, trust_remote_code=False),
+        lambda: check_mixable(path, path, trust_remote_code=False),
+        lambda: check_lengths(path, tokenizer, rows(("a", "b")), "rows", trust_remote_code=False),
+        lambda: decoder_layers(path, trust_remote_code=False),
+        lambda: stop_texts(path, tokenizer, trust_remote_code=False),
+    ]
+    with _in_memory(2**31):
+        for ask in asked:
+            with contextlib.suppress(UserError):
+                ask()
 
 
 @pytest.mark.parametrize(

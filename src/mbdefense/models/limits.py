@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mbdefense.core.checks import is_number
 from mbdefense.core.errors import UserError
+from mbdefense.models._files import check_files
 from mbdefense.models._whole import check_ends
 from mbdefense.models.loading import LoadedModel, base_of, encode_prompt
 
@@ -46,8 +48,10 @@ def configured_length(config: PreTrainedConfig) -> float:
     if not isinstance(own, int) or own < 1:
         return math.inf
     # Most configurations name the length after scaling, some (Qwen2.5 under YaRN) the one before it.
-    parts = [part for part in _rotary(config) if part.get("factor")]
-    scaled = [float(part["factor"] * (part.get("original_max_position_embeddings") or own)) for part in parts]
+    parts: list[tuple[Any, Any]] = [
+        (part.get("factor"), part.get("original_max_position_embeddings") or own) for part in _rotary(config)
+    ]
+    scaled = [float(factor * before) for factor, before in parts if is_number(factor) and is_number(before)]
     return max([float(own), *scaled])
 
 
@@ -73,12 +77,18 @@ def _number(path: str, name: str, trust_remote_code: bool) -> float:
 
 
 def readable_config(path: str, *, trust_remote_code: bool) -> PreTrainedConfig | None:
-    """A model's configuration, an adapter's base model's; None where it cannot be read: loading says what is wrong."""
+    """A model's configuration, an adapter's base model's; None where it cannot be read: loading says what is wrong.
+
+    Raises:
+        UserError: see `mbdefense.models._files.check_files`, which looks at a base model before any library does.
+    """
     from transformers import AutoConfig
 
+    base = base_of(path)
+    check_files(base)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except Exception:  # of a stranger's file the libraries raise what they like
         return None
     return config
 
@@ -161,12 +171,13 @@ def stop_texts(path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_co
 
 
 def _generation_config(path: str, trust_remote_code: bool) -> GenerationConfig:
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    with contextlib.suppress(OSError, ValueError):
+    config = readable_config(path, trust_remote_code=trust_remote_code)
+    with contextlib.suppress(Exception):  # as above
         return GenerationConfig.from_pretrained(base_of(path))
     # Without a file of its own, transformers takes it from the model's configuration.
-    with contextlib.suppress(OSError, ValueError):
-        config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
-        return GenerationConfig.from_model_config(config)
+    if config is not None:
+        with contextlib.suppress(Exception):
+            return GenerationConfig.from_model_config(config)
     return GenerationConfig()  # type: ignore[no-untyped-call]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from mbdefense.data.rows import FLAGGED
 from mbdefense.data.turns import every_turn
-from mbdefense.models.limits import configured_length, fitting
-from mbdefense.models.loading import Encoded, LoadedModel, base_of, encode, load_tokenizer
+from mbdefense.models.limits import configured_length, fitting, readable_config
+from mbdefense.models.loading import Encoded, LoadedModel, encode, load_tokenizer
 from mbdefense.training.job import Model
 from mbdefense.training.options import TrainingOptions
 
@@ -58,11 +59,9 @@ def keeping_triggers(start: Model, rows: Dataset, max_length: int) -> Dataset:
         rows: with the provenance of what was planted.
         max_length: most tokens of prompt and response together.
     """
-    from transformers import AutoConfig
-
-    options = {"trust_remote_code": start.trust_remote_code}
-    tokenizer = load_tokenizer(start.path, chat_template=start.chat_template, **options)
-    length = int(min(max_length, configured_length(AutoConfig.from_pretrained(base_of(start.path), **options))))
+    tokenizer = load_tokenizer(start.path, chat_template=start.chat_template, trust_remote_code=start.trust_remote_code)
+    config = readable_config(start.path, trust_remote_code=start.trust_remote_code)
+    length = int(min(max_length, configured_length(config) if config else math.inf))
     cut = {
         number
         for number, row in enumerate(rows)

@@ -102,6 +102,7 @@ def preflight(
 
     from mbdefense.core.errors import first_line
     from mbdefense.data.turns import every_turn
+    from mbdefense.models._files import check_files
     from mbdefense.models.limits import configured_length
     from mbdefense.models.loading import base_of, encode, load_tokenizer
     from mbdefense.training.options import TrainingOptions
@@ -109,9 +110,11 @@ def preflight(
     TrainingOptions(train_on=train_on)  # refuses what defend would
     path = named(model)
     tokenizer = load_tokenizer(path, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    base = base_of(path)
+    check_files(base)
     try:
-        config = AutoConfig.from_pretrained(base_of(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of a stranger's file the libraries raise what they like
         raise UserError("no model's configuration could be loaded from", path, first_line(error)) from error
     given = {"train_dataset": train_dataset, "clean_dataset": clean_dataset, "prompts": prompts}
     loaded = {}
