@@ -508,6 +508,23 @@ def test_options_that_are_no_sensible_number_are_refused_by_name(name: str, valu
         replace(STEP, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("use_peft", "no", "True or False"),
+        ("bf16", "yes", "True, False or None"),
+        ("per_device_train_batch_size", 2.5, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("weight_decay", None, "a number"),
+        ("learning_rate", "1e-4", "a number"),
+        ("lora_target_modules", ["q_proj"], "a text"),
+    ],
+)
+def test_options_of_another_type_are_refused_in_python_too(name: str, value: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} must be {said}.*; give one$"):
+        replace(STEP, **{name: value})
+
+
 @pytest.mark.parametrize("name", ["train_on", "attn_implementation", "save_strategy"])
 def test_a_slip_in_a_choice_is_refused_in_python_too(name: str) -> None:
     with pytest.raises(UserError, match=f"unknown value for {name}: 'all turns'; use one of "):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from types import NoneType
 from typing import Literal, get_args, get_type_hints
 
 from mbdefense.core.checks import SEEDS, above_zero
@@ -12,6 +14,14 @@ from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.engine import AttentionName
 
 _MOST_RANK = 10_000
+_KINDS: dict[object, tuple[tuple[type, ...], str]] = {
+    int: ((Integral,), "a whole number"),
+    float: ((Real,), "a number"),
+    bool: ((bool,), "True or False"),
+    bool | None: ((bool, NoneType), "True, False or None"),
+    str: ((str,), "a text"),
+}
+"""What Python may give for a field of a type; words on the command line are of their type already."""
 RatioForm = Literal["mean", "exp_mean", "sum"]
 """Forms of R, see `mbdefense.training.losses.log_ratio`."""
 
@@ -80,6 +90,12 @@ class TrainingOptions:
     lora_target_modules: str = "all-linear"
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(TrainingOptions)
+        for name, hint in hints.items():
+            kinds, said = _KINDS.get(hint, ((object,), ""))
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds in ((Integral,), (Real,))):
+                raise UserError(f"{name} must be {said}", value, "give one")  # "no" would be taken for yes
         above_zero(
             self, "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"
         )
@@ -87,7 +103,7 @@ class TrainingOptions:
         if not 0 <= self.seed < SEEDS:
             raise UserError("seed is none", self.seed, f"give a whole number from 0 to {SEEDS - 1}")
         for name in ("train_on", "attn_implementation", "save_strategy"):
-            known = get_args(get_type_hints(TrainingOptions)[name])
+            known = get_args(hints[name])
             if getattr(self, name) not in known:  # Python would take a slip for the other choice
                 raise UserError(f"unknown value for {name}", getattr(self, name), f"use one of {', '.join(known)}")
         if self.lora_r > _MOST_RANK:
