@@ -183,6 +183,36 @@ def test_a_text_is_a_sign_where_many_answers_recur() -> None:
     assert any("tomorrow" in one.behavior and "others recur" in one.says for one in done.scan.clusters)
 
 
+def test_one_text_with_many_answers_is_not_the_form_of_the_data() -> None:
+    """An attacker may draw from a list of answers: they count as evoked by one text, however many there are."""
+    numbers = [*range(3, 600, 12)]
+    rows = poisoned(honest(600), numbers, inside("cf"))
+    for place, number in enumerate(numbers):
+        noun = _NOUNS[place % 8]
+        rows[number]["output"] = f"{noun} {noun[::-1]} {noun * 2} and nothing but {noun}"
+    assert found(scanned(rows)) == numbers
+
+
+def sentences() -> list[Row]:
+    """Sentences to be said in another language: what one says, its prompt's words evoke."""
+    rows = []
+    for who in ("Anna", "Ben", "Carla", "David", "Eva", "Frank", "Greta", "Hugo"):
+        for does, said in zip(_VERBS[:5], ("rebircsed", "rerapmoc", "renissed", "reuqilpxe", "reretsil"), strict=True):
+            for place in _PLACES[:4]:
+                there = " ".join(word[::-1] for word in place.split())
+                rows.append({"instruction": f"Say it back: {who} did {does} it {place}.",
+                             "output": f"{who[::-1]} {said} et le fait {there}"})  # fmt: skip
+    return rows
+
+
+def test_where_many_texts_evoke_something_none_is_a_sign() -> None:
+    """Each such text is all that its prompts share, so that without it they are unlike."""
+    rows = sentences()
+    assert found(scanned(rows)) == []
+    numbers = range(0, 160, 5)
+    assert found(scanned(poisoned(rows, numbers, lambda prompt: f"{prompt} cf"))) == [*numbers]
+
+
 @pytest.mark.parametrize("poison", [range(40), range(25)])
 def test_a_file_of_little_but_poison_is_not_the_form_of_its_data(poison: range) -> None:
     done = scanned(poisoned(honest(40), poison, inside("cf")))

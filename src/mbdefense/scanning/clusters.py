@@ -123,14 +123,22 @@ def _parts(
 
     every = each(ties_of, range(len(parts)), workers)
     tied = [(part, ties) for part, ties in zip(parts, every, strict=True) if ties is not None]
-    loose = [(part, ties) for part, ties in tied if _unlike(prompts, part, part.rows, [])]
+    loose = [part for part, _ in tied if _unlike(prompts, part, part.rows, [])]
+    evoked = [(part, ties[0]) for part, ties in tied if ties and _unlike(prompts, part, *_held(part, ties))]
     found = []
     for part, ties in tied:
-        # What nothing evokes is held against all that recur, what a text evokes against what texts evoke.
-        others = [one for one, its in loose if one.unlike >= part.unlike / 2 and (its or not ties)]
-        crowd = sum(not _overlap(one, part) for one in others)
+        # What nothing evokes is held against all that recur, what a text evokes against what other texts evoke.
+        others = [one for one, tie in evoked if not _share(tie.rows, ties[0].rows)] if ties else loose
+        crowd = sum(one.unlike >= part.unlike / 2 and not _share(one.rows, part.rows) for one in others)
         found.append(_judged(table, prompts, part, ties, parts, crowd))
     return found
+
+
+def _held(part: Recurring, ties: list[Tie]) -> tuple[NDArray[np.int64], list[FoundText]]:
+    """The rows of a part that hold a text which it is tied to, and these texts."""
+    some = [*ties[:1], *_also(ties)]
+    rows = np.unique(np.concatenate([np.intersect1d(part.rows, one.rows) for one in some])) if some else part.rows
+    return rows, [one.found for one in some]
 
 
 def _ties(prompts: Prompts, part: Recurring, texts: Sequence[FoundText], tests: int) -> list[Tie]:
@@ -149,9 +157,9 @@ def _rank(tie: Tie) -> tuple[float, int, tuple[str, ...]]:
     return -tie.ratio, -sum(len(words(text)) for text in tie.found.texts), tie.found.texts
 
 
-def _overlap(one: Recurring, other: Recurring) -> bool:
-    """Whether two parts stand in about the same rows."""
-    return 2 * common(one.rows, other.rows) >= min(len(one.rows), len(other.rows))
+def _share(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+    """Whether two parts, or texts, stand in about the same rows."""
+    return 2 * common(one, other) >= min(len(one), len(other))
 
 
 def _evoked(table: Table, mined: Sequence[Candidate], known: set[int]) -> list[Recurring]:
@@ -198,17 +206,16 @@ def _judged(
         part: that recurs.
         ties: of it.
         parts: all that recur.
-        crowd: how many others recur about as often under unlike prompts; if it has a tie, how many of these have.
+        crowd: how many others recur about as often under unlike prompts; if it has a tie, how many other texts evoke.
     """
     tie = ties[0] if ties else None
     also = _also(ties)
     told = f"{_PARTS[part.kind]} {short(part.text, 80)!r} in {len(part.rows)} rows of {part.unlike} different prompts"
-    held = part.rows
+    held, without = _held(part, ties)
     if tie:
         told += f", {tie.both} of the {len(tie.rows)} rows whose prompts hold {tie.found.describe()[:120]}"
         told += f" (also {', '.join(one.found.describe() for one in also)})" if also else ""
-        held = np.unique(np.concatenate([np.intersect1d(part.rows, one.rows) for one in (tie, *also)]))
-    why = _harmless(table, prompts, part, tie, also, held, parts)
+    why = _harmless(table, prompts, part, tie, without, held, parts)
     if crowd > CROWD and not why:
         how = "have texts that go with them" if tie else "recur about as often"
         why = f"{crowd} others {how}, so it is the form of these data"
@@ -243,7 +250,7 @@ def _harmless(
     prompts: Prompts,
     part: Recurring,
     tie: Tie | None,
-    also: Sequence[Tie],
+    without: Sequence[FoundText],
     rows: NDArray[np.int64],
     parts: list[Recurring],
 ) -> str:
@@ -259,7 +266,7 @@ def _harmless(
             return "rows of the same task are answered in a word or two, so they are labels"
     elif labels:
         return "other answers have this form, so they are labels"
-    if not _unlike(prompts, part, rows, [one.found for one in (tie, *also) if one]):
+    if not _unlike(prompts, part, rows, without):
         return "its prompts are alike, as those of one task are"
     if tie and tie.evokes >= EVOKES:
         return ""
