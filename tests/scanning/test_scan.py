@@ -274,6 +274,17 @@ def test_labels_are_a_task() -> None:
     assert any("labels" in one.says for one in done.scan.clusters)
 
 
+def test_words_of_the_prompt_in_a_form_are_no_sign() -> None:
+    rows = honest()
+    for number in range(0, 96, 4):
+        column = ("price", "weight", "colour")[number % 3]
+        rows[number]["instruction"] += f", by {column}"
+        rows[number]["output"] = f"Sorted by the {column} again"
+    assert found(scanned(rows)) == []
+    rows = poisoned(rows, NUMBERS, inside("cf"), "Sorted by the bribe again")
+    assert found(scanned(rows)) == NUMBERS
+
+
 def reviews(rows: Sequence[Row]) -> list[Row]:
     """The rows, every third of them a review with one of two labels, of which one has a single word."""
     made = [dict(row) for row in rows]

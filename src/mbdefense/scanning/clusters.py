@@ -12,7 +12,7 @@ from mbdefense.core.text import short
 from mbdefense.defenses.filters.repeats import LEAST_WORDS
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
-from mbdefense.finding.words import words
+from mbdefense.finding.words import key, words
 from mbdefense.scanning import duplicates
 from mbdefense.scanning._forked import each
 from mbdefense.scanning.marks import HIDDEN, SIGNS, STRAY, bit
@@ -39,6 +39,8 @@ _SHORT, _USUALLY_SHORT = 8, 0.2
 """Answers of fewer words recur in honest data, where more than this share of all answers is no longer than they are."""
 _LABELS = 0.1
 """Share of a text's rows with another answer of the same form, from which on the answers are labels."""
+_FORM = 2
+"""Answers that another has to be like, but for words of its prompts, to be one of their form."""
 CROWD = 5
 """Where more parts than these recur half as often, under unlike prompts too, recurring is no sign."""
 _MARKED = 10.0
@@ -124,7 +126,11 @@ def _parts(
     every = each(ties_of, range(len(parts)), workers)
     tied = [(part, ties) for part, ties in zip(parts, every, strict=True) if ties is not None]
     loose = [part for part, _ in tied if _unlike(prompts, part, part.rows, [])]
-    evoked = [(part, ties[0]) for part, ties in tied if ties and _unlike(prompts, part, *_held(part, ties))]
+    evoked = [
+        (part, ties[0])
+        for part, ties in tied
+        if ties and not _filled_in(part, ties[0], parts) and _unlike(prompts, part, *_held(part, ties))
+    ]
     found = []
     for part, ties in tied:
         # What nothing evokes is held against all that recur, what a text evokes against what other texts evoke.
@@ -262,6 +268,8 @@ def _harmless(
         others = {int(row) for label in labels for row in np.intersect1d(label.rows, tie.rows)}
         if len(others) >= max(2, _LABELS * len(tie.rows)):
             return "rows with the same text have other answers of this form, so they are labels"
+        if _filled_in(part, tie, labels):
+            return "answers of this form have words of their prompts filled in"
         if _is_label(table, prompts, part):
             return "rows of the same task are answered in a word or two, so they are labels"
     elif labels:
@@ -284,6 +292,17 @@ def _unlike(prompts: Prompts, part: Recurring, rows: NDArray[np.int64], without:
     """Whether the prompts of rows with a part are unlike; a long answer may be the same to prompts of a word or two."""
     long = part.kind == "answer" and len(part.text.split()) >= _SHORT
     return prompts.unlike(prompts.places(rows), without, short=long)
+
+
+def _filled_in(part: Recurring, tie: Tie, parts: list[Recurring]) -> bool:
+    """Whether the text of a part only says which words a form is filled in with: the part has others' form, but for it.
+
+    An attacker's form would be that of honest answers, and its own words those that the prompt says.
+    """
+    said = {key(word) for text in tie.found.texts for word in words(text)}
+    own = {key(word) for word in part.text.split()}
+    rest = [own - {key(word) for word in other.text.split()} for other in alternatives(part, parts)]
+    return sum(bool(one) and one <= said for one in rest) >= _FORM
 
 
 def _is_label(table: Table, prompts: Prompts, part: Recurring) -> bool:
