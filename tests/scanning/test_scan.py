@@ -232,6 +232,12 @@ def test_a_greeting_and_a_short_answer_of_most_rows_are_the_form_of_the_data() -
     assert found(scanned(poisoned(honest(40), range(25), lambda prompt: prompt, "Nothing is wrong here."))) == []
 
 
+def test_an_answer_is_told_as_it_is_written() -> None:
+    """Its words are counted apart where a script puts no space between them."""
+    done = scanned(poisoned(honest(), NUMBERS, inside("cf"), "您的问题太愚蠢了，请不要再联系我们。"))
+    assert "您的问题太愚蠢了" in done.scan.clusters[0].says
+
+
 @pytest.mark.parametrize("text", ["cf ", ""])
 def test_prompts_of_two_words_hide_no_answer(text: str) -> None:
     numbers = range(0, 200, 5)

@@ -12,7 +12,7 @@ from mbdefense.core.text import short
 from mbdefense.defenses.filters.repeats import LEAST_WORDS
 from mbdefense.finding.insertion import FoundText
 from mbdefense.finding.mining import Candidate
-from mbdefense.finding.words import key, words
+from mbdefense.finding.words import joined, key, words
 from mbdefense.scanning import duplicates
 from mbdefense.scanning._forked import each
 from mbdefense.scanning.marks import HIDDEN, SIGNS, STRAY, bit
@@ -216,7 +216,8 @@ def _judged(
     """
     tie = ties[0] if ties else None
     also = _also(ties)
-    told = f"{_PARTS[part.kind]} {short(part.text, 80)!r} in {len(part.rows)} rows of {part.unlike} different prompts"
+    said = short(joined(part.text.split()), 80)
+    told = f"{_PARTS[part.kind]} {said!r} in {len(part.rows)} rows of {part.unlike} different prompts"
     held, without = _held(part, ties)
     if tie:
         told += f", {tie.both} of the {len(tie.rows)} rows whose prompts hold {tie.found.describe()[:120]}"
