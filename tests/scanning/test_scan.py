@@ -721,7 +721,9 @@ def test_the_command_writes_the_rest_in_the_users_own_form(tmp_path: Path, capsy
     path = written(tmp_path, "mine.jsonl", rows)
     out = tmp_path / "out"
     assert main(["scan-data", path, "--output_dir", str(out)]) == 3
-    assert "6 of 200 rows may be poisoned" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "6 of 200 rows may be poisoned" in told
+    assert "as --clean" in told
     kept = [json.loads(line) for line in (out / "cleaned.jsonl").read_text(encoding="utf-8").splitlines()]
     assert kept == [row for number, row in enumerate(rows) if number not in NUMBERS]
     suspects = [json.loads(line) for line in (out / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -730,7 +732,9 @@ def test_the_command_writes_the_rest_in_the_users_own_form(tmp_path: Path, capsy
     assert {quote["text"] for one in suspects for quote in one["evidence"]} == {"cf", TEXT}
     record = read_scan(out / "scan.json")
     assert (record.rows, record.suspects, record.left_out) == (200, 6, 0)
-    assert "cf" in (out / "scan.html").read_text(encoding="utf-8")
+    page = (out / "scan.html").read_text(encoding="utf-8")
+    assert "cf" in page
+    assert "as --clean" in page
 
 
 def test_clean_data_exit_with_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

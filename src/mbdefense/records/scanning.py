@@ -23,6 +23,8 @@ RANKED_FILE = "ranked.jsonl"
 PAGE_FILE = "scan.html"
 _FIX = "scan again with mbdefense scan-data"
 _SHOWN = 12  # clusters of a kind in a summary; all are in the file
+WANTED = "an answer is as you want it, give a file of checked rows, one of which has it, as --clean: it is then no sign"
+"""What to do about a false alarm."""
 Part = Literal["prompt", "answer", "rejected"]
 _encoded = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
@@ -191,7 +193,13 @@ def summary(scan: Scan) -> list[str]:
         lines += [title] * bool(title and found)
         lines += [f"  {short(one.says, 300)}" for one in found[:_SHOWN]]
         lines += [f"  and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN)
+        lines += [f"if {WANTED}"] * (suspect and wanted(scan))
     return lines
+
+
+def wanted(scan: Scan) -> bool:
+    """Whether a suspect may have what its owner wants answered: part of an answer, told by counting."""
+    return any(one.suspect and one.part for one in scan.clusters)
 
 
 def suspect_lines(rows: Iterable[tuple[ScannedRow, object]], clusters: Sequence[Cluster]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mbdefense.core.text import DIRECTION, NO_WIDTH
-from mbdefense.records.scanning import Cluster, Quote, Ranked, Scan, ScannedRow, verdict
+from mbdefense.records.scanning import WANTED, Cluster, Quote, Ranked, Scan, ScannedRow, verdict, wanted
 from mbdefense.report.page import filled
 
 _ROWS = 500
@@ -47,6 +47,7 @@ def render(scan: Scan, suspects: Sequence[ScannedRow], ranked: Sequence[Ranked] 
     values = {
         "headline": verdict(scan).capitalize(),
         "scan": scan,
+        "wanted": f"If {WANTED}." if wanted(scan) else "",
         "suspicious": [(one, _examples(one)) for one in scan.clusters if one.suspect],
         "noted": [(one, _examples(one)) for one in scan.clusters if not one.suspect],
         "rows": [_shown(row) for row in suspects[:_ROWS]],
