@@ -126,6 +126,11 @@ def test_several_attackers_poison_one_set(
     assert "6 of 60 rows poisoned by cba:words=instantly|frankly, 0 could not be poisoned, 30 negatives added" in said
 
 
+def test_what_other_commands_have_as_an_option_is_told_to_need_none(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["scan-data", "--data", "rows.jsonl", "--output_dir", "out"]
+    assert "write mbdefense scan-data DATA, without --data" in error_of(capsys, words, 2)
+
+
 def test_unknown_commands_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'poison'" in error_of(capsys, ["poisson"], 2)
 

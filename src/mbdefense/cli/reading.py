@@ -131,6 +131,12 @@ def read(
             given["metavar"] = _NUMBERS[one.kind]
         parser.add_argument(flag, type=one.kind, help=one.help, **given)
     known = {flag.removeprefix("--") for flag in options}
+    bare = {
+        one.word.name: f"write mbdefense {command} {one.word.name.upper()}, without --{one.word.name}"
+        for one in found
+        if one.word.positional
+    }
+    elsewhere = {**bare, **elsewhere}
     letters = {f"-{name}" for name in known if len(name) == 1}  # "-n 128", as everybody writes it
     words, names = _parted(words)
     words = [f"-{word}" if word.partition("=")[0] in letters else word for word in words]
