@@ -272,6 +272,7 @@ def test_evaluations_in_memory_are_compared_as_their_folders_are(tiny_model_path
         (lambda m: m.defend("x", ROWS, ROWS[:2], output_dir="o", args={"num_train_epochs": 1}), "args is no Training"),
         (lambda m: m.TrainingOptions(learning_rate="1e-4"), "learning_rate must be a number: '1e-4'"),
         (lambda m: m.check(None, max_asr=0.05), "no figures: 'NoneType'"),
+        (lambda m: m.check("nowhere", max_asr=0.05), "no such result file: 'nowhere'; give the results.json that"),
         (lambda m: m.check(["a", "b"], max_asr=0.05), "no figures: 'list'"),
         (lambda m: m.FindAndBreak(found=object()), "found is no path: 'object'"),
         (lambda m: m.FindAndBreak(recovery_learning_rates=("1e-4",)), "different and above 0"),

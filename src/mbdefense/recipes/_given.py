@@ -99,7 +99,11 @@ def results_file(measured: str | PathLike[str]) -> Path:
     from mbdefense.records.results import RESULT_FILE
 
     path = Path(measured)
-    return path / RESULT_FILE if path.is_dir() else path
+    file = path / RESULT_FILE if path.is_dir() else path
+    if not file.exists():
+        fix = f"give the {RESULT_FILE} that mbdefense evaluate, compare, defend or purify wrote, or its folder"
+        raise UserError("no such result file", str(file), fix)
+    return file
 
 
 def trigger_of(given: TriggerSpec) -> Trigger:
