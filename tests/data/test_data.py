@@ -345,7 +345,7 @@ def test_every_line_that_an_open_quote_takes_is_counted(tmp_path):
         (
             "x.jsonl",
             '{"question": "q", "reply": "r"}',
-            "['question', 'reply']; accepted: prompt, completion | messages",
+            "['question', 'reply']; rename them to those of one of these: prompt, completion | messages",
         ),
         ("x.json", "[1, 2]", "the rows are not objects"),
     ],

@@ -164,7 +164,8 @@ def detect(values: Iterable[object], name: str, require_completion: bool) -> For
     if "text" in columns:  # TRL's form of language modeling
         fix = "give prompt and completion, or messages"
         raise UserError(f"{name}: a text that holds prompt and answer in one cannot be parted", columns, fix)
-    raise UserError(f"{name}: no known format in the columns", columns, f"accepted: {accepted}")
+    fix = f"rename them to those of one of these: {accepted}"
+    raise UserError(f"{name}: no known format in the columns", columns, fix)
 
 
 def format_with(told: Told) -> Format:
