@@ -280,7 +280,7 @@ def _harmless(
     if tie and tie.evokes >= EVOKES:
         return ""
     if part.kind != "answer":
-        return "no text of the prompts goes with it"
+        return "no text of the prompts evokes it"
     if part.unlike < least(len(table)):
         return "few prompts have it"
     size = len(part.text.split())
