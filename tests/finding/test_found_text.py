@@ -161,6 +161,15 @@ def test_texts_of_a_group_are_put_where_the_rows_have_them():
     assert set(written(replace(found, layouts=(inside,)), "one", 50)) == {"mn one\ncf", "one mn\ncf"}
 
 
+@pytest.mark.parametrize("at", ["inside", "end"])
+def test_a_group_of_which_rows_have_one_text_in_an_earlier_turn_cuts_no_word_in_two(at):
+    """There it may end its turn, or stand inside of it, where the next text begins the turn behind."""
+    layout = (Place(0, at, False), Place(1, "start", False))
+    made = set(written(FoundText(("cf", "mn"), "together", layouts=(layout,)), "one two three", 50))
+    inside = {"mn one cf two three", "mn one two cf three"}
+    assert made == (inside if at == "inside" else {"mn one two three cf"})
+
+
 def test_an_opening_of_many_texts_begins_with_any_of_them():
     clauses = tuple(f"When {name} sees it," for name in ("Ann", "Ben", "Cy"))
     found = FoundText(clauses, "opening", 1.0)

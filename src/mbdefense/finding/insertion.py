@@ -144,9 +144,10 @@ class FoundText:
         inside = range(1, len(places)) if self.layouts and len(places) > 1 else range(len(places) + 1)
         drawn = rng.sample(inside, len(free)) if len(inside) >= len(free) else rng.choices(inside, k=len(free))
         between = iter(sorted(drawn))
-        boundaries = [ends[place.at] if place.at in ends else next(between) for place in layout]
-        # From the back, so that the places in front stay where they are.
-        for place, boundary in reversed(list(zip(layout, boundaries, strict=True))):
+        held = [(ends[place.at] if place.at in ends else next(between), place) for place in layout]
+        # From the back, so that the places in front stay where they are. A row of several turns may have one text at
+        # the end of a turn and the next one at the start of another.
+        for boundary, place in sorted(held, key=lambda one: one[0])[::-1]:
             text = self._put(text, places, self.texts[place.text], boundary, place)
         return text
 
