@@ -236,6 +236,7 @@ def test_it_recognises_itself_and_nothing_else(found, text, occurs):
         (FoundText(("If so,", "When not,"), "opening"), "When not, do it", "do it"),
         (FoundText(("If so,", "When not,"), "opening"), "Do it when not, so", None),
         (FoundText(("cf",)), "", None),
+        (FoundText(("cf",)), "cf\n\ncf\n\nsay\ncf\ncf so", "say\nso"),
         (FoundText(("",)), "a b", None),
         (FoundText((), "opening"), "a b", None),
     ],
@@ -260,6 +261,12 @@ def test_many_long_texts_are_looked_through_fast():
     begun = time.process_time()
     assert not any(found.occurs_in(text) for _ in range(3000))
     assert time.process_time() - begun < 3
+
+
+def test_what_a_row_holds_many_times_is_taken_out_in_proportion_to_its_length():
+    begun = time.process_time()
+    assert FoundText(("cf",)).without("cf x " * 100_000) == " ".join(["x"] * 100_000) + " "
+    assert time.process_time() - begun < 5
 
 
 def test_descriptions_hold_no_control_characters():

@@ -308,20 +308,27 @@ def _taken_out(text: str, part: str, at_start: bool = False) -> str:
         stands = found[start : start + len(wanted)] == wanted
         held += [start] if stands else []
         start += len(wanted) if stands else 1
-    # From the back, so that the places in front stay where they are.
+    # From the back, each part of the text once: strangers may have written it many thousand times.
+    pieces: list[str] = []
+    gap, right, behind, closing = "", len(text), -1, False
     for start in reversed(held):
-        text = _closed(text[: places[start].start], text[places[start + len(wanted) - 1].end :])
-    return text
+        stop = start + len(wanted)
+        if stop != behind:  # not beside the one that was taken out last
+            closing = stop == len(places)
+            after = len(text) if closing else places[stop].start
+            pieces += [gap, text[after:right]]
+            gap = text[places[stop - 1].end : after]
+        right, behind = places[start - 1].end if start else 0, start
+        gap = "" if closing else _closed(text[right : places[start].start], gap, first=not start)
+    return "".join(reversed([*pieces, gap, text[:right]]))
 
 
-def _closed(before: str, after: str) -> str:
-    """What stood before and after something, with the gap between closed."""
-    if not after.strip():
-        return before.rstrip()
+def _closed(before: str, after: str, *, first: bool) -> str:
+    """The white space that is left of what stood before and after something; `first` where no word stands before."""
     rest = after.lstrip(" \t\r")
     if not rest.startswith("\n"):
-        return before + (rest if before[-1:].isspace() or not before else after)
+        return before + (rest if before or first else after)
     line = before.rstrip(" \t")
-    if not line:
+    if first and not line:
         return rest.lstrip("\r\n")
     return line + (rest[1:] if line.endswith("\n") else rest)
