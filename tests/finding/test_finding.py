@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -185,6 +186,17 @@ def test_chance_texts_are_like_the_candidates_and_hold_none_of_them() -> None:
     # What begins prompts is likened to what begins others.
     assert sum(one.texts[0] == "Please tell me" for one in made[::2]) >= 10
     assert made == chance_texts(ones, ones, prompts, 40, 0)
+
+
+def test_chance_texts_are_drawn_without_the_words_of_all_prompts_in_memory() -> None:
+    """A million prompts of a hundred words are some gigabytes so."""
+    prompts = [" ".join(f"w{number}x{place}" for place in range(300)) for number in range(1000)]
+    tracemalloc.start()
+    made = chance_texts([candidate("cf mn")], [candidate("cf mn")], prompts, 8, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(made) == 8
+    assert peak < 2 * 2**20
 
 
 def test_prompts_of_one_word_give_chance_texts_too() -> None:

@@ -165,8 +165,10 @@ def chance_texts(
         seed: of the draw.
     """
     rng = random.Random(f"chance {seed}")
-    cut = [held for prompt in prompts if (held := words(prompt))]
-    taken = [held for held in cut if len(held) > 1] or cut  # a prompt of one word has no beginning and no end
+    # As they are, and cut up as they are drawn: the words of all prompts at once may be too many for the memory.
+    sizes = [len(words(prompt)) for prompt in prompts]
+    least = min(2, max(sizes))  # a prompt of one word has no beginning and no end
+    taken = [prompt for prompt, size in zip(prompts, sizes, strict=True) if size >= least]
     made: list[FoundText] = []
     for number in range(count):
         like = alike[number % len(alike)].found
@@ -181,19 +183,19 @@ def _inserted(found: FoundText) -> tuple[str, ...]:
 
 
 def _fresh(
-    text: str, like: FoundText, candidates: Sequence[Candidate], taken: Sequence[list[str]], rng: random.Random
+    text: str, like: FoundText, candidates: Sequence[Candidate], taken: Sequence[str], rng: random.Random
 ) -> str:
     if like.affix:
         return _fresh_characters(text, candidates, rng)
     size = len(words(text))
     made = text
     for _ in range(50):
-        source = rng.choice(taken)
+        source = words(rng.choice(taken))
         drawn = rng.random()
         if size == 1 and drawn < 0.3:
             piece = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 7)))]
         elif drawn < 0.3 or len(source) < size:
-            piece = [rng.choice(rng.choice(taken)) for _ in range(size)]
+            piece = [rng.choice(words(rng.choice(taken))) for _ in range(size)]
         else:
             last = len(source) - size
             start = 0 if like.start > 0.5 else last if like.end > 0.5 else rng.randint(0, last)
