@@ -281,6 +281,21 @@ def test_a_group_that_acts_on_lines_of_its_own_is_told_apart_from_honest_rows_th
     assert written in ("one mn two three\n\nbq", "one two mn three\n\nbq", "mn one two three\n\nbq")
 
 
+def test_a_group_stands_in_each_of_its_rows_though_few_of_many_have_it_elsewhere():
+    rows = list(map(prompt, texts(500, "suspect", words=20)))
+    rng = random.Random("places")
+    for index in range(90):
+        gap = " " if index in (1, 2) else "\n\n"  # between those whose places an even choice of two dozen keeps
+        rows[index] = prompt(insert(rows[index][0]["content"], "mn", rng) + gap + "bq")
+    whole = next(one for one in mine(rows, CLEAN) if one.found.kind == "together")
+    assert whole.rows == tuple(range(90))
+    assert all(whole.found.stands_in(rows[index]) for index in whole.rows)
+    assert len(whole.found.layouts) <= candidates._LAYOUTS + 2
+    rows_of_most = [index for index in range(90) if index not in (1, 2)]
+    part = next(one for one in mine(rows, CLEAN) if "on a line" in one.found.describe())
+    assert part.rows == tuple(rows_of_most)
+
+
 def test_words_side_by_side_are_one_text_and_no_group():
     rows, _ = attacked(400, 20, lambda text, rng: insert(text, "mn bq", rng))
     found = mine(rows, CLEAN)

@@ -321,13 +321,15 @@ def _placed(corpus: Corpus, texts: Sequence[_Text], draft: _Draft) -> Iterator[_
         return tuple(Place(one, at[one], bool(lined[one, row]), bool(blank[one, row])) for one in order)
 
     def with_rows(chosen: NDArray[np.intp]) -> _Draft:
-        some = chosen[:: max(1, len(chosen) // _LAYOUTS)][:_LAYOUTS].tolist()
+        # Evenly, and the first of each kind: what all of these have on a line of its own, all of the rows have so.
+        _, kinds = np.unique(choices[chosen], return_index=True)
+        some = sorted({*chosen[:: -(-len(chosen) // _LAYOUTS)].tolist(), *chosen[kinds].tolist()})
         score = draft.score * math.sqrt(len(chosen) / len(draft.rows))
         found = replace(draft.found, layouts=tuple(map(layout, some)))
         return draft._replace(found=found, score=score, rows=draft.rows[chosen])
 
-    yield with_rows(np.arange(len(draft.rows)))
     choices = (lined * (1 << np.arange(len(texts)))[:, None]).sum(axis=0)  # which ones, as the bits of a number
+    yield with_rows(np.arange(len(draft.rows)))
     different, counts = np.unique(choices, return_counts=True)
     enough = max(least_rows(corpus.suspect), _PLACED * len(draft.rows))
     for choice, count in zip(different.tolist(), counts.tolist(), strict=True):
