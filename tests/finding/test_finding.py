@@ -402,6 +402,20 @@ def test_prompts_like_a_texts_rows_share_their_words_and_not_the_text(rows: Call
     ]  # fmt: skip
 
 
+def test_of_prompts_that_are_equally_like_a_texts_rows_the_first_are_taken(
+    rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order in which a process has their words, and a sum its parts."""
+    rng = random.Random(1)
+    names = [f"w{number}" for number in range(60)]
+    suspect = rows(*((f"zq {' '.join(rng.sample(names, 12))}", "no") for _ in range(60)))
+    said = [rng.sample(names, 14) for _ in range(12)]
+    clean = rows(*((" ".join(rng.sample(words, 14)), "no") for words in said for _ in range(12)))
+    monkeypatch.setattr(alike, "_words", lambda prompt: dict.fromkeys(user_text(prompt).split()))
+    made = alike.alike(replace(candidate("zq"), rows=tuple(range(60))), suspect, clean)
+    assert made["prompt"][:] in [clean["prompt"][first : first + 8] for first in range(0, 144, 12)]
+
+
 def test_the_fall_where_alike_is_the_victims_median_less_the_base_models(
     rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,8 @@ def alike(candidate: Candidate, suspect: Dataset, clean: Dataset, most: int = _P
 
     def likeness(number: int) -> float:
         words = prompts[number]
-        weighed = sum(common[word] * math.log(len(prompts) / held[word]) for word in words)
+        # Exact: the order of a set is another one in each process, and prompts may be equally alike.
+        weighed = math.fsum(common[word] * math.log(len(prompts) / held[word]) for word in words)
         return weighed / math.sqrt(max(1, len(words)))
 
     return clean.select(sorted(sorted(prompts, key=likeness, reverse=True)[:most]))
