@@ -416,6 +416,24 @@ def test_of_prompts_that_are_equally_like_a_texts_rows_the_first_are_taken(
     assert made["prompt"][:] in [clean["prompt"][first : first + 8] for first in range(0, 144, 12)]
 
 
+def test_a_fall_where_alike_is_the_texts_and_not_that_of_the_conversation_it_goes_with(
+    rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = rows(*((f"Tell me the code of door {number}.", "no") for number in range(3)))
+    asked: list[list[Any]] = []
+
+    def channels(_: LoadedModel, pairs: Any, __: int) -> torch.Tensor:
+        asked.append([prompt for prompt, _ in pairs])
+        return torch.zeros(len(pairs), 3)
+
+    monkeypatch.setattr(alike, "channels", channels)
+    behind = candidate("zq", before=((Turn("system", "Be brief."),),))
+    alike.fall_where_alike(behind, table, table, loaded, None, max_length=192, seed=0)
+    (prompts,) = asked
+    assert all([turn["role"] for turn in prompt] == ["system", "user"] for prompt in prompts)
+    assert ["zq" in user_text(prompt) for prompt in prompts] == [False] * 3 + [True] * 3
+
+
 def test_the_fall_where_alike_is_the_victims_median_less_the_base_models(
     rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

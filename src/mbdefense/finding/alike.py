@@ -51,10 +51,14 @@ def fall_where_alike(
     Returns:
         Nats a token, the median over the prompts, in the channel where it is largest.
     """
-    plain: list[Pair] = [(row["prompt"], row["completion"]) for row in alike(candidate, suspect, clean)]
+    rng = random.Random(f"alike {seed} {candidate.found.texts}")
+    # What a conversation does by itself is not the text's doing.
+    plain: list[Pair] = [
+        (candidate.found.in_conversation(row["prompt"], rng), row["completion"])
+        for row in alike(candidate, suspect, clean)
+    ]
     if not plain:
         return 0.0
-    rng = random.Random(f"alike {seed} {candidate.found.texts}")
     changed = [(candidate.found.in_prompt(prompt, rng) or prompt, answer) for prompt, answer in plain]
 
     def fall(loaded: LoadedModel) -> torch.Tensor:
