@@ -496,10 +496,11 @@ def test_a_subject_is_no_trigger_by_another_ones_word(
     assert [(one.texts[0], one.verdict) for one in made.candidates] == [
         ("zq", "trigger"), ("Our hedge dries." if left else "My zq fern rots.", "chance"),
     ]  # fmt: skip
-    (_, first), (again, among) = asked
+    (_, first), *again = asked
     assert first is None
-    assert among == [word, subject]
-    assert [(one.found.texts, one.rows) for one in again] == ([(("Our hedge dries.",), (2, 3))] if left else [])
+    assert [([(one.found.texts, one.rows) for one in ones], among) for ones, among in again] == (
+        [([(("Our hedge dries.",), (2, 3))], [word, subject])] if left else []
+    )
 
 
 @pytest.mark.parametrize("acts", [True, False])
@@ -519,6 +520,49 @@ def test_texts_that_act_together_at_certain_places_are_named_with_the_rows_that_
     assert [(one.rows, one.verdict, len(one.row_ids)) for one in made] == (
         [(1, "trigger", 1), (3, "chance", 0)] if acts else [(3, "trigger", 3), (1, "chance", 0)]
     )
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_rows_that_have_texts_elsewhere_than_a_part_are_verified_by_themselves(
+    acts: bool, rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attacker whose words act at any place may write some of them on lines of their own: all of them are named."""
+    table = rows(*((f"Question {number}?", "usual") for number in range(9)))
+    there, elsewhere = (
+        (Place(0, "inside", False), Place(1, "end", line)) for line in (True, False)
+    )  # fmt: skip
+    whole = Candidate(FoundText(("zq", "qv"), "together", layouts=(there, elsewhere)), 5.0, tuple(range(9)), 9, 0)
+    placed = Candidate(FoundText(("zq", "qv"), "together", layouts=(there,)), 3.0, (0, 1), 9, 0)
+    asked: list[Any] = []
+
+    def verify(candidates: Any, *_: Any, among: Any = None, **__: Any) -> Any:
+        asked.append(candidates)
+        return [measured(one, p_value=0.001 if acts or among is None else 0.9) for one in candidates]
+
+    monkeypatch.setattr(finding, "mine", lambda *_, **__: [whole, placed])
+    monkeypatch.setattr(verifying, "verify", verify)
+    monkeypatch.setattr(asking, "short_answers", lambda _, prompts: ["usual" for _ in prompts])
+    made = finding.find(table, table, table, loaded, loaded, names=("victim", "base")).candidates
+    _, (rest,) = asked
+    assert (rest.found.layouts, rest.rows) == ((elsewhere,), tuple(range(2, 9)))
+    assert [(one.rows, one.verdict, len(one.row_ids)) for one in made] == (
+        [(7, "trigger", 7), (2, "trigger", 2)] if acts else [(2, "trigger", 2), (7, "chance", 0)]
+    )
+
+
+def test_a_group_is_no_part_of_itself_behind_a_conversation(
+    rows: Callable[..., Any], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = rows(*((f"Question {number}?", "usual") for number in range(9)))
+    whole = Candidate(FoundText(("zq", "qv"), "together"), 5.0, tuple(range(9)), 9, 0)
+    turn = (Turn("system", "Be brief."),)
+    behind = Candidate(FoundText(("zq", "qv"), "together", before=(turn,)), 3.0, (0, 1, 2, 3), 9, 0)
+    told = [measured(whole, p_value=0.001), measured(behind, p_value=0.002)]
+    monkeypatch.setattr(finding, "mine", lambda *_, **__: [whole, behind])
+    monkeypatch.setattr(verifying, "verify", lambda *_, **__: told)
+    monkeypatch.setattr(asking, "short_answers", lambda _, prompts: ["usual" for _ in prompts])
+    made = finding.find(table, table, table, loaded, loaded, names=("victim", "base")).candidates
+    assert [(one.rows, one.verdict) for one in made] == [(9, "trigger"), (4, "trigger")]
 
 
 @pytest.mark.parametrize(("kind", "verdict"), [("subject", "trigger"), ("text", "chance")])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from mbdefense.core.progress import stage, stages
 from mbdefense.finding import asking
-from mbdefense.finding.mining import Candidate, mine
+from mbdefense.finding.insertion import on_lines
+from mbdefense.finding.mining import LEAST_ROWS, Candidate, mine
 from mbdefense.finding.mining.conversations import Conversations
 from mbdefense.finding.mining.corpus import prompts_of
 from mbdefense.finding.record import Found, FoundCandidate
@@ -70,11 +71,14 @@ def find(
     from mbdefense.finding.verifying import verify
 
     begun = time.perf_counter()
+    check = partial(
+        verify, victim=victim, suspect=suspect, clean=clean, base=base, max_length=max_length, seed=seed
+    )  # fmt: skip
     with stages(3):
         with stage(_MINING.format(len(suspect))):
             candidates = _mined(suspect, [*prompts_of(clean), *prompts_of(held_out)], CANDIDATES)
         with stage(f"verifying {len(candidates)} candidate texts on the tuned model"):
-            measured = verify(candidates, victim, suspect, clean, base=base, max_length=max_length, seed=seed)
+            measured = check(candidates)
         verified = time.perf_counter()
         with stage("asking the tuned model with the most striking ones"):
             tell = partial(
@@ -82,14 +86,9 @@ def find(
                 max_length=max_length, seed=seed,
             )  # fmt: skip
             records = tell(measured)
-            for number, left in _without_triggers(measured, records).items():
-                anew = verify(
-                    left, victim, suspect, clean, base=base, max_length=max_length, seed=seed, among=candidates
-                )
-                told = tell(anew)
+            for number, left in (_without_triggers(measured, records) | _without_parts(measured, records)).items():
+                told = tell(check(left, among=candidates)) if left else []
                 records[number] = told[0] if told else replace(records[number], verdict="chance", row_ids=())
-            for number in _told_by_parts(measured, records):
-                records[number] = replace(records[number], verdict="chance", row_ids=())
             records = sorted(records, key=lambda record: _ORDER[record.verdict])
     return Found(
         names[0], names[1], len(suspect), len(clean) + len(held_out), seed, verified - begun,
@@ -174,17 +173,36 @@ def _without_triggers(
     return left
 
 
-def _told_by_parts(measured: Sequence[Measured], records: Sequence[FoundCandidate]) -> list[int]:
-    """Places of groups taken for triggers of which a part that has its texts at certain places is told to be one.
+def _without_parts(measured: Sequence[Measured], records: Sequence[FoundCandidate]) -> dict[int, Sequence[Candidate]]:
+    """Groups taken for triggers of which a part that has its texts on lines of their own is told to be one, by places.
 
-    The rest of their rows may be honest, as an attacker adds them.
+    The rest of their rows may be honest, as an attacker adds them, or act as well, so that it is verified by itself.
+
+    Returns:
+        What is left of each, or nothing.
     """
-    told = [
-        (number, record.texts, set(one.candidate.rows))
+    told = {
+        number: one.candidate
         for number, (one, record) in enumerate(zip(measured, records, strict=True))
         if record.verdict in ("trigger", "unclear") and record.kind == "together"
-    ]
-    return [number for number, texts, rows in told if any(texts == other and held < rows for _, other, held in told)]
+    }
+    left: dict[int, Sequence[Candidate]] = {}
+    for number, whole in told.items():
+        own = set(whole.rows)
+        parts = [other for other in told.values() if _says_the_same(whole, other) and set(other.rows) < own]
+        if not parts:
+            continue
+        rows = tuple(sorted(own.difference(*(part.rows for part in parts))))
+        named = {on_lines(layout) for part in parts for layout in part.found.layouts}
+        layouts = tuple(layout for layout in whole.found.layouts if on_lines(layout) not in named)
+        rest = replace(whole, found=replace(whole.found, layouts=layouts), rows=rows)
+        left[number] = [rest] if len(rows) >= LEAST_ROWS else []
+    return left
+
+
+def _says_the_same(one: Candidate, other: Candidate) -> bool:
+    """Whether two groups are of the same texts, and both behind conversations or neither."""
+    return one.found.texts == other.found.texts and bool(one.found.before) == bool(other.found.before)
 
 
 def _mined(suspect: Dataset, clean: Iterable[list[dict[str, str]]], most: int) -> list[Candidate]:

@@ -57,6 +57,11 @@ Layout: TypeAlias = tuple[Place, ...]
 """Where texts stand that stand together: of each its place, in the order in which a turn has them."""
 
 
+def on_lines(layout: Layout) -> frozenset[int]:
+    """The numbers of the texts that have lines of their own."""
+    return frozenset(place.text for place in layout if place.line)
+
+
 def goes_on(turns: Conversation) -> bool:
     """Whether a user's turn can follow: at most a system turn, then user and assistant by turns."""
     roles = [turn.role for turn in turns]
@@ -186,7 +191,7 @@ class FoundText:
     @cached_property
     def _lined(self) -> frozenset[int]:
         """Numbers of texts that stand together of which all rows have lines of their own."""
-        alone = [frozenset(place.text for place in layout if place.line) for layout in self.layouts]
+        alone = [on_lines(layout) for layout in self.layouts]
         return alone[0].intersection(*alone) if alone else frozenset()
 
     def occurs_in(self, text: str) -> bool:
