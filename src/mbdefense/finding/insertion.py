@@ -80,9 +80,10 @@ class FoundText:
             clauses of one form of which each prompt begins with one (``opening``); sentences that speak of one thing
             (``subject``); or characters that are no word, see `mbdefense.data.affixes`.
         kind: which of these.
-        start: share of its rows where it begins the turn, in [0, 1]; `texts` of an opening always do.
-        end: share of its rows where it ends a turn that it does not begin.
-        line: whether it stands on a line of its own.
+        start: share of the places where rows have it that begin a turn, in [0, 1]; `texts` of an opening always do.
+        end: share of those that end a turn which they do not begin.
+        line: whether it mostly begins a line behind others, or mostly ends one before others: it is put on one of its
+            own.
         before: conversations that it was found behind, where it goes with one: the user's turn then is put behind one
             of them. What a prompt has of the kind stays in their place.
         layouts: how some of the rows have the texts of ``together``, of which one is drawn for each prompt: some

@@ -110,8 +110,8 @@ def mine(
     of the language do. See `mbdefense.finding.mining.chance`.
 
     Args:
-        suspect: prompts of the suspect rows, streamed once: lists of turns with ``role`` and ``content``. All user
-            turns and the system turn are read.
+        suspect: prompts of the suspect rows, streamed once: lists of turns with ``role`` and ``content``. All turns
+            but the assistant's are read.
         clean: prompts of the clean rows, which may come from elsewhere.
         most: how many candidates to return.
         thorough: look for subjects, too, see `mbdefense.finding.mining.subjects`, which takes longer than all else, and

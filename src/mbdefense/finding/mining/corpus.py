@@ -50,7 +50,7 @@ def prompts_of(rows: Dataset) -> Iterator[list[dict[str, str]]]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Words of the system and user turns of rows, one after the other.
+    """Words of rows' turns, but for the assistant's, one after the other.
 
     Attributes:
         spelled: (L,) numbers of the words as they are spelled, `EDGE` between turns.
