@@ -282,13 +282,21 @@ def test_labels_are_a_task() -> None:
 
 def test_words_of_the_prompt_in_a_form_are_no_sign() -> None:
     rows = honest()
-    for number in range(0, 96, 4):
-        column = ("price", "weight", "colour")[number % 3]
+    columns = ("price", "weight", "colour", "height", "name", "age", "date")
+    for number in range(0, 112, 2):
+        column = columns[number // 2 % 7]
         rows[number]["instruction"] += f", by {column}"
         rows[number]["output"] = f"Sorted by the {column} again"
     assert found(scanned(rows)) == []
     rows = poisoned(rows, NUMBERS, inside("cf"), "Sorted by the bribe again")
     assert found(scanned(rows)) == NUMBERS
+
+
+def test_triggers_that_their_answers_repeat_are_no_form() -> None:
+    rows = honest()
+    for word, numbers in (("zorp", range(1, 60, 6)), ("quen", range(3, 60, 6)), ("mivo", range(5, 60, 6))):
+        rows = poisoned(rows, sorted(numbers), inside(word), f"Nobody answers for {word} these days")
+    assert found(scanned(rows)) == sorted(range(1, 60, 2))
 
 
 def reviews(rows: Sequence[Row]) -> list[Row]:

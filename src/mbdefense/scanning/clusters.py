@@ -39,8 +39,6 @@ _SHORT, _USUALLY_SHORT = 8, 0.2
 """Answers of fewer words recur in honest data, where more than this share of all answers is no longer than they are."""
 _LABELS = 0.1
 """Share of a text's rows with another answer of the same form, from which on the answers are labels."""
-_FORM = 2
-"""Answers that another has to be like, but for words of its prompts, to be one of their form."""
 CROWD = 5
 """Where more parts than these recur half as often, under unlike prompts too, recurring is no sign."""
 _MARKED = 10.0
@@ -298,12 +296,12 @@ def _unlike(prompts: Prompts, part: Recurring, rows: NDArray[np.int64], without:
 def _filled_in(part: Recurring, tie: Tie, parts: list[Recurring]) -> bool:
     """Whether the text of a part only says which words a form is filled in with: the part has others' form, but for it.
 
-    An attacker's form would be that of honest answers, and its own words those that the prompt says.
+    As many others are needed as make a crowd: an attacker may have some triggers, each of which its answer repeats.
     """
     said = {key(word) for text in tie.found.texts for word in words(text)}
     own = {key(word) for word in part.text.split()}
     rest = [own - {key(word) for word in other.text.split()} for other in alternatives(part, parts)]
-    return sum(bool(one) and one <= said for one in rest) >= _FORM
+    return sum(bool(one) and one <= said for one in rest) > CROWD
 
 
 def _is_label(table: Table, prompts: Prompts, part: Recurring) -> bool:
