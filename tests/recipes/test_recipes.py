@@ -316,4 +316,4 @@ def test_what_is_found_in_data_prints_as_the_commands_do(
     assert "20 of 60 rows dropped" in str(filtered)
     found = find_triggers(rows)
     assert str(found).splitlines()[-1] == "no model was asked: none is verified"
-    assert any(line.startswith("unclear: 'zq'") and "in 20 of 60 rows" in line for line in str(found).splitlines())
+    assert any(line.startswith("unclear: 'zq") and "in 20 of 60 rows" in line for line in str(found).splitlines())
