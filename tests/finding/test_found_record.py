@@ -55,6 +55,8 @@ def test_a_candidate_is_a_trigger_and_a_behavior():
     assert behavior.shown_in("You are STUPID!")[0]
     other = replace(CANDIDATE, verdict="chance")
     assert replace(FOUND, candidates=(CANDIDATE, other)).of("trigger") == (CANDIDATE,)
+    with pytest.raises(UserError, match="did you mean 'trigger'"):
+        FOUND.of("triggers")
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=["ansi", "markup", "bidi", "control", "unicode", "huge"])

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mbdefense.core._seal import digest
 from mbdefense.core._secrets import scrubbed
-from mbdefense.core.errors import UserError
+from mbdefense.core.errors import UserError, did_you_mean
 from mbdefense.core.files import read_json, warn_once, write_json
 from mbdefense.core.forms import Count, Form, NotNegative, Positive, Share, parse
 from mbdefense.core.statistics import Score
@@ -165,7 +165,13 @@ class Found(Form):
         return "more rows with a text than rows" if any(one.rows > self.suspect_rows for one in self.candidates) else ""
 
     def of(self, verdict: Verdict) -> tuple[FoundCandidate, ...]:
-        """The candidates with one verdict."""
+        """The candidates with one verdict.
+
+        Raises:
+            UserError: there is no such verdict; nothing would read like nothing found.
+        """
+        if verdict not in get_args(Verdict):
+            raise UserError("unknown verdict", verdict, did_you_mean(verdict, get_args(Verdict)))
         return tuple(one for one in self.candidates if one.verdict == verdict)
 
     def __str__(self) -> str:
