@@ -36,12 +36,16 @@ import torch
 from tests.training.test_train import PAIRS, STEP, triples, weights, OBJECTIVE
 from mbdefense.data import to_dataset
 from mbdefense.models.loading import load_model
-from mbdefense.core.processes import is_main_process
-from mbdefense.training import recovery
+from mbdefense.core.processes import is_main_process, wait_for_everyone
+from mbdefense.training import _checkpoints
 from mbdefense.training.recovery import recover
 
-usual = recovery.arguments  # keeps the last checkpoint only
-recovery.arguments = lambda *given, **named: usual(*given, **{**named, "save_total_limit": None})
+def sealed(self, args, state, control, **rest):  # and none is deleted
+    wait_for_everyone()
+    if is_main_process():
+        _checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+_checkpoints.Sealing.on_save = sealed
 model, out, batch, resume = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
 rows = to_dataset(
     {
