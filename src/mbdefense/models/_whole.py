@@ -62,6 +62,8 @@ def adapts_shared(adapted: Any) -> bool:
     Beside them it changes one of both, merged into them it would change the other one, too.
     """
     layers = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    if None in layers:  # as a stranger's code may have it
+        return False
     one, other = (getattr(layer, "base_layer", layer).weight for layer in layers)
     return one is other and any(hasattr(layer, "lora_A") for layer in layers)
 

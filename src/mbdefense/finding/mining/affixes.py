@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mbdefense.data.affixes import Affix
-from mbdefense.finding.mining.chance import ENOUGH, Chance, lift_of
+from mbdefense.data.affixes import Affix, has_affix
+from mbdefense.finding.mining.chance import ENOUGH, MOST_SHARE, Chance, lift_of
 from mbdefense.finding.mining.corpus import EDGE, Corpus
 from mbdefense.finding.mining.ngrams import histogram
 
@@ -23,7 +23,6 @@ _WORD = 40  # characters of a word that may hold one
 _WORDS = 2**18  # different words that are looked at, evenly of all
 _COUNTED = 16  # affixes whose rows are listed
 _DIFFERENT = 3  # words at least that hold an affix: what one holds alone is a word
-_MOST_SHARE = 0.5  # of the rows; what most of them have is the form of the data
 _COVERED = 0.7  # share of the rows of one that another has to hold, to stand for it
 _FREEDOM = 0.7  # of white space, beside which no words are counted
 _FOREIGN = re.compile(r"[^\x00-\x7f]+")
@@ -96,11 +95,11 @@ def _at_words(corpus: Corpus, chance: Chance, least: int) -> Iterator[Affixed]:
     promising.sort(key=lambda one: (-one[0], one[1]))
     for _, (affix, characters) in promising[:_COUNTED]:
         # Whatever the rest of the word is, which may stand nowhere else.
-        member = np.array([_has(word, characters, affix) for word in corpus.spellings])
+        member = np.array([has_affix(word, characters, affix) for word in corpus.spellings])
         places = np.flatnonzero(member[corpus.spelled])
         held_by = np.unique(corpus.rows[places])
         rows, clean = held_by[held_by < corpus.suspect], int((held_by >= corpus.suspect).sum())
-        if not least <= len(rows) <= _MOST_SHARE * corpus.suspect:
+        if not least <= len(rows) <= MOST_SHARE * corpus.suspect:
             continue
         places = places[corpus.rows[places] < corpus.suspect]
         first = corpus.keys[places - 1] == EDGE
@@ -141,15 +140,6 @@ def _affixes_of(word: str, count: int, numbers: dict[str, int], counts: NDArray[
     return found
 
 
-def _has(word: str, characters: str, affix: Affix) -> bool:
-    """As `mbdefense.data.affixes.has_affix` of a single word, which no regular expression is needed for."""
-    if len(word) <= len(characters):
-        return False
-    if affix == "prefix":
-        return word.startswith(characters)
-    return word.endswith(characters) if affix == "suffix" else characters in word[1:-1]
-
-
 def _affix(word: str, start: int, end: int) -> Affix:
     return "prefix" if start == 0 else "suffix" if end == len(word) else "infix"
 
@@ -158,7 +148,7 @@ def _gaps(corpus: Corpus, chance: Chance, least: int) -> Iterator[Affixed]:
     for (characters, where), held_by in corpus.gaps.items():
         rows, clean = held_by[held_by < corpus.suspect], int((held_by >= corpus.suspect).sum())
         score = _lift(len(rows), clean, corpus) * math.sqrt(min(len(rows), ENOUGH)) * _FREEDOM
-        if score > 0 and least <= len(rows) <= _MOST_SHARE * corpus.suspect:
+        if score > 0 and least <= len(rows) <= MOST_SHARE * corpus.suspect:
             score *= chance.inserted(rows, 0)
             yield Affixed(characters, "between", score, rows, clean, float(where == "start"), float(where == "end"))
 

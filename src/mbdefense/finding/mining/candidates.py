@@ -19,7 +19,7 @@ import numpy as np
 
 from mbdefense.finding.insertion import FoundText, Layout, Place, Where
 from mbdefense.finding.mining.affixes import found_affixes
-from mbdefense.finding.mining.chance import ENOUGH, MOST_FREEDOM, Chance, freedom, lift_of, rows_of
+from mbdefense.finding.mining.chance import ENOUGH, MOST_FREEDOM, MOST_SHARE, Chance, freedom, lift_of, rows_of
 from mbdefense.finding.mining.corpus import EDGE, Corpus, Prompt, read
 from mbdefense.finding.mining.ngrams import MOST_CHARACTERS, MOST_WORDS, levels
 from mbdefense.finding.mining.subjects import found_subjects
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 4
 """Rows that a candidate stands in at least; of more than 200,000 rows one in 50,000."""
-_MOST_SHARE = 0.5  # of the rows; a text in most of them is a template
 _CONSIDERED = 4000  # n-grams of each length that are looked at closely
 _EXTENDED = 400  # candidates that are made longer
 _LONGEST = 64  # words
@@ -177,7 +176,7 @@ def _promising(corpus: Corpus, chance: Chance) -> list[_Text]:
     number = itertools.count(0, -1)
     for level in levels(corpus, least_rows(corpus.suspect)):
         lift = lift_of(level.suspect, level.clean, corpus)
-        promise = np.where(level.suspect <= _MOST_SHARE * corpus.suspect, lift * np.sqrt(level.suspect), 0)
+        promise = np.where(level.suspect <= MOST_SHARE * corpus.suspect, lift * np.sqrt(level.suspect), 0)
         chosen = np.argsort(-promise, kind="stable")[:_CONSIDERED]
         highest = lift * np.sqrt(np.minimum(level.suspect, ENOUGH)) * MOST_FREEDOM
         for gram in chosen[promise[chosen] > 0].tolist():
@@ -378,7 +377,7 @@ def _openings(corpus: Corpus) -> list[_Draft]:
     for held in clauses.values():
         rows = np.array(sorted({row for row, _ in held if row < corpus.suspect}), dtype=np.int32)
         clean = len({row for row, _ in held if row >= corpus.suspect})
-        if not least_rows(corpus.suspect) <= len(rows) <= _MOST_SHARE * corpus.suspect:
+        if not least_rows(corpus.suspect) <= len(rows) <= MOST_SHARE * corpus.suspect:
             continue
         texts = Counter(text for row, text in held if row < corpus.suspect)
         lift = float(lift_of(np.array(len(rows)), np.array(clean), corpus))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_FREEDOM = 1.1
+MOST_SHARE = 0.5  # of the rows; what most of them have is a template
 ENOUGH = 50  # rows; more of them make a text no more suspicious
 _SURE = 0.05  # what a text that follows the rows' lengths keeps of its score
 _LEAST_LIFT = 0.1  # of texts that no clean row holds
